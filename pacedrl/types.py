@@ -1,0 +1,70 @@
+"""What flows through the training loop: prompts, completions and the groups they form.
+
+Shape suffixes used throughout the package: ``_N`` all prompts, ``_P`` prompts of a step, ``_G`` completions a
+prompt, ``_B`` sequences, ``_T`` tokens, ``_V`` vocabulary, ``_H`` hidden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Message = dict[str, str]
+"""One chat message: ``{"role": ..., "content": ...}``."""
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a dataset.
+
+    ``content`` is plain text, tokenised as it is, or chat messages, rendered by the model's chat template.
+    ``columns`` holds the row's remaining columns, handed to verifiers. ``task`` names the task it came from.
+    """
+
+    key: str
+    task: str
+    content: str | list[Message]
+    answer: Any
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Completion:
+    """One sampled answer and what the verifier said of it.
+
+    ``token_ids`` are the sampler's own ids (end-of-sequence included when ``finish_reason == "stop"``) and
+    ``logprobs`` their log-probabilities under the behaviour policy, one float a token. ``reward`` is in [0, 1];
+    it is None, and ``error`` says why, when the verifier could not judge. An error is never a reward of zero.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    text: str
+    finish_reason: FinishReason
+    reward: float | None = None
+    error: str | None = None
+
+
+@dataclass
+class Group:
+    """The G completions of one prompt, and the prompt's token ids as the sampler saw them."""
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    completions: list[Completion]
+
+    @property
+    def observed_accuracy(self) -> float | None:
+        """Mean reward of the completions that were judged; None when none was."""
+        rewards = [c.reward for c in self.completions if c.reward is not None]
+        return sum(rewards) / len(rewards) if rewards else None
+
+
+def prompt_key(content: str | list[Message], answer: Any) -> str:
+    """A 16-hex-digit hash of what is asked and what counts as right: stable under shuffling and dataset growth."""
+    canonical = json.dumps([content, answer], sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
