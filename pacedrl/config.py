@@ -98,7 +98,7 @@ class SamplingConfig(Section):
     prompts_per_step: Positive = 128
     """P. The paper does not state it; 128 is ours."""
     group_size: Annotated[int, Field(ge=2)] = 8
-    """G. One completion a prompt gives an observed accuracy of 0 or 1 only, and no mixed groups, so G = 1 is refused."""
+    """G. At G = 1 no group can be mixed and accuracy is observed as 0 or 1 only: refused."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_prompt_tokens: Positive = 1024

@@ -1,0 +1,135 @@
+"""The learned log partition function log Z_φ(x) and its fitting.
+
+Z_φ reads fixed embeddings of the prompts, never live activations, so it lives outside the policy: in float32, with
+its own optimiser and timescale. Trained at the policy's learning rate it stays a random function (GFlowRL,
+arXiv 2607.13394).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LogPartition(nn.Module):
+    """log Z_φ: an MLP of three linear layers on the embedding of a prompt, evaluated in float32.
+
+    2 × [Linear → GELU → LayerNorm → Dropout] → Linear, as in FlowRL (arXiv 2509.15207). Departures, ours:
+    the embedding is standardised feature by feature with the statistics of ``embeddings_NH``, because a language
+    model's hidden states share a large common offset that hides what tells prompts apart; the network's output is
+    read in units of accuracy and divided by β, so that learning rates mean the same at every β; the last layer starts
+    at zero weight and bias ``prior_accuracy``, so that every prompt starts at the prior.
+
+    Args:
+        embeddings_NH: all prompts' embeddings, from which width and standardisation are taken.
+        beta: temperature β of the objective, > 0.
+        prior_accuracy: β·log Z of every prompt before fitting, in [0, 1].
+        hidden_size: width of the hidden layers; H unless given.
+        dropout: share of hidden units dropped while fitting.
+    """
+
+    mean_H: Tensor
+    scale_H: Tensor
+
+    def __init__(
+        self,
+        embeddings_NH: Tensor,
+        beta: float,
+        prior_accuracy: float = 0.5,
+        hidden_size: int | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if embeddings_NH.ndim != 2 or len(embeddings_NH) == 0:
+            raise ValueError(f"embeddings must have shape [prompts, features], got {tuple(embeddings_NH.shape)}")
+        if beta <= 0:
+            raise ValueError(f"beta must be positive, got {beta}")
+        self.beta = beta
+        features = embeddings_NH.shape[1]
+        hidden = hidden_size or features
+        embeddings = embeddings_NH.float()
+        self.register_buffer("mean_H", embeddings.mean(dim=0))
+        self.register_buffer("scale_H", embeddings.std(dim=0, unbiased=False).clamp_min(1e-6))
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, prior_accuracy)
+        self.layers = nn.Sequential(*_block(features, hidden, dropout), *_block(hidden, hidden, dropout), last)
+
+    def forward(self, embeddings_PH: Tensor) -> Tensor:
+        """log Z of each prompt: [P, H] → [P], in nats."""
+        return self.accuracy(embeddings_PH) / self.beta
+
+    def accuracy(self, embeddings_PH: Tensor) -> Tensor:
+        """p̂(x) = β·log Z_φ(x): [P, H] → [P]. An estimate of π_old's accuracy; not clipped to [0, 1]."""
+        standardised = (embeddings_PH.float() - self.mean_H) / self.scale_H
+        output: Tensor = self.layers(standardised)
+        return output.squeeze(-1)
+
+
+class PartitionLearner:
+    """LogPartition with its own AdamW: evaluation without gradient, fitting to what the rollouts showed.
+
+    Args:
+        partition: the module; moved nowhere, so put it where the embeddings are.
+        learning_rate, weight_decay: of AdamW.
+        fit_steps: optimiser steps on each batch of rollouts.
+    """
+
+    def __init__(
+        self,
+        partition: LogPartition,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.0,
+        fit_steps: int = 4,
+    ) -> None:
+        self.partition = partition.eval()
+        self.fit_steps = fit_steps
+        self.optimizer = torch.optim.AdamW(partition.parameters(), lr=learning_rate, weight_decay=weight_decay)
+
+    @property
+    def beta(self) -> float:
+        return self.partition.beta
+
+    @torch.no_grad()
+    def accuracy(self, embeddings_NH: Tensor, chunk: int = 65536) -> Tensor:
+        """p̂ of every prompt, shape [N], in eval mode, ``chunk`` prompts at a time."""
+        return torch.cat([self.partition.accuracy(part) for part in torch.split(embeddings_NH, chunk)])
+
+    def fit(self, embeddings_BH: Tensor, reward_B: Tensor, log_ratio_B: Tensor, seed: int) -> float:
+        """Move log Z towards the minimiser of the trajectory-balance loss, mean_B (log Z + log-ratio − r/β)².
+
+        The minimiser for one prompt is the mean of r/β − log-ratio (paper's Prop. 4.1, sampled). The loss is scaled
+        by β² so that it is a squared error in accuracy; AdamW does not mind. ``reward_B`` is raw, ``log_ratio_B`` is
+        Σ_t (log π_θ − log π_old) and gets no gradient. ``seed`` fixes the dropout.
+
+        Returns the β²-scaled loss before the first step.
+        """
+        target_B = (reward_B - self.beta * log_ratio_B.detach()).to(embeddings_BH.device, torch.float32)
+        with torch.no_grad():
+            before = (self.partition.accuracy(embeddings_BH) - target_B).square().mean().item()
+        cuda = [embeddings_BH.device] if embeddings_BH.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(seed)
+            self.partition.train()
+            for _ in range(self.fit_steps):
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = (self.partition.accuracy(embeddings_BH) - target_B).square().mean()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+            self.partition.eval()
+        return before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and optimiser state: tensors, numbers, strings, lists and dicts only."""
+        return {"partition": self.partition.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.partition.load_state_dict(state["partition"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _block(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:
+    return [nn.Linear(inputs, outputs), nn.GELU(), nn.LayerNorm(outputs), nn.Dropout(dropout)]
