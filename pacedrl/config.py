@@ -39,7 +39,6 @@ class LoraConfig(Section):
 
     r: Positive = 16
     alpha: Positive = 32
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     target_modules: str | list[str] = "all-linear"
 
 
@@ -51,6 +50,7 @@ class ModelConfig(Section):
     gguf_file: str | None = None
     """A GGUF file inside ``name`` to load the weights from (needs the ``gguf`` extra)."""
     trust_remote_code: bool = False
+    """Run Python code that the model's repository ships. Off unless you trust it."""
     attn_implementation: str | None = None
     lora: LoraConfig | None = None
 
@@ -85,6 +85,8 @@ class DataConfig(Section):
 
     train: list[TaskConfig] = [TaskConfig()]
     eval: list[TaskConfig] = []
+    overlong: Literal["error", "drop"] = "error"
+    """What to do with prompts of more than ``sampling.max_prompt_tokens`` tokens."""
 
     @field_validator("train", "eval", mode="before")
     @classmethod
@@ -172,6 +174,8 @@ class VerifierConfig(Section):
     workers: Positive = 2
     timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
     """Wall-clock seconds one completion may take; past it the worker is killed and the verdict is an error."""
+    check_gold: bool = True
+    """Refuse to start when a verifier rejects every gold answer it is shown."""
 
 
 class EvalConfig(Section):
@@ -182,7 +186,8 @@ class EvalConfig(Section):
     samples: Positive = 8
     """Completions a prompt."""
     k: list[Positive] = [1, 8]
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """0 decodes greedily."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
     @model_validator(mode="after")
@@ -229,11 +234,15 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> Config
 
     Raises InputError with one line that names the file and the field.
     """
-    where = str(path) if path is not None else "config"
+    return parse_config(config_tree(path, overrides), str(path) if path is not None else "config")
+
+
+def config_tree(path: Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The YAML file (nothing without one) with the overrides applied, not validated yet."""
     tree = _read_yaml(path) if path is not None else {}
     for override in overrides or []:
         _apply_override(tree, override)
-    return parse_config(tree, where)
+    return tree
 
 
 def parse_config(tree: dict[str, Any], where: str = "config") -> Config:

@@ -122,7 +122,11 @@ class DifficultyScheduler:
         return trajectory_balance_advantage(reward, self.log_z(keys), self.beta)
 
     def select(self, count: int) -> list[str]:
-        """Keys of the ``count`` distinct prompts to sample next. Raises ValueError if there are not as many."""
+        """Keys of the ``count`` distinct prompts to sample next. Raises ValueError if there are not as many.
+
+        Changes nothing: until `observe` ends the step, asking again gives the same answer, so a step that was
+        interrupted can be begun anew.
+        """
         chosen = select(
             self.accuracy_estimates(),
             self.last_used_N,
@@ -133,7 +137,6 @@ class DifficultyScheduler:
             cooldown_steps=self.cooldown_steps,
             rng=np.random.default_rng([self.seed, self.step]),
         )
-        self.last_used_N[chosen] = self.step
         return [self.keys[i] for i in chosen]
 
     def replay(self) -> list[ReplayEntry]:
@@ -141,7 +144,7 @@ class DifficultyScheduler:
         return self.replay_buffer.draw(self.step)
 
     def observe(self, fresh: Rollouts, replayed: Rollouts | None = None) -> dict[str, float]:
-        """Learn from one step's rollouts: fit log Z, admit to replay, advance the step.
+        """Learn from one step's rollouts: fit log Z, admit to replay, mark the prompts as used, advance the step.
 
         The estimate is compared with the observation before it is fitted to it, so the calibration metrics are of
         honest predictions. ``replayed`` takes part in the fit only; leave it out to keep replay away from log Z
@@ -158,6 +161,7 @@ class DifficultyScheduler:
             candidates = self._replay_candidates(judged, {key: abs(estimate[key] - observed[key]) for key in observed})
             metrics["replay/admitted"] = float(self.replay_buffer.add(candidates))
             metrics["loss/partition"] = self._fit([judged] if replayed is None else [judged, _judged(replayed)])
+        self.last_used_N[[self.index[key] for key in fresh.keys]] = self.step
         self.step += 1
         return metrics | self._state_metrics()
 

@@ -1,0 +1,7 @@
+"""Prompts and the verifiers that judge their completions."""
+
+from pacedrl.tasks.datasets import Task, load_task
+from pacedrl.tasks.pool import Job, VerifierPool, score_groups
+from pacedrl.tasks.verifiers import Verdict, check_spec, gold_completion
+
+__all__ = ["Job", "Task", "Verdict", "VerifierPool", "check_spec", "gold_completion", "load_task", "score_groups"]

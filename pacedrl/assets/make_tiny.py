@@ -1,0 +1,177 @@
+"""Make the tiny base model: ``python -m pacedrl.assets.make_tiny [--out DIR] [--steps N] [--seed S]``.
+
+A small Llama is pretrained on demonstrations of the built-in skills in which some digits of the answers are wrong. It
+learns the skills and the noise alike: the right digit is the likeliest one, but a sampled answer is often wrong. That
+leaves reinforcement learning what it is good at, sharpening what the base model already half knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pacedrl.assets import TINY_MODEL
+from pacedrl.tasks.skills import SKILLS, draw_row, skill_rows
+
+NOISE = {
+    "copy": 0.0,  # saturated from the start
+    "reverse": 0.20,
+    "sort": 0.15,
+    "negate": 0.25,
+    "add": 0.10,
+    "rotate": 0.35,
+    "double": 0.90,  # every digit is as likely as any other: there is nothing to learn and nothing to sharpen
+}
+"""Share of wrong digits in each skill's demonstrations."""
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+
+
+def make_tokenizer() -> Any:
+    """One token a byte, so that any text can be encoded; a BOS in front, as the model was trained."""
+    alphabet = [PAD, BOS, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, alphabet.index(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: Any) -> Any:
+    """A randomly initialised Llama of about 0.2M parameters."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=160,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def demonstration(skill: str, rng: random.Random) -> tuple[str, str]:
+    """A training prompt and its answer, in which the skill's share of the digits is replaced by other digits."""
+    row = draw_row("train", skill, rng)
+    noisy = (rng.choice("0123456789".replace(d, "")) if rng.random() < NOISE[skill] else d for d in row["answer"])
+    return row["prompt"], "".join(noisy)
+
+
+def pretrain(model: Any, tokenizer: Any, *, steps: int, seed: int, batch_size: int = 128, peak_lr: float = 4e-3) -> None:
+    """Next-token prediction of the demonstrations' answers; AdamW with a warm-up and a linear descent to zero."""
+    rng = random.Random(seed)
+    names = list(SKILLS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    )
+    model.train()
+    for step in range(steps):
+        pairs = [demonstration(rng.choice(names), rng) for _ in range(batch_size)]
+        input_ids_BT, targets_BT = _encode(tokenizer, pairs)
+        logits_BTV = model(input_ids=input_ids_BT).logits[:, :-1]
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT[:, 1:].flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"step {step:5d}  loss {loss.item():.3f}", flush=True)
+    model.eval()
+
+
+def _encode(tokenizer: Any, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded token ids, and as targets the same ids with all but the answers set to -100."""
+    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    answers = tokenizer([answer + EOS for _, answer in pairs], add_special_tokens=False)["input_ids"]
+    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    input_ids_BT = torch.full((len(pairs), width), tokenizer.pad_token_id)
+    targets_BT = torch.full((len(pairs), width), -100)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        input_ids_BT[i, :end] = torch.tensor(prompt + answer)
+        targets_BT[i, len(prompt) : end] = torch.tensor(answer)
+    return input_ids_BT, targets_BT
+
+
+def accuracies(model: Any, tokenizer: Any, rows: list[dict[str, str]], **generate: Any) -> dict[str, float]:
+    """Share of right completions for each skill, by plain ``generate`` with the given options."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for start in range(0, len(rows), 512):
+        batch = rows[start : start + 512]
+        inputs = tokenizer([row["prompt"] for row in batch], padding=True, return_tensors="pt")
+        output_BT = model.generate(**inputs, max_new_tokens=12, **generate)
+        texts = tokenizer.batch_decode(output_BT[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row, text in zip(batch, texts, strict=True):
+            right[row["skill"]].append(text == row["answer"])
+    return {skill: sum(hits) / len(hits) for skill, hits in right.items()}
+
+
+def make_tiny(out: Path, *, steps: int = 2000, seed: int = 0) -> Any:
+    """Pretrain, write the folder and return the model. The same arguments give the same weights."""
+    tokenizer = make_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make_model(tokenizer)
+        pretrain(model, tokenizer, steps=steps, seed=seed)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return model
+
+
+def main() -> None:
+    """Make the model and print how well it does on prompts it was not trained on."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=TINY_MODEL, help="folder to write (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="pretraining steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and data (default: %(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = make_tiny(options.out, steps=options.steps, seed=options.seed)
+    print_table(model, make_tokenizer())
+
+
+def print_table(model: Any, tokenizer: Any, size: int = 3500) -> None:
+    """Accuracy of each skill on test prompts: sampled at temperature 1 (all, 2 to 4 and 6 to 8 digits) and greedy."""
+    rows = skill_rows("test", size=size)
+    subsets = {
+        "all": rows,
+        "short": [row for row in rows if len(row["answer"]) <= 4],
+        "long": [row for row in rows if len(row["answer"]) >= 6],
+    }
+    sampled = {name: accuracies(model, tokenizer, subset, do_sample=True, top_k=0) for name, subset in subsets.items()}
+    greedy = accuracies(model, tokenizer, rows, do_sample=False)
+    print("| skill | wrong digits | sampled | 2-4 digits | 6-8 digits | greedy |\n|---|---|---|---|---|---|")
+    for skill, noise in NOISE.items():
+        columns = [sampled[name][skill] for name in subsets] + [greedy[skill]]
+        print(f"| {skill} | {noise:.2f} | " + " | ".join(f"{value:.2f}" for value in columns) + " |")
+    print(f"{sum(p.numel() for p in model.parameters())} parameters")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The command line: thin verbs over the library.
+
+Exit codes: 0 success, 1 training had to stop, 2 bad input (one line on standard error), 130 Ctrl-C (state saved).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pacedrl import __version__
+from pacedrl.errors import InputError
+
+EXIT_STOPPED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except InputError as error:
+        print(f"pacedrl: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pacedrl", description=main.__doc__ and __import__("pacedrl").__doc__)
+    parser.add_argument("--version", action="version", version=f"pacedrl {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    train = _verb(verbs, "train", "post-train a model; resumes by itself if the run folder holds a checkpoint")
+    train.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    train.epilog = "example: pacedrl train examples/demo.yaml run.steps=20 run.dir=runs/short"
+    train.set_defaults(run=_train)
+
+    evaluate = _verb(verbs, "eval", "pass@k, mean@n and diversity of a model on tasks")
+    evaluate.add_argument("model", metavar="MODEL", help="hub name, folder, checkpoint folder, or 'tiny'")
+    evaluate.add_argument("--tasks", nargs="+", metavar="NAME", help="skills, gym:NAME, a file, or a hub dataset")
+    evaluate.add_argument("--config", type=Path, help="take tasks (data.eval) and settings from this configuration")
+    evaluate.add_argument("--split", default="test", help="split of hub datasets and built-in skills (default: test)")
+    evaluate.add_argument("--k", default=None, help="comma-separated, e.g. 1,8,32 (default: eval.k)")
+    evaluate.add_argument("--samples", type=int, help="completions a prompt (default: the largest k, at least 8)")
+    evaluate.add_argument("--limit", type=int, help="only the first prompts of each task")
+    evaluate.add_argument("--json", metavar="FILE", help="write the figures as JSON ('-': to standard output)")
+    evaluate.epilog = "example: pacedrl eval tiny sampling.max_new_tokens=16 --tasks skills --k 1,8 --limit 64"
+    evaluate.set_defaults(run=_eval)
+
+    doctor = _verb(verbs, "doctor", "check model, chat template, data, verifier and memory before money is spent")
+    doctor.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    doctor.epilog = "example: pacedrl doctor examples/demo.yaml"
+    doctor.set_defaults(run=_doctor)
+
+    for verb in (train, evaluate, doctor):
+        verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one setting")
+    return parser
+
+
+def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from pacedrl.config import load_config
+
+    config = load_config(options.config, options.overrides)
+
+    from rich.console import Console
+
+    from pacedrl.training.trainer import Trainer, TrainingStopped
+    from pacedrl.training.view import ConsoleView, before_after_table
+
+    with ConsoleView() as view:
+        trainer = Trainer(config, view)
+        try:
+            summary = trainer.train()
+        except TrainingStopped as stopped:
+            print(f"pacedrl: {stopped}", file=sys.stderr)
+            return EXIT_STOPPED
+    console = Console()
+    if summary.interrupted:
+        console.print(f"Stopped after step {summary.step}; the same command resumes it.", highlight=False)
+        return EXIT_INTERRUPTED
+    if len(summary.evals) > 1:
+        tasks = [task.name for task in trainer.eval_tasks]
+        console.print(before_after_table(summary.evals, tasks, config.eval.k))
+    console.print(
+        f"{summary.rollouts:,} rollouts in {summary.step} steps. Run folder: {summary.run_dir}", highlight=False
+    )
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from pacedrl.config import Config
+    from pacedrl.evaluation.run import eval_config, run_evaluation
+
+    config: Config = eval_config(options)
+
+    from rich.console import Console
+
+    from pacedrl.training.view import ConsoleView, evaluation_table
+
+    with ConsoleView() as view:
+        results = run_evaluation(config, view)
+    text = json.dumps({"model": config.model.name, "results": [result.as_dict() for result in results]}, indent=2)
+    if options.json == "-":
+        print(text)
+        return 0
+    Console().print(evaluation_table(str(options.model), results))
+    if options.json:
+        try:
+            Path(options.json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--json: cannot write '{options.json}' ({error.strerror})") from None
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pacedrl.config import load_config
+
+    config = load_config(options.config, options.overrides)
+
+    from pacedrl.doctor import examine
+
+    return EXIT_BAD_INPUT if examine(config) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

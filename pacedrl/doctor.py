@@ -1,0 +1,217 @@
+"""`pacedrl doctor`: what would go wrong with this configuration, found before money is spent."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from pacedrl.config import Config
+from pacedrl.errors import InputError
+from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import SamplingSettings, sample
+from pacedrl.tasks.datasets import Task
+from pacedrl.tasks.pool import VerifierPool
+from pacedrl.training.learner import Learner, TrainingSequence
+from pacedrl.training.setup import encode_tasks, load_tasks, rejected_gold, shorten
+
+SHOWN = 10
+"""Offenders listed by each check."""
+PROBE_TOKENS = 32
+GIB = 2**30
+ADAM_BYTES = 16
+"""Bytes a trainable float32 parameter takes: weight, gradient and AdamW's two moments."""
+ACTIVATION_BYTES = 70
+"""Bytes of float32 activations a token, layer and hidden unit keep for the backward pass, a rough upper figure
+(twice the 34 of half precision in arXiv 2205.05198, without attention scores)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. A ``fail`` would stop or spoil a run; a ``warn`` deserves a look."""
+
+    level: Literal["ok", "warn", "fail"]
+    text: str
+
+
+def examine(config: Config, console: Console | None = None) -> int:
+    """Print the findings as they come; returns the number of failures."""
+    console = console or Console()
+    failures = 0
+    styles = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for finding in findings(config):
+        console.print(f"[{styles[finding.level]}]{finding.level:>4}[/]  ", end="")
+        console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
+        failures += finding.level == "fail"
+    console.print(f"{failures} problem{'s' * (failures != 1)} found." if failures else "Ready to train.")
+    return failures
+
+
+def findings(config: Config) -> Iterator[Finding]:
+    """Every check in order; one that cannot go on without an earlier one ends the list."""
+    try:
+        train, held_out = load_tasks(config)
+        policy = Policy.load(config.model, resolve_device(config.run.device))
+    except InputError as error:
+        yield Finding("fail", str(error))
+        return
+    yield from _model(policy)
+    tasks = [*train, *held_out]
+    try:
+        yield from _prompts(policy, tasks, config)
+        encoded, prompt_ids = encode_tasks(policy, tasks, _dropping(config))
+    except InputError as error:
+        yield Finding("fail", str(error))
+        return
+    yield from _duplicates(train, held_out)
+    if config.sampling.prompts_per_step > sum(len(task.prompts) for task in encoded[: len(train)]):
+        yield Finding(
+            "fail", f"fewer training prompts than sampling.prompts_per_step={config.sampling.prompts_per_step}"
+        )
+    with VerifierPool(config.verifier.workers, config.verifier.timeout_s) as pool:
+        for task in tasks:
+            yield from _gold(pool, task)
+    yield from _cost(
+        policy, [prompt_ids[prompt.key] for task in encoded[: len(train)] for prompt in task.prompts], config
+    )
+
+
+def _model(policy: Policy) -> Iterator[Finding]:
+    total = sum(parameter.numel() for parameter in policy.model.parameters())
+    trained = sum(parameter.numel() for parameter in policy.parameters())
+    yield Finding(
+        "ok",
+        f"model: {type(policy.causal_lm).__name__}, {total / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
+        f"context {policy.context_length or 'not stated'}, on {policy.device}",
+    )
+
+
+def _prompts(policy: Policy, tasks: Sequence[Task], config: Config) -> Iterator[Finding]:
+    for task in tasks:
+        lengths = [len(policy.encode(prompt.content)) for prompt in task.prompts]
+        limit = config.sampling.max_prompt_tokens
+        overlong = [i for i, length in enumerate(lengths) if length > limit]
+        summary = f"task {task.name}: {len(lengths):,} prompts of {min(lengths)} to {max(lengths)} tokens"
+        if overlong:
+            level: Literal["warn", "fail"] = "warn" if config.data.overlong == "drop" else "fail"
+            listed = ", ".join(f"{shorten(task.prompts[i])} ({lengths[i]})" for i in overlong[:SHOWN])
+            yield Finding(
+                level, f"{summary}; {len(overlong)} longer than sampling.max_prompt_tokens = {limit}: {listed}"
+            )
+        else:
+            yield Finding("ok", f"{summary}, verifier '{task.verifier}'")
+        first = task.prompts[0]
+        ids = policy.encode(first.content)
+        rendered = policy.tokenizer.decode(ids)
+        kind = "plain text" if isinstance(first.content, str) else "chat template"
+        yield Finding("ok", f"task {task.name}: the model sees ({kind}) {rendered!r}")
+        bos = policy.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            yield Finding("warn", f"task {task.name}: prompts start with two {policy.tokenizer.bos_token!r} tokens")
+
+
+def _duplicates(train: Sequence[Task], held_out: Sequence[Task]) -> Iterator[Finding]:
+    for task in [*train, *held_out]:
+        answers = defaultdict(set)
+        for prompt in task.prompts:
+            answers[str(prompt.content)].add(str(prompt.answer))
+        clashing = [
+            next(p for p in task.prompts if str(p.content) == text) for text, a in answers.items() if len(a) > 1
+        ]
+        if clashing:
+            listed = ", ".join(map(shorten, clashing[:SHOWN]))
+            yield Finding("warn", f"task {task.name}: {len(clashing)} prompts occur with differing answers: {listed}")
+    seen = {prompt.key for task in train for prompt in task.prompts}
+    for task in held_out:
+        leaked = sum(prompt.key in seen for prompt in task.prompts)
+        if leaked:
+            yield Finding(
+                "warn", f"task {task.name}: {leaked} of its {len(task.prompts)} held-out prompts are trained on"
+            )
+
+
+def _gold(pool: VerifierPool, task: Task) -> Iterator[Finding]:
+    tried, offenders = rejected_gold(pool, task)
+    if not tried:
+        yield Finding("warn", f"task {task.name}: no row states a gold answer, so the verifier cannot be checked")
+    elif not offenders:
+        yield Finding("ok", f"task {task.name}: the verifier accepts all {tried:,} gold answers")
+    else:
+        level: Literal["warn", "fail"] = "fail" if len(offenders) == tried else "warn"
+        yield Finding(level, f"task {task.name}: the verifier rejects {len(offenders):,} of {tried:,} gold answers:")
+        for prompt, reason in offenders[:SHOWN]:
+            yield Finding(level, f"    {shorten(prompt)} answer {str(prompt.answer)[:60]!r}: {reason}")
+
+
+def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -> Iterator[Finding]:
+    sampling = config.sampling
+    rollouts = sampling.prompts_per_step * sampling.group_size
+    probe = sorted(prompt_ids, key=len)[len(prompt_ids) // 2 :][: max(1, sampling.batch_size // sampling.group_size)]
+    tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
+    start = time.perf_counter()
+    settings = SamplingSettings(sampling.group_size, tokens, sampling.temperature, sampling.top_p, sampling.batch_size)
+    groups = list(sample(policy, probe, settings, seeds=range(len(probe))))
+    generated = sum(len(c.token_ids) for _, completions in groups for c in completions)
+    generate_rate = generated / (time.perf_counter() - start)
+    batch = [
+        TrainingSequence(probe[i], c.token_ids, 0.0, c.logprobs) for i, completions in groups[:4] for c in completions
+    ]
+    update_rate = _update_rate(policy, batch, config)
+    prompt_mean = sum(map(len, prompt_ids)) / len(prompt_ids)
+    generate_s = rollouts * sampling.max_new_tokens / generate_rate
+    update_s = rollouts * (prompt_mean + sampling.max_new_tokens) / update_rate
+    yield Finding(
+        "ok",
+        f"time: at most about {generate_s + update_s:,.0f} s a step if every completion runs to "
+        f"{sampling.max_new_tokens} tokens ({generate_s:,.0f} s sampling at {generate_rate:,.0f} tokens/s, "
+        f"{update_s:,.0f} s update at {update_rate:,.0f} tokens/s, both measured on short completions)",
+    )
+    needed = memory_estimate(policy, config)
+    available = _available_memory(policy.device)
+    level: Literal["ok", "warn"] = "ok" if needed < available else "warn"
+    yield Finding(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
+
+
+def _update_rate(policy: Policy, batch: Sequence[TrainingSequence], config: Config) -> float:
+    """Tokens a second of forward and backward; the weights stay as they are."""
+    learner = Learner(policy, config.optimizer, total_steps=1, temperature=config.sampling.temperature)
+    start = time.perf_counter()
+    learner.accumulate_gradient(batch)
+    rate = sum(map(len, batch)) / (time.perf_counter() - start)
+    learner.optimizer.zero_grad(set_to_none=True)
+    return rate
+
+
+def memory_estimate(policy: Policy, config: Config) -> float:
+    """Bytes at the larger of sampling (weights, cache) and update (weights, gradients, moments, activations)."""
+    text = policy.causal_lm.config.get_text_config()
+    frozen = sum(parameter.numel() for parameter in policy.model.parameters() if not parameter.requires_grad)
+    states = 4 * frozen + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    element = 2 if policy.device.type == "cuda" else 4
+    context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
+    rows = min(config.sampling.batch_size, config.sampling.prompts_per_step * config.sampling.group_size)
+    cache = 2 * text.num_hidden_layers * heads * width * element * rows * context
+    layers = 1 if config.optimizer.gradient_checkpointing else text.num_hidden_layers
+    tokens = max(config.optimizer.tokens_per_micro_batch, context)
+    activations = ACTIVATION_BYTES * tokens * text.hidden_size * layers * element / 4
+    return float(states + max(cache, activations))
+
+
+def _available_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _dropping(config: Config) -> Config:
+    """The same configuration with overlong prompts dropped: they were reported already."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"overlong": "drop"})})

@@ -1,0 +1,88 @@
+"""Evaluating a policy on held-out tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pacedrl.errors import InputError
+from pacedrl.evaluation.metrics import Estimate, PromptResult, summarise
+from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.rollouts import sample_groups
+from pacedrl.tasks.answers import stated_answer
+from pacedrl.tasks.datasets import Task
+from pacedrl.tasks.pool import VerifierPool, score_groups
+from pacedrl.types import Group
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task's figures (`pacedrl.evaluation.metrics.summarise`) and what to know beside them."""
+
+    task: str
+    prompts: int
+    figures: dict[str, Estimate]
+    truncated: float
+    """Share of completions cut at the token limit."""
+    errors: int
+    """Completions that the verifier could not judge; they are left out of the figures."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested, for JSON."""
+        return asdict(self)
+
+    def flat(self) -> dict[str, float]:
+        """Slash-named numbers: ``TASK/pass@1``, ``TASK/pass@1_low``, ``TASK/pass@1_high``, ..."""
+        row: dict[str, float] = {}
+        for name, estimate in self.figures.items():
+            row[f"{self.task}/{name}"] = estimate.mean
+            row[f"{self.task}/{name}_low"] = estimate.low
+            row[f"{self.task}/{name}_high"] = estimate.high
+        return row | {f"{self.task}/truncated": self.truncated, f"{self.task}/verifier_errors": float(self.errors)}
+
+
+def evaluate(
+    policy: Policy,
+    pool: VerifierPool,
+    tasks: Sequence[Task],
+    prompt_ids: Mapping[str, list[int]],
+    settings: SamplingSettings,
+    ks: Sequence[int],
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda completions: None,
+) -> list[TaskResult]:
+    """Sample ``settings.group_size`` completions of every prompt of every task, judge and summarise them.
+
+    The same seed draws the same random numbers whatever the policy, so that two policies are compared on common ones.
+
+    Raises InputError when the verifier could not judge enough completions of a task.
+    """
+    results = []
+    for task in tasks:
+        groups = sample_groups(policy, task.prompts, prompt_ids, settings, (seed, "eval"), tick, advance)
+        score_groups(pool, groups, {task.name: task.verifier})
+        results.append(_result(task, groups, ks))
+    return results
+
+
+def _result(task: Task, groups: Sequence[Group], ks: Sequence[int]) -> TaskResult:
+    completions = [completion for group in groups for completion in group.completions]
+    errors = [completion.error for completion in completions if completion.reward is None]
+    try:
+        figures = summarise([_judged(task, group) for group in groups], ks)
+    except ValueError:
+        raise InputError(
+            f"task {task.name}: the verifier '{task.verifier}' failed on {len(errors)} of {len(completions)} "
+            f"completions, too many for pass@{max(ks)}; the first failure: {errors[0]}"
+        ) from None
+    truncated = sum(completion.finish_reason == "length" for completion in completions) / len(completions)
+    return TaskResult(task.name, len(groups), figures, truncated, len(errors))
+
+
+def _judged(task: Task, group: Group) -> PromptResult:
+    judged: list[Any] = [completion for completion in group.completions if completion.reward is not None]
+    answers = [stated_answer(task.verifier, completion.text) for completion in judged]
+    return PromptResult([completion.reward for completion in judged], answers)

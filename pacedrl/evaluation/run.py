@@ -1,0 +1,58 @@
+"""`pacedrl eval`: a model and some tasks, evaluated on their own, outside a training run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import yaml
+
+from pacedrl.config import Config, config_tree, parse_config
+from pacedrl.errors import InputError
+from pacedrl.evaluation.evaluate import TaskResult, evaluate
+from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.policy import Policy
+from pacedrl.rollouts import evaluation_settings
+from pacedrl.tasks.pool import VerifierPool
+from pacedrl.training.setup import encode_tasks, load_tasks
+from pacedrl.training.view import View
+
+DEFAULT_SAMPLES = 8
+
+
+def eval_config(options: argparse.Namespace) -> Config:
+    """The configuration that the command line describes. Raises InputError for anything wrong with it."""
+    tree: dict[str, Any] = config_tree(options.config, options.overrides)
+    model = tree.setdefault("model", {})
+    if options.model != model.get("name") and not any(
+        text.startswith("model.gguf_file=") for text in options.overrides
+    ):
+        model.pop("gguf_file", None)  # of the model the configuration names, not of this one
+    model["name"] = options.model
+    data = tree.setdefault("data", {})
+    if options.tasks:
+        data["eval"] = [{"source": name, "split": options.split} for name in options.tasks]
+    if not data.get("eval"):
+        raise InputError("no tasks: name some with --tasks, or give a --config with data.eval")
+    tasks = data["eval"] if isinstance(data["eval"], list) else [data["eval"]]
+    data["eval"] = [{**task, "limit": options.limit} if options.limit is not None else task for task in tasks]
+    settings = tree.setdefault("eval", {})
+    if options.k is not None:
+        settings["k"] = yaml.safe_load(f"[{options.k}]")
+    if options.samples is not None:
+        settings["samples"] = options.samples
+    elif options.k is not None:
+        whole = [k for k in settings["k"] if isinstance(k, int)]
+        settings["samples"] = max([DEFAULT_SAMPLES, *whole])
+    return parse_config(tree, "eval")
+
+
+def run_evaluation(config: Config, view: View) -> list[TaskResult]:
+    """Load ``model.name`` and evaluate it on ``data.eval``."""
+    _, tasks = load_tasks(config.model_copy(update={"data": config.data.model_copy(update={"train": []})}))
+    policy = Policy.load(config.model, resolve_device(config.run.device))
+    tasks, prompt_ids = encode_tasks(policy, tasks, config)
+    view.phase("evaluating", sum(len(task.prompts) for task in tasks) * config.eval.samples)
+    settings = evaluation_settings(config)
+    with VerifierPool(config.verifier.workers, config.verifier.timeout_s) as pool:
+        return evaluate(policy, pool, tasks, prompt_ids, settings, config.eval.k, config.run.seed, advance=view.advance)

@@ -1,0 +1,149 @@
+"""The language model as the rest of the package sees it: encode prompts, embed them, give log-probabilities, save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from pacedrl.config import ModelConfig
+from pacedrl.errors import InputError
+from pacedrl.policy.loading import find_head, load_model_and_tokenizer, model_fingerprint
+from pacedrl.policy.logprobs import token_logprobs
+from pacedrl.types import Message
+
+
+class Policy:
+    """A causal language model with its tokenizer on one device.
+
+    Weights are float32; on a GPU the forward pass runs under bfloat16 autocast, on a CPU in float32 (bfloat16 is
+    hundreds of times slower on most CPUs). Dropout is always off: TB compares the log-probabilities of one policy at
+    two times, not of two random subnetworks.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
+        self.model = model.to(device)
+        self.tokenizer = tokenizer
+        self.device = device
+        # peft wraps the model and injects its layers in place: the model inside is the adapted causal LM.
+        self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.head = find_head(self.causal_lm)
+        eos = self.causal_lm.generation_config.eos_token_id
+        eos_ids = eos if isinstance(eos, list) else [eos]
+        self.eos_ids = sorted({i for i in [*eos_ids, tokenizer.eos_token_id] if i is not None})
+        if not self.eos_ids:
+            raise InputError("model.name: neither the model nor its tokenizer names an end-of-sequence token")
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+
+    @classmethod
+    def load(cls, config: ModelConfig, device: torch.device, folder: Path | None = None) -> Policy:
+        """The configured model, or the checkpoint of it in ``folder``. Raises InputError if it cannot be loaded."""
+        return cls(*load_model_and_tokenizer(config, folder), device)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens the model was made for, where its config says so."""
+        limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+        return int(limit) if limit is not None else None
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trainable ones."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def fingerprint(self) -> str:
+        return model_fingerprint(self.causal_lm)
+
+    def encode(self, content: str | list[Message]) -> list[int]:
+        """Token ids of a prompt: messages through the chat template, plain text as it is.
+
+        The template writes its own special tokens, so none are added to its output: no double BOS.
+        """
+        if isinstance(content, str):
+            return [int(i) for i in self.tokenizer(content).input_ids]
+        if self.tokenizer.chat_template is None:
+            raise InputError("the prompt is a list of messages, but the model's tokenizer has no chat template")
+        text = self.tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=False).input_ids]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def logprobs(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of each completion's tokens given its prompt, with gradient.
+
+        Returns ``logprobs_BT``, ``entropy_BT`` (nats, no gradient) and ``mask_BT`` (bool), right-padded with zeros.
+        ``temperature`` divides the logits, as in sampling: the policy that is trained is the one that was sampled.
+        """
+        lengths = [len(ids) for ids in completion_ids]
+        hidden_KH = self._hidden_before(prompt_ids, completion_ids)
+        target_K = self._tensor([token for ids in completion_ids for token in ids])
+        logprob_K, entropy_K = token_logprobs(hidden_KH, self.head, target_K, temperature)
+        logprobs_BT = pad_sequence(list(torch.split(logprob_K, lengths)), batch_first=True)
+        entropy_BT = pad_sequence(list(torch.split(entropy_K, lengths)), batch_first=True)
+        mask_BT = torch.arange(max(lengths), device=self.device) < self._tensor(lengths)[:, None]
+        return logprobs_BT, entropy_BT, mask_BT
+
+    @torch.no_grad()
+    def embed(self, prompt_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Mean over the prompt's tokens, the last included, of the last hidden state: float32 [P, H] on the CPU."""
+        hidden_PLH, mask_PL = self._hidden(prompt_ids)
+        total_PH = (hidden_PLH.float() * mask_PL[..., None]).sum(dim=1)
+        return (total_PH / mask_PL.sum(dim=1, keepdim=True)).cpu()
+
+    def save(self, folder: Path) -> None:
+        """Weights (or the adapter) as safetensors and the tokenizer, loadable by transformers (or peft)."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+    @contextmanager
+    def gradient_checkpointing(self, enabled: bool) -> Iterator[None]:
+        """Recompute each layer's activations in the backward pass, for as long as the context lasts."""
+        if not enabled:
+            yield
+            return
+        self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers checkpoints only layers in training mode; their children stay in eval mode, without dropout.
+        layers = [module for module in self.causal_lm.modules() if getattr(module, "gradient_checkpointing", False)]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+            self.causal_lm.gradient_checkpointing_disable()
+
+    def _hidden_before(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Last hidden states at the positions that predict completion tokens, all sequences' end to end: [K, H]."""
+        sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+        hidden_BLH, _ = self._hidden(sequences)
+        pairs = zip(prompt_ids, completion_ids, strict=True)
+        rows = [
+            hidden_BLH[i, len(prompt) - 1 : len(prompt) + len(completion) - 1]
+            for i, (prompt, completion) in enumerate(pairs)
+        ]
+        return torch.cat(rows)
+
+    def _hidden(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        ids_BL = pad_sequence([self._tensor(ids) for ids in sequences], batch_first=True, padding_value=self.pad_id)
+        lengths_B = self._tensor([len(ids) for ids in sequences])
+        mask_BL = (torch.arange(ids_BL.shape[1], device=self.device) < lengths_B[:, None]).long()
+        with self.autocast():
+            output = self.causal_lm.get_decoder()(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
+        return output.last_hidden_state, mask_BL
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)

@@ -1,0 +1,212 @@
+"""Rows become prompts: which column is the prompt, which the answer, and how the prompt is put to the model."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import math
+import re
+import string
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pacedrl.config import TaskConfig
+from pacedrl.errors import InputError
+from pacedrl.tasks.sources import ENDINGS, Row, is_file, read_rows
+from pacedrl.tasks.verifiers import check_spec
+from pacedrl.types import Message, Prompt, prompt_key
+
+PROMPT_COLUMNS = ("prompt", "question", "problem", "instruction", "query")
+ANSWER_COLUMNS = (
+    "reward_model.ground_truth",  # verl's; its rows may hold an ``answer`` that is not what is rewarded
+    "answer",
+    "final_answer",
+    "expected_answer",
+    "ground_truth",
+    "solution",
+    "label",
+    "target",
+)
+"""Tried in this order, upper and lower case alike, where the config maps no column."""
+
+_NEED_AN_ANSWER = ("math", "exact", "numeric")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts without duplicates, in source order, and the spec of the verifier that judges their completions."""
+
+    name: str
+    prompts: list[Prompt]
+    verifier: str
+
+
+def load_task(config: TaskConfig) -> Task:
+    """Read the prompts of one task and check that its verifier exists.
+
+    ``Prompt.columns`` holds the row's columns as JSON values, without the prompt's own column and without an
+    ``answer`` column that became ``Prompt.answer``. Rows with the same prompt and answer are kept once. The columns
+    are found on the first row. Raises InputError: one line that names the file and the row.
+    """
+    name = config.name or _default_name(config.source)
+    verifier = config.verifier or _default_verifier(config.source)
+    check_spec(verifier)
+    stop = None if config.limit is None else config.skip + config.limit
+    columns: _Columns | None = None
+    prompts: dict[str, Prompt] = {}
+    for where, raw in islice(read_rows(config), config.skip, stop):
+        row = {str(column): _json_value(value, f"{where}: column '{column}'") for column, value in raw.items()}
+        columns = columns or _find_columns(config, verifier, row, where)
+        prompt = _prompt(config, name, verifier, columns, row, where)
+        prompts.setdefault(prompt.key, prompt)
+    if not prompts:
+        skipped = f" after skipping {config.skip}" if config.skip else ""
+        raise InputError(f"{config.source}: holds no rows{skipped}; expected one prompt a row")
+    return Task(name, list(prompts.values()), verifier)
+
+
+def _default_name(source: str) -> str:
+    if not is_file(source):
+        return source
+    name = Path(source).name
+    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
+
+
+def _default_verifier(source: str) -> str:
+    if source.startswith("gym:"):
+        return "gym"
+    return "exact" if source == "skills" else "math"
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Paths into a row; None for the prompt when a template builds it, for the answer when there is none."""
+
+    prompt: str | None
+    answer: str | None
+
+
+def _find_columns(config: TaskConfig, verifier: str, row: Row, where: str) -> _Columns:
+    if config.prompt_template is not None and "prompt" in config.columns:
+        raise InputError(f"{config.source}: columns.prompt and prompt_template both make the prompt; keep one")
+    prompt, answer = config.columns.get("prompt"), config.columns.get("answer")
+    if prompt is None and config.prompt_template is None:
+        prompt = _first_present(PROMPT_COLUMNS, row)
+        if prompt is None:
+            raise InputError(
+                f"{where}: no prompt column ({', '.join(PROMPT_COLUMNS)}); it has {', '.join(row)}; "
+                "say which with columns.prompt, or build the prompt with prompt_template"
+            )
+    if answer is None:
+        answer = _first_present(ANSWER_COLUMNS, row)
+        if answer is None and verifier in _NEED_AN_ANSWER:
+            raise InputError(
+                f"{where}: no answer column ({', '.join(ANSWER_COLUMNS)}), and the verifier '{verifier}' needs one; "
+                f"it has {', '.join(row)}; say which with columns.answer"
+            )
+    return _Columns(prompt, answer)
+
+
+def _first_present(candidates: tuple[str, ...], row: Row) -> str | None:
+    by_lower_case = {column.lower(): column for column in reversed(row)}
+    for candidate in candidates:
+        name, _, rest = candidate.partition(".")
+        column = by_lower_case.get(name)
+        if column is not None and (not rest or (isinstance(row[column], dict) and rest in row[column])):
+            return f"{column}.{rest}" if rest else column
+    return None
+
+
+def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row: Row, where: str) -> Prompt:
+    if columns.prompt is None:
+        assert config.prompt_template is not None  # _find_columns
+        content = _content(config, _fill(config.prompt_template, row, where), "prompt_template", where)
+    else:
+        content = _content(config, _value(row, columns.prompt, where), columns.prompt, where)
+    answer = None if columns.answer is None else _value(row, columns.answer, where)
+    if verifier in _NEED_AN_ANSWER and (answer is None or (isinstance(answer, float) and math.isnan(answer))):
+        raise InputError(
+            f"{where}: the answer (column '{columns.answer}') is empty, and the verifier '{verifier}' needs one; "
+            "remove the row or fill it in"
+        )
+    used = {columns.prompt, "answer" if columns.answer == "answer" else None}
+    rest = {column: value for column, value in row.items() if column not in used}
+    return Prompt(prompt_key(content, answer), task, content, answer, rest)
+
+
+def _value(row: Row, path: str, where: str) -> Any:
+    """The value at a column, or at a dotted path into one."""
+    value: Any = row
+    for part in [path] if path in row else path.split("."):
+        if not isinstance(value, dict) or part not in value:
+            close = difflib.get_close_matches(path, row, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise InputError(f"{where}: no column '{path}'; it has {', '.join(row)}{hint}")
+        value = value[part]
+    return value
+
+
+def _fill(template: str, row: Row, where: str) -> str:
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        for column in (re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields):
+            if column and _value(row, column, where) is None:
+                raise InputError(f"{where}: column '{column}' is empty, and prompt_template uses it")
+        return template.format_map(row)
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{where}: prompt_template does not fit: {error}; fields are columns in braces ({', '.join(row)}), "
+            "literal braces are doubled"
+        ) from None
+
+
+def _content(config: TaskConfig, value: Any, column: str, where: str) -> str | list[Message]:
+    """The prompt as text, or as chat messages where the row, ``chat`` or ``system_prompt`` makes it a chat."""
+    if isinstance(value, str) and value.strip():
+        if not config.chat and config.system_prompt is None:
+            return value
+        messages = [{"role": "user", "content": value}]
+    elif isinstance(value, list) and value:
+        messages = [_message(message, column, where) for message in value]
+    elif value is None or isinstance(value, str | list):
+        raise InputError(f"{where}: the prompt (column '{column}') is empty; remove the row or fill it in")
+    else:
+        raise InputError(
+            f"{where}: the prompt (column '{column}') is a {type(value).__name__}; expected text or chat messages"
+        )
+    if config.system_prompt is not None:  # the config's word over the row's
+        messages = [message for message in messages if message["role"] != "system"]
+        messages.insert(0, {"role": "system", "content": config.system_prompt})
+    return messages
+
+
+def _message(message: Any, column: str, where: str) -> Message:
+    match message:
+        case {"role": str(role), "content": str(content)} if content.strip():
+            return {"role": role, "content": content}
+    raise InputError(
+        f"{where}: the prompt (column '{column}') holds {str(message)[:80]!r}; expected chat messages with a role and "
+        "non-empty text as content"
+    )
+
+
+def _json_value(value: Any, where: str) -> Any:
+    """``value`` as what JSON can hold; verifiers get it in another process. Tuples become lists, dates ISO strings."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _json_value(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item, where) for item in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return _json_value(value.tolist(), where)
+    raise InputError(f"{where} holds a {type(value).__name__}, which verifiers cannot be sent; remove the column")

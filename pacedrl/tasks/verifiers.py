@@ -1,0 +1,223 @@
+"""What judges a completion: built-in verifiers and any Python callable with TRL's reward signature.
+
+A verifier is named by a spec: ``math``, ``exact``, ``numeric``, ``gym``, ``path/to/file.py:function`` or
+``package.module:function``. Everything here runs in the calling process and without a time limit; training goes
+through ``pacedrl.tasks.pool``, which runs it in processes that can be killed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import math
+import operator
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, SupportsFloat
+
+from pacedrl.errors import InputError
+from pacedrl.tasks.answers import JudgeError, load_math_verify, math_gold, math_reward, numeric_reward
+from pacedrl.types import Prompt
+
+BUILT_IN = ("math", "exact", "numeric", "gym")
+
+Verifier = Callable[[Prompt, str], float]
+"""From a prompt and a completion's text to a reward; whatever it raises is an error verdict."""
+
+_GYM_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TUPLE_GYMS = frozenset({"arc_agi", "rearc"})
+_LONGEST_ERROR = 500
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A reward in [0, 1], or None and the one-line reason why there is none."""
+
+    reward: float | None
+    error: str | None
+
+
+def check_spec(spec: str) -> None:
+    """Raise InputError when ``spec`` names no verifier: unknown name, missing file or function, not callable."""
+    if spec == "gym":
+        import_gym()
+    elif spec not in BUILT_IN:
+        _load_function(spec)
+
+
+def resolve(spec: str) -> Verifier:
+    """The verifier that ``spec`` names, with all it imports imported. Raises InputError as ``check_spec`` does."""
+    match spec:
+        case "math":
+            load_math_verify()
+            return lambda prompt, text: math_reward(prompt.answer, text)
+        case "exact":
+            return _exact
+        case "numeric":
+            return lambda prompt, text: numeric_reward(prompt.answer, text)
+        case "gym":
+            import_gym()
+            return _gym
+    return _calls(_load_function(spec), spec)
+
+
+def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
+    """Run a verifier; an exception, or a reward that is no number in [0, 1], becomes an error verdict."""
+    try:
+        reward = float(verifier(prompt, text))
+        if not 0.0 <= reward <= 1.0:
+            raise JudgeError(f"the reward {reward} is outside [0, 1]")
+    except JudgeError as error:
+        return Verdict(None, _one_line(str(error)))
+    except Exception as error:  # a verifier is anybody's code; what it raises is reported, never turned into a zero
+        return Verdict(None, _one_line(f"{type(error).__name__}: {error}"))
+    return Verdict(reward, None)
+
+
+def gold_completion(verifier: str, prompt: Prompt) -> str | None:
+    """A completion that states the gold answer, which the verifier should reward in full.
+
+    None when the row has no gold answer (some reasoning-gym tasks have many right answers and state none).
+    Raises JudgeError when the gold answer is of a type that the ``math`` verifier does not take.
+    """
+    if prompt.answer is None:
+        return None
+    if verifier == "math":
+        return rf"\boxed{{{math_gold(prompt.answer)}}}"
+    return str(prompt.answer)
+
+
+def import_gym() -> ModuleType:
+    """The reasoning_gym package; InputError says how to install it."""
+    try:
+        return importlib.import_module("reasoning_gym")
+    except ModuleNotFoundError as error:
+        if error.name != "reasoning_gym":
+            raise
+        raise InputError('reasoning-gym tasks need the gym extra: pip install "pacedrl[gym]"') from None
+
+
+def _exact(prompt: Prompt, text: str) -> float:
+    return float(text.strip() == str(prompt.answer).strip())
+
+
+def _gym(prompt: Prompt, text: str) -> float:
+    """reasoning-gym's own score of what stands between the last answer tags, or of the whole completion."""
+    metadata = prompt.columns.get("metadata")
+    if not isinstance(metadata, dict) or "source_dataset" not in metadata:
+        raise JudgeError("the verifier 'gym' needs rows of a gym: source (column 'metadata' with 'source_dataset')")
+    name = metadata["source_dataset"]
+    if name in _TUPLE_GYMS:  # they compare boards of tuples, and rows hold JSON values, which have no tuples
+        metadata = _as_tuples(metadata)
+    tagged = _GYM_ANSWER.findall(text)
+    answer = (tagged[-1] if tagged else text).strip()
+    entry = {"question": prompt.content, "answer": prompt.answer, "metadata": metadata}
+    return float(_gym_scorer(name)(answer, entry))
+
+
+@cache
+def _gym_scorer(name: str) -> Callable[[str, dict[str, Any]], float]:
+    scorer: Callable[[str, dict[str, Any]], float] = import_gym().get_score_answer_fn(name)
+    return scorer
+
+
+def _as_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_tuples(item) for key, item in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _calls(function: Callable[..., Any], spec: str) -> Verifier:
+    """A TRL reward function as a verifier: called with lists of length 1 and the columns that it accepts."""
+    parameters = inspect.signature(function).parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+    def verify(prompt: Prompt, text: str) -> float:
+        chat = isinstance(prompt.content, list)
+        columns = {
+            **prompt.columns,
+            "answer": prompt.answer,
+            "prompts": prompt.content,
+            "completions": [{"role": "assistant", "content": text}] if chat else text,
+        }
+        missing = [name for name, p in named.items() if name not in columns and p.default is p.empty]
+        if missing:
+            raise JudgeError(f"{spec} needs '{missing[0]}', which is no column; there are {', '.join(columns)}")
+        rewards = function(**{name: [value] for name, value in columns.items() if takes_all or name in named})
+        return _only_reward(rewards, spec)
+
+    return verify
+
+
+def _only_reward(rewards: Any, spec: str) -> float:
+    try:
+        (reward,) = rewards
+    except (TypeError, ValueError):  # not iterable, or not of length 1
+        got = f"{len(rewards)} rewards" if isinstance(rewards, list) else f"a {type(rewards).__name__}"
+        raise JudgeError(f"{spec} returned {got} for one completion; expected a list of one reward") from None
+    if reward is None:
+        raise JudgeError(f"{spec} returned None: it does not apply to this row")
+    if not isinstance(reward, SupportsFloat):
+        raise JudgeError(f"{spec} returned a {type(reward).__name__}; expected a number in [0, 1]")
+    if math.isnan(float(reward)):
+        raise JudgeError(f"{spec} returned NaN; expected a number in [0, 1]")
+    return float(reward)
+
+
+def _load_function(spec: str) -> Callable[..., Any]:
+    where, colon, name = spec.rpartition(":")
+    if not colon or not where or not name:
+        close = difflib.get_close_matches(spec, BUILT_IN, n=1, cutoff=0.4)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise InputError(
+            f"unknown verifier '{spec}': {hint}expected {', '.join(BUILT_IN)}, file.py:function or module:function"
+        )
+    module = _import(where, spec)
+    try:
+        function = operator.attrgetter(name)(module)
+    except AttributeError:
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        close = difflib.get_close_matches(name, functions, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise InputError(f"verifier '{spec}': {where} has no '{name}'{hint}") from None
+    if not callable(function):
+        raise InputError(f"verifier '{spec}': '{name}' is a {type(function).__name__}, expected a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _import(where: str, spec: str) -> ModuleType:
+    path = Path(where).expanduser().resolve() if where.endswith(".py") or "/" in where else None
+    if path is not None and not (path.is_file() and path.suffix == ".py"):
+        raise InputError(f"verifier '{spec}': there is no Python file {path}")
+    folder = str(Path.cwd() if path is None else path.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # for the user's own modules; last, so that they shadow nothing
+    try:
+        return importlib.import_module(where) if path is None else _run_file(path)
+    except (Exception, SystemExit) as error:  # user code
+        reason = _one_line(f"{type(error).__name__}: {error}")
+        raise InputError(f"verifier '{spec}': importing {where} failed: {reason}") from error
+
+
+def _run_file(path: Path) -> ModuleType:
+    name = f"pacedrl_verifier_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None  # files ending in .py have a loader
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def _one_line(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= _LONGEST_ERROR else line[: _LONGEST_ERROR - 3] + "..."

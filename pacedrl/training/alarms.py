@@ -1,0 +1,72 @@
+"""Warnings that name the remedy, each given once a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+TRUNCATED_SHARE = 0.5
+UNMIXED_STEPS = 5
+VERIFIER_ERROR_SHARE = 0.05
+MISMATCH_NATS = 0.05
+"""Mean |log-prob gap| a token between sampler and trainer. In float32 it is about 1e-6, in bfloat16 about 0.01."""
+SKIPPED_IN_A_ROW = 3
+
+
+@dataclass
+class Alarms:
+    """Looks at the metrics of each step; remembers what it has said and the runs of bad steps."""
+
+    said: set[str] = field(default_factory=set)
+    unmixed_steps: int = 0
+    skipped_steps: int = 0
+
+    @property
+    def must_stop(self) -> bool:
+        """Three updates in a row had a loss or gradient that was not finite."""
+        return self.skipped_steps >= SKIPPED_IN_A_ROW
+
+    def check(self, metrics: Mapping[str, float], max_new_tokens: int) -> list[str]:
+        """The warnings that this step's metrics give rise to, without those given before."""
+        self.unmixed_steps = 0 if metrics["reward/mixed_groups"] > 0 else self.unmixed_steps + 1
+        self.skipped_steps = self.skipped_steps + 1 if metrics["optim/skipped"] else 0
+        raised = {
+            "truncated": metrics["completion/truncated"] > TRUNCATED_SHARE,
+            "unmixed": self.unmixed_steps >= UNMIXED_STEPS,
+            "errors": metrics["verifier/errors"] > VERIFIER_ERROR_SHARE * metrics["rollouts/step"],
+            "mismatch": metrics.get("mismatch/logprob_mean", math.nan) > MISMATCH_NATS,
+            "not finite": self.skipped_steps > 0,
+        }
+        new = [name for name, is_raised in raised.items() if is_raised and name not in self.said]
+        self.said.update(new)
+        return [self._text(name, metrics, max_new_tokens) for name in new]
+
+    def _text(self, name: str, metrics: Mapping[str, float], max_new_tokens: int) -> str:
+        match name:
+            case "truncated":
+                return (
+                    f"{metrics['completion/truncated']:.0%} of completions were cut at {max_new_tokens} tokens and "
+                    "could not earn a reward: raise sampling.max_new_tokens, or ask for shorter answers"
+                )
+            case "unmixed":
+                return (
+                    f"no group had both right and wrong completions for {UNMIXED_STEPS} steps: the prompts are too "
+                    "hard or too easy for this model; change data.train, or raise sampling.group_size"
+                )
+            case "errors":
+                share = metrics["verifier/errors"] / metrics["rollouts/step"]
+                return (
+                    f"the verifier failed on {share:.0%} of completions (they are left out): see the errors in "
+                    "samples.jsonl, raise verifier.timeout_s, or run `pacedrl doctor`"
+                )
+            case "mismatch":
+                return (
+                    f"sampler and trainer disagree by {metrics['mismatch/logprob_mean']:.3f} nats a token (bound "
+                    f"{MISMATCH_NATS}): set model.attn_implementation=eager, or train in higher precision"
+                )
+            case _:
+                return (
+                    "the loss or its gradient was not finite; the step was skipped. Lower optimizer.learning_rate or "
+                    f"raise objective.beta; {SKIPPED_IN_A_ROW} such steps in a row end the run"
+                )

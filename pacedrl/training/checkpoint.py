@@ -1,0 +1,69 @@
+"""Checkpoints: written whole or not at all, the newest few kept.
+
+``checkpoints/step-00100/`` holds the policy (safetensors, loadable by transformers as it is) and, under ``state/``,
+what training needs to go on: optimiser, scheduler and counters.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pacedrl.policy.policy import Policy
+from pacedrl.training.state import load_state, save_state
+
+State = dict[str, Any]
+NAME = re.compile(r"step-(\d{5,})")
+
+
+def save_checkpoint(run_dir: Path, step: int, policy: Policy, state: State, keep: int) -> Path:
+    """Write the checkpoint of ``step`` under a temporary name, rename it, then delete all but the newest ``keep``."""
+    root = run_dir / "checkpoints"
+    final = root / f"step-{step:05d}"
+    partial = root / f"partial-{final.name}"
+    for leftover in root.glob("partial-*"):
+        shutil.rmtree(leftover)
+    (partial / "state").mkdir(parents=True)
+    policy.save(partial)
+    for name, part in state.items():
+        save_state(partial / "state", name, part)
+    _flush(partial)
+    if final.exists():
+        # The same step again, after an interruption: same content, so either copy will do at any moment.
+        shutil.rmtree(final)
+    partial.rename(final)
+    for old in list_checkpoints(run_dir)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path for path in (run_dir / "checkpoints").glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    match = NAME.fullmatch(folder.name)
+    if match is None:
+        raise ValueError(f"{folder} is not named like a checkpoint (step-00100)")
+    return int(match[1])
+
+
+def load_checkpoint_state(folder: Path, name: str) -> Any:
+    """One part of the training state, as it was given to `save_checkpoint`."""
+    return load_state(folder / "state", name)
+
+
+def _flush(folder: Path) -> None:
+    # A rename must not reach the disk before the files it names: power may fail, not only the process.
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,74 @@
+"""Figures of one step, flat, with slash names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from pacedrl.types import Group
+
+
+class Stopwatch:
+    """Wall-clock seconds of the phases of a step."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """``time/PHASE`` of each, and ``time/step`` since the watch was made."""
+        phases = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        return phases | {"time/step": time.perf_counter() - self.started}
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards, lengths and verifier errors of a step's completions; errors are counted, not averaged in as zeros.
+
+    ``reward/mean`` is NaN when nothing was judged. ``reward/mixed_groups`` is the share of groups that hold different
+    rewards.
+    """
+    completions = [completion for group in groups for completion in group.completions]
+    rewards = [completion.reward for completion in completions if completion.reward is not None]
+    lengths = [len(completion.token_ids) for completion in completions]
+    mixed = [len({c.reward for c in group.completions if c.reward is not None}) > 1 for group in groups]
+    return {
+        "rollouts/step": float(len(completions)),
+        "reward/mean": float(np.mean(rewards)) if rewards else float("nan"),
+        "reward/mixed_groups": float(np.mean(mixed)),
+        "completion/length_mean": float(np.mean(lengths)),
+        "completion/length_max": float(max(lengths)),
+        "completion/truncated": float(np.mean([c.finish_reason == "length" for c in completions])),
+        "verifier/errors": float(len(completions) - len(rewards)),
+    }
+
+
+def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: int) -> list[dict[str, Any]]:
+    """One completion of each of ``count`` groups spread over the batch, and the first that failed in the verifier."""
+    spread = np.linspace(0, len(groups) - 1, min(count, len(groups))).astype(int).tolist() if count else []
+    shown = [(groups[i], groups[i].completions[0]) for i in spread]
+    failed = [(group, c) for group in groups for c in group.completions if c.error is not None][:1]
+    return [
+        {
+            "key": group.prompt.key,
+            "task": group.prompt.task,
+            "prompt": group.prompt.content,
+            "completion": completion.text,
+            "reward": completion.reward,
+            "error": completion.error,
+            "finish_reason": completion.finish_reason,
+            "answer": group.prompt.answer,
+            "observed_accuracy": group.observed_accuracy,
+            "accuracy_estimate": estimates[group.prompt.key],
+        }
+        for group, completion in [*shown, *(failed if count else [])]
+    ]

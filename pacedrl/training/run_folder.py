@@ -1,0 +1,111 @@
+"""A run's folder: the resolved configuration and the line-by-line logs, which a resumed run continues exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import transformers
+import yaml
+
+import pacedrl
+from pacedrl.config import Config, dump_config
+from pacedrl.errors import InputError
+
+LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
+FREE_SECTIONS = ("run", "eval", "checkpoint", "tracking", "verifier")
+"""Sections that may change when a run is resumed: they do not alter what a given step computes."""
+
+
+class RunFolder:
+    """``config.yaml``, ``metrics.jsonl``, ``eval.jsonl``, ``samples.jsonl`` in the folder of a run.
+
+    Raises InputError when the folder cannot be written to or holds a run of another configuration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.path = config.run.dir
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"run.dir: cannot write to '{self.path}' ({error.strerror}); choose another with run.dir=PATH"
+            ) from None
+        self._refuse_another_run(config)
+        self._write_config(config)
+
+    def rewind(self, step: int) -> None:
+        """Drop log lines of later steps, and any half-written one: they will be written again."""
+        for name in LOGS:
+            path = self.path / name
+            if path.exists():
+                kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+                _replace(path, "".join(line + "\n" for line in kept))
+
+    def log(self, name: str, row: Mapping[str, Any]) -> None:
+        """Append one JSON object; numbers that are not finite are written as null."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(row), ensure_ascii=True) + "\n")
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """All rows of a log, none if it does not exist yet."""
+        path = self.path / name
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def _refuse_another_run(self, config: Config) -> None:
+        path = self.path / "config.yaml"
+        if not path.exists():
+            return
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        now = dump_config(config)
+        before["run"], now["run"] = {"seed": before["run"]["seed"]}, {"seed": now["run"]["seed"]}
+        for section, values in now.items():
+            if section in FREE_SECTIONS and section != "run":
+                continue
+            for field, value in values.items():
+                then = before.get(section, {}).get(field)
+                if then != value:
+                    raise InputError(
+                        f"{path}: this run was started with {section}.{field} = {then!r}, the config now says "
+                        f"{value!r}; undo the change, or start another run with run.dir=PATH"
+                    )
+
+    def _write_config(self, config: Config) -> None:
+        resolved = dump_config(config) | {"versions": _versions()}
+        _replace(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+
+
+def _versions() -> dict[str, str]:
+    packages = (pacedrl, torch, transformers, numpy)
+    return {package.__name__: str(package.__version__) for package in packages} | {"python": platform.python_version()}
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf  # half-written when the process was killed
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,131 @@
+"""What a run is made of, built from its configuration: tasks, encoded prompts, the scheduler."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from pacedrl.config import Config
+from pacedrl.errors import InputError
+from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer
+from pacedrl.policy.policy import Policy
+from pacedrl.tasks.datasets import Task, load_task
+from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.verifiers import gold_completion
+from pacedrl.types import Prompt
+
+GOLD_SAMPLE = 32
+"""Gold answers of each task that are tried before training starts."""
+
+
+def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
+    """The training and evaluation tasks. Raises InputError for bad data or two tasks of one name."""
+    train, held_out = ([load_task(task) for task in part] for part in (config.data.train, config.data.eval))
+    for section, tasks in (("train", train), ("eval", held_out)):
+        name, count = Counter(task.name for task in tasks).most_common(1)[0] if tasks else ("", 0)
+        if count > 1:
+            raise InputError(f"data.{section}: {count} tasks are called '{name}'; give each a name of its own")
+    return train, held_out
+
+
+def unique_prompts(tasks: Iterable[Task]) -> list[Prompt]:
+    """All prompts of the tasks; one that occurs in several belongs to the first."""
+    by_key: dict[str, Prompt] = {}
+    for task in tasks:
+        for prompt in task.prompts:
+            by_key.setdefault(prompt.key, prompt)
+    return list(by_key.values())
+
+
+def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> tuple[list[Task], dict[str, list[int]]]:
+    """The tasks without the prompts that were dropped for length, and every prompt's token ids by key.
+
+    Raises InputError for a prompt that is longer than the limit (unless ``data.overlong`` says drop), for limits that
+    together exceed the model's context, and for a task left empty.
+    """
+    sampling = config.sampling
+    limit = sampling.max_prompt_tokens
+    ids = {prompt.key: policy.encode(prompt.content) for task in tasks for prompt in task.prompts}
+    longest = max((len(tokens) for tokens in ids.values() if len(tokens) <= limit), default=0)
+    kept = []
+    for task in tasks:
+        overlong = [prompt for prompt in task.prompts if len(ids[prompt.key]) > limit]
+        if overlong and config.data.overlong == "error":
+            first = overlong[0]
+            raise InputError(
+                f"task {task.name}: {len(overlong)} of {len(task.prompts)} prompts are longer than "
+                f"sampling.max_prompt_tokens = {limit}, the first with {len(ids[first.key])} tokens "
+                f"({shorten(first)}); raise the limit or set data.overlong=drop"
+            )
+        if len(overlong) == len(task.prompts):
+            raise InputError(f"task {task.name}: every prompt is longer than sampling.max_prompt_tokens = {limit}")
+        gone = {prompt.key for prompt in overlong}
+        kept.append(Task(task.name, [prompt for prompt in task.prompts if prompt.key not in gone], task.verifier))
+    context = policy.context_length
+    if context is not None and longest + sampling.max_new_tokens > context:
+        raise InputError(
+            f"the longest prompt ({longest} tokens) and sampling.max_new_tokens ({sampling.max_new_tokens}) exceed the "
+            f"model's context of {context} tokens; lower sampling.max_new_tokens or drop the longest prompts"
+        )
+    return kept, ids
+
+
+def build_scheduler(config: Config, keys: Sequence[str], embeddings_NH: Tensor) -> DifficultyScheduler:
+    """The difficulty scheduler of the configuration. Its partition function is initialised from torch's generator."""
+    partition = LogPartition(
+        embeddings_NH,
+        beta=config.objective.beta,
+        prior_accuracy=config.partition.prior_accuracy,
+        hidden_size=config.partition.hidden_size,
+        dropout=config.partition.dropout,
+    )
+    return DifficultyScheduler(
+        keys,
+        embeddings_NH,
+        learner=PartitionLearner(
+            partition,
+            learning_rate=config.partition.learning_rate,
+            weight_decay=config.partition.weight_decay,
+            fit_steps=config.partition.fit_steps,
+        ),
+        replay=ReplayBuffer(config.replay.capacity, config.replay.admit, config.replay.max_age),
+        target_accuracy=config.selection.target_accuracy,
+        explore_fraction=config.selection.explore_fraction,
+        cooldown_steps=config.selection.cooldown_steps,
+        seed=config.run.seed,
+    )
+
+
+def rejected_gold(pool: VerifierPool, task: Task, limit: int | None = None) -> tuple[int, list[tuple[Prompt, str]]]:
+    """How many gold answers were tried, and those that the task's own verifier does not reward in full, with why."""
+    jobs = []
+    for prompt in task.prompts[:limit]:
+        text = gold_completion(task.verifier, prompt)
+        if text is not None:
+            jobs.append(Job(task.verifier, prompt, text))
+    offenders = []
+    for job, verdict in zip(jobs, pool.score(jobs), strict=True):
+        if verdict.reward is None or verdict.reward < 1.0:
+            offenders.append((job.prompt, verdict.error or f"rewarded {verdict.reward:g}"))
+    return len(jobs), offenders
+
+
+def require_some_gold(pool: VerifierPool, tasks: Sequence[Task]) -> None:
+    """Raise InputError when a verifier rejects every gold answer it is shown: nothing could be learned from it."""
+    for task in tasks:
+        tried, offenders = rejected_gold(pool, task, GOLD_SAMPLE)
+        if tried and len(offenders) == tried:
+            prompt, reason = offenders[0]
+            raise InputError(
+                f"task {task.name}: the verifier '{task.verifier}' rejects all {tried} gold answers it was shown, "
+                f"e.g. {str(prompt.answer)[:60]!r} ({reason}); check columns.answer and the verifier"
+            )
+
+
+def shorten(prompt: Prompt, width: int = 60) -> str:
+    """The beginning of a prompt, on one line."""
+    text = prompt.content if isinstance(prompt.content, str) else prompt.content[-1]["content"]
+    line = " ".join(text.split())
+    return repr(line if len(line) <= width else line[: width - 1] + "…")

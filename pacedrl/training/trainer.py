@@ -1,0 +1,266 @@
+"""The training loop.
+
+prompts  = scheduler.select(P)
+groups   = sample(prompts, G); score(groups)
+replayed = scheduler.replay()
+update   = learner.update(groups, replayed, advantages from log Z)
+scheduler.observe(groups, update.log_ratio)      fits Z, admits to replay
+log; evaluate; checkpoint
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pacedrl.config import Config
+from pacedrl.errors import InputError
+from pacedrl.evaluation.evaluate import TaskResult, evaluate
+from pacedrl.policy.embeddings import prompt_embeddings
+from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.policy import Policy
+from pacedrl.rollouts import evaluation_settings, sample_groups, training_settings
+from pacedrl.seeding import derive_seed
+from pacedrl.tasks.pool import VerifierPool, score_groups
+from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
+from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
+from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, save_checkpoint
+from pacedrl.training.interrupt import Interrupted, InterruptGuard
+from pacedrl.training.learner import Learner
+from pacedrl.training.metrics import Stopwatch, rollout_metrics, sample_rows
+from pacedrl.training.run_folder import RunFolder
+from pacedrl.training.setup import build_scheduler, encode_tasks, load_tasks, require_some_gold, unique_prompts
+from pacedrl.training.trackers import Trackers
+from pacedrl.training.view import SilentView, View
+from pacedrl.types import Group
+
+
+class TrainingStopped(Exception):
+    """Training cannot go on as it is; the state was saved. The message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended: ``evals`` are the rows of eval.jsonl, the first from before training."""
+
+    run_dir: Path
+    step: int
+    rollouts: int
+    interrupted: bool
+    evals: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Post-trains a model as its configuration says; a run folder that holds a checkpoint is resumed.
+
+    Building one loads everything and checks the input; `train` runs the loop. The folder is written to only once the
+    input has been found good.
+
+    Raises InputError for bad input.
+    """
+
+    def __init__(self, config: Config, view: View | None = None) -> None:
+        self.config = config
+        self.view = view or SilentView()
+        device = resolve_device(config.run.device)
+        train, held_out = load_tasks(config)
+        torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
+        self.policy = Policy.load(config.model, device)
+        encoded, self.prompt_ids = encode_tasks(self.policy, [*train, *held_out], config)
+        self.train_tasks, self.eval_tasks = encoded[: len(train)], encoded[len(train) :]
+        self.verifier_of = {task.name: task.verifier for task in self.train_tasks}
+        self.prompts = {prompt.key: prompt for prompt in unique_prompts(self.train_tasks)}
+        if config.sampling.prompts_per_step > len(self.prompts):
+            raise InputError(
+                f"sampling.prompts_per_step: {config.sampling.prompts_per_step} prompts a step asked for, but "
+                f"data.train has only {len(self.prompts)}; lower it or add prompts"
+            )
+        self.pool = VerifierPool(config.verifier.workers, config.verifier.timeout_s)
+        try:
+            if config.verifier.check_gold:
+                require_some_gold(self.pool, [*self.train_tasks, *self.eval_tasks])
+            self.folder = RunFolder(config)
+            self._build_or_resume()
+        except BaseException:
+            self.pool.close()
+            raise
+
+    def train(self) -> Summary:
+        """Run to ``run.steps``, or until Ctrl-C, which saves the state of the last whole step.
+
+        Raises TrainingStopped after three steps in a row whose loss was not finite.
+        """
+        interrupted = False
+        self.folder.rewind(self.step)
+        self.view.start(self.step, self.config.run.steps)
+        try:
+            with InterruptGuard() as self.guard, Trackers(self.config) as self.trackers:
+                self._loop()
+        except Interrupted:
+            interrupted = True
+            self._save()
+        finally:
+            self.view.stop()
+            self.pool.close()
+        return Summary(self.folder.path, self.step, self.rollouts, interrupted, self.folder.rows("eval.jsonl"))
+
+    def _loop(self) -> None:
+        total = self.config.run.steps
+        while True:
+            if self._evaluation_due():
+                self._evaluate()
+            if self.step >= total:
+                return
+            self._step()
+            stop = self.alarms.must_stop
+            if stop or self.step % self.config.checkpoint.every == 0 or self.step == total:
+                self._save()
+            if stop:
+                raise TrainingStopped(
+                    f"the loss was not finite in {SKIPPED_IN_A_ROW} steps in a row; the state of step {self.step} is "
+                    f"saved in {self.folder.path}. Lower optimizer.learning_rate or raise objective.beta and start "
+                    "another run"
+                )
+
+    def _step(self) -> None:
+        clock = Stopwatch()
+        with clock.phase("select"):
+            chosen = self.scheduler.select(self.config.sampling.prompts_per_step)
+        with clock.phase("generate"):
+            groups = self._sample(chosen)
+        with clock.phase("verify"):
+            score_groups(self.pool, groups, self.verifier_of)
+        with clock.phase("update"):
+            replayed = self.scheduler.replay()
+            batch = training_batch(groups, replayed, self.prompt_ids, self.scheduler, self.config.replay.anchor)
+            update = self.learner.update(batch, self.step, self.guard.check)
+        estimates = dict(zip(chosen, self.scheduler.accuracy_estimate(chosen).tolist(), strict=True))
+        with clock.phase("observe"):
+            judged = len(batch) - len(replayed)
+            fresh = fresh_rollouts(groups, update.log_ratio_B[:judged])
+            trains_z = self.config.replay.train_partition and replayed
+            again = replayed_rollouts(replayed, update.log_ratio_B[judged:]) if trains_z else None
+            observed = self.scheduler.observe(fresh, again)
+        self.step += 1
+        self.rollouts += sum(len(group.completions) for group in groups)
+        self.trained += len(batch) if update.applied else 0
+        self.tokens += sum(len(completion.token_ids) for group in groups for completion in group.completions)
+        self.skipped += not update.applied
+        counters = {
+            "rollouts/generated": self.rollouts,
+            "rollouts/trained": self.trained,
+            "tokens/generated": self.tokens,
+            "optim/skipped": float(not update.applied),
+            "optim/skipped_total": self.skipped,
+            "replay/trained": float(len(replayed)),
+        }
+        metrics = counters | rollout_metrics(groups) | update.metrics | observed
+        if "kl/old" in metrics:
+            metrics["kl/old_beta"] = self.config.objective.beta * metrics["kl/old"]
+        self._report(metrics | clock.metrics(), groups, estimates)
+
+    def _sample(self, keys: list[str]) -> list[Group]:
+        settings = training_settings(self.config)
+        prompts = [self.prompts[key] for key in keys]
+        seed = (self.config.run.seed, "sample", self.step)
+        self.view.phase("sampling", len(prompts) * settings.group_size)
+        return sample_groups(self.policy, prompts, self.prompt_ids, settings, seed, self.guard.check, self.view.advance)
+
+    def _report(self, metrics: dict[str, float], groups: list[Group], estimates: Mapping[str, float]) -> None:
+        row = {"step": self.step} | metrics
+        for sample in sample_rows(groups, estimates, self.config.run.samples_per_step):
+            self.folder.log("samples.jsonl", {"step": self.step} | sample)
+        self.folder.log("metrics.jsonl", row)
+        self.trackers.log(metrics, self.step)
+        self.view.step(row)
+        for warning in self.alarms.check(metrics, self.config.sampling.max_new_tokens):
+            self.view.warn(f"step {self.step}: {warning}")
+
+    def _evaluation_due(self) -> bool:
+        every, step, total = self.config.eval.every, self.step, self.config.run.steps
+        due = step in (0, total) or (every > 0 and step % every == 0)
+        return due and bool(self.eval_tasks) and all(row["step"] != step for row in self.folder.rows("eval.jsonl"))
+
+    def _evaluate(self) -> list[TaskResult]:
+        settings = evaluation_settings(self.config)
+        prompts = sum(len(task.prompts) for task in self.eval_tasks)
+        self.view.phase("evaluating", prompts * settings.group_size)
+        results = evaluate(
+            self.policy,
+            self.pool,
+            self.eval_tasks,
+            self.prompt_ids,
+            settings,
+            self.config.eval.k,
+            self.config.run.seed,
+            self.guard.check,
+            self.view.advance,
+        )
+        row: dict[str, float] = {"step": self.step, "rollouts/generated": self.rollouts}
+        for result in results:
+            row |= result.flat()
+        self.folder.log("eval.jsonl", row)
+        self.trackers.log({f"eval/{name}": value for name, value in row.items() if name != "step"}, self.step)
+        self.view.evaluation(self.step, results)
+        return results
+
+    def _save(self) -> None:
+        saved = list_checkpoints(self.folder.path)
+        if self.step == 0 or (saved and checkpoint_step(saved[-1]) == self.step):
+            return
+        state = {
+            "trainer": {
+                "step": self.step,
+                "rollouts": self.rollouts,
+                "trained": self.trained,
+                "tokens": self.tokens,
+                "skipped": self.skipped,
+                "skipped_in_a_row": self.alarms.skipped_steps,
+                "unmixed_in_a_row": self.alarms.unmixed_steps,
+                "alarms_said": sorted(self.alarms.said),
+                "initial_policy": self.initial_policy,
+            },
+            "optimizer": self.learner.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+        save_checkpoint(self.folder.path, self.step, self.policy, state, self.config.checkpoint.keep)
+
+    def _build_or_resume(self) -> None:
+        config = self.config
+        self.step = self.rollouts = self.trained = self.tokens = self.skipped = 0
+        self.alarms = Alarms()
+        self.initial_policy = self.policy.fingerprint()
+        keys = list(self.prompts)
+        self.view.phase("embedding prompts", len(keys))
+        # Always of the initial policy, also when resuming: Z reads the same embeddings all run long.
+        embeddings_NH = prompt_embeddings(self.policy, [self.prompt_ids[key] for key in keys], self.view.advance)
+        torch.manual_seed(derive_seed(config.run.seed, "partition"))
+        self.scheduler = build_scheduler(config, keys, embeddings_NH)
+        saved = list_checkpoints(config.run.dir)
+        if saved:
+            self._resume(saved[-1])
+        self.learner = Learner(self.policy, config.optimizer, config.run.steps, config.sampling.temperature)
+        if saved:
+            self.learner.load_state_dict(load_checkpoint_state(saved[-1], "optimizer"))
+
+    def _resume(self, folder: Path) -> None:
+        state = load_checkpoint_state(folder, "trainer")
+        if state["initial_policy"] != self.initial_policy:
+            raise InputError(
+                f"{folder}: this checkpoint belongs to another model than model.name = '{self.config.model.name}'; "
+                "start another run with run.dir=PATH"
+            )
+        self.policy = Policy.load(self.config.model, self.policy.device, folder)
+        try:
+            self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
+        except ValueError as error:
+            raise InputError(
+                f"{folder}: {error}; the dataset has changed: start another run with run.dir=PATH"
+            ) from None
+        self.step, self.rollouts, self.trained = state["step"], state["rollouts"], state["trained"]
+        self.tokens, self.skipped = state["tokens"], state["skipped"]
+        self.alarms = Alarms(set(state["alarms_said"]), state["unmixed_in_a_row"], state["skipped_in_a_row"])

@@ -1,0 +1,142 @@
+"""What a person sees of a run while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pacedrl.evaluation.evaluate import TaskResult
+
+
+class View(Protocol):
+    """Told what happens; must not change it."""
+
+    def start(self, step: int, total: int) -> None: ...
+    def phase(self, name: str, total: int) -> None: ...
+    def advance(self, count: int) -> None: ...
+    def step(self, row: Mapping[str, Any]) -> None: ...
+    def evaluation(self, step: int, results: Sequence[TaskResult]) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+class SilentView:
+    """Shows nothing but warnings, on standard error."""
+
+    def start(self, step: int, total: int) -> None: ...
+    def phase(self, name: str, total: int) -> None: ...
+    def advance(self, count: int) -> None: ...
+    def step(self, row: Mapping[str, Any]) -> None: ...
+    def evaluation(self, step: int, results: Sequence[TaskResult]) -> None: ...
+    def stop(self) -> None: ...
+
+    def warn(self, text: str) -> None:
+        Console(stderr=True).print(f"warning: {text}", markup=False, style="yellow")
+
+
+class ConsoleView:
+    """A progress bar with reward, accuracy estimate against observation and rollouts per second.
+
+    Where the output is no terminal, a line of the same figures every few steps instead.
+    """
+
+    LINES = 20
+    """Lines at most, over a run, where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.total = 0
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("/"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.bar = self.progress.add_task("loading", total=None, figures="")
+        self.inner = self.progress.add_task("", total=None, figures="", visible=False)
+
+    def __enter__(self) -> ConsoleView:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def start(self, step: int, total: int) -> None:
+        self.total = total
+        self.progress.update(self.bar, description="training", completed=step, total=total)
+        if step:
+            self._line(f"resuming after step {step}")
+
+    def phase(self, name: str, total: int) -> None:
+        self.progress.reset(self.inner, description=f"  {name}", total=total, visible=True)
+
+    def advance(self, count: int) -> None:
+        self.progress.advance(self.inner, count)
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        figures = (
+            f"reward {row['reward/mean']:.3f}  accuracy est {row.get('accuracy/estimate_mean', float('nan')):.2f} "
+            f"obs {row.get('accuracy/observed_mean', float('nan')):.2f}  "
+            f"{row['rollouts/step'] / row['time/step']:.1f} rollouts/s"
+        )
+        self.progress.update(self.bar, completed=row["step"], figures=figures)
+        every = max(1, self.total // self.LINES)
+        if not self.console.is_terminal and (row["step"] % every == 0 or row["step"] == self.total):
+            self._line(f"step {row['step']}/{self.total}  {figures}")
+
+    def evaluation(self, step: int, results: Sequence[TaskResult]) -> None:
+        figures = ", ".join(f"{result.task} {next(iter(result.figures.values())).mean:.3f}" for result in results)
+        first = next(iter(results[0].figures))
+        self._line(f"step {step}  {first} on held-out prompts: {figures}")
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", markup=False, style="yellow")
+
+    def stop(self) -> None:
+        self.progress.update(self.inner, visible=False)
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+
+def evaluation_table(title: str, results: Sequence[TaskResult]) -> Table:
+    """One row a task: every figure with its 95% interval."""
+    table = Table(title=title, caption="mean over prompts, with 95% bootstrap interval")
+    names = list(results[0].figures)
+    for heading in ("task", "prompts", *names, "truncated", "errors"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for result in results:
+        cells = [f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in result.figures.values()]
+        table.add_row(result.task, str(result.prompts), *cells, f"{result.truncated:.0%}", str(result.errors))
+    return table
+
+
+def before_after_table(evals: Sequence[Mapping[str, float]], tasks: Sequence[str], ks: Sequence[int]) -> Table:
+    """pass@k of each task in the first and the last row of eval.jsonl, and their mean over tasks."""
+    first, last = evals[0], evals[-1]
+    table = Table(title=f"held-out prompts, before and after {int(last['step'])} steps")
+    table.add_column("task")
+    for k in ks:
+        for heading in (f"pass@{k} before", "after", "change"):
+            table.add_column(heading, justify="right")
+    rows = {task: [(first[f"{task}/pass@{k}"], last[f"{task}/pass@{k}"]) for k in ks] for task in tasks}
+    if len(tasks) > 1:
+        rows["mean"] = [(_mean(rows, i, 0), _mean(rows, i, 1)) for i in range(len(ks))]
+    for task, pairs in rows.items():
+        cells = [cell for a, b in pairs for cell in (f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}")]
+        table.add_row(task, *cells, style="bold" if task == "mean" else None)
+    return table
+
+
+def _mean(rows: Mapping[str, Sequence[tuple[float, float]]], column: int, side: int) -> float:
+    return sum(pairs[column][side] for pairs in rows.values()) / len(rows)

@@ -1,0 +1,232 @@
+"""Specs, built-in verifiers, TRL reward functions and what becomes an error verdict."""
+
+import importlib
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from pacedrl.errors import InputError
+from pacedrl.tasks.verifiers import Verdict, check_spec, gold_completion, judge, resolve
+from pacedrl.types import Prompt
+
+REWARDS = """
+    import helper_beside_it
+
+    seen = []
+    not_a_function = 3
+
+    def length(prompts, completions, **columns):
+        seen.append((prompts, completions, columns))
+        return [helper_beside_it.HALF]
+
+    def answer_only(completions, answer):
+        return [float(completion == answer[0]) for completion in completions]
+
+    def trl_solution(completions, solution, **kwargs):
+        return [1.0 if c[0]["content"] == s else 0.0 for c, s in zip(completions, solution)]
+
+    def needs_more(completions, hidden_column):
+        return [1.0]
+
+    def with_default(completions, hidden_column=None):
+        return [1.0 if hidden_column is None else 0.0]
+
+    class Rewards:
+        @staticmethod
+        def half(completions, **_):
+            return (0.5,)
+"""
+
+
+@pytest.fixture
+def rewards(tmp_path):
+    path = tmp_path / "rewards.py"
+    path.write_text(textwrap.dedent(REWARDS), encoding="utf-8")
+    (tmp_path / "helper_beside_it.py").write_text("HALF = 0.5\n", encoding="utf-8")
+    before = list(sys.path)
+    yield path
+    sys.path[:] = before
+    sys.modules.pop("helper_beside_it", None)
+
+
+def prompt(answer="18", content="How many?", **columns):
+    return Prompt("key", "task", content, answer, columns)
+
+
+def verdict(spec, text, **row):
+    return judge(resolve(spec), prompt(**row), text)
+
+
+def reward(function, **row):
+    """The verdict on a TRL function that is already at hand."""
+    module = importlib.import_module("types").ModuleType("rewards_in_memory")
+    module.function = function
+    sys.modules["rewards_in_memory"] = module
+    try:
+        return verdict("rewards_in_memory:function", "text", **row)
+    finally:
+        del sys.modules["rewards_in_memory"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer", "text", "expected"),
+    [
+        ("math", r"\frac{1}{2}", r"\boxed{0.5}", 1.0),
+        ("math", "18", r"\boxed{0.5}", 0.0),
+        ("numeric", "1,000", "1000 in all", 1.0),
+        ("exact", "ab", " ab\n", 1.0),
+        ("exact", "ab", "the answer is ab", 0.0),
+        ("exact", 18, "18", 1.0),
+    ],
+)
+def test_built_in_rewards(spec, answer, text, expected):
+    assert verdict(spec, text, answer=answer) == Verdict(expected, None)
+
+
+def test_a_gold_answer_that_cannot_be_parsed_is_an_error_and_no_zero():
+    assert verdict("math", r"\boxed{1}", answer={"target": 3}) == Verdict(
+        None, "the gold answer {'target': 3} is neither text nor a number; map columns.answer to one"
+    )
+
+
+def test_gym_scores_with_the_tagged_answer_or_the_whole_text():
+    gym = pytest.importorskip("reasoning_gym")
+    entry = gym.create_dataset("chain_sum", size=1, seed=3)[0]
+    row = {"answer": entry["answer"], "content": entry["question"], "metadata": entry["metadata"]}
+    assert verdict("gym", f" {entry['answer']}\n", **row).reward == 1.0
+    assert verdict("gym", f"<answer>0</answer> no: <answer> {entry['answer']} </answer> done", **row).reward == 1.0
+    assert verdict("gym", "<answer>-1</answer>", **row).reward < 0.1
+    assert verdict("gym", "18").error == (
+        "the verifier 'gym' needs rows of a gym: source (column 'metadata' with 'source_dataset')"
+    )
+
+
+@pytest.mark.parametrize("content", ["How many?", [{"role": "user", "content": "How many?"}]])
+def test_trl_functions_get_lists_of_one_in_trl_format(rewards, content):
+    assert verdict(f"{rewards}:length", "text", content=content, level=[3, 4], answer="9") == Verdict(0.5, None)
+    completion = "text" if isinstance(content, str) else [{"role": "assistant", "content": "text"}]
+    seen = sys.modules["pacedrl_verifier_rewards"].seen
+    assert seen == [([content], [completion], {"level": [[3, 4]], "answer": ["9"]})]
+
+
+def test_trl_functions_get_only_the_columns_they_accept(rewards):
+    assert verdict(f"{rewards}:answer_only", "18", level=3) == Verdict(1.0, None)
+    chat = [{"role": "user", "content": "q"}]
+    assert verdict(f"{rewards}:trl_solution", "x", content=chat, solution="x", level=3) == Verdict(1.0, None)
+    assert verdict(f"{rewards}:with_default", "x", level=3) == Verdict(1.0, None)
+    assert verdict(f"{rewards}:needs_more", "x", level=3).error == (
+        f"{rewards}:needs_more needs 'hidden_column', which is no column; there are level, answer, prompts, completions"
+    )
+
+
+def test_nested_names_and_modules_of_the_working_directory(rewards, monkeypatch):
+    assert verdict(f"{rewards}:Rewards.half", "x") == Verdict(0.5, None)
+    monkeypatch.chdir(rewards.parent)
+    assert verdict("rewards:Rewards.half", "x") == Verdict(0.5, None)
+    sys.modules.pop("rewards")
+
+
+@pytest.mark.parametrize(
+    "value", [[1], [True], (1.0,), np.array([1.0]), [np.float32(1)], iter([1])], ids=lambda value: type(value).__name__
+)
+def test_rewards_of_any_numeric_kind(value):
+    assert reward(lambda completions: value) == Verdict(1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "returned a NoneType for one completion; expected a list of one reward"),
+        (0.5, "returned a float for one completion; expected a list of one reward"),
+        ([], "returned 0 rewards for one completion"),
+        ([0.1, 0.2], "returned 2 rewards for one completion"),
+        ([None], "returned None: it does not apply to this row"),
+        ([float("nan")], "returned NaN; expected a number in [0, 1]"),
+        (["1"], "returned a str; expected a number in [0, 1]"),
+        ("1", "returned a str; expected a number in [0, 1]"),
+        ([1.5], "the reward 1.5 is outside [0, 1]"),
+        ([-0.1], "the reward -0.1 is outside [0, 1]"),
+        ([float("inf")], "the reward inf is outside [0, 1]"),
+    ],
+)
+def test_anything_else_a_function_returns_is_an_error(value, reason):
+    got = reward(lambda completions: value)
+    assert got.reward is None
+    assert reason in got.error
+
+
+def test_an_exception_is_an_error_of_one_short_line():
+    def fails(completions):
+        raise ZeroDivisionError("over\n  two lines " + "x" * 10_000)
+
+    got = reward(fails)
+    assert got.reward is None
+    assert got.error.startswith("ZeroDivisionError: over two lines xxx")
+    assert len(got.error) == 500
+
+
+@pytest.mark.parametrize("spec", ["math", "exact", "numeric"])
+@pytest.mark.parametrize("answer", ["18", "#### 18", 18, 2.5])
+def test_the_gold_completion_earns_the_full_reward(spec, answer):
+    row = prompt(answer)
+    assert judge(resolve(spec), row, gold_completion(spec, row)) == Verdict(1.0, None)
+
+
+def test_gold_completions_by_verifier():
+    assert gold_completion("math", prompt("work\n#### 1,234")) == r"\boxed{1,234}"
+    assert gold_completion("math", prompt(r"so \boxed{\frac{1}{2}}")) == r"\boxed{\frac{1}{2}}"
+    assert gold_completion("exact", prompt("ab")) == "ab"
+    assert gold_completion("module:function", prompt(3)) == "3"
+    assert gold_completion("gym", prompt(None)) is None
+
+
+@pytest.mark.parametrize("spec", ["math", "exact", "numeric", "gym", "json:dumps"])
+def test_check_spec_accepts(spec):
+    if spec == "gym":
+        pytest.importorskip("reasoning_gym")
+    check_spec(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mth", "unknown verifier 'mth': did you mean 'math'? expected math, exact, numeric, gym, file.py:function"),
+        ("zzz", "unknown verifier 'zzz': expected math"),
+        ("", "unknown verifier '': expected math"),
+        ("json:", "unknown verifier 'json:'"),
+        ("no/such.py:f", "there is no Python file /"),
+        ("./folder/file:f", "there is no Python file /"),
+        ("no_such_module:f", "importing no_such_module failed: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("json:dump_", "json has no 'dump_'; did you mean 'dump'?"),
+        ("string:digits", "'digits' is a str, expected a function"),
+    ],
+)
+def test_check_spec_refuses_in_one_line(spec, message):
+    with pytest.raises(InputError) as error:
+        check_spec(spec)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("def", "SyntaxError"),
+    ],
+)
+def test_check_spec_reports_a_file_that_does_not_import(tmp_path, code, reason):
+    path = tmp_path / "broken.py"
+    path.write_text(code, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        check_spec(f"{path}:f")
+    assert f"importing {path} failed: {reason}" in str(error.value)
+
+
+def test_a_missing_reasoning_gym_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(InputError, match=r'pip install "pacedrl\[gym\]"'):
+        check_spec("gym")
