@@ -74,7 +74,7 @@ class TaskConfig(Section):
     verifier: str | None = None
     """``math``, ``exact``, ``numeric``, ``gym``, ``path/to/file.py:function`` or ``package.module:function``."""
     options: dict[str, Any] = {}
-    """Passed on to a generator of prompts: reasoning-gym's dataset parameters, the skills' names and sizes."""
+    """Passed on to the source: reasoning-gym's dataset parameters, the skills' names and sizes, ``load_dataset``'s."""
     skip: NonNegative = 0
     limit: Positive | None = None
     """Rows ``skip : skip + limit`` in file order."""

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pacedrl.errors import InputError
+from pacedrl.evaluation.answers import stated_answer
 from pacedrl.evaluation.metrics import Estimate, PromptResult, summarise
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings
 from pacedrl.rollouts import sample_groups
-from pacedrl.tasks.answers import stated_answer
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool, score_groups
 from pacedrl.types import Group

@@ -7,6 +7,7 @@ arXiv 2607.13394).
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -128,7 +129,8 @@ class PartitionLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.partition.load_state_dict(state["partition"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Copied: torch's optimizers would otherwise go on to update the caller's own tensors.
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
 
 
 def _block(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:

@@ -227,6 +227,7 @@ class _Worker:
         """Kill the process and all that it started, and wait for its end."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()  # its group is gone when it ended by itself; waiting for it must end all the same
         self._process.wait()
         self.connection.close()
 
@@ -252,7 +253,7 @@ class _Worker:
         try:
             code = self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
-            return "the verifier closed its process's connection"
+            return "the verifier closed the connection of its process"
         if code >= 0:
             return f"the verifier's process exited with code {code}"
         memory = ", out of memory perhaps" if -code == signal.SIGKILL else ""

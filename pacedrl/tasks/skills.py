@@ -54,7 +54,7 @@ def skill_rows(
     if not isinstance(names, list) or not names:
         raise InputError(f"skills: expected a list of names out of {', '.join(SKILLS)}, got {skills!r}")
     for name in names:
-        if name not in SKILLS:
+        if name not in list(SKILLS):  # a list, for names from a file may be unhashable
             raise InputError(f"skills: unknown skill '{name}': known skills are {', '.join(SKILLS)}")
     if not isinstance(size, int) or not 1 <= size <= MAX_ROWS:
         raise InputError(f"skills: size must be a whole number from 1 to {MAX_ROWS}, got {size!r}")
@@ -74,11 +74,11 @@ def _distinct_rows(split: str, names: list[str], rng: random.Random) -> Iterator
             yield row
 
 
-def draw_row(split: str, skill: str, rng: random.Random, digits: int | None = None) -> dict[str, str]:
-    """One random row of a skill, of the given length or a random one; repeated calls may repeat a row."""
+def draw_row(split: str, skill: str, rng: random.Random) -> dict[str, str]:
+    """One random row of a skill; repeated calls may repeat a row."""
     while True:
-        operand_length = digits or rng.randint(MIN_DIGITS, MAX_DIGITS)
-        operands = "+".join(_digits(operand_length, rng) for _ in range(2 if skill == "add" else 1))
+        length = rng.randint(MIN_DIGITS, MAX_DIGITS)
+        operands = "+".join(_digits(length, rng) for _ in range(2 if skill == "add" else 1))
         prompt = f"{skill}:{operands}="
         if split_of(prompt) == split:
             return {"prompt": prompt, "answer": SKILLS[skill](operands), "skill": skill}

@@ -90,7 +90,7 @@ def _jsonl(path: Path) -> Rows:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if text.strip():
-                    yield where, _object(json.loads(text), where)
+                    yield where, _object(json.loads(text.rstrip()), where)
             except UnicodeDecodeError:
                 raise InputError(f"{where}: is not UTF-8 text; save the file as UTF-8") from None
             except json.JSONDecodeError as error:

@@ -61,7 +61,7 @@ def test_math_rejects_and_an_unparsable_completion_is_merely_wrong(answer, text)
 
 @pytest.mark.parametrize("answer", ["", "   ", "#### ", r"\frac{2kn}{n+k-1}-2\frac{k!n!}{(k+n-1)!"])
 def test_math_cannot_judge_against_a_gold_answer_that_does_not_parse(answer):
-    with pytest.raises(JudgeError, match="gold answer .* 'math' can parse"):
+    with pytest.raises(JudgeError, match=r"gold answer .* 'math' can parse"):
         math_reward(answer, r"\boxed{18}")
 
 

@@ -131,7 +131,7 @@ def test_the_limit_is_each_job_s_own_and_start_up_is_not_counted(judges, tmp_pat
         ("exit 0", "the verifier's process exited with code 0"),
         ("sysexit 4", "the verifier's process exited with code 4"),
         ("segfault", "the verifier's process was killed by signal 11 (Segmentation fault)"),
-        ("close", "the verifier closed its process's connection"),
+        ("close", "the verifier closed the connection of its process"),
     ],
 )
 def test_a_crash_is_an_error_that_says_how_it_ended(behave, text, error):
@@ -250,7 +250,7 @@ def test_a_worker_that_cannot_start_raises(monkeypatch):
     monkeypatch.setattr(pool_module, "_WORKER", "import sys; sys.exit(7)")
     with (
         VerifierPool(workers=1, timeout_s=1) as pool,
-        pytest.raises(RuntimeError, match="a verifier process did not start: .* exited with code 7"),
+        pytest.raises(RuntimeError, match=r"a verifier process did not start: .* exited with code 7"),
     ):
         pool.score([Job("exact", prompt(), "")])
 

@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -14,7 +15,7 @@ def _is_right(skill: str, operands: str, answer: str) -> bool:
     checks = {
         "copy": lambda: all(first[i] == result[i] for i in range(n)),
         "reverse": lambda: all(first[i] == result[n - 1 - i] for i in range(n)),
-        "sort": lambda: Counter(first) == Counter(result) and all(a <= b for a, b in zip(result, result[1:])),  # noqa: B905
+        "sort": lambda: Counter(first) == Counter(result) and all(a <= b for a, b in pairwise(result)),
         "negate": lambda: all(a + b == 9 for a, b in zip(first, result, strict=True)),
         "add": lambda: all((c - a - b) % 10 == 0 for a, b, c in zip(*digits, result, strict=True)),
         "rotate": lambda: result[-1] == first[0] and result[:-1] == first[1:],
@@ -87,11 +88,11 @@ def test_rows_never_change() -> None:
     assert [row["prompt"] for row in skill_rows("test", size=3)] == PINNED
 
 
-PINNED = ["?"]
+PINNED = ["copy:14=", "reverse:26712=", "sort:06628="]
 
 
 def test_the_largest_request_of_one_skill_ends() -> None:
-    assert len(skill_rows("test", skills=["copy"], size=MAX_ROWS)) == MAX_ROWS
+    assert len(skill_rows(skills=["copy"], size=MAX_ROWS)) == MAX_ROWS
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def test_the_largest_request_of_one_skill_ends() -> None:
         ({"skills": ["copy", "fly"]}, f"skills: unknown skill 'fly': known skills are {', '.join(SKILLS)}"),
         ({"skills": []}, f"skills: expected a list of names out of {', '.join(SKILLS)}, got []"),
         ({"skills": "copy"}, f"skills: expected a list of names out of {', '.join(SKILLS)}, got 'copy'"),
+        ({"skills": [["copy"]]}, f"skills: unknown skill '['copy']': known skills are {', '.join(SKILLS)}"),
         ({"size": 0}, "skills: size must be a whole number from 1 to 100000, got 0"),
         ({"size": 100_001}, "skills: size must be a whole number from 1 to 100000, got 100001"),
         ({"size": "9"}, "skills: size must be a whole number from 1 to 100000, got '9'"),

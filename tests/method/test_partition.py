@@ -1,0 +1,100 @@
+"""log Z: its start, its fit, and the separation of its gradients from the policy's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pacedrl.method import LogPartition, PartitionLearner
+
+BETA = 0.05
+
+
+def embeddings(count: int = 12, features: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, features, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("prior", [0.0, 0.3, 1.0])
+def test_every_prompt_starts_at_the_prior(prior: float) -> None:
+    partition = LogPartition(embeddings(), BETA, prior_accuracy=prior).eval()
+    assert torch.allclose(partition.accuracy(embeddings()), torch.tensor(prior))
+    assert torch.allclose(partition(embeddings()), torch.tensor(prior / BETA))
+
+
+def test_has_three_linear_layers_with_gelu_norm_and_dropout() -> None:
+    kinds = [type(layer).__name__ for layer in LogPartition(embeddings(), BETA).layers]
+    assert kinds == [*(["Linear", "GELU", "LayerNorm", "Dropout"] * 2), "Linear"]
+
+
+def test_a_common_offset_and_scale_of_the_embeddings_change_nothing() -> None:
+    torch.manual_seed(0)
+    plain = LogPartition(embeddings(), BETA)
+    shifted = LogPartition(embeddings() * 100 + 1e3, BETA)
+    shifted.layers.load_state_dict(plain.layers.state_dict())
+    torch.nn.init.normal_(plain.layers[-1].weight)
+    shifted.layers[-1].weight.data.copy_(plain.layers[-1].weight.data)
+    assert torch.allclose(plain.eval()(embeddings()), shifted.eval()(embeddings() * 100 + 1e3), atol=1e-2)
+
+
+def test_a_constant_feature_does_not_divide_by_zero() -> None:
+    constant = torch.ones(5, 3)
+    assert LogPartition(constant, BETA).eval()(constant).isfinite().all()
+
+
+def test_fitting_converges_to_reward_less_beta_log_ratio() -> None:
+    torch.manual_seed(0)
+    x = embeddings(4)
+    learner = PartitionLearner(LogPartition(x, BETA, dropout=0.0), learning_rate=5e-3, fit_steps=300)
+    reward, log_ratio = torch.tensor([0.0, 1.0, 1.0, 0.5]), torch.tensor([0.0, 0.0, 2.0, -1.0])
+    first = learner.fit(x, reward, log_ratio, seed=0)
+    expected = reward - BETA * log_ratio
+    assert first == pytest.approx((0.5 - expected).square().mean().item(), rel=1e-5)
+    assert torch.allclose(learner.accuracy(x), expected, atol=0.01)
+
+
+def test_fitting_touches_no_log_ratio_and_no_global_randomness() -> None:
+    x = embeddings()
+    learner = PartitionLearner(LogPartition(x, BETA))
+    log_ratio = torch.zeros(12, requires_grad=True)
+    before = torch.get_rng_state()
+    learner.fit(x, torch.ones(12), log_ratio, seed=3)
+    assert log_ratio.grad is None
+    assert torch.equal(before, torch.get_rng_state())
+    assert not learner.partition.training
+
+
+def test_same_seed_same_fit_other_seed_other_dropout() -> None:
+    def fitted(seed: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        learner = PartitionLearner(LogPartition(embeddings(), BETA, dropout=0.5))
+        learner.fit(embeddings(), torch.rand(12, generator=torch.Generator().manual_seed(1)), torch.zeros(12), seed)
+        return learner.accuracy(embeddings())
+
+    assert torch.equal(fitted(1), fitted(1))
+    assert not torch.equal(fitted(1), fitted(2))
+
+
+def test_chunked_scoring_equals_whole() -> None:
+    learner = PartitionLearner(LogPartition(embeddings(50), BETA))
+    learner.fit(embeddings(50), torch.rand(50), torch.zeros(50), seed=0)
+    assert torch.allclose(learner.accuracy(embeddings(50), chunk=7), learner.accuracy(embeddings(50)), atol=1e-6)
+
+
+def test_state_restores_weights_and_moments() -> None:
+    x, reward = embeddings(), torch.rand(12)
+    first = PartitionLearner(LogPartition(x, BETA))
+    first.fit(x, reward, torch.zeros(12), seed=0)
+    second = PartitionLearner(LogPartition(x, BETA))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.accuracy(x), second.accuracy(x))
+    for learner in (first, second):
+        learner.fit(x, reward, torch.zeros(12), seed=1)
+    assert torch.equal(first.accuracy(x), second.accuracy(x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "beta", "message"), [((3,), 0.05, "shape"), ((0, 4), 0.05, "shape"), ((3, 4), 0.0, "beta")]
+)
+def test_refuses_what_it_cannot_use(shape: tuple[int, ...], beta: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LogPartition(torch.zeros(shape), beta)

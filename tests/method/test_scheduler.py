@@ -1,0 +1,228 @@
+"""The scheduler alone, with a made-up policy and numpy rewards; and the paper's theorem."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer, Rollouts
+
+BETA = 0.05
+
+
+class Bandit:
+    """A made-up policy: prompt i is answered correctly with a probability that is a smooth function of its features."""
+
+    def __init__(self, prompts: int, features: int = 8, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.keys = [f"prompt-{i}" for i in range(prompts)]
+        self.features = rng.normal(size=(prompts, features))
+        direction = np.random.default_rng(99).normal(size=features) / np.sqrt(features)
+        self.accuracy: NDArray[np.float64] = 1 / (1 + np.exp(-3 * self.features @ direction))
+        self.rng = rng
+
+    def embeddings(self) -> torch.Tensor:
+        return torch.from_numpy(self.features).float()
+
+    def rollouts(self, keys: list[str], group_size: int = 8) -> Rollouts:
+        names = [key for key in keys for _ in range(group_size)]
+        p = self.accuracy[[int(name.split("-")[1]) for name in names]]
+        reward = (self.rng.random(len(names)) < p).astype(float)
+        return Rollouts(names, reward, 0.0, [[1, 2]] * len(names), [[-0.1, -0.2]] * len(names))
+
+
+def scheduler_for(bandit: Bandit, **options: object) -> DifficultyScheduler:
+    torch.manual_seed(0)
+    return DifficultyScheduler(bandit.keys, bandit.embeddings(), beta=BETA, **options)  # type: ignore[arg-type]
+
+
+def test_theorem_estimates_converge_to_the_accuracy_of_a_fixed_policy() -> None:
+    """β·log Z → p_old at π_θ = π_old: seen prompts within 0.05, prompts never seen not much worse."""
+    seen, unseen = Bandit(64, seed=0), Bandit(64, seed=1)
+    torch.manual_seed(0)
+    partition = LogPartition(seen.embeddings(), BETA, hidden_size=64)
+    scheduler = DifficultyScheduler(
+        seen.keys, seen.embeddings(), learner=PartitionLearner(partition), explore_fraction=1.0
+    )
+    start = np.abs(scheduler.accuracy_estimates() - seen.accuracy).mean()
+    for _ in range(250):
+        scheduler.observe(seen.rollouts(scheduler.select(32)))
+    for group in scheduler.learner.optimizer.param_groups:
+        group["lr"] /= 10  # average out the noise of the last batches
+    for _ in range(100):
+        scheduler.observe(seen.rollouts(scheduler.select(32)))
+    seen_error = np.abs(scheduler.accuracy_estimates() - seen.accuracy).mean()
+    unseen_error = np.abs(scheduler.learner.accuracy(unseen.embeddings()).numpy() - unseen.accuracy).mean()
+    print(f"mean absolute error: start {start:.3f}, seen {seen_error:.3f}, unseen {unseen_error:.3f}")
+    assert start > 0.2
+    assert seen_error <= 0.05
+    assert unseen_error <= 0.10
+
+
+def test_theorem_off_policy_the_gap_is_beta_times_kl() -> None:
+    """β·log Z* − p_old = β·KL(π_old‖π_θ), Prop. 4.1, on categorical policies sampled for real."""
+    generator = torch.Generator().manual_seed(0)
+    logits_old = torch.randn(6, generator=generator)
+    logits_new = logits_old + 1.5 * torch.randn(6, generator=generator)
+    old, new = logits_old.log_softmax(0), logits_new.log_softmax(0)
+    kl = float((old.exp() * (old - new)).sum())
+    reward_of = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0])
+    accuracy = float((old.exp() * reward_of).sum())
+    beta, samples = 0.5, 40_000
+    action = torch.multinomial(old.exp(), samples, replacement=True, generator=generator)
+    embeddings = torch.ones(1, 4)
+    torch.manual_seed(0)
+    learner = PartitionLearner(LogPartition(embeddings, beta, dropout=0.0), learning_rate=0.02, fit_steps=200)
+    scheduler = DifficultyScheduler(["x"], embeddings, learner=learner)
+    log_ratio = (new - old)[action]
+    metrics = scheduler.observe(Rollouts(["x"] * samples, reward_of[action].numpy(), log_ratio.numpy()))
+    gap = scheduler.accuracy_estimates()[0] - accuracy
+    monte_carlo_error = float((reward_of[action] - beta * log_ratio).std()) / samples**0.5
+    assert beta * kl > 20 * monte_carlo_error  # the gap is there to be seen
+    assert gap == pytest.approx(beta * kl, abs=4 * monte_carlo_error)
+    assert metrics["accuracy/observed_mean"] == pytest.approx(accuracy, abs=0.02)
+
+
+def test_selection_moves_to_the_prompts_of_medium_difficulty() -> None:
+    bandit = Bandit(256)
+    scheduler = scheduler_for(bandit)
+    distances = []
+    for _ in range(120):
+        chosen = scheduler.select(16)
+        distances.append(np.abs(bandit.accuracy[[bandit.keys.index(key) for key in chosen]] - 0.5).mean())
+        scheduler.observe(bandit.rollouts(chosen))
+    uniform = np.abs(bandit.accuracy - 0.5).mean()
+    assert distances[0] == pytest.approx(uniform, abs=0.1)  # a fresh Z knows nothing
+    assert np.mean(distances[-20:]) < 0.5 * uniform
+
+
+def test_advantage_is_reward_over_beta_less_log_z() -> None:
+    bandit = Bandit(8)
+    scheduler = scheduler_for(bandit)
+    scheduler.observe(bandit.rollouts(bandit.keys))
+    keys = ["prompt-3", "prompt-3", "prompt-5"]
+    estimate = scheduler.accuracy_estimate(keys)
+    assert scheduler.log_z(keys).numpy() == pytest.approx(estimate / BETA, rel=1e-6)
+    expected = (np.array([1.0, 0.0, 1.0]) - estimate) / BETA
+    assert scheduler.advantage(keys, [1, 0, 1]).numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def test_selecting_again_before_observing_gives_the_same_prompts() -> None:
+    bandit = Bandit(64)
+    scheduler = scheduler_for(bandit, cooldown_steps=3, explore_fraction=0.25)
+    assert scheduler.select(16) == scheduler.select(16)
+    first = scheduler.select(16)
+    scheduler.observe(bandit.rollouts(first))
+    assert not set(first) & set(scheduler.select(16))
+
+
+def test_calibration_is_measured_before_the_fit() -> None:
+    bandit = Bandit(16)
+    scheduler = scheduler_for(bandit)
+    rollouts = bandit.rollouts(bandit.keys)
+    metrics = scheduler.observe(rollouts)
+    observed = np.asarray(rollouts.reward_B).reshape(16, 8).mean(axis=1)
+    assert metrics["accuracy/estimate_mean"] == pytest.approx(0.5)
+    assert metrics["accuracy/mae"] == pytest.approx(np.abs(observed - 0.5).mean())
+
+
+def test_errors_are_left_out_not_counted_as_wrong() -> None:
+    bandit = Bandit(4)
+    with_errors, without = scheduler_for(bandit), scheduler_for(bandit)
+    keys = ["prompt-0", "prompt-0", "prompt-1", "prompt-2"]
+    metrics = with_errors.observe(Rollouts(keys, [1.0, np.nan, 0.5, np.nan], 0.0, [[1]] * 4, [[-1.0]] * 4))
+    without.observe(Rollouts(["prompt-0", "prompt-1"], [1.0, 0.5]))
+    assert metrics["accuracy/observed_mean"] == pytest.approx(0.75)
+    assert np.array_equal(with_errors.accuracy_estimates(), without.accuracy_estimates())
+    assert [entry.key for entry in with_errors.replay()] == ["prompt-0"]
+    assert metrics["selection/coverage"] == pytest.approx(0.75)  # prompt-2 was used, though nothing was learned
+
+
+def test_a_step_of_errors_alone_changes_no_estimate() -> None:
+    bandit = Bandit(4)
+    scheduler = scheduler_for(bandit)
+    metrics = scheduler.observe(Rollouts(["prompt-0"], [np.nan]))
+    assert scheduler.accuracy_estimates() == pytest.approx(np.full(4, 0.5))
+    assert "accuracy/mae" not in metrics
+    assert scheduler.step == 1
+
+
+def test_only_correct_completions_enter_replay_with_their_prompts_misjudgement() -> None:
+    bandit = Bandit(4)
+    scheduler = scheduler_for(bandit)
+    keys = ["prompt-0"] * 4 + ["prompt-1"] * 4
+    reward = [1, 0, 0, 0, 1, 1, 1, 0.9]
+    ids = [[i] for i in range(8)]
+    scheduler.observe(Rollouts(keys, reward, 0.0, ids, [[-float(i)] for i in range(8)]))
+    entries = {entry.token_ids[0]: entry for entry in scheduler.replay()}
+    assert sorted(entries) == [0, 4, 5, 6]
+    assert entries[0].priority == pytest.approx(0.25)
+    assert entries[5].priority == pytest.approx(3.9 / 4 - 0.5)
+    assert entries[5].logprobs == (-5.0,)
+    assert entries[5].step == 0
+
+
+def test_replay_reaches_log_z_only_when_asked() -> None:
+    bandit = Bandit(8)
+
+    def estimate_after(replayed: Rollouts | None) -> float:
+        scheduler = scheduler_for(bandit)
+        fresh = Rollouts(["prompt-0", "prompt-1"] * 4, [0.0, 1.0] * 4)
+        for _ in range(5):
+            scheduler.observe(fresh, replayed)
+        return float(scheduler.accuracy_estimate(["prompt-0"])[0])
+
+    correct = Rollouts(["prompt-0"] * 8, [1.0] * 8)
+    assert estimate_after(correct) > estimate_after(None) + 0.1
+
+
+def test_rewards_outside_the_unit_interval_are_refused() -> None:
+    scheduler = scheduler_for(Bandit(4))
+    with pytest.raises(ValueError, match="z-scored"):
+        scheduler.observe(Rollouts(["prompt-0", "prompt-1"], [1.5, -1.0]))
+    with pytest.raises(ValueError, match="2 keys but 1 rewards"):
+        scheduler.observe(Rollouts(["prompt-0", "prompt-1"], [1.0]))
+
+
+def test_state_resumes_bit_for_bit_under_reordering_and_growth() -> None:
+    bandit = Bandit(48)
+    first = scheduler_for(bandit, cooldown_steps=2, replay=ReplayBuffer(32, 16))
+    for _ in range(5):
+        first.observe(bandit.rollouts(first.select(8)))
+    order = np.random.default_rng(5).permutation(48)
+    keys = [bandit.keys[i] for i in order] + ["new"]
+    embeddings = torch.cat([bandit.embeddings()[order], torch.zeros(1, 8)])
+    second = DifficultyScheduler(keys, embeddings, beta=BETA, cooldown_steps=2, replay=ReplayBuffer(32, 16))
+    second.load_state_dict(first.state_dict())
+    same = scheduler_for(bandit, cooldown_steps=2, replay=ReplayBuffer(32, 16))
+    same.load_state_dict(first.state_dict())
+    assert np.allclose(first.accuracy_estimate(bandit.keys), second.accuracy_estimate(bandit.keys), atol=1e-6)
+    assert second.replay() == first.replay()
+    assert second.last_used_N[-1] < 0
+    for _ in range(3):
+        chosen = first.select(8)
+        assert chosen == same.select(8)
+        rollouts = bandit.rollouts(chosen)
+        assert first.observe(rollouts) == pytest.approx(same.observe(rollouts), abs=0, nan_ok=True)
+    assert np.array_equal(first.accuracy_estimates(), same.accuracy_estimates())
+
+
+def test_a_state_of_other_prompts_is_refused() -> None:
+    first, second = scheduler_for(Bandit(8)), scheduler_for(Bandit(4))
+    with pytest.raises(ValueError, match="4 prompts that are not in the dataset"):
+        second.load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("keys", "rows", "options", "message"),
+    [
+        (["a", "a"], 2, {}, "unique"),
+        (["a", "b"], 3, {}, "2 keys but 3 embeddings"),
+        (["a", "b"], 2, {"target_accuracy": 1.5}, "target_accuracy"),
+    ],
+)
+def test_refuses_inconsistent_input(keys: list[str], rows: int, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DifficultyScheduler(keys, torch.randn(rows, 3), **options)  # type: ignore[arg-type]
