@@ -6,6 +6,7 @@ Where the paper is silent the docstring of the field says so. Unknown keys are e
 from __future__ import annotations
 
 import difflib
+import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,12 +73,18 @@ class TaskConfig(Section):
     chat: bool = False
     """Send a plain-text prompt as one user message through the chat template."""
     verifier: str | None = None
-    """``math``, ``exact``, ``numeric``, ``gym``, ``path/to/file.py:function`` or ``package.module:function``."""
+    """``math``, ``exact``, ``numeric``, ``gym``, ``path/to/file.py:function`` or ``package.module:function``. From
+    Python also a function itself, of TRL's signature and at the top level of a module."""
     options: dict[str, Any] = {}
     """Passed on to the source: reasoning-gym's dataset parameters, the skills' names and sizes, ``load_dataset``'s."""
     skip: NonNegative = 0
     limit: Positive | None = None
     """Rows ``skip : skip + limit`` in file order."""
+
+    @field_validator("verifier", mode="before")
+    @classmethod
+    def _function_by_reference(cls, value: Any) -> Any:
+        return _function_reference(value) if callable(value) else value
 
 
 class DataConfig(Section):
@@ -256,6 +263,17 @@ def parse_config(tree: dict[str, Any], where: str = "config") -> Config:
 def dump_config(config: Config) -> dict[str, Any]:
     """The whole configuration as plain YAML-ready values."""
     return config.model_dump(mode="json")
+
+
+def _function_reference(function: Any) -> str:
+    """Where verifier processes find a function: ``file.py:name``. Raises ValueError where they could not."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    if not inspect.isfunction(function) or "<" in name:
+        raise ValueError(f"{name} must be a function at the top level of a module: other processes import it by name")
+    try:
+        return f"{inspect.getfile(function)}:{name}"
+    except (OSError, TypeError):
+        raise ValueError(f"{name} must be defined in a file: other processes import it from there") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ Verifier = Callable[[Prompt, str], float]
 _GYM_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TUPLE_GYMS = frozenset({"arc_agi", "rearc"})
 _LONGEST_ERROR = 500
+_running: set[Path] = set()  # files being imported now
 
 
 @dataclass(frozen=True)
@@ -202,19 +203,30 @@ def _import(where: str, spec: str) -> ModuleType:
         sys.path.append(folder)  # for the user's own modules; last, so that they shadow nothing
     try:
         return importlib.import_module(where) if path is None else _run_file(path)
+    except InputError:
+        raise
     except (Exception, SystemExit) as error:  # user code
         reason = _one_line(f"{type(error).__name__}: {error}")
         raise InputError(f"verifier '{spec}': importing {where} failed: {reason}") from error
 
 
 def _run_file(path: Path) -> ModuleType:
+    if path in _running:
+        raise InputError(
+            f"{path} starts the training again whenever it is imported, and verifiers import it: put what is not a "
+            'definition under if __name__ == "__main__":'
+        )
     name = f"pacedrl_verifier_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None  # files ending in .py have a loader
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses look their module up
-    module_spec.loader.exec_module(module)
+    _running.add(path)
+    try:
+        module_spec.loader.exec_module(module)
+    finally:
+        _running.remove(path)
     return module
 
 

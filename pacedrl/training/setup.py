@@ -11,13 +11,16 @@ from pacedrl.config import Config
 from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer
 from pacedrl.policy.policy import Policy
+from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.datasets import Task, load_task
 from pacedrl.tasks.pool import Job, VerifierPool
-from pacedrl.tasks.verifiers import gold_completion
+from pacedrl.tasks.verifiers import BUILT_IN, Verdict, gold_completion
 from pacedrl.types import Prompt
 
 GOLD_SAMPLE = 32
 """Gold answers of each task that are tried before training starts."""
+GOLD_FORMS = ("{}", r"\boxed{{{}}}", "<answer>{}</answer>", "#### {}")
+"""How a completion may state an answer."""
 
 
 def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
@@ -99,28 +102,46 @@ def build_scheduler(config: Config, keys: Sequence[str], embeddings_NH: Tensor) 
 
 
 def rejected_gold(pool: VerifierPool, task: Task, limit: int | None = None) -> tuple[int, list[tuple[Prompt, str]]]:
-    """How many gold answers were tried, and those that the task's own verifier does not reward in full, with why."""
-    jobs = []
+    """How many gold answers were tried, and those that the task's own verifier does not reward in full, with why.
+
+    Built-in verifiers are shown the answer in their own form. What form a user's function reads is not known, so it is
+    shown each of the usual ones, and the first verdict is the reason given if it rewards none.
+    """
+    jobs: list[Job] = []
+    offenders: list[tuple[Prompt, str]] = []
     for prompt in task.prompts[:limit]:
-        text = gold_completion(task.verifier, prompt)
-        if text is not None:
-            jobs.append(Job(task.verifier, prompt, text))
-    offenders = []
+        try:
+            gold = gold_completion(task.verifier, prompt)
+        except JudgeError as error:
+            offenders.append((prompt, str(error)))
+            continue
+        if gold is not None:
+            forms = (gold,) if task.verifier in BUILT_IN else tuple(form.format(gold) for form in GOLD_FORMS)
+            jobs += [Job(task.verifier, prompt, form) for form in forms]
+    unjudged = len(offenders)
+    verdicts: dict[str, list[Verdict]] = {}
     for job, verdict in zip(jobs, pool.score(jobs), strict=True):
-        if verdict.reward is None or verdict.reward < 1.0:
-            offenders.append((job.prompt, verdict.error or f"rewarded {verdict.reward:g}"))
-    return len(jobs), offenders
+        verdicts.setdefault(job.prompt.key, []).append(verdict)
+    for prompt in task.prompts[:limit]:
+        shown = verdicts.get(prompt.key, [])
+        if shown and all(verdict.reward is None or verdict.reward < 1.0 for verdict in shown):
+            offenders.append((prompt, shown[0].error or f"rewarded {shown[0].reward:g}"))
+    return len(verdicts) + unjudged, offenders
 
 
 def require_some_gold(pool: VerifierPool, tasks: Sequence[Task]) -> None:
-    """Raise InputError when a verifier rejects every gold answer it is shown: nothing could be learned from it."""
+    """Raise InputError when a verifier rejects every gold answer it is shown: nothing could be learned from it.
+
+    ``verifier.check_gold`` turns this off, for rewards that a bare answer cannot earn.
+    """
     for task in tasks:
         tried, offenders = rejected_gold(pool, task, GOLD_SAMPLE)
         if tried and len(offenders) == tried:
             prompt, reason = offenders[0]
             raise InputError(
                 f"task {task.name}: the verifier '{task.verifier}' rejects all {tried} gold answers it was shown, "
-                f"e.g. {str(prompt.answer)[:60]!r} ({reason}); check columns.answer and the verifier"
+                f"e.g. {str(prompt.answer)[:60]!r} ({reason}); "
+                "check columns.answer and the verifier, or set verifier.check_gold=false"
             )
 
 
