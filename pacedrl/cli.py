@@ -111,7 +111,7 @@ def _eval(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pacedrl.training.view import ConsoleView, evaluation_table
+    from pacedrl.training.view import ConsoleView, evaluation_notes, evaluation_table
 
     with ConsoleView() as view:
         results = run_evaluation(config, view)
@@ -119,7 +119,10 @@ def _eval(options: argparse.Namespace) -> int:
     if options.json == "-":
         print(text)
         return 0
-    Console().print(evaluation_table(str(options.model), results))
+    console = Console()
+    console.print(evaluation_table(str(options.model), results))
+    for note in evaluation_notes(results):
+        console.print(note, markup=False, highlight=False)
     if options.json:
         try:
             Path(options.json).write_text(text + "\n", encoding="utf-8")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pacedrl.evaluation.evaluate import TaskResult
+from pacedrl.evaluation.metrics import Estimate
 
 
 class View(Protocol):
@@ -109,22 +111,40 @@ class ConsoleView:
         self.console.print(text, markup=False, highlight=False)
 
 
+EVALUATION_CAPTION = "means over prompts, 95% bootstrap intervals; distinct answers a prompt (correct ones)"
+
+
 def evaluation_table(title: str, results: Sequence[TaskResult]) -> Table:
-    """One row a task: every figure with its 95% interval."""
-    table = Table(title=title, caption="mean over prompts, with 95% bootstrap interval")
-    names = list(results[0].figures)
-    for heading in ("task", "prompts", *names, "truncated", "errors"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
+    """One row a task: pass@k and mean@n with 95% intervals, and the number of distinct answers, correct ones apart."""
+    rates = [name for name in results[0].figures if "@" in name]
+    table = Table(title=title, box=box.SIMPLE_HEAD, caption=EVALUATION_CAPTION)
+    table.add_column("task (prompts)", no_wrap=True)
+    for heading in (*rates, "distinct"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
-        cells = [f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in result.figures.values()]
-        table.add_row(result.task, str(result.prompts), *cells, f"{result.truncated:.0%}", str(result.errors))
+        cells = [_with_interval(result.figures[name]) for name in rates]
+        distinct, correct = result.figures["distinct"].mean, result.figures["distinct_correct"].mean
+        table.add_row(f"{result.task} ({result.prompts})", *cells, f"{distinct:.1f} ({correct:.1f})")
     return table
+
+
+def _with_interval(estimate: Estimate) -> str:
+    # Without leading zeros three such columns fit a terminal of 80.
+    low, high = (f"{bound:.2f}".removeprefix("0") for bound in (estimate.low, estimate.high))
+    return f"{estimate.mean:.2f} {low}–{high}"
+
+
+def evaluation_notes(results: Sequence[TaskResult]) -> list[str]:
+    """What a reader of the table must know beside it."""
+    truncated = [f"{r.task}: {r.truncated:.0%} of completions were cut at the limit" for r in results if r.truncated]
+    errors = [f"{r.task}: the verifier failed on {r.errors} completions, left out" for r in results if r.errors]
+    return truncated + errors
 
 
 def before_after_table(evals: Sequence[Mapping[str, float]], tasks: Sequence[str], ks: Sequence[int]) -> Table:
     """pass@k of each task in the first and the last row of eval.jsonl, and their mean over tasks."""
     first, last = evals[0], evals[-1]
-    table = Table(title=f"held-out prompts, before and after {int(last['step'])} steps")
+    table = Table(title=f"held-out prompts, before and after {int(last['step'])} steps", box=box.SIMPLE_HEAD)
     table.add_column("task")
     for k in ks:
         for heading in (f"pass@{k} before", "after", "change"):
