@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pacedrl.assets import TINY_MODEL
@@ -44,11 +45,16 @@ def load_model_and_tokenizer(config: ModelConfig, folder: Path | None = None) ->
         options["attn_implementation"] = config.attn_implementation
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"model.name: cannot load '{name}' as a causal language model: {reason}") from None
-    if config.gguf_file is not None:
+    if info["missing_keys"]:
+        absent = sorted(info["missing_keys"])
+        raise InputError(f"model.name: the weights in '{name}' lack {len(absent)} tensors, e.g. {absent[0]}")
+    if "gguf_file" in options:
         _forget_quantisation(model)
     if config.lora is not None:
         model = _with_adapter(model, config.lora, folder)

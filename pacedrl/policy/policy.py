@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
@@ -110,21 +113,25 @@ class Policy:
 
     @contextmanager
     def gradient_checkpointing(self, enabled: bool) -> Iterator[None]:
-        """Recompute each layer's activations in the backward pass, for as long as the context lasts."""
+        """Recompute each layer's activations in the backward pass, for as long as the context lasts.
+
+        Raises InputError for a model whose layers transformers cannot checkpoint.
+        """
         if not enabled:
             yield
             return
-        self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        # transformers checkpoints only layers in training mode; their children stay in eval mode, without dropout.
-        layers = [module for module in self.causal_lm.modules() if getattr(module, "gradient_checkpointing", False)]
+        layers = [module for module in self.causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise InputError(f"optimizer.gradient_checkpointing: {type(self.causal_lm).__name__} does not support it")
         for layer in layers:
-            layer.training = True
+            # transformers checkpoints layers in training mode only; the layer itself must run as in eval mode.
+            layer.training = layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(_checkpoint_in_eval_mode, layer)
         try:
             yield
         finally:
             for layer in layers:
-                layer.training = False
-            self.causal_lm.gradient_checkpointing_disable()
+                layer.training = layer.gradient_checkpointing = False
 
     def _hidden_before(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> Tensor:
         """Last hidden states at the positions that predict completion tokens, all sequences' end to end: [K, H]."""
@@ -147,3 +154,16 @@ class Policy:
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def _checkpoint_in_eval_mode(layer: torch.nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
+    """Run a layer under activation checkpointing with dropout off, now and when it is recomputed."""
+
+    def run(*values: Any) -> Any:
+        mode, layer.training = layer.training, False
+        try:
+            return function(*values)
+        finally:
+            layer.training = mode
+
+    return checkpoint(run, *inputs, use_reentrant=False)

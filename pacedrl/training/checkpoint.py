@@ -20,23 +20,26 @@ NAME = re.compile(r"step-(\d{5,})")
 
 
 def save_checkpoint(run_dir: Path, step: int, policy: Policy, state: State, keep: int) -> Path:
-    """Write the checkpoint of ``step`` under a temporary name, rename it, then delete all but the newest ``keep``."""
+    """Write the checkpoint of ``step`` under a temporary name, rename it, then delete all but the newest ``keep``.
+
+    One that is there already is left as it is: the same run's same step has the same content.
+    """
     root = run_dir / "checkpoints"
     final = root / f"step-{step:05d}"
     partial = root / f"partial-{final.name}"
     for leftover in root.glob("partial-*"):
         shutil.rmtree(leftover)
+    if final.exists():
+        return final
     (partial / "state").mkdir(parents=True)
     policy.save(partial)
     for name, part in state.items():
         save_state(partial / "state", name, part)
     _flush(partial)
-    if final.exists():
-        # The same step again, after an interruption: same content, so either copy will do at any moment.
-        shutil.rmtree(final)
     partial.rename(final)
     for old in list_checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        # Renamed first: half a checkpoint must not look like a whole one, whenever the deletion dies.
+        shutil.rmtree(old.rename(root / f"partial-{old.name}"))
     return final
 
 

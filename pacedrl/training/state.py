@@ -31,6 +31,8 @@ def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         tensors[name] = value.detach().cpu().clone().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
+        if not all(isinstance(key, str | int) for key in value):
+            raise TypeError("cannot save a dict whose keys are not all strings or integers")
         return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return [_pack(item, tensors) for item in value]
