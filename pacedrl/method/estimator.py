@@ -7,6 +7,15 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+CALIBRATION = (
+    "accuracy/estimate_mean",
+    "accuracy/observed_mean",
+    "accuracy/mae",
+    "accuracy/bias",
+    "accuracy/spearman",
+)
+"""The names of `calibration_metrics`."""
+
 
 def calibration_metrics(estimate_P: Floats, observed_P: Floats) -> dict[str, float]:
     """Estimated against observed accuracy of the prompts of one step, both in units of accuracy.
@@ -16,13 +25,9 @@ def calibration_metrics(estimate_P: Floats, observed_P: Floats) -> dict[str, flo
     ``accuracy/spearman`` is the rank correlation, NaN where either side is constant (every estimate, at the start).
     """
     error_P = estimate_P - observed_P
-    return {
-        "accuracy/estimate_mean": float(estimate_P.mean()),
-        "accuracy/observed_mean": float(observed_P.mean()),
-        "accuracy/mae": float(np.abs(error_P).mean()),
-        "accuracy/bias": float(error_P.mean()),
-        "accuracy/spearman": spearman(estimate_P, observed_P),
-    }
+    mae, rank = np.abs(error_P).mean(), spearman(estimate_P, observed_P)
+    values = (estimate_P.mean(), observed_P.mean(), mae, error_P.mean(), rank)
+    return dict(zip(CALIBRATION, map(float, values), strict=True))
 
 
 def spearman(first_P: Floats, second_P: Floats) -> float:

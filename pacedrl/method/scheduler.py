@@ -14,6 +14,7 @@ sampled, sharded or trained, so it serves any trainer that can take one advantag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pacedrl.method.estimator import Floats, calibration_metrics
+from pacedrl.method.estimator import CALIBRATION, Floats, calibration_metrics
 from pacedrl.method.objectives import trajectory_balance_advantage
 from pacedrl.method.partition import LogPartition, PartitionLearner
 from pacedrl.method.replay import ReplayBuffer, ReplayEntry
@@ -147,10 +148,10 @@ class DifficultyScheduler:
         """Learn from one step's rollouts: fit log Z, admit to replay, mark the prompts as used, advance the step.
 
         The estimate is compared with the observation before it is fitted to it, so the calibration metrics are of
-        honest predictions. ``replayed`` takes part in the fit only; leave it out to keep replay away from log Z
-        (all replayed completions are correct, so they push it upwards).
+        honest predictions; where nothing could be judged they are NaN. ``replayed`` takes part in the fit only; leave
+        it out to keep replay away from log Z (all replayed completions are correct, so they push it upwards).
         """
-        metrics: dict[str, float] = {}
+        metrics = dict.fromkeys((*CALIBRATION, "loss/partition"), math.nan) | {"replay/admitted": 0.0}
         judged = _judged(fresh)
         if len(judged.keys) > 0:
             estimate = {key: float(p) for key, p in zip(judged.keys, self.accuracy_estimate(judged.keys), strict=True)}
@@ -210,11 +211,12 @@ class DifficultyScheduler:
 
     def _state_metrics(self) -> dict[str, float]:
         entries = self.replay_buffer.entries
-        metrics = {"replay/size": float(len(entries)), "selection/coverage": float((self.last_used_N > NEVER).mean())}
-        if entries:
-            metrics["replay/age_mean"] = float(np.mean([self.step - entry.step for entry in entries]))
-            metrics["replay/priority_mean"] = float(np.mean([entry.priority for entry in entries]))
-        return metrics
+        return {
+            "replay/size": float(len(entries)),
+            "replay/age_mean": float(np.mean([self.step - e.step for e in entries])) if entries else math.nan,
+            "replay/priority_mean": float(np.mean([e.priority for e in entries])) if entries else math.nan,
+            "selection/coverage": float((self.last_used_N > NEVER).mean()),
+        }
 
 
 def _judged(rollouts: Rollouts) -> Rollouts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,7 +34,7 @@ class Alarms:
             "truncated": metrics["completion/truncated"] > TRUNCATED_SHARE,
             "unmixed": self.unmixed_steps >= UNMIXED_STEPS,
             "errors": metrics["verifier/errors"] > VERIFIER_ERROR_SHARE * metrics["rollouts/step"],
-            "mismatch": metrics.get("mismatch/logprob_mean", math.nan) > MISMATCH_NATS,
+            "mismatch": metrics["mismatch/logprob_mean"] > MISMATCH_NATS,
             "not finite": self.skipped_steps > 0,
         }
         new = [name for name, is_raised in raised.items() if is_raised and name not in self.said]

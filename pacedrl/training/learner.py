@@ -17,6 +17,18 @@ from pacedrl.policy.policy import Policy
 
 Metrics = dict[str, float]
 
+METRICS = (
+    "loss/objective",
+    "objective/delta_abs",
+    "kl/old",
+    "entropy",
+    "mismatch/logprob_mean",
+    "mismatch/logprob_max",
+    "grad_norm",
+    "optim/learning_rate",
+)
+"""Names of what `Learner.update` measures; all NaN for an empty batch."""
+
 
 @dataclass(frozen=True)
 class TrainingSequence:
@@ -74,7 +86,7 @@ class Learner:
         the policy as it was.
         """
         if not batch:
-            return Update({}, [], applied=False)
+            return Update(dict.fromkeys(METRICS, math.nan), [], applied=False)
         totals, log_ratio_B = self.accumulate_gradient(batch, tick)
         tick()
         return self._apply(totals, log_ratio_B, batch, step)

@@ -14,18 +14,18 @@ from pacedrl.errors import InputError
 class Trackers:
     """Context manager around accelerate's trackers; without any configured it does nothing.
 
-    Raises InputError, on entering, for a tracker that is not installed.
+    Raises InputError for a tracker that is not installed.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.accelerator: Any = None
+        for name in config.tracking.trackers:
+            if importlib.util.find_spec(name) is None:
+                raise InputError(f"tracking.trackers: '{name}' is not installed: pip install \"pacedrl[trackers]\"")
 
     def __enter__(self) -> Trackers:
         names = self.config.tracking.trackers
-        for name in names:
-            if importlib.util.find_spec(name) is None:
-                raise InputError(f"tracking.trackers: '{name}' is not installed: pip install \"pacedrl[trackers]\"")
         if names:
             from accelerate import Accelerator
 

@@ -66,6 +66,7 @@ class Trainer:
     def __init__(self, config: Config, view: View | None = None) -> None:
         self.config = config
         self.view = view or SilentView()
+        self.trackers = Trackers(config)
         device = resolve_device(config.run.device)
         train, held_out = load_tasks(config)
         torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
@@ -98,7 +99,7 @@ class Trainer:
         self.folder.rewind(self.step)
         self.view.start(self.step, self.config.run.steps)
         try:
-            with InterruptGuard() as self.guard, Trackers(self.config) as self.trackers:
+            with InterruptGuard() as self.guard, self.trackers:
                 self._loop()
         except Interrupted:
             interrupted = True
@@ -149,18 +150,18 @@ class Trainer:
         self.rollouts += sum(len(group.completions) for group in groups)
         self.trained += len(batch) if update.applied else 0
         self.tokens += sum(len(completion.token_ids) for group in groups for completion in group.completions)
-        self.skipped += not update.applied
+        skipped = bool(batch) and not update.applied
+        self.skipped += skipped
         counters = {
             "rollouts/generated": self.rollouts,
             "rollouts/trained": self.trained,
             "tokens/generated": self.tokens,
-            "optim/skipped": float(not update.applied),
+            "optim/skipped": float(skipped),
             "optim/skipped_total": self.skipped,
             "replay/trained": float(len(replayed)),
         }
         metrics = counters | rollout_metrics(groups) | update.metrics | observed
-        if "kl/old" in metrics:
-            metrics["kl/old_beta"] = self.config.objective.beta * metrics["kl/old"]
+        metrics["kl/old_beta"] = self.config.objective.beta * metrics["kl/old"]
         self._report(metrics | clock.metrics(), groups, estimates)
 
     def _sample(self, keys: list[str]) -> list[Group]:

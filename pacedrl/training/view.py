@@ -87,8 +87,8 @@ class ConsoleView:
 
     def step(self, row: Mapping[str, Any]) -> None:
         figures = (
-            f"reward {row['reward/mean']:.3f}  accuracy est {row.get('accuracy/estimate_mean', float('nan')):.2f} "
-            f"obs {row.get('accuracy/observed_mean', float('nan')):.2f}  "
+            f"reward {row['reward/mean']:.3f}  accuracy est {row['accuracy/estimate_mean']:.2f} "
+            f"obs {row['accuracy/observed_mean']:.2f}  "
             f"{row['rollouts/step'] / row['time/step']:.1f} rollouts/s"
         )
         self.progress.update(self.bar, completed=row["step"], figures=figures)

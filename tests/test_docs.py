@@ -1,0 +1,104 @@
+"""What README and docs say is true: snippets run, settings exist, figures come from the file beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import yaml
+
+from pacedrl.config import config_tree, load_config, parse_config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_example_trains(tmp_path: Path) -> None:
+    code = next(snippet for snippet in snippets("python") if "Trainer" in snippet)
+    assert len(code.splitlines()) <= 15
+    (tmp_path / "example.py").write_text(code)
+    environment = os.environ | {"PACEDRL_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Summary(" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 20
+    assert mean(row["reward/mean"] for row in rows[-5:]) > mean(row["reward/mean"] for row in rows[:5])
+
+
+def test_the_yaml_example_is_a_valid_configuration() -> None:
+    (text,) = snippets("yaml")
+    config = parse_config(yaml.safe_load(text))
+    assert config.data.train[0].columns == {"prompt": "question", "answer": "solution"}
+    assert config.data.eval[0].verifier == "math"
+
+
+def test_the_scheduler_example_uses_names_that_exist() -> None:
+    code = next(snippet for snippet in snippets("python") if "scheduler.select" in snippet)
+    code = code.replace("select(128)", "select(2)")
+    import torch
+
+    keys = ["a", "b", "c"]
+    names = {
+        "keys": keys,
+        "embeddings": torch.randn(3, 4),
+        "keys_B": ["a", "a", "b"],
+        "reward_B": [1, 0, 1],
+        "log_ratio_B": 0.0,
+    }
+    exec(code, names)
+    assert len(names["chosen"]) == 2
+    assert names["metrics"]["accuracy/observed_mean"] == pytest.approx(0.75)
+
+
+def test_every_setting_named_in_readme_and_docs_exists() -> None:
+    text = README + (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    sections = load_config(None).model_dump()
+    named = set(re.findall(r"`?\b(" + "|".join(sections) + r")\.([a-z_]+)\b(?!\.py|/)", text))
+    checked = {(section, field) for section, field in named if field not in ("py", "yaml", "jsonl")}
+    assert len(checked) > 8
+    missing = [f"{section}.{field}" for section, field in checked if field not in sections[section]]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_a_valid_configuration(path: Path) -> None:
+    assert load_config(path).run.steps == config_tree(path)["run"]["steps"]
+
+
+def test_the_demo_table_is_the_results_file() -> None:
+    figures = json.loads((ROOT / "docs/demo_results.json").read_text())["figures"]
+    rows = re.findall(
+        r"^\| ([a-z]+)[^|]*\| ([\d.]+) \| ([\d.]+) \(([\d.]+)–([\d.]+)\) \| ([\d.]+) \| ([\d.]+) \|$", README, re.M
+    )
+    assert len(rows) == 7
+    for skill, *shown in rows:
+        one, eight = figures[f"{skill}/pass@1"], figures[f"{skill}/pass@8"]
+        expected = [
+            mean(one["before"]),
+            mean(one["after"]),
+            min(one["after"]),
+            max(one["after"]),
+            mean(eight["before"]),
+            mean(eight["after"]),
+        ]
+        assert [float(value) for value in shown] == pytest.approx(expected, abs=0.0051), skill
+
+
+def test_make_targets_named_in_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"make ([a-z0-9-]+)", README + (ROOT / "examples/smollm2_svamp.yaml").read_text()))
+    assert {"demo", "test", "smollm2"} <= named
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in named)
