@@ -58,8 +58,11 @@ def evaluate(
 
     The same seed draws the same random numbers whatever the policy, so that two policies are compared on common ones.
 
-    Raises InputError when the verifier could not judge enough completions of a task.
+    Raises ValueError when some k exceeds the number of samples, and InputError when the verifier could not judge enough
+    completions of a task.
     """
+    if max(ks) > settings.group_size:
+        raise ValueError(f"pass@{max(ks)} needs at least {max(ks)} samples a prompt, not {settings.group_size}")
     results = []
     for task in tasks:
         groups = sample_groups(policy, task.prompts, prompt_ids, settings, (seed, "eval"), tick, advance)

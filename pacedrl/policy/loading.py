@@ -69,7 +69,10 @@ def find_head(causal_lm: Any) -> Head:
     """
     linear = causal_lm.get_output_embeddings()
     if not isinstance(linear, torch.nn.Linear):
-        raise InputError(f"model.name: the output layer is {type(linear).__name__}, expected a plain Linear layer")
+        raise InputError(
+            f"model.name: the output layer is a {type(linear).__module__}.{type(linear).__name__}, expected "
+            "torch.nn.Linear; leave it out of model.lora.target_modules"
+        )
     text_config = causal_lm.config.get_text_config()
     scale = float(getattr(text_config, "logit_scale", None) or 1.0)
     scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)

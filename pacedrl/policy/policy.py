@@ -65,7 +65,15 @@ class Policy:
         """Token ids of a prompt: messages through the chat template, plain text as it is.
 
         The template writes its own special tokens, so none are added to its output: no double BOS.
+
+        Raises InputError when there is no template for messages, or no token at all.
         """
+        ids = self._encode(content)
+        if not ids:
+            raise InputError(f"the prompt {content!r} has no tokens: there is nothing to sample from")
+        return ids
+
+    def _encode(self, content: str | list[Message]) -> list[int]:
         if isinstance(content, str):
             return [int(i) for i in self.tokenizer(content).input_ids]
         if self.tokenizer.chat_template is None:

@@ -155,7 +155,9 @@ def _choose(logits_BV: Tensor, uniform_B: Tensor, settings: SamplingSettings) ->
 
 def _invert(weight_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """The first token whose cumulative weight exceeds uniform · total; never one of weight 0."""
-    cumulative_BV = weight_BV.cumsum(dim=-1)
+    # In double precision: parallel sums on a GPU are not monotone to the last digit, and a token of weight 0 must not
+    # slip into such a gap.
+    cumulative_BV = weight_BV.cumsum(dim=-1, dtype=torch.float64)
     total_B = cumulative_BV[:, -1]
     # Rounding may lift uniform · total to the total itself, which no token exceeds.
     threshold_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))

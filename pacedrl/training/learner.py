@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -106,7 +108,7 @@ class Learner:
             for rows in micro_batches(batch, self.config.tokens_per_micro_batch):
                 tick()
                 ratios, gap, sums = self._micro_batch([batch[i] for i in rows], normalizer=len(batch))
-                largest_gap = max(largest_gap, gap)
+                largest_gap = float(np.maximum(largest_gap, gap))  # NaN stays NaN
                 for i, ratio in zip(rows, ratios, strict=True):
                     log_ratio_B[i] = ratio
                 for name, value in sums.items():
@@ -170,7 +172,7 @@ class Learner:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(deepcopy(state))
 
 
 def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:

@@ -57,6 +57,7 @@ def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: 
     spread = np.linspace(0, len(groups) - 1, min(count, len(groups))).astype(int).tolist() if count else []
     shown = [(groups[i], groups[i].completions[0]) for i in spread]
     failed = [(group, c) for group in groups for c in group.completions if c.error is not None][:1]
+    failed = [pair for pair in failed if all(pair[1] is not completion for _, completion in shown)]
     return [
         {
             "key": group.prompt.key,

@@ -1,0 +1,370 @@
+"""One optimiser step on the tiny model, against the same step written out by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pacedrl.config import OptimizerConfig
+from pacedrl.policy.policy import Policy
+from pacedrl.training import learner as learner_module
+from pacedrl.training.learner import Learner, TrainingSequence, Update, micro_batches, schedule_factor
+from pacedrl.training.state import load_state, save_state
+
+NewPolicy = Callable[[], Policy]
+CONFIG = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=1.0)
+UNCLIPPED = CONFIG.model_copy(update={"max_grad_norm": 1e9})
+EPS = 1e-3
+"""Adam's, where steps are compared: with its own it turns the rounding of next to no gradient into a whole step."""
+TEXTS = [("sort:312=", "123"), ("copy:12=", "12"), ("add:1234567+7654321=", "8888888"), ("reverse:45=", "5")]
+
+
+def logprobs_of(policy: Policy, sequence: TrainingSequence, temperature: float) -> Tensor:
+    """[T, V] at the completion's tokens, through the model's own logits."""
+    ids = torch.tensor([[*sequence.prompt_ids, *sequence.completion_ids]])
+    logits = policy.model(input_ids=ids).logits[0, len(sequence.prompt_ids) - 1 : -1]
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def taken(logprobs_TV: Tensor, sequence: TrainingSequence) -> Tensor:
+    return logprobs_TV[torch.arange(len(sequence.completion_ids)), torch.tensor(sequence.completion_ids)]
+
+
+def mixture(policy: Policy, temperature: float = 1.0) -> list[TrainingSequence]:
+    """Fresh sequences with anchors a little off the policy, replayed ones further off."""
+    generator = torch.Generator().manual_seed(5)
+    batch = []
+    for i, (prompt, answer) in enumerate([*TEXTS, *TEXTS[:2]]):
+        completion = [*policy.encode(answer)[1:], 2]
+        sequence = TrainingSequence(policy.encode(prompt), completion, 3.0 * (i % 3) - 4.0, None, replayed=i >= 4)
+        own = taken(logprobs_of(policy, sequence, temperature), sequence).detach()
+        noise = torch.randn(len(own), generator=generator) * (0.5 if sequence.replayed else 0.1)
+        batch.append(replace(sequence, anchor_logprobs=(own + noise).tolist()))
+    return batch
+
+
+def values(policy: Policy) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in policy.model.parameters()]
+
+
+def assert_same(left: Sequence[Tensor], right: Sequence[Tensor], atol: float = 0.0) -> None:
+    for mine, theirs in zip(left, right, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=atol)
+
+
+class ByHand:
+    """AdamW on the mean of δ², with nothing but formulas."""
+
+    def __init__(self, policy: Policy, config: OptimizerConfig, temperature: float) -> None:
+        self.policy, self.config, self.temperature = policy, config, temperature
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in policy.model.parameters()]
+        self.steps = 0
+
+    def update(self, batch: Sequence[TrainingSequence]) -> tuple[float, float, list[float]]:
+        """Loss, norm of the gradient, and the log-ratios."""
+        loss, ratios = torch.zeros(()), []
+        for sequence in batch:
+            assert sequence.anchor_logprobs is not None
+            own = taken(logprobs_of(self.policy, sequence, self.temperature), sequence)
+            ratio = own.sum() - sum(sequence.anchor_logprobs)
+            loss = loss + (ratio - sequence.advantage) ** 2 / len(batch)
+            ratios.append(ratio.item())
+        parameters = list(self.policy.model.parameters())
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+        shrink = min(1.0, self.config.max_grad_norm / norm)
+        (b1, b2), rate = self.config.betas, self.config.learning_rate
+        self.steps += 1
+        with torch.no_grad():
+            for parameter, gradient, (m, v) in zip(parameters, gradients, self.moments, strict=True):
+                gradient = gradient * shrink
+                m.mul_(b1).add_((1 - b1) * gradient)
+                v.mul_(b2).add_((1 - b2) * gradient**2)
+                m_hat, v_hat = m / (1 - b1**self.steps), v / (1 - b2**self.steps)
+                parameter.mul_(1 - rate * self.config.weight_decay).sub_(rate * m_hat / (v_hat.sqrt() + EPS))
+        return loss.item(), norm, ratios
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("config", [CONFIG, UNCLIPPED], ids=["clipped", "unclipped"])
+def test_updates_are_those_written_out_by_hand(
+    new_policy: NewPolicy, config: OptimizerConfig, temperature: float
+) -> None:
+    ours, theirs = new_policy(), new_policy()
+    batch = mixture(ours, temperature)
+    learner, by_hand = Learner(ours, config, 10, temperature), ByHand(theirs, config, temperature)
+    for group in learner.optimizer.param_groups:
+        assert group["eps"] == 1e-8
+        group["eps"] = EPS
+    start = values(ours)
+    for step in range(2):
+        update = learner.update(batch, step)
+        loss, norm, ratios = by_hand.update(batch)
+        assert update.applied
+        assert update.metrics["loss/objective"] == pytest.approx(loss, rel=1e-4)
+        assert update.metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert norm > 1.0  # so that clipping shows
+        assert update.log_ratio_B == pytest.approx(ratios, abs=1e-4)
+    assert_same(values(ours), values(theirs), atol=1e-6)
+    assert max(float((a - b).abs().max()) for a, b in zip(values(ours), start, strict=True)) > 1e-3
+
+
+def test_the_step_lowers_the_loss(policy: Policy) -> None:
+    batch = mixture(policy)
+    learner = Learner(policy, CONFIG, 10, 1.0)
+    losses = [learner.update(batch, step).metrics["loss/objective"] for step in range(8)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_current_anchor_is_the_policys_own_at_the_start(new_policy: NewPolicy) -> None:
+    implicit, explicit = new_policy(), new_policy()
+    batch = [replace(sequence, anchor_logprobs=None) for sequence in mixture(implicit)]
+    logprobs_BT, _, mask_BT = explicit.logprobs([s.prompt_ids for s in batch], [s.completion_ids for s in batch])
+    own = [replace(s, anchor_logprobs=logprobs_BT[i][mask_BT[i]].tolist()) for i, s in enumerate(batch)]
+    one = Learner(implicit, UNCLIPPED, 10, 1.0).update(batch, 0)
+    other = Learner(explicit, UNCLIPPED, 10, 1.0).update(own, 0)
+    assert one.log_ratio_B == [0.0] * len(batch)
+    assert one.metrics["loss/objective"] == pytest.approx(sum(s.advantage**2 for s in batch) / len(batch), rel=1e-5)
+    assert one.metrics["grad_norm"] == pytest.approx(other.metrics["grad_norm"], rel=1e-5)
+    assert other.log_ratio_B == pytest.approx([0.0] * len(batch), abs=1e-5)
+    assert_same(values(implicit), values(explicit), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tokens_per_micro_batch": 30}, {"tokens_per_micro_batch": 1}, {"gradient_checkpointing": True}],
+    ids=["small", "single", "checkpointing"],
+)
+def test_micro_batches_and_checkpointing_change_nothing_but_rounding(
+    new_policy: NewPolicy, change: dict[str, Any]
+) -> None:
+    whole, split = new_policy(), new_policy()
+    batch = mixture(whole)
+    ticks: list[int] = []
+    expected = Learner(whole, UNCLIPPED, 10, 1.0).update(batch, 0)
+    learner = Learner(split, UNCLIPPED.model_copy(update=change), 10, 1.0)
+    actual = learner.update(batch, 0, lambda: ticks.append(1))
+    assert len(ticks) == len(micro_batches(batch, learner.config.tokens_per_micro_batch)) + 1
+    assert_same(values(split), values(whole), atol=1e-5)
+    assert actual.log_ratio_B == pytest.approx(expected.log_ratio_B, abs=1e-4)
+    assert actual.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=1e-5)
+
+
+def sized(length: int) -> TrainingSequence:
+    return TrainingSequence([1] * (length // 2), [1] * (length - length // 2), 0.0, None)
+
+
+@given(st.lists(st.integers(2, 60), max_size=30), st.integers(1, 200))
+def test_micro_batches_partition_the_batch_within_the_budget(lengths: list[int], budget: int) -> None:
+    batch = [sized(length) for length in lengths]
+    groups = micro_batches(batch, budget)
+    assert sorted(i for group in groups for i in group) == list(range(len(batch)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
+    for group, following in itertools.pairwise(groups):
+        shortest = min(lengths[i] for i in following)
+        assert max(lengths[i] for i in group) <= shortest  # similar lengths together
+        assert (len(group) + 1) * shortest > budget  # and as many as fit
+
+
+def test_clipping_bounds_what_is_applied_and_reports_what_was_found(new_policy: NewPolicy) -> None:
+    """With plain moments (β₁ = 0) Adam forgets the scale, so the gradient itself is looked at."""
+    norms: list[float] = []
+    for bound in (1e9, 0.5):
+        policy = new_policy()
+        learner = Learner(policy, CONFIG.model_copy(update={"max_grad_norm": bound}), 10, 1.0)
+        seen: list[Tensor] = []
+        learner.optimizer.register_step_pre_hook(
+            lambda *_, policy=policy, seen=seen: seen.extend(p.grad.clone() for p in policy.parameters())  # type: ignore[misc]
+        )
+        reported = learner.update(mixture(policy), 0).metrics["grad_norm"]
+        applied = math.sqrt(sum(float(g.square().sum()) for g in seen))
+        assert applied == pytest.approx(min(bound, reported), rel=1e-3)
+        norms.append(reported)
+        assert all(parameter.grad is None for parameter in policy.parameters())
+    assert norms[0] == pytest.approx(norms[1])
+    assert norms[0] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0, [1.0] * 6),
+        ("constant", 2, [1 / 3, 2 / 3, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", 0, [1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("linear", 2, [1 / 3, 2 / 3, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", 2, [1 / 3, 2 / 3, 1.0, 0.5 + math.sqrt(2) / 4, 0.5, 0.5 - math.sqrt(2) / 4]),
+    ],
+)
+def test_schedules(schedule: Any, warmup: int, expected: list[float]) -> None:
+    config = OptimizerConfig(schedule=schedule, warmup_steps=warmup)
+    assert [schedule_factor(config, step, 6) for step in range(6)] == pytest.approx(expected)
+    beyond = schedule_factor(config, 9, 6)
+    assert beyond == pytest.approx(1.0 if schedule == "constant" else 0.0)
+
+
+def test_a_warm_up_longer_than_the_run_divides_by_nothing() -> None:
+    config = OptimizerConfig(schedule="cosine", warmup_steps=9)
+    assert schedule_factor(config, 5, 6) == pytest.approx(0.6)
+    assert schedule_factor(config, 9, 6) == 1.0
+
+
+def test_the_scheduled_rate_is_the_one_applied(new_policy: NewPolicy) -> None:
+    moved = []
+    for step in (0, 3):
+        policy = new_policy()
+        before = values(policy)
+        config = CONFIG.model_copy(update={"schedule": "linear", "weight_decay": 0.0})
+        update = Learner(policy, config, 4, 1.0).update(mixture(policy), step)
+        assert update.metrics["optim/learning_rate"] == pytest.approx(1e-3 * (1 - step / 4))
+        moved.append([a - b for a, b in zip(values(policy), before, strict=True)])
+    assert_same(moved[1], [difference / 4 for difference in moved[0]], atol=1e-6)
+
+
+def assert_nothing_happened(learner: Learner, before: list[Tensor], state: dict[str, Any], update: Update) -> None:
+    assert not update.applied
+    assert update.log_ratio_B == [0.0] * 6
+    assert_same(values(learner.policy), before)
+    after = learner.state_dict()
+    assert after["param_groups"] == state["param_groups"]
+    for index, moments in state["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(after["state"][index][name], value)
+
+
+def broken_loss(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[TrainingSequence]) -> Any:
+    real = learner_module.trajectory_balance
+
+    def not_a_number(*arguments: Any) -> Any:
+        loss, metrics = real(*arguments)
+        return loss * math.nan, metrics | {"loss/objective": metrics["loss/objective"] * math.nan}
+
+    monkeypatch.setattr(learner_module, "trajectory_balance", not_a_number)
+    return batch
+
+
+def infinite_advantage(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[TrainingSequence]) -> Any:
+    return [*batch[:-1], replace(batch[-1], advantage=math.inf)]
+
+
+def anchor_not_a_number(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[TrainingSequence]) -> Any:
+    anchor = [math.nan] * len(batch[0].completion_ids)
+    return [replace(batch[0], anchor_logprobs=anchor), *batch[1:]]
+
+
+def gradient_alone_not_a_number(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[TrainingSequence]) -> Any:
+    policy.parameters()[3].register_hook(lambda gradient: gradient * math.inf)
+    return batch
+
+
+@pytest.mark.parametrize("damage", [broken_loss, infinite_advantage, anchor_not_a_number, gradient_alone_not_a_number])
+def test_a_step_that_is_not_finite_is_not_taken(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, damage: Callable[..., list[TrainingSequence]]
+) -> None:
+    batch = mixture(policy)
+    learner = Learner(policy, CONFIG, 10, 1.0)
+    assert learner.update(batch, 0).applied
+    before, state = values(policy), deepcopy(learner.state_dict())
+    with monkeypatch.context() as patched:
+        update = learner.update(damage(patched, policy, batch), 1)
+    assert_nothing_happened(learner, before, state, update)
+    assert all(parameter.grad is None for parameter in policy.parameters())
+    policy.parameters()[3]._backward_hooks = None
+    assert learner.update(batch, 1).applied
+
+
+def test_an_empty_batch_is_no_step(policy: Policy) -> None:
+    learner = Learner(policy, CONFIG, 10, 1.0)
+    before = values(policy)
+    nothing = learner.update([], 0)
+    assert (nothing.log_ratio_B, nothing.applied) == ([], False)
+    assert all(math.isnan(value) for value in nothing.metrics.values())
+    assert_same(values(policy), before)
+    assert nothing.metrics.keys() == learner.update(mixture(policy), 0).metrics.keys()
+
+
+@pytest.mark.parametrize("budget", [16384, 30])
+def test_metrics_are_of_fresh_sequences_but_the_loss_is_of_all(policy: Policy, budget: int) -> None:
+    batch = mixture(policy)
+    full = [logprobs_of(policy, sequence, 1.0).detach() for sequence in batch]
+    config = CONFIG.model_copy(update={"tokens_per_micro_batch": budget})
+    metrics = Learner(policy, config, 10, 1.0).update(batch, 0).metrics
+    gaps = [taken(f, s) - torch.tensor(s.anchor_logprobs) for f, s in zip(full, batch, strict=True)]
+    fresh_gap_K = torch.cat(gaps[:4])
+    entropy_K = torch.cat([-(f.exp() * f).sum(dim=-1) for f in full[:4]])
+    delta_B = torch.tensor([float(gap.sum()) - s.advantage for gap, s in zip(gaps, batch, strict=True)])
+    expected = {
+        "loss/objective": delta_B.square().mean(),
+        "objective/delta_abs": delta_B.abs().mean(),
+        "kl/old": -sum(gap.sum() for gap in gaps[:4]) / 4,
+        "mismatch/logprob_mean": fresh_gap_K.abs().mean(),
+        "mismatch/logprob_max": fresh_gap_K.abs().max(),
+        "entropy": entropy_K.mean(),
+    }
+    assert torch.cat(gaps[4:]).abs().max() > fresh_gap_K.abs().max()  # so that replayed ones would show
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(float(value), rel=1e-3), name
+
+
+def test_a_batch_of_replay_alone_has_metrics_too(policy: Policy) -> None:
+    update = Learner(policy, CONFIG, 10, 1.0).update([s for s in mixture(policy) if s.replayed], 0)
+    assert update.applied
+    assert update.metrics["kl/old"] == update.metrics["entropy"] == update.metrics["mismatch/logprob_max"] == 0.0
+    assert update.metrics["loss/objective"] > 0
+
+
+def test_a_learner_restored_from_disk_goes_on_bit_for_bit(new_policy: NewPolicy, tmp_path: Path) -> None:
+    policy = new_policy()
+    batch = mixture(policy)
+    learner = Learner(policy, CONFIG, 10, 1.0)
+    for step in range(2):
+        learner.update(batch, step)
+    save_state(tmp_path, "optimizer", learner.state_dict())
+    copied = new_policy()
+    copied.model.load_state_dict(policy.model.state_dict())
+    restored = Learner(copied, CONFIG, 10, 1.0)
+    restored.load_state_dict(load_state(tmp_path, "optimizer"))
+    for step in range(2, 4):
+        one, other = learner.update(batch, step), restored.update(batch, step)
+        assert one == other
+    assert_same(values(copied), values(policy))
+    without = new_policy()
+    without.model.load_state_dict(policy.model.state_dict())
+    Learner(without, CONFIG, 10, 1.0).update(batch, 4)
+    learner.update(batch, 4)
+    assert not all(torch.equal(a, b) for a, b in zip(values(without), values(policy), strict=True))
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_an_interruption_leaves_no_trace(new_policy: NewPolicy, at: int) -> None:
+    interrupted, undisturbed = new_policy(), new_policy()
+    config = CONFIG.model_copy(update={"tokens_per_micro_batch": 30})
+    batch = mixture(interrupted)
+    learner = Learner(interrupted, config, 10, 1.0)
+    before = values(interrupted)
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(1)
+        if len(ticks) == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learner.update(batch, 0, tick)
+    assert_same(values(interrupted), before)
+    assert learner.state_dict()["state"] == {}
+    learner.update(batch, 0)
+    Learner(undisturbed, config, 10, 1.0).update(batch, 0)
+    assert_same(values(interrupted), values(undisturbed))
+    assert not any(module.training for module in interrupted.model.modules())

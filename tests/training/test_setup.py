@@ -1,0 +1,144 @@
+"""What a run is built from: tasks, prompts of bearable length, the scheduler; and where their configuration goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pacedrl.config import parse_config
+from pacedrl.errors import InputError
+from pacedrl.policy.policy import Policy
+from pacedrl.seeding import derive_seed
+from pacedrl.tasks.datasets import Task
+from pacedrl.training import trackers
+from pacedrl.training.setup import build_scheduler, encode_tasks, load_tasks, shorten, unique_prompts
+from pacedrl.training.trackers import Trackers
+from pacedrl.types import Prompt
+
+
+def prompt(text: str, task: str = "t") -> Prompt:
+    return Prompt(f"key of {text}", task, text, "1")
+
+
+def limits(**sampling: Any) -> Any:
+    return parse_config({"sampling": sampling})
+
+
+def test_prompts_are_encoded_once_each_by_key(policy: Policy) -> None:
+    tasks = [Task("one", [prompt("copy:1="), prompt("copy:22=")], "exact"), Task("two", [prompt("copy:1=")], "exact")]
+    kept, ids = encode_tasks(policy, tasks, limits(max_prompt_tokens=9, max_new_tokens=16))
+    assert kept == tasks
+    assert ids == {f"key of {text}": policy.encode(text) for text in ("copy:1=", "copy:22=")}
+
+
+def test_a_prompt_at_the_limit_passes_and_one_token_more_is_refused_or_dropped(policy: Policy) -> None:
+    task = Task("t", [prompt("copy:1="), prompt("copy:22="), prompt("copy:333=")], "exact")  # 8, 9 and 10 tokens
+    with pytest.raises(InputError, match=r"task t: 1 of 3 prompts are longer .* = 9, the first with 10 tokens"):
+        encode_tasks(policy, [task], limits(max_prompt_tokens=9, max_new_tokens=16))
+    config = parse_config({"sampling": {"max_prompt_tokens": 9, "max_new_tokens": 16}, "data": {"overlong": "drop"}})
+    [kept], _ = encode_tasks(policy, [task], config)
+    assert kept == Task("t", task.prompts[:2], "exact")
+    config = parse_config({"sampling": {"max_prompt_tokens": 7, "max_new_tokens": 16}, "data": {"overlong": "drop"}})
+    with pytest.raises(InputError, match="task t: every prompt is longer"):
+        encode_tasks(policy, [task], config)
+
+
+def test_prompt_and_completion_must_fit_the_models_context(policy: Policy) -> None:
+    assert policy.context_length == 512
+    task = Task("t", [prompt("copy:1="), prompt("copy:22=")], "exact")
+    encode_tasks(policy, [task], limits(max_new_tokens=512 - 9))
+    with pytest.raises(InputError, match=r"the longest prompt \(9 tokens\) .* \(504\) exceed .* 512 tokens"):
+        encode_tasks(policy, [task], limits(max_new_tokens=512 - 8))
+
+
+def test_two_tasks_of_one_name_are_refused_but_train_and_eval_may_share_it() -> None:
+    skills = {"source": "skills", "options": {"size": 7}}
+    train, held_out = load_tasks(parse_config({"data": {"train": skills, "eval": {**skills, "split": "test"}}}))
+    assert [task.name for task in train] == [task.name for task in held_out] == ["skills"]
+    with pytest.raises(InputError, match=r"data\.eval: 2 tasks are called 'skills'"):
+        load_tasks(parse_config({"data": {"train": skills, "eval": [skills, skills]}}))
+
+
+def test_a_prompt_of_several_tasks_belongs_to_the_first() -> None:
+    tasks = [Task("a", [prompt("x", "a")], "exact"), Task("b", [prompt("y", "b"), prompt("x", "b")], "exact")]
+    assert [(p.content, p.task) for p in unique_prompts(tasks)] == [("x", "a"), ("y", "b")]
+
+
+def test_every_setting_of_the_scheduler_reaches_it() -> None:
+    config = parse_config(
+        {
+            "run": {"seed": 11},
+            "objective": {"beta": 0.2},
+            "partition": {
+                "prior_accuracy": 0.3,
+                "hidden_size": 5,
+                "dropout": 0.4,
+                "learning_rate": 0.01,
+                "weight_decay": 0.2,
+                "fit_steps": 3,
+            },
+            "replay": {"capacity": 7, "admit": 2, "max_age": 3},
+            "selection": {"target_accuracy": 0.7, "explore_fraction": 0.25, "cooldown_steps": 6},
+        }
+    )
+    scheduler = build_scheduler(config, ["a", "b"], torch.eye(2, 4))
+    assert scheduler.beta == 0.2
+    assert scheduler.accuracy_estimate(["b", "a"]) == pytest.approx([0.3, 0.3])
+    assert scheduler.log_z(["a"]).tolist() == pytest.approx([1.5])
+    [group] = scheduler.learner.optimizer.param_groups
+    assert (group["lr"], group["weight_decay"], scheduler.learner.fit_steps) == (0.01, 0.2, 3)
+    layers = list(scheduler.learner.partition.layers)
+    assert [layer.out_features for layer in layers if isinstance(layer, torch.nn.Linear)] == [5, 5, 1]
+    assert {layer.p for layer in layers if isinstance(layer, torch.nn.Dropout)} == {0.4}
+    buffer = scheduler.replay_buffer
+    assert (buffer.entries.maxlen, buffer.admit, buffer.max_age) == (7, 2, 3)
+    assert (scheduler.target_accuracy, scheduler.explore_fraction, scheduler.cooldown_steps) == (0.7, 0.25, 6)
+    assert scheduler.seed == 11
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [("a\n b", "'a b'"), ("x" * 61, repr("x" * 59 + "…")), ("x" * 60, repr("x" * 60))],
+)
+def test_prompts_are_shown_on_one_line(content: str, shown: str) -> None:
+    assert shorten(prompt(content)) == shown
+    assert shorten(Prompt("k", "t", [{"role": "user", "content": content}], None)) == shown
+
+
+def test_seeds_depend_on_every_part_and_on_where_it_ends() -> None:
+    parts: list[tuple[int | str, ...]] = [(0, "sample", 1, "a"), (1, "sample", 1, "a"), (0, "eval", 1, "a"), (0, "x")]
+    parts += [(0, "sample", 11), (0, "sample", 1, 1), (0, "sample", 1, "b")]
+    seeds = [derive_seed(*each) for each in parts]
+    assert len(set(seeds)) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert (
+        derive_seed(0, "sample", 1, "a") == 4130909373632628550
+    )  # of a run begun with another version, on another machine
+
+
+def test_tracked_numbers_are_the_finite_ones(tmp_path: Path) -> None:
+    config = parse_config(
+        {"run": {"dir": str(tmp_path), "device": "cpu"}, "tracking": {"trackers": ["tensorboard"], "project": "mine"}}
+    )
+    pytest.importorskip("tensorboard")
+    with Trackers(config) as tracked:
+        tracked.log({"reward/mean": 0.25, "loss": float("nan"), "norm": float("inf")}, step=3)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    [folder] = {path.parent for path in (tmp_path / "mine").glob("events*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert events.Tags()["scalars"] == ["reward/mean"]
+    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(3, 0.25)]
+
+
+def test_a_tracker_that_is_not_installed_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    config = parse_config({"tracking": {"trackers": ["wandb"]}})
+    with pytest.raises(InputError, match=r"'wandb' is not installed: pip install \"pacedrl\[trackers\]\""):
+        Trackers(config).__enter__()
+    with Trackers(parse_config({})) as silent:
+        silent.log({"reward/mean": 1.0}, step=1)
+    assert silent.accelerator is None
