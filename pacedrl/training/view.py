@@ -80,6 +80,8 @@ class ConsoleView:
             self._line(f"resuming after step {step}")
 
     def phase(self, name: str, total: int) -> None:
+        if not self.console.is_terminal and name != "sampling":  # once a step: the step's own line will do
+            self._line(f"{name} ({total:,})")
         self.progress.reset(self.inner, description=f"  {name}", total=total, visible=True)
 
     def advance(self, count: int) -> None:
