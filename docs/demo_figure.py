@@ -1,6 +1,6 @@
 """Train the demo with several seeds; draw docs/images/demo.png and write docs/demo_results.json.
 
-    make demo-figure
+make demo-figure
 """
 
 from __future__ import annotations

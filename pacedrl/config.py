@@ -21,7 +21,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -136,6 +136,7 @@ class PartitionConfig(Section):
     """The learned log partition function and its own optimiser (the paper states neither; these are measured)."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-3
+    """Of a matrix with fan-in 64; one with fan-in n learns at 64/n of it."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     fit_steps: Positive = 4
     """Optimiser steps on each batch of rollouts."""
@@ -192,7 +193,7 @@ class EvalConfig(Section):
     """Steps between evaluations; 0 evaluates at the start and the end only."""
     samples: Positive = 8
     """Completions a prompt."""
-    k: list[Positive] = [1, 8]
+    k: Annotated[list[Positive], Field(min_length=1)] = [1, 8]
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     """0 decodes greedily."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -234,6 +235,8 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    versions: dict[str, str] = {}
+    """What a run was made with: written into its config.yaml, not read."""
 
 
 def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import yaml
-
 from pacedrl.config import Config, config_tree, parse_config
 from pacedrl.errors import InputError
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
@@ -23,6 +21,7 @@ DEFAULT_SAMPLES = 8
 def eval_config(options: argparse.Namespace) -> Config:
     """The configuration that the command line describes. Raises InputError for anything wrong with it."""
     tree: dict[str, Any] = config_tree(options.config, options.overrides)
+    parse_config(tree, str(options.config or "eval"))
     model = tree.setdefault("model", {})
     if options.model != model.get("name") and not any(
         text.startswith("model.gguf_file=") for text in options.overrides
@@ -38,13 +37,18 @@ def eval_config(options: argparse.Namespace) -> Config:
     data["eval"] = [{**task, "limit": options.limit} if options.limit is not None else task for task in tasks]
     settings = tree.setdefault("eval", {})
     if options.k is not None:
-        settings["k"] = yaml.safe_load(f"[{options.k}]")
+        settings["k"] = _whole_numbers(options.k)
+        settings["samples"] = max([DEFAULT_SAMPLES, *settings["k"]])
     if options.samples is not None:
         settings["samples"] = options.samples
-    elif options.k is not None:
-        whole = [k for k in settings["k"] if isinstance(k, int)]
-        settings["samples"] = max([DEFAULT_SAMPLES, *whole])
     return parse_config(tree, "eval")
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--k: expected whole numbers separated by commas, such as 1,8,32, got '{text}'") from None
 
 
 def run_evaluation(config: Config, view: View) -> list[TaskResult]:

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+BASE_WIDTH = 64
+"""The fan-in at which a matrix learns at the learning rate itself."""
+
 
 class LogPartition(nn.Module):
     """log Z_φ: an MLP of three linear layers on the embedding of a prompt, evaluated in float32.
@@ -74,7 +77,10 @@ class PartitionLearner:
 
     Args:
         partition: the module; moved nowhere, so put it where the embeddings are.
-        learning_rate, weight_decay: of AdamW.
+        learning_rate: of AdamW; a matrix with fan-in n learns at 64/n of it (μP, arXiv 2203.03466), so that one rate
+            serves embeddings of any size: without this, one fit on a few prompts throws the estimates of all others
+            about, the more so the wider the embedding.
+        weight_decay: of AdamW.
         fit_steps: optimiser steps on each batch of rollouts.
     """
 
@@ -87,7 +93,14 @@ class PartitionLearner:
     ) -> None:
         self.partition = partition.eval()
         self.fit_steps = fit_steps
-        self.optimizer = torch.optim.AdamW(partition.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        groups = [
+            {
+                "params": [parameter],
+                "lr": learning_rate * (BASE_WIDTH / parameter.shape[1] if parameter.ndim == 2 else 1),
+            }
+            for parameter in partition.parameters()
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
 
     @property
     def beta(self) -> float:

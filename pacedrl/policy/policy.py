@@ -75,11 +75,11 @@ class Policy:
 
     def _encode(self, content: str | list[Message]) -> list[int]:
         if isinstance(content, str):
-            return [int(i) for i in self.tokenizer(content).input_ids]
+            return [int(i) for i in self.tokenizer(content, verbose=False).input_ids]
         if self.tokenizer.chat_template is None:
             raise InputError("the prompt is a list of messages, but the model's tokenizer has no chat template")
         text = self.tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
-        return [int(i) for i in self.tokenizer(text, add_special_tokens=False).input_ids]
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))

@@ -16,21 +16,24 @@ import transformers
 import yaml
 
 import pacedrl
-from pacedrl.config import Config, dump_config
+from pacedrl.config import Config, dump_config, load_config
 from pacedrl.errors import InputError
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
-FREE_SECTIONS = ("run", "eval", "checkpoint", "tracking", "verifier")
-"""Sections that may change when a run is resumed: they do not alter what a given step computes."""
+FREE_SECTIONS = ("eval", "checkpoint", "tracking", "verifier", "versions")
+"""Sections that may change when a run is resumed, as all of ``run`` but the seed may: they do not alter what a given
+step computes."""
 
 
 class RunFolder:
     """``config.yaml``, ``metrics.jsonl``, ``eval.jsonl``, ``samples.jsonl`` in the folder of a run.
 
-    Raises InputError when the folder cannot be written to or holds a run of another configuration.
+    Making one makes the folder but writes nothing into it. Raises InputError when the folder cannot be written to or
+    holds a run of another configuration.
     """
 
     def __init__(self, config: Config) -> None:
+        self.config = config
         self.path = config.run.dir
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -41,11 +44,12 @@ class RunFolder:
             raise InputError(
                 f"run.dir: cannot write to '{self.path}' ({error.strerror}); choose another with run.dir=PATH"
             ) from None
-        self._refuse_another_run(config)
-        self._write_config(config)
+        self._refuse_another_run()
 
-    def rewind(self, step: int) -> None:
-        """Drop log lines of later steps, and any half-written one: they will be written again."""
+    def open_at(self, step: int) -> None:
+        """Write the configuration; drop log lines of later steps and any half-written one: they will come again."""
+        resolved = dump_config(self.config) | {"versions": _versions()}
+        _replace(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         for name in LOGS:
             path = self.path / name
             if path.exists():
@@ -62,27 +66,34 @@ class RunFolder:
         path = self.path / name
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
-    def _refuse_another_run(self, config: Config) -> None:
+    def _refuse_another_run(self) -> None:
         path = self.path / "config.yaml"
         if not path.exists():
             return
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        now = dump_config(config)
-        before["run"], now["run"] = {"seed": before["run"]["seed"]}, {"seed": now["run"]["seed"]}
-        for section, values in now.items():
-            if section in FREE_SECTIONS and section != "run":
-                continue
-            for field, value in values.items():
-                then = before.get(section, {}).get(field)
-                if then != value:
-                    raise InputError(
-                        f"{path}: this run was started with {section}.{field} = {then!r}, the config now says "
-                        f"{value!r}; undo the change, or start another run with run.dir=PATH"
-                    )
+        before, now = _settings(_read_config(path)), _settings(self.config)
+        for field, value in now.items():
+            if before[field] != value:
+                raise InputError(
+                    f"{path}: this run was started with {field} = {before[field]!r}, the config now says {value!r}; "
+                    "undo the change, or start another run with run.dir=PATH"
+                )
 
-    def _write_config(self, config: Config) -> None:
-        resolved = dump_config(config) | {"versions": _versions()}
-        _replace(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+
+def _read_config(path: Path) -> Config:
+    try:
+        return load_config(path)
+    except InputError as error:
+        raise InputError(
+            f"{error}; this is not a run's own config.yaml: choose another folder with run.dir=PATH"
+        ) from None
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The settings that a run must keep, by dotted name."""
+    tree = dump_config(config)
+    tree["run"] = {"seed": tree["run"]["seed"]}
+    kept = {section: values for section, values in tree.items() if section not in FREE_SECTIONS}
+    return {f"{section}.{field}": value for section, values in kept.items() for field, value in values.items()}
 
 
 def _versions() -> dict[str, str]:

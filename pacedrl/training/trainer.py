@@ -96,7 +96,7 @@ class Trainer:
         Raises TrainingStopped after three steps in a row whose loss was not finite.
         """
         interrupted = False
-        self.folder.rewind(self.step)
+        self.folder.open_at(self.step)
         self.view.start(self.step, self.config.run.steps)
         try:
             with InterruptGuard() as self.guard, self.trackers:
@@ -235,33 +235,39 @@ class Trainer:
         self.step = self.rollouts = self.trained = self.tokens = self.skipped = 0
         self.alarms = Alarms()
         self.initial_policy = self.policy.fingerprint()
+        saved = list_checkpoints(config.run.dir)[-1:]
+        if saved:
+            self._refuse_foreign(saved[0])
         keys = list(self.prompts)
         self.view.phase("embedding prompts", len(keys))
         # Always of the initial policy, also when resuming: Z reads the same embeddings all run long.
         embeddings_NH = prompt_embeddings(self.policy, [self.prompt_ids[key] for key in keys], self.view.advance)
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
         self.scheduler = build_scheduler(config, keys, embeddings_NH)
-        saved = list_checkpoints(config.run.dir)
         if saved:
-            self._resume(saved[-1])
+            self.policy = Policy.load(config.model, self.policy.device, saved[0])
         self.learner = Learner(self.policy, config.optimizer, config.run.steps, config.sampling.temperature)
         if saved:
-            self.learner.load_state_dict(load_checkpoint_state(saved[-1], "optimizer"))
+            self._restore(saved[0])
 
-    def _resume(self, folder: Path) -> None:
-        state = load_checkpoint_state(folder, "trainer")
-        if state["initial_policy"] != self.initial_policy:
+    def _refuse_foreign(self, folder: Path) -> None:
+        """Raise InputError for a checkpoint of another model or of prompts that are gone."""
+        if load_checkpoint_state(folder, "trainer")["initial_policy"] != self.initial_policy:
             raise InputError(
                 f"{folder}: this checkpoint belongs to another model than model.name = '{self.config.model.name}'; "
                 "start another run with run.dir=PATH"
             )
-        self.policy = Policy.load(self.config.model, self.policy.device, folder)
-        try:
-            self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
-        except ValueError as error:
+        gone = [key for key in load_checkpoint_state(folder, "scheduler")["keys"] if key not in self.prompts]
+        if gone:
             raise InputError(
-                f"{folder}: {error}; the dataset has changed: start another run with run.dir=PATH"
-            ) from None
+                f"{folder}: {len(gone)} prompts that this run was trained on are no longer in data.train; put them "
+                "back, or start another run with run.dir=PATH"
+            )
+
+    def _restore(self, folder: Path) -> None:
+        self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
+        self.learner.load_state_dict(load_checkpoint_state(folder, "optimizer"))
+        state = load_checkpoint_state(folder, "trainer")
         self.step, self.rollouts, self.trained = state["step"], state["rollouts"], state["trained"]
         self.tokens, self.skipped = state["tokens"], state["skipped"]
         self.alarms = Alarms(set(state["alarms_said"]), state["unmixed_in_a_row"], state["skipped_in_a_row"])

@@ -144,8 +144,12 @@ def evaluation_notes(results: Sequence[TaskResult]) -> list[str]:
 
 
 def before_after_table(evals: Sequence[Mapping[str, float]], tasks: Sequence[str], ks: Sequence[int]) -> Table:
-    """pass@k of each task in the first and the last row of eval.jsonl, and their mean over tasks."""
+    """pass@k of each task in the first and the last row of eval.jsonl, and their mean over tasks.
+
+    A k that was not measured in both, because it was changed between, is left out.
+    """
     first, last = evals[0], evals[-1]
+    ks = [k for k in ks if all(f"{task}/pass@{k}" in row for row in (first, last) for task in tasks)]
     table = Table(title=f"held-out prompts, before and after {int(last['step'])} steps", box=box.SIMPLE_HEAD)
     table.add_column("task")
     for k in ks:

@@ -80,6 +80,25 @@ def test_chunked_scoring_equals_whole() -> None:
     assert torch.allclose(learner.accuracy(embeddings(50), chunk=7), learner.accuracy(embeddings(50)), atol=1e-6)
 
 
+def test_matrices_learn_at_a_rate_that_shrinks_with_their_fan_in() -> None:
+    learner = PartitionLearner(LogPartition(embeddings(features=256), BETA, hidden_size=32), learning_rate=1e-2)
+    rates = {tuple(group["params"][0].shape): group["lr"] for group in learner.optimizer.param_groups}
+    assert rates == {(32, 256): 1e-2 / 4, (32, 32): 2e-2, (1, 32): 2e-2, (32,): 1e-2, (1,): 1e-2}
+
+
+def test_one_fit_on_a_few_prompts_leaves_the_others_near_the_prior_however_wide_the_embedding() -> None:
+    def thrown_about(features: int) -> float:
+        torch.manual_seed(0)
+        x = embeddings(200, features)
+        learner = PartitionLearner(LogPartition(x, BETA))
+        learner.fit(x[:8], torch.tensor([0.0, 1.0] * 4), torch.zeros(8), seed=0)
+        return float((learner.accuracy(x[8:]) - 0.5).abs().mean())
+
+    narrow, wide = thrown_about(64), thrown_about(1024)
+    assert narrow < 0.1
+    assert wide < 2 * narrow
+
+
 def test_state_restores_weights_and_moments() -> None:
     x, reward = embeddings(), torch.rand(12)
     first = PartitionLearner(LogPartition(x, BETA))

@@ -257,7 +257,7 @@ def test_logits_computed_in_an_unknown_way_are_refused(policy: Policy, change: C
 
 def test_an_output_layer_that_is_not_linear_is_refused(policy: Policy) -> None:
     policy.model.set_output_embeddings(torch.nn.Sequential(policy.model.lm_head))
-    with pytest.raises(InputError, match="output layer is a .*Sequential"):
+    with pytest.raises(InputError, match=r"output layer is a .*Sequential"):
         find_head(policy.model)
 
 

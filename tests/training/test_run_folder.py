@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pacedrl.config import Config, parse_config
+from pacedrl.config import Config, load_config, parse_config
 from pacedrl.errors import InputError
 from pacedrl.training.run_folder import LOGS, RunFolder
 
@@ -19,7 +19,7 @@ def config(path: Path, **sections: Any) -> Config:
     return parse_config({**sections, "run": {"dir": str(path), **sections.get("run", {})}})
 
 
-def test_rewind_drops_later_steps_and_half_written_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_opening_drops_later_steps_and_half_written_lines_and_nothing_else(tmp_path: Path) -> None:
     folder = RunFolder(config(tmp_path))
     kept = [
         '{"step": 1, "text": "line\\u2028separator and \\u0085 and é", "x":1.0}\n',
@@ -29,12 +29,12 @@ def test_rewind_drops_later_steps_and_half_written_lines_and_nothing_else(tmp_pa
     for name in LOGS[:2]:
         lines = [*kept, '{"step": 3, "x": 1}\n', '{"step": 10, "x": 1}\n', '{"step": 2, "x": 0.12']
         (tmp_path / name).write_text("".join(lines), encoding="utf-8")
-    folder.rewind(2)
+    folder.open_at(2)
     for name in LOGS[:2]:
         assert (tmp_path / name).read_bytes() == "".join(kept).encode()
     assert not (tmp_path / LOGS[2]).exists()
     assert not list(tmp_path.glob("*.partial"))
-    folder.rewind(0)
+    folder.open_at(0)
     assert (tmp_path / LOGS[0]).read_bytes() == b""
 
 
@@ -48,7 +48,7 @@ def test_a_line_cut_anywhere_is_dropped_or_whole(tmp_path: Path, cut: int) -> No
     whole = path.read_bytes()
     first, second = whole.splitlines(keepends=True)
     path.write_bytes(first + second[:cut])
-    folder.rewind(2)
+    folder.open_at(2)
     assert path.read_bytes() == (whole if cut >= len(second) - 1 else first)
 
 
@@ -70,10 +70,11 @@ def test_rows_come_back_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
 
 def test_the_resolved_config_is_written_with_versions_and_reads_back(tmp_path: Path) -> None:
     original = config(tmp_path, sampling={"temperature": 0.7})
-    RunFolder(original)
+    RunFolder(original).open_at(0)
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert set(written.pop("versions")) == {"pacedrl", "torch", "transformers", "numpy", "python"}
     assert parse_config(written) == original
+    assert load_config(tmp_path / "config.yaml").model_copy(update={"versions": {}}) == original
     assert not (tmp_path / ".writable").exists()
 
 
@@ -87,7 +88,7 @@ def test_the_resolved_config_is_written_with_versions_and_reads_back(tmp_path: P
     ],
 )
 def test_another_runs_folder_is_refused_and_left_alone(tmp_path: Path, sections: dict[str, Any], field: str) -> None:
-    RunFolder(config(tmp_path))
+    RunFolder(config(tmp_path)).open_at(0)
     before = (tmp_path / "config.yaml").read_bytes()
     with pytest.raises(InputError, match=field) as caught:
         RunFolder(config(tmp_path, **sections))
@@ -105,8 +106,8 @@ def test_another_runs_folder_is_refused_and_left_alone(tmp_path: Path, sections:
     ],
 )
 def test_what_alters_no_step_may_change(tmp_path: Path, sections: dict[str, Any]) -> None:
-    RunFolder(config(tmp_path))
-    RunFolder(config(tmp_path, **sections))
+    RunFolder(config(tmp_path)).open_at(0)
+    RunFolder(config(tmp_path, **sections)).open_at(0)
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
     written.pop("versions")
     assert parse_config(written) == config(tmp_path, **sections)

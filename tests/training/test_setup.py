@@ -88,8 +88,8 @@ def test_every_setting_of_the_scheduler_reaches_it() -> None:
     assert scheduler.beta == 0.2
     assert scheduler.accuracy_estimate(["b", "a"]) == pytest.approx([0.3, 0.3])
     assert scheduler.log_z(["a"]).tolist() == pytest.approx([1.5])
-    [group] = scheduler.learner.optimizer.param_groups
-    assert (group["lr"], group["weight_decay"], scheduler.learner.fit_steps) == (0.01, 0.2, 3)
+    bias = scheduler.learner.optimizer.param_groups[-1]
+    assert (bias["lr"], bias["weight_decay"], scheduler.learner.fit_steps) == (0.01, 0.2, 3)
     layers = list(scheduler.learner.partition.layers)
     assert [layer.out_features for layer in layers if isinstance(layer, torch.nn.Linear)] == [5, 5, 1]
     assert {layer.p for layer in layers if isinstance(layer, torch.nn.Dropout)} == {0.4}

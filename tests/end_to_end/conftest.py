@@ -1,0 +1,39 @@
+"""A command line in a folder of its own, and runs that several tests look at."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from cli_process import CommandLine, FinishedRun, tiny_run
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> CommandLine:
+    """pacedrl's command line, started in the test's own folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return CommandLine(folder)
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """Six steps by the real command line, from a fresh interpreter."""
+    return _finished(tmp_path_factory.mktemp("full"), real=True, steps=6)
+
+
+@pytest.fixture(scope="session")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """Twelve steps, not interrupted: what interrupted ones must equal."""
+    return _finished(tmp_path_factory.mktemp("long"), real=False, steps=12)
+
+
+def _finished(folder: Path, real: bool, steps: int) -> FinishedRun:
+    cli = CommandLine(folder)
+    cli.write("c.yaml", tiny_run(run={"steps": steps}))
+    if not real:
+        cli("doctor", "missing.yaml")  # start the fork server, which is not to count
+    start = time.perf_counter()
+    result = cli("train", "c.yaml", real=real)
+    return FinishedRun(cli, result, time.perf_counter() - start)

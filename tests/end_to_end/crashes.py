@@ -1,0 +1,88 @@
+"""Signals at exact moments: at the n-th call of a function, inside the process that calls it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+
+def signal_at(target: str, call: int, number: int = signal.SIGKILL, *, after: bool = False) -> Callable[[], None]:
+    """A patch for `CommandLine`: signal ``number`` before (or after) the ``call``-th call of ``module:name``."""
+    return partial(_install, target, call, int(number), after)
+
+
+def kill_in_the_middle_of_a_row(log: str, row: int) -> Callable[[], None]:
+    """A patch for `CommandLine`: SIGKILL with half of the ``row``-th line of ``log`` written."""
+    return partial(_install_half_row, log, row)
+
+
+def loss_not_finite_in(*steps: int) -> Callable[[], None]:
+    """A patch for `CommandLine`: the loss of these steps (counted from 1; all without any) is NaN."""
+    return partial(break_loss, frozenset(steps))
+
+
+def break_loss(steps: frozenset[int], replace: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Make the loss of these updates NaN (of all, if none is named); one micro-batch an update is assumed."""
+    from pacedrl.training import learner
+
+    original = learner.trajectory_balance
+    count = 0
+
+    def broken(*arguments: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        nonlocal count
+        count += 1
+        loss, metrics = original(*arguments)
+        if steps and count not in steps:
+            return loss, metrics
+        return loss * math.nan, {**metrics, "loss/objective": torch.tensor(math.nan)}
+
+    replace(learner, "trajectory_balance", broken)
+
+
+def _install(target: str, call: int, number: int, after: bool) -> None:
+    module, _, path = target.partition(":")
+    *parents, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for parent in parents:
+        owner = getattr(owner, parent)
+    original = getattr(owner, name)
+    count = 0
+
+    def signalling(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == call and not after:
+            os.kill(os.getpid(), number)
+        result = original(*arguments, **options)
+        if count == call and after:
+            os.kill(os.getpid(), number)
+        return result
+
+    setattr(owner, name, signalling)
+
+
+def _install_half_row(log: str, row: int) -> None:
+    from pacedrl.training.run_folder import RunFolder
+
+    original = RunFolder.log
+    count = 0
+
+    def half(self: RunFolder, name: str, values: Mapping[str, Any]) -> None:
+        nonlocal count
+        count += name == log
+        original(self, name, values)
+        if name == log and count == row:
+            path = self.path / name
+            content = path.read_bytes()
+            last = content.rstrip(b"\n").rfind(b"\n") + 1
+            path.write_bytes(content[: (last + len(content)) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RunFolder.log = half  # type: ignore[method-assign]
