@@ -20,7 +20,10 @@ DEFAULT_SAMPLES = 8
 
 def eval_config(options: argparse.Namespace) -> Config:
     """The configuration that the command line describes. Raises InputError for anything wrong with it."""
-    tree: dict[str, Any] = config_tree(options.config, options.overrides)
+    # What follows --tasks on the command line is a task unless it reads as an override.
+    named = [text for text in options.tasks or [] if "=" not in text]
+    overrides = [*options.overrides, *(text for text in options.tasks or [] if "=" in text)]
+    tree: dict[str, Any] = config_tree(options.config, overrides)
     parse_config(tree, str(options.config or "eval"))
     model = tree.setdefault("model", {})
     if options.model != model.get("name") and not any(
@@ -29,8 +32,8 @@ def eval_config(options: argparse.Namespace) -> Config:
         model.pop("gguf_file", None)  # of the model the configuration names, not of this one
     model["name"] = options.model
     data = tree.setdefault("data", {})
-    if options.tasks:
-        data["eval"] = [{"source": name, "split": options.split} for name in options.tasks]
+    if named:
+        data["eval"] = [{"source": name, "split": options.split} for name in named]
     if not data.get("eval"):
         raise InputError("no tasks: name some with --tasks, or give a --config with data.eval")
     tasks = data["eval"] if isinstance(data["eval"], list) else [data["eval"]]
