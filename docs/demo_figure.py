@@ -1,4 +1,4 @@
-"""Train the demo with several seeds; draw docs/images/demo.png and write docs/demo_results.json.
+"""Train the demo with several seeds, beside a control; draw docs/images/demo.png and write docs/demo_results.json.
 
 make demo-figure
 """
@@ -18,7 +18,9 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-SEEDS = (0, 1, 2)
+SEEDS = (3, 4, 5)  # 0 to 2 were looked at while the demo's settings were chosen
+UNIFORM = ("selection.explore_fraction=1", "replay.capacity=0")
+"""The control: the same objective on prompts drawn uniformly, without replay."""
 ROOT = Path(__file__).resolve().parent
 COLOURS = {  # Okabe and Ito, safe for colour-blind readers
     "copy": "#000000",
@@ -35,16 +37,16 @@ def rows(run: Path, log: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / log).read_text().splitlines()]
 
 
-def train(seed: int) -> Path:
+def train(name: str, seed: int, *overrides: str) -> Path:
     """Run the demo, or go on with it, or do nothing if it is complete."""
-    run = Path(f"runs/demo-seed{seed}")
-    command = ["pacedrl", "train", "examples/demo.yaml", f"run.seed={seed}", f"run.dir={run}", "eval.every=10"]
-    subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], check=True)
+    run = Path(f"runs/{name}-seed{seed}")
+    settings = [f"run.seed={seed}", f"run.dir={run}", "eval.every=10", *overrides]
+    subprocess.run([Path(sys.executable).parent / "pacedrl", "train", "examples/demo.yaml", *settings], check=True)
     return run
 
 
-def results(runs: list[Path]) -> dict[str, Any]:
-    """Held-out pass@1 and pass@8 before and after, per seed; rollouts; machine."""
+def results(runs: list[Path], controls: list[Path]) -> dict[str, Any]:
+    """Held-out pass@1 and pass@8 before and after, per seed; the control's means; rollouts; machine."""
     evals = [rows(run, "eval.jsonl") for run in runs]
     steps = [rows(run, "metrics.jsonl") for run in runs]
     return {
@@ -55,6 +57,11 @@ def results(runs: list[Path]) -> dict[str, Any]:
         "rollouts": [seed[-1]["rollouts/generated"] for seed in evals],
         "train_seconds": [round(sum(step["time/step"] for step in seed), 1) for seed in steps],
         "estimate_mae_last_20_steps": [round(np.mean([s["accuracy/mae"] for s in seed[-20:]]), 4) for seed in steps],
+        "mean_pass@1": {
+            "before": [mean_pass_at_1(seed[0]) for seed in evals],
+            "after": [mean_pass_at_1(seed[-1]) for seed in evals],
+            "after_uniform": [mean_pass_at_1(rows(run, "eval.jsonl")[-1]) for run in controls],
+        },
         "figures": {
             f"{skill}/{name}": {
                 "before": [round(seed[0][f"{skill}/{name}"], 4) for seed in evals],
@@ -64,6 +71,11 @@ def results(runs: list[Path]) -> dict[str, Any]:
             for name in ("pass@1", "pass@8")
         },
     }
+
+
+def mean_pass_at_1(evaluation: dict[str, Any]) -> float:
+    """Over the skills."""
+    return round(float(np.mean([evaluation[f"{skill}/pass@1"] for skill in COLOURS])), 4)
 
 
 def draw(runs: list[Path], path: Path) -> None:
@@ -94,8 +106,9 @@ def draw(runs: list[Path], path: Path) -> None:
 
 
 def main() -> None:
-    runs = [train(seed) for seed in SEEDS]
-    (ROOT / "demo_results.json").write_text(json.dumps(results(runs), indent=2) + "\n")
+    runs = [train("demo", seed) for seed in SEEDS]
+    controls = [train("demo-uniform", seed, *UNIFORM) for seed in SEEDS]
+    (ROOT / "demo_results.json").write_text(json.dumps(results(runs, controls), indent=2) + "\n")
     draw(runs, ROOT / "images" / "demo.png")
 
 

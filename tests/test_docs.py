@@ -97,6 +97,15 @@ def test_the_demo_table_is_the_results_file() -> None:
         assert [float(value) for value in shown] == pytest.approx(expected, abs=0.0051), skill
 
 
+def test_the_demo_means_are_the_results_file() -> None:
+    means = json.loads((ROOT / "docs/demo_results.json").read_text())["mean_pass@1"]
+    text = README.partition("ends at a mean pass@1")[2].partition("\n\n")[0]
+    shown = [float(value) for value in re.findall(r"\d\.\d\d", text)]
+    uniform, paced = means["after_uniform"], means["after"]
+    expected = [mean(uniform), min(uniform), max(uniform), mean(paced), min(paced), max(paced), mean(means["before"])]
+    assert shown == pytest.approx(expected, abs=0.0051)
+
+
 def test_make_targets_named_in_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = set(re.findall(r"make ([a-z0-9-]+)", README + (ROOT / "examples/smollm2_svamp.yaml").read_text()))
