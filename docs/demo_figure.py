@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SEEDS = (3, 4, 5)  # 0 to 2 were looked at while the demo's settings were chosen
-UNIFORM = ("selection.explore_fraction=1", "replay.capacity=0")
+UNIFORM = ("recipe=tb",)
 """The control: the same objective on prompts drawn uniformly, without replay."""
 ROOT = Path(__file__).resolve().parent
 COLOURS = {  # Okabe and Ito, safe for colour-blind readers

@@ -64,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.epilog = "example: pacedrl doctor examples/demo.yaml"
     doctor.set_defaults(run=_doctor)
 
+    recipes = _verb(
+        verbs, "recipes", "the methods that recipe: NAME chooses from; with a NAME, its whole configuration"
+    )
+    recipes.add_argument("name", nargs="?", metavar="NAME")
+    recipes.set_defaults(run=_recipes)
+
     for verb in (train, evaluate, doctor):
         verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one setting")
     return parser
@@ -139,6 +145,23 @@ def _doctor(options: argparse.Namespace) -> int:
     from pacedrl.doctor import examine
 
     return EXIT_BAD_INPUT if examine(config) else 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from pacedrl.recipes import RECIPES
+
+    if options.name is None:
+        width = max(map(len, RECIPES))
+        for name, recipe in RECIPES.items():
+            print(f"{name:<{width}}  {recipe.summary} ({recipe.paper})")
+        return 0
+
+    import yaml
+
+    from pacedrl.config import dump_config, parse_config
+
+    print(yaml.safe_dump(dump_config(parse_config({"recipe": options.name})), sort_keys=False), end="")
+    return 0
 
 
 if __name__ == "__main__":

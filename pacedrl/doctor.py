@@ -7,19 +7,22 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from rich.console import Console
 
-from pacedrl.config import Config
+from pacedrl.config import Config, TrajectoryBalanceConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.training.learner import Learner, TrainingSequence
+from pacedrl.training.learner import Learner
+from pacedrl.training.objective import policy_loss
+from pacedrl.training.sequences import TrainingSequence
 from pacedrl.training.setup import encode_tasks, load_tasks, rejected_gold, shorten
 
 SHOWN = 10
@@ -181,7 +184,10 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
 
 def _update_rate(policy: Policy, batch: Sequence[TrainingSequence], config: Config) -> float:
     """Tokens a second of forward and backward; the weights stay as they are."""
-    learner = Learner(policy, config.optimizer, total_steps=1, temperature=config.sampling.temperature)
+    loss = partial(
+        policy_loss, TrajectoryBalanceConfig(), config.sampling.max_new_tokens
+    )  # any objective costs as much
+    learner = Learner(policy, config.optimizer, total_steps=1, temperature=config.sampling.temperature, loss=loss)
     start = time.perf_counter()
     learner.accumulate_gradient(batch)
     rate = sum(map(len, batch)) / (time.perf_counter() - start)

@@ -108,7 +108,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path, content: str) -> None:
     ("tree", "message"),
     [
         ({"objective": {"bta": 1}}, r"unknown key 'objective\.bta': did you mean 'objective\.beta'\?"),
-        ({"zzzz": 1}, "unknown key 'zzzz': known keys are run, model, data,"),
+        ({"zzzz": 1}, "unknown key 'zzzz': known keys are recipe, run, model, data,"),
         ({"data": {"train": [{}, {"colums": {}}]}}, r"unknown key 'data\.train\.1\.colums': did you mean .*columns'"),
         ({"data": {"train": {"columns": {"question": "q"}}}}, r"data\.train\.0\.columns"),
         ({"run": {"steps": 1.5}}, r"run\.steps: .*\(got 1\.5\)"),
@@ -120,7 +120,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path, content: str) -> None:
         ({"sampling": {"group_size": 1}}, r"sampling\.group_size: .*greater than or equal to 2 \(got 1\)"),
         ({"selection": {"target_accuracy": 1.01}}, r"selection\.target_accuracy: .*less than or equal to 1"),
         ({"sampling": {"temperature": 0}}, r"sampling\.temperature: .*greater than 0"),
-        ({"replay": {"capacity": -1}}, r"replay\.capacity"),
+        ({"replay": {"capacity": 0}}, r"replay\.capacity"),
     ],
 )
 def test_a_bad_value_is_named_in_one_line(tree: dict[str, Any], message: str) -> None:

@@ -13,10 +13,13 @@ from statistics import mean
 import pytest
 import yaml
 
-from pacedrl.config import config_tree, load_config, parse_config
+from pacedrl.config import Config, config_tree, load_config, parse_config
+from pacedrl.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+RECIPES_PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
 
 
 def snippets(language: str) -> list[str]:
@@ -45,6 +48,25 @@ def test_the_yaml_example_is_a_valid_configuration() -> None:
     assert config.data.eval[0].verifier == "math"
 
 
+def test_the_page_of_recipes_has_all_of_them_and_nothing_else() -> None:
+    table = re.findall(r"^\| `([a-z_]+)` \|", RECIPES_PAGE, re.M)
+    assert table == list(RECIPES)
+    paragraphs = RECIPES_PAGE.partition("## The GRPO family")[2]
+    explained = {
+        name for bold in re.findall(r"\*\*(`[^*]+`)\*\*", paragraphs) for name in re.findall(r"`([a-z_]+)`", bold)
+    }
+    assert explained == set(RECIPES)
+    for name, recipe in RECIPES.items():
+        arxiv = re.search(r"\d{4}\.\d{5}", recipe.paper)
+        assert arxiv is None or f"arxiv.org/abs/{arxiv.group()}" in RECIPES_PAGE, name
+
+
+def test_the_page_of_recipes_mixes_settings_that_fit() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", RECIPES_PAGE, re.DOTALL)
+    config = parse_config(yaml.safe_load(text))
+    assert (config.objective.name, config.estimator.name, config.optimizer.epochs) == ("grpo", "combined", 2)
+
+
 def test_the_scheduler_example_uses_names_that_exist() -> None:
     code = next(snippet for snippet in snippets("python") if "scheduler.select" in snippet)
     code = code.replace("select(128)", "select(2)")
@@ -63,9 +85,18 @@ def test_the_scheduler_example_uses_names_that_exist() -> None:
     assert names["metrics"]["accuracy/observed_mean"] == pytest.approx(0.75)
 
 
+def settings_by_section() -> dict[str, set[str]]:
+    """Every setting that some variant of a section has."""
+    known: dict[str, set[str]] = {}
+    for name, info in Config.model_fields.items():
+        variants = getattr(info.annotation, "__args__", None) or (info.annotation,)
+        known[name] = {field for variant in variants for field in getattr(variant, "model_fields", {})}
+    return known
+
+
 def test_every_setting_named_in_readme_and_docs_exists() -> None:
-    text = README + (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    sections = load_config(None).model_dump()
+    text = README + ARCHITECTURE + RECIPES_PAGE
+    sections = settings_by_section()
     named = set(re.findall(r"`?\b(" + "|".join(sections) + r")\.([a-z_]+)\b(?!\.py|/)", text))
     checked = {(section, field) for section, field in named if field not in ("py", "yaml", "jsonl")}
     assert len(checked) > 8

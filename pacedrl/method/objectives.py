@@ -1,25 +1,21 @@
 """Losses of the policy: pure functions from log-probabilities and advantages to (loss, metrics).
 
-Shapes: ``_B`` sequences, ``_T`` completion tokens (right-padded; ``mask_BT`` is 1 on real tokens, 0 on padding).
-Loss and metrics are sums over the sequences given, divided by ``normalizer``, so that those of micro-batches add up
+Shapes: ``_B`` sequences, ``_T`` completion tokens (right-padded; ``mask_BT`` is 1 on real tokens, 0 on padding, where
+anything may stand). ``old`` is the behaviour policy that sampled the completions, ``reference`` the frozen initial one.
+Gradient flows into ``logprobs_BT`` alone. Loss and metrics are sums over the sequences given, divided by
+``normalizer``, the number of sequences in the whole batch (default: in this one), so that those of micro-batches add up
 to those of the whole batch.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
 """Scalar tensors without gradient."""
-
-
-def trajectory_balance_advantage(reward_B: Tensor, log_z_B: Tensor, beta: float) -> Tensor:
-    """A(x, y) = r/β − log Z(x), all the policy needs to know of reward and partition function.
-
-    ``reward_B`` is raw, in [0, 1]: z-scoring it first would leave log Z nothing to learn of difficulty.
-    """
-    return reward_B / beta - log_z_B
 
 
 def trajectory_balance(
@@ -31,23 +27,130 @@ def trajectory_balance(
 ) -> tuple[Tensor, Metrics]:
     """Trajectory balance against the behaviour policy: mean of δ², δ = Σ_t (log π_θ − log μ)_t − A.
 
-    PACED-RL, arXiv 2602.12642, with μ = π_old and A = r/β − log Z_φ(x) (`trajectory_balance_advantage`).
-    Departures: log Z enters through A as a constant, since φ is fitted apart, on its own timescale
-    (`pacedrl.method.partition`); the two gradients, 2δ·∇log π_θ and 2δ, are the paper's joint ones.
-    Log-probabilities are summed over tokens, not averaged as in FlowRL.
+    PACED-RL, arXiv 2602.12642, with μ = π_old and A = r/β − log Z_φ(x)
+    (`pacedrl.method.advantages.trajectory_balance_advantage`). Departures: log Z enters through A as a constant, since
+    φ is fitted apart, on its own timescale (`pacedrl.method.partition`); the two gradients, 2δ·∇log π_θ and 2δ, are
+    the paper's joint ones. Log-probabilities are summed over tokens, not averaged as in FlowRL.
 
-    Gradient flows into ``logprobs_BT`` alone. ``normalizer`` is the number of sequences in the whole batch
-    (default: in this one). Metrics: ``loss/objective``, ``kl/old`` (the estimate of KL(μ‖π_θ), in nats a sequence)
-    and ``objective/delta_abs``.
+    Metrics: ``loss/objective`` and ``objective/delta_abs``, the mean of |δ|.
     """
-    count = float(len(advantage_B)) if normalizer is None else normalizer
-    log_ratio_B = sequence_log_ratio(logprobs_BT, anchor_logprobs_BT, mask_BT)
-    delta_B = log_ratio_B - advantage_B.detach()
-    loss = delta_B.square().sum() / count
+    delta_B = sequence_log_ratio(logprobs_BT, anchor_logprobs_BT, mask_BT) - advantage_B.detach()
+    return _squared(delta_B, torch.ones_like(delta_B), normalizer)
+
+
+def clipped_policy_gradient(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    mask_BT: Tensor,
+    advantage_B: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ratio: Literal["token", "sequence"] = "token",
+    length: float | None = None,
+    kl_coefficient: float = 0.0,
+    reference_logprobs_BT: Tensor | None = None,
+    normalizer: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """The GRPO family: −min(ρ·A, clip(ρ, 1 − clip_low, 1 + clip_high)·A) of every token, ρ = π_θ/π_old.
+
+    - GRPO, arXiv 2402.03300: A is the group's z-score; a sequence's tokens are averaged (``length`` None), then the
+      sequences; with ``kl_coefficient`` times the k3 estimate of KL(π_θ‖π_ref) added to every token.
+    - Dr. GRPO, arXiv 2503.20783: A is centred only; token sums are divided by a constant ``length``, the limit.
+    - DAPO, arXiv 2503.14476: ``clip_high`` > ``clip_low``; ``length`` the whole batch's mean length, which makes the
+      loss a mean over tokens.
+    - GSPO, arXiv 2507.18071: ``ratio`` "sequence", ρ = exp(mean_t(log π_θ − log π_old)), one for all tokens.
+
+    Departure: π_old is what the sampler said, not a second forward pass of the trainer.
+
+    Metrics: ``loss/objective``, ``objective/clipped`` (share of a sequence's tokens where the clip took the gradient,
+    mean over sequences) and ``kl/reference`` (k3, nats a token, mean over sequences; only with a reference).
+    """
+    count = _count(advantage_B, normalizer)
+    advantage_B1, tokens_B = advantage_B.detach()[:, None], mask_BT.sum(dim=1).clamp_min(1)
+    log_ratio_BT = _masked(logprobs_BT - old_logprobs_BT.detach(), mask_BT)
+    if ratio == "sequence":
+        log_ratio_BT = (log_ratio_BT.sum(dim=1) / tokens_B)[:, None].expand_as(log_ratio_BT)
+    ratio_BT = log_ratio_BT.exp()
+    unclipped_BT = ratio_BT * advantage_B1
+    clipped_BT = ratio_BT.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage_B1
+    loss_BT = -torch.minimum(unclipped_BT, clipped_BT)
+    metrics = {
+        "objective/clipped": (_masked((clipped_BT < unclipped_BT).float(), mask_BT).sum(dim=1) / tokens_B).sum() / count
+    }
+    if reference_logprobs_BT is not None:
+        kl_BT = k3_divergence(logprobs_BT, reference_logprobs_BT, mask_BT)
+        loss_BT = loss_BT + kl_coefficient * kl_BT
+        metrics["kl/reference"] = (kl_BT.detach().sum(dim=1) / tokens_B).sum() / count
+    loss = (_masked(loss_BT, mask_BT).sum(dim=1) / (tokens_B if length is None else length)).sum() / count
+    return loss, {"loss/objective": loss.detach()} | metrics
+
+
+def flow_balance(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    reference_logprobs_BT: Tensor,
+    mask_BT: Tensor,
+    advantage_B: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    normalizer: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """FlowRL, arXiv 2509.15207: mean of w·δ², δ = mean_t(log π_θ − log π_ref) − A, A = r̂/β − log Z_φ(x).
+
+    r̂ is the group's z-scored reward (FlowRL's own β is our 1/β) and w = clip(π_θ/π_old, 1 − clip_low, 1 + clip_high),
+    detached. The paper's π_θ/π_old is of whole sequences; like its later code, and unlike the first, which forgot the
+    clip, we take the mean over tokens of the log-ratio, so that long completions do not all lie at the bounds.
+    Departure: log Z reads a fixed embedding of the prompt and is fitted apart, without w.
+
+    Metrics: ``loss/objective``, ``objective/delta_abs`` and ``objective/weight``, the mean of w.
+    """
+    tokens_B = mask_BT.sum(dim=1).clamp_min(1)
+    delta_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / tokens_B - advantage_B.detach()
+    ratio_B = (sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach() / tokens_B).exp()
+    weight_B = ratio_B.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss, metrics = _squared(delta_B, weight_B, normalizer)
+    return loss, metrics | {"objective/weight": weight_B.sum() / _count(advantage_B, normalizer)}
+
+
+def group_flow_balance(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    reference_logprobs_BT: Tensor,
+    mask_BT: Tensor,
+    advantage_B: Tensor,
+    *,
+    weight_cap: float,
+    gap_raise: float,
+    gap_lower: float,
+    normalizer: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """GFlowRL, arXiv 2607.13394: FlowRL with the group's own log Z in place of a learned one.
+
+    A = r/β − log Z with log Z = mean_G(r/β + mean_t(log π_ref − log π_old)), no gradient
+    (`pacedrl.method.advantages.group_mean_log_z`); the weight is w = min(π_θ/π_old, ``weight_cap``), detached; the
+    flow gap δ is clipped to [−``gap_raise``, ``gap_lower``]: how hard one sample may raise and lower its probability.
+
+    We know the method from a summary only. Assumed: log-probabilities are averaged over tokens as in FlowRL, so is the
+    log-ratio in w; the reward is raw; and clipping means that a gap beyond a bound pulls like one at the bound (the
+    loss goes on linearly), rather than not at all.
+
+    Metrics: as `flow_balance`, and ``objective/clipped``, the share of sequences whose gap was clipped.
+    """
+    count = _count(advantage_B, normalizer)
+    tokens_B = mask_BT.sum(dim=1).clamp_min(1)
+    delta_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / tokens_B - advantage_B.detach()
+    weight_B = (sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach() / tokens_B).exp()
+    weight_B = weight_B.clamp_max(weight_cap)
+    bounded_B = delta_B.detach().clamp(-gap_raise, gap_lower)
+    # c·(2δ − c) is δ² within the bounds and its tangent beyond them.
+    loss = (weight_B * bounded_B * (2 * delta_B - bounded_B)).sum() / count
     return loss, {
         "loss/objective": loss.detach(),
-        "kl/old": -log_ratio_B.detach().sum() / count,
         "objective/delta_abs": delta_B.detach().abs().sum() / count,
+        "objective/weight": weight_B.sum() / count,
+        "objective/clipped": (bounded_B != delta_B.detach()).float().sum() / count,
     }
 
 
@@ -56,5 +159,27 @@ def sequence_log_ratio(logprobs_BT: Tensor, anchor_logprobs_BT: Tensor, mask_BT:
 
     Padding may hold anything, infinities included: it is masked out, not multiplied by zero.
     """
-    difference_BT = logprobs_BT - anchor_logprobs_BT.detach()
-    return torch.where(mask_BT.bool(), difference_BT, torch.zeros_like(difference_BT)).sum(dim=-1)
+    return _masked(logprobs_BT - anchor_logprobs_BT.detach(), mask_BT).sum(dim=-1)
+
+
+def k3_divergence(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """k3 = e^x − x − 1 with x = log π_ref − log π_θ, at each token, [B, T]: ≥ 0, an estimate of KL(π_θ‖π_ref)."""
+    gap_BT = _masked(reference_logprobs_BT.detach() - logprobs_BT, mask_BT)
+    return gap_BT.exp() - gap_BT - 1.0
+
+
+def _squared(delta_B: Tensor, weight_B: Tensor, normalizer: float | None) -> tuple[Tensor, Metrics]:
+    count = _count(delta_B, normalizer)
+    loss = (weight_B * delta_B.square()).sum() / count
+    return loss, {
+        "loss/objective": loss.detach(),
+        "objective/delta_abs": delta_B.detach().abs().sum() / count,
+    }
+
+
+def _masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    return torch.where(mask_BT.bool(), values_BT, torch.zeros_like(values_BT))
+
+
+def _count(values_B: Tensor, normalizer: float | None) -> float:
+    return float(len(values_B)) if normalizer is None else normalizer

@@ -77,11 +77,12 @@ class PartitionLearner:
 
     Args:
         partition: the module; moved nowhere, so put it where the embeddings are.
-        learning_rate: of AdamW; a matrix with fan-in n learns at 64/n of it (μP, arXiv 2203.03466), so that one rate
-            serves embeddings of any size: without this, one fit on a few prompts throws the estimates of all others
-            about, the more so the wider the embedding.
+        learning_rate: of AdamW.
         weight_decay: of AdamW.
         fit_steps: optimiser steps on each batch of rollouts.
+        scale_by_fan_in: a matrix with fan-in n learns at 64/n of the rate (μP, arXiv 2203.03466), so that one rate
+            serves embeddings of any size: without this, one fit on a few prompts throws the estimates of all others
+            about, the more so the wider the embedding.
     """
 
     def __init__(
@@ -90,13 +91,15 @@ class PartitionLearner:
         learning_rate: float = 2e-3,
         weight_decay: float = 0.0,
         fit_steps: int = 4,
+        scale_by_fan_in: bool = True,
     ) -> None:
         self.partition = partition.eval()
         self.fit_steps = fit_steps
         groups = [
             {
                 "params": [parameter],
-                "lr": learning_rate * (BASE_WIDTH / parameter.shape[1] if parameter.ndim == 2 else 1),
+                "lr": learning_rate
+                * (BASE_WIDTH / parameter.shape[1] if scale_by_fan_in and parameter.ndim == 2 else 1),
             }
             for parameter in partition.parameters()
         ]

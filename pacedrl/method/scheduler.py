@@ -15,25 +15,37 @@ sampled, sharded or trained, so it serves any trainer that can take one advantag
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pacedrl.method.estimator import CALIBRATION, Floats, calibration_metrics
-from pacedrl.method.objectives import trajectory_balance_advantage
+from pacedrl.method.advantages import trajectory_balance_advantage
+from pacedrl.method.estimator import (
+    CALIBRATION,
+    FLAT_MEAN,
+    FLAT_STRENGTH,
+    Beliefs,
+    DiscountedCounts,
+    Floats,
+    PriorStrength,
+    calibration_metrics,
+)
 from pacedrl.method.partition import LogPartition, PartitionLearner
 from pacedrl.method.replay import ReplayBuffer, ReplayEntry
-from pacedrl.method.selection import NEVER, select
+from pacedrl.method.selection import NEVER, Indices, SelectionMethod, select, selection_score
 
 State = dict[str, Any]
+EstimatorName = Literal["partition", "counts", "combined", "oracle", "none"]
 
 FULL_REWARD = 1.0
 """The reward that makes a completion correct, and so a candidate for replay."""
+PRIOR_RANGE = (0.01, 0.99)
+"""log Z's estimate, which is not confined to [0, 1], is clipped to this before it becomes the mean of a Beta."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,8 @@ class Rollouts:
 
     ``reward_B`` is raw, in [0, 1]; NaN marks a completion that could not be judged: it is left out of everything.
     ``log_ratio_B`` is Σ_t (log π_θ − log π_old), 0 unless given. ``token_ids`` and ``logprobs`` (behaviour, one a
-    token) make correct completions candidates for replay; without them none is admitted.
+    token) make correct completions candidates for replay; without them none is admitted. ``partition_reward_B`` is
+    what log Z is fitted to where that is not the raw reward (FlowRL's is z-scored).
     """
 
     keys: Sequence[str]
@@ -50,6 +63,7 @@ class Rollouts:
     log_ratio_B: ArrayLike = 0.0
     token_ids: Sequence[Sequence[int]] | None = None
     logprobs: Sequence[Sequence[float]] = field(default=())
+    partition_reward_B: ArrayLike | None = None
 
 
 class DifficultyScheduler:
@@ -57,88 +71,130 @@ class DifficultyScheduler:
 
     Args:
         keys: one stable key a prompt, all different.
-        embeddings_NH: the prompts' embeddings in the order of ``keys``, float, constant over the run.
+        embeddings_NH: the prompts' embeddings in the order of ``keys``, float, constant over the run; None for an
+            estimator and a trainer that do without log Z.
         learner: the partition function and its optimiser; one with the defaults and ``beta`` unless given.
         beta: temperature of the objective; read only where ``learner`` is not given.
         replay: the buffer; the paper's unless given.
+        selection: which prompts come next (`pacedrl.method.selection.selection_score`); the paper's is ``nearest``.
+        estimator: where accuracy estimates come from. ``partition``: β·log Z (the paper). ``counts``: the prompt's own
+            discounted results on a flat prior (MoPPS). ``combined``: the same with β·log Z as the prior's mean (ours).
+            ``oracle``: what `set_truth` was told. ``none``: nowhere.
         target_accuracy: τ in [0, 1].
         explore_fraction: share of a batch drawn uniformly, in [0, 1].
         cooldown_steps: steps a prompt rests after use.
+        prior_strength: of ``combined``: how many completions log Z's estimate is worth, > 0; None: learned.
+        discount: of ``counts`` and ``combined``: what is left of older results at each visit, in [0, 1].
         seed: of selection and dropout. Both are derived from (seed, step): there is no generator state to save.
     """
 
     def __init__(
         self,
         keys: Sequence[str],
-        embeddings_NH: Tensor,
+        embeddings_NH: Tensor | None = None,
         *,
         learner: PartitionLearner | None = None,
         beta: float = 0.05,
         replay: ReplayBuffer | None = None,
+        selection: SelectionMethod = "nearest",
+        estimator: EstimatorName = "partition",
         target_accuracy: float = 0.5,
         explore_fraction: float = 0.0,
         cooldown_steps: int = 0,
+        prior_strength: float | None = 4.0,
+        discount: float = 0.5,
         seed: int = 0,
     ) -> None:
         self.keys = list(keys)
         self.index = {key: i for i, key in enumerate(self.keys)}
         if len(self.index) != len(self.keys):
             raise ValueError("prompt keys must be unique")
-        if len(embeddings_NH) != len(self.keys):
+        if embeddings_NH is None and estimator in ("partition", "combined"):
+            raise ValueError(f"the estimator '{estimator}' reads log Z, which needs embeddings_NH")
+        if embeddings_NH is not None and len(embeddings_NH) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys but {len(embeddings_NH)} embeddings")
         if not 0.0 <= target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
         self.embeddings_NH = embeddings_NH
-        self.learner = learner or PartitionLearner(LogPartition(embeddings_NH, beta).to(embeddings_NH.device))
+        self.learner = learner
+        if learner is None and embeddings_NH is not None:
+            self.learner = PartitionLearner(LogPartition(embeddings_NH, beta).to(embeddings_NH.device))
         self.replay_buffer = replay if replay is not None else ReplayBuffer()
+        self.selection = selection
+        self.estimator = estimator
         self.target_accuracy = target_accuracy
         self.explore_fraction = explore_fraction
         self.cooldown_steps = cooldown_steps
+        self.prior_strength = PriorStrength(prior_strength)
+        self.counts = DiscountedCounts(len(self.keys), discount)
         self.seed = seed
         self.step = 0
-        self.last_used_N = np.full(len(self.keys), NEVER, dtype=np.int64)
-        self._estimate_N: Floats | None = None
+        self.last_used_N: Indices = np.full(len(self.keys), NEVER, dtype=np.int64)
+        self.visits_N: Indices = np.zeros(len(self.keys), dtype=np.int64)
+        self._truth_N: Floats = np.full(len(self.keys), np.nan)
+        self._partition_accuracy_N: Floats | None = None
 
-    @property
-    def beta(self) -> float:
-        return self.learner.beta
+    def beliefs(self) -> Beliefs:
+        """What the estimator believes of every prompt's accuracy now."""
+        point_N = np.full(len(self.keys), np.inf)
+        match self.estimator:
+            case "partition":
+                return Beliefs(self._partition_accuracy(), point_N)
+            case "counts":
+                return self.counts.posterior(np.full(len(self.keys), FLAT_MEAN), FLAT_STRENGTH)
+            case "combined":
+                return self.counts.posterior(self._partition_accuracy().clip(*PRIOR_RANGE), self.prior_strength.value)
+            case "oracle":
+                return Beliefs(self._truth_N, point_N)
+            case "none":
+                return Beliefs(np.full(len(self.keys), np.nan), point_N)
 
     def accuracy_estimates(self) -> Floats:
-        """p̂ = β·log Z_φ of every prompt, shape [N], with the current φ; recomputed only after a fit."""
-        if self._estimate_N is None:
-            self._estimate_N = self.learner.accuracy(self.embeddings_NH).double().cpu().numpy()
-        return self._estimate_N
+        """p̂ of every prompt, shape [N]; β·log Z_φ with the current φ unless another estimator was asked for."""
+        return self.beliefs().mean_N
 
     def accuracy_estimate(self, keys: Sequence[str]) -> Floats:
         """p̂ of the prompts named, in their order (a key may recur). Raises KeyError for an unknown key."""
-        return self.accuracy_estimates()[[self.index[key] for key in keys]]
+        return self.accuracy_estimates()[self._rows(keys)]
+
+    def estimate_strength(self, keys: Sequence[str]) -> Floats:
+        """How many completions p̂ is worth, of the prompts named: α + β of the posterior; infinite for a point."""
+        return self.beliefs().strength_N[self._rows(keys)]
 
     def log_z(self, keys: Sequence[str]) -> Tensor:
         """log Z_φ of the prompts named, float32 [len(keys)], on the CPU, without gradient."""
-        return torch.from_numpy(self.accuracy_estimate(keys) / self.beta).float()
+        return torch.from_numpy(self._partition_accuracy()[self._rows(keys)] / self._partition().beta).float()
 
     def advantage(self, keys: Sequence[str], reward_B: ArrayLike) -> Tensor:
         """A = r/β − log Z_φ(x) of each completion, float32 [B], on the CPU."""
         reward = torch.as_tensor(np.asarray(reward_B, dtype=np.float32))
-        return trajectory_balance_advantage(reward, self.log_z(keys), self.beta)
+        return trajectory_balance_advantage(reward, self.log_z(keys), self._partition().beta)
 
-    def select(self, count: int) -> list[str]:
-        """Keys of the ``count`` distinct prompts to sample next. Raises ValueError if there are not as many.
+    def set_truth(self, accuracy_N: ArrayLike) -> None:
+        """True accuracies of all prompts, in the order of ``keys``, for the estimator ``oracle``."""
+        self._truth_N = np.asarray(accuracy_N, dtype=np.float64)
+        if self._truth_N.shape != (len(self.keys),):
+            raise ValueError(f"expected {len(self.keys)} accuracies, got shape {self._truth_N.shape}")
+
+    def select(self, count: int, exclude: Collection[str] = ()) -> list[str]:
+        """Keys of the ``count`` distinct prompts to sample next, none of them among ``exclude``.
 
         Changes nothing: until `observe` ends the step, asking again gives the same answer, so a step that was
-        interrupted can be begun anew.
+        interrupted can be begun anew. Raises ValueError if there are not as many prompts.
         """
+        rng = np.random.default_rng([self.seed, self.step, len(exclude)] if exclude else [self.seed, self.step])
+        score_N = selection_score(self.selection, self.beliefs(), self.visits_N, self.target_accuracy, rng)
+        allowed = np.setdiff1d(np.arange(len(self.keys)), self._rows(exclude))
         chosen = select(
-            self.accuracy_estimates(),
-            self.last_used_N,
+            score_N[allowed],
+            self.last_used_N[allowed],
             step=self.step,
             count=count,
-            target=self.target_accuracy,
             explore_fraction=self.explore_fraction,
             cooldown_steps=self.cooldown_steps,
-            rng=np.random.default_rng([self.seed, self.step]),
+            rng=rng,
         )
-        return [self.keys[i] for i in chosen]
+        return [self.keys[i] for i in allowed[chosen]]
 
     def replay(self) -> list[ReplayEntry]:
         """Past completions to train on beside this step's fresh ones."""
@@ -154,15 +210,16 @@ class DifficultyScheduler:
         metrics = dict.fromkeys((*CALIBRATION, "loss/partition"), math.nan) | {"replay/admitted": 0.0}
         judged = _judged(fresh)
         if len(judged.keys) > 0:
-            estimate = {key: float(p) for key, p in zip(judged.keys, self.accuracy_estimate(judged.keys), strict=True)}
-            observed = _observed_accuracy(judged)
-            metrics |= calibration_metrics(
-                np.array([estimate[key] for key in observed]), np.array([*observed.values()])
-            )
-            candidates = self._replay_candidates(judged, {key: abs(estimate[key] - observed[key]) for key in observed})
-            metrics["replay/admitted"] = float(self.replay_buffer.add(candidates))
-            metrics["loss/partition"] = self._fit([judged] if replayed is None else [judged, _judged(replayed)])
-        self.last_used_N[[self.index[key] for key in fresh.keys]] = self.step
+            observed, trials = _observed_accuracy(judged)
+            keys, observed_P, trials_P = list(observed), np.array([*observed.values()]), np.array([*trials.values()])
+            estimate_P = self.accuracy_estimate(keys)
+            metrics |= calibration_metrics(estimate_P, observed_P)
+            priority = dict(zip(keys, np.abs(estimate_P - observed_P).tolist(), strict=True))
+            metrics["replay/admitted"] = float(self.replay_buffer.add(self._replay_candidates(judged, priority)))
+            self._learn(judged, None if replayed is None else _judged(replayed), keys, observed_P, trials_P, metrics)
+        used = np.unique(self._rows(fresh.keys))
+        self.last_used_N[used] = self.step
+        self.visits_N[used] += 1
         self.step += 1
         return metrics | self._state_metrics()
 
@@ -172,24 +229,52 @@ class DifficultyScheduler:
             "step": self.step,
             "keys": self.keys,
             "last_used": torch.from_numpy(self.last_used_N.copy()),
-            "learner": self.learner.state_dict(),
+            "visits": torch.from_numpy(self.visits_N.copy()),
+            "right": torch.from_numpy(self.counts.right_N.copy()),
+            "wrong": torch.from_numpy(self.counts.wrong_N.copy()),
+            "prior_strength": self.prior_strength.state_dict(),
+            "learner": None if self.learner is None else self.learner.state_dict(),
             "replay": self.replay_buffer.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` gave. Prompts may have been reordered or added since, but not removed.
 
-        Raises ValueError when the state knows prompts that this scheduler does not.
+        Added prompts count as drawn as often as the least drawn one, lest uniform selection dwell on them. Raises
+        ValueError when the state knows prompts that this scheduler does not.
         """
         gone = [key for key in state["keys"] if key not in self.index]
         if gone:
             raise ValueError(f"the state holds {len(gone)} prompts that are not in the dataset, e.g. key {gone[0]}")
+        rows = self._rows(state["keys"])
         self.step = state["step"]
         self.last_used_N[:] = NEVER
-        self.last_used_N[[self.index[key] for key in state["keys"]]] = state["last_used"].numpy()
-        self.learner.load_state_dict(state["learner"])
+        self.last_used_N[rows] = state["last_used"].numpy()
+        self.visits_N[:] = int(state["visits"].min())
+        self.visits_N[rows] = state["visits"].numpy()
+        self.counts.right_N[:] = self.counts.wrong_N[:] = 0.0
+        self.counts.right_N[rows], self.counts.wrong_N[rows] = state["right"].numpy(), state["wrong"].numpy()
+        self.prior_strength.load_state_dict(state["prior_strength"])
+        if self.learner is not None:
+            self.learner.load_state_dict(state["learner"])
         self.replay_buffer.load_state_dict(state["replay"])
-        self._estimate_N = None
+        self._partition_accuracy_N = None
+
+    def _partition(self) -> PartitionLearner:
+        if self.learner is None:
+            raise ValueError("this scheduler was made without embeddings, so it has no log Z")
+        return self.learner
+
+    def _partition_accuracy(self) -> Floats:
+        """β·log Z_φ of every prompt; recomputed only after a fit."""
+        learner = self._partition()
+        if self._partition_accuracy_N is None:
+            assert self.embeddings_NH is not None
+            self._partition_accuracy_N = learner.accuracy(self.embeddings_NH).double().cpu().numpy()
+        return self._partition_accuracy_N
+
+    def _rows(self, keys: Collection[str]) -> Indices:
+        return np.fromiter((self.index[key] for key in keys), dtype=np.int64, count=len(keys))
 
     def _replay_candidates(self, judged: Rollouts, priority: dict[str, float]) -> list[ReplayEntry]:
         if judged.token_ids is None:
@@ -201,13 +286,31 @@ class DifficultyScheduler:
             if reward >= FULL_REWARD
         ]
 
-    def _fit(self, parts: list[Rollouts]) -> float:
-        rows = [self.index[key] for part in parts for key in part.keys]
-        reward_B = torch.from_numpy(np.concatenate([np.asarray(part.reward_B) for part in parts])).float()
+    def _learn(
+        self,
+        judged: Rollouts,
+        replayed: Rollouts | None,
+        keys: list[str],
+        observed_P: Floats,
+        trials_P: Floats,
+        metrics: dict[str, float],
+    ) -> None:
+        """Counts, the prior's strength and log Z, each from what it believed before."""
+        rows = self._rows(keys)
+        if self.estimator == "combined":
+            self.prior_strength.observe(self._partition_accuracy()[rows].clip(*PRIOR_RANGE), observed_P, trials_P)
+        self.counts.observe(rows, observed_P * trials_P, trials_P)
+        if self.learner is not None:
+            metrics["loss/partition"] = self._fit(self.learner, [judged] if replayed is None else [judged, replayed])
+
+    def _fit(self, learner: PartitionLearner, parts: list[Rollouts]) -> float:
+        assert self.embeddings_NH is not None
+        rows = np.concatenate([self._rows(part.keys) for part in parts])
+        reward_B = torch.from_numpy(np.concatenate([np.asarray(part.partition_reward_B) for part in parts])).float()
         log_ratio_B = torch.from_numpy(np.concatenate([np.asarray(part.log_ratio_B) for part in parts])).float()
         seed = int(np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0])
-        self._estimate_N = None
-        return self.learner.fit(self.embeddings_NH[rows], reward_B, log_ratio_B, seed)
+        self._partition_accuracy_N = None
+        return learner.fit(self.embeddings_NH[torch.from_numpy(rows)], reward_B, log_ratio_B, seed)
 
     def _state_metrics(self) -> dict[str, float]:
         entries = self.replay_buffer.entries
@@ -216,6 +319,7 @@ class DifficultyScheduler:
             "replay/age_mean": float(np.mean([self.step - e.step for e in entries])) if entries else math.nan,
             "replay/priority_mean": float(np.mean([e.priority for e in entries])) if entries else math.nan,
             "selection/coverage": float((self.last_used_N > NEVER).mean()),
+            "estimator/prior_strength": self.prior_strength.value if self.estimator == "combined" else math.nan,
         }
 
 
@@ -228,19 +332,21 @@ def _judged(rollouts: Rollouts) -> Rollouts:
     kept = np.flatnonzero(~np.isnan(reward_B)).tolist()
     if ((reward_B[kept] < 0) | (reward_B[kept] > 1)).any():
         raise ValueError("rewards must lie in [0, 1]: raw, not z-scored")
-    ids = rollouts.token_ids
+    ids, shaped = rollouts.token_ids, rollouts.partition_reward_B
     return Rollouts(
         [rollouts.keys[i] for i in kept],
         reward_B[kept],
         log_ratio_B[kept],
         None if ids is None else [ids[i] for i in kept],
         () if ids is None else [rollouts.logprobs[i] for i in kept],
+        (reward_B if shaped is None else np.asarray(shaped, dtype=np.float64))[kept],
     )
 
 
-def _observed_accuracy(judged: Rollouts) -> dict[str, float]:
-    """p̄: mean reward of each prompt's judged completions, prompts in order of first appearance."""
+def _observed_accuracy(judged: Rollouts) -> tuple[dict[str, float], dict[str, float]]:
+    """p̄, the mean reward of each prompt's judged completions, and their number; in order of first appearance."""
     rewards: dict[str, list[float]] = {}
     for key, reward in zip(judged.keys, np.asarray(judged.reward_B), strict=True):
         rewards.setdefault(key, []).append(float(reward))
-    return {key: float(np.mean(values)) for key, values in rewards.items()}
+    means = {key: float(np.mean(values)) for key, values in rewards.items()}
+    return means, {key: float(len(values)) for key, values in rewards.items()}

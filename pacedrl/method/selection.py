@@ -1,34 +1,65 @@
-"""Which prompts to train on next."""
+"""Which prompts to sample next, and which of the sampled groups to train on."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pacedrl.method.estimator import Floats
+from pacedrl.method.estimator import Beliefs, Floats
 
 Indices = NDArray[np.int64]
+
+SelectionMethod = Literal["nearest", "uniform", "thompson", "learnability", "noise"]
 
 NEVER = -(2**40)
 """``last_used`` of a prompt that was never used."""
 
 
-def nearest_target(estimate_N: Floats, target: float, count: int, rng: np.random.Generator) -> Indices:
-    """The ``count`` prompts with the smallest |estimate − target|, in random order; O(N).
+def selection_score(
+    method: SelectionMethod, beliefs: Beliefs, visits_N: Indices, target: float, rng: np.random.Generator
+) -> Floats:
+    """What the method wants least of, [N]: the prompts with the lowest scores are selected.
 
-    PACED-RL, arXiv 2602.12642. The paper does not say how ties are broken: here at random, so that a fresh partition
-    function, which knows nothing, selects uniformly.
+    - ``nearest``: |p̂ − τ|. PACED-RL, arXiv 2602.12642.
+    - ``uniform``: times drawn so far. With random ties these are shuffled epochs: nobody is drawn twice before
+      everybody was drawn once, whatever the batch size.
+    - ``thompson``: |p − τ| with p drawn from the prompt's Beta posterior. MoPPS, arXiv 2507.04632.
+    - ``learnability``: −E[p(1 − p)] under the posterior; −p̂(1 − p̂) where there is only a point estimate. The
+      criterion of LILO (Foster et al., 2025), from an estimate in place of extra rollouts.
+    - ``noise``: uniform noise, drawn anew each step: the control for ``nearest``.
 
-    Raises ValueError when there are fewer than ``count`` prompts or an estimate is NaN.
+    Raises ValueError when an estimate the method needs is NaN.
     """
-    if count > len(estimate_N):
-        raise ValueError(f"cannot select {count} prompts from {len(estimate_N)}")
-    if np.isnan(estimate_N).any():
+    if method in ("nearest", "thompson", "learnability") and np.isnan(beliefs.mean_N).any():
         raise ValueError("an accuracy estimate is NaN")
-    shuffled = rng.permutation(len(estimate_N))
-    distance = np.abs(estimate_N[shuffled] - target)
-    nearest = np.argpartition(distance, count - 1)[:count] if count else np.empty(0, dtype=np.int64)
-    chosen: Indices = rng.permutation(shuffled[nearest])
+    match method:
+        case "nearest":
+            return np.abs(beliefs.mean_N - target)
+        case "uniform":
+            return visits_N.astype(np.float64)
+        case "thompson":
+            return np.abs(beliefs.draw(rng) - target)
+        case "learnability":
+            return -beliefs.learnability()
+        case "noise":
+            return rng.random(len(visits_N))
+
+
+def lowest(score_N: Floats, count: int, rng: np.random.Generator) -> Indices:
+    """The ``count`` prompts with the lowest scores, in random order, ties broken at random; O(N).
+
+    The papers do not say how ties are broken: at random, a fresh estimator, which knows nothing, selects uniformly.
+
+    Raises ValueError when there are fewer than ``count`` prompts.
+    """
+    if count > len(score_N):
+        raise ValueError(f"cannot select {count} prompts from {len(score_N)}")
+    shuffled = rng.permutation(len(score_N))
+    best = np.argpartition(score_N[shuffled], count - 1)[:count] if count else np.empty(0, dtype=np.int64)
+    chosen: Indices = rng.permutation(shuffled[best])
     return chosen
 
 
@@ -48,22 +79,46 @@ def rested(last_used_N: Indices, step: int, cooldown_steps: int, at_least: int) 
 
 
 def select(
-    estimate_N: Floats,
+    score_N: Floats,
     last_used_N: Indices,
     *,
     step: int,
     count: int,
-    target: float,
     explore_fraction: float,
     cooldown_steps: int,
     rng: np.random.Generator,
 ) -> Indices:
-    """``count`` distinct prompts: a uniform share of ``explore_fraction``, the rest nearest to the target.
+    """``count`` distinct prompts: a uniform share of ``explore_fraction``, the rest those with the lowest scores.
 
     The explored share is rounded to the nearest whole number of prompts.
     """
     candidates = rested(last_used_N, step, cooldown_steps, at_least=count)
     explored = round(count * explore_fraction)
-    greedy = candidates[nearest_target(estimate_N[candidates], target, count - explored, rng)]
+    greedy = candidates[lowest(score_N[candidates], count - explored, rng)]
     others = np.setdiff1d(candidates, greedy, assume_unique=True)
     return np.concatenate([greedy, rng.choice(others, size=explored, replace=False)])
+
+
+def uninformative(rewards: Sequence[float]) -> str | None:
+    """Why a group gives no group-relative gradient: ``all_right``, ``all_wrong``, ``all_equal`` (partial rewards) or
+    ``unjudged`` (fewer than two rewards); None when it does.
+
+    The filter of dynamic sampling, DAPO, arXiv 2503.14476. ``rewards`` are raw, of the judged completions.
+    """
+    if len(rewards) < 2:
+        return "unjudged"
+    low, high = min(rewards), max(rewards)
+    if low < high:
+        return None
+    return "all_right" if low >= 1.0 else "all_wrong" if high <= 0.0 else "all_equal"
+
+
+def most_learnable(observed_P: Sequence[float], count: int) -> list[int]:
+    """Indices of the ``count`` groups with the largest p̄(1 − p̄), in their order; ties go to the earlier ones.
+
+    LILO (Foster et al., 2025, "Learning to Reason at the Frontier of Learnability"). ``observed_P`` is each group's
+    mean reward, NaN where nothing was judged: such a group comes last.
+    """
+    observed = np.asarray(observed_P, dtype=np.float64)
+    learnability = np.nan_to_num(observed * (1.0 - observed), nan=-1.0)
+    return sorted(np.argsort(-learnability, kind="stable")[:count].tolist())

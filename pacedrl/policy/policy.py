@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ class Policy:
     def load(cls, config: ModelConfig, device: torch.device, folder: Path | None = None) -> Policy:
         """The configured model, or the checkpoint of it in ``folder``. Raises InputError if it cannot be loaded."""
         return cls(*load_model_and_tokenizer(config, folder), device)
+
+    def frozen_copy(self) -> Policy:
+        """A policy of the same weights that no training reaches."""
+        copy = deepcopy(self.model)
+        return Policy(copy.requires_grad_(False), self.tokenizer, self.device)
+
+    def adapter_off(self) -> AbstractContextManager[Any]:
+        """Under LoRA, the model without its adapter, for as long as the context lasts; else the model as it is."""
+        adapted = self.model is not self.causal_lm
+        return self.model.disable_adapter() if adapted else nullcontext()
 
     @property
     def context_length(self) -> int | None:

@@ -35,6 +35,7 @@ class Alarms:
             "unmixed": self.unmixed_steps >= UNMIXED_STEPS,
             "errors": metrics["verifier/errors"] > VERIFIER_ERROR_SHARE * metrics["rollouts/step"],
             "mismatch": metrics["mismatch/logprob_mean"] > MISMATCH_NATS,
+            "capped": metrics["gate/capped"] > 0,
             "not finite": self.skipped_steps > 0,
         }
         new = [name for name, is_raised in raised.items() if is_raised and name not in self.said]
@@ -58,6 +59,12 @@ class Alarms:
                 return (
                     f"the verifier failed on {share:.0%} of completions (they are left out): see the errors in "
                     "samples.jsonl, raise verifier.timeout_s, or run `pacedrl doctor`"
+                )
+            case "capped":
+                return (
+                    f"dynamic sampling found only {metrics['gate/kept']:.0f} groups with mixed rewards in "
+                    f"{metrics['gate/batches']:.0f} batches, and the step trained on those: raise gate.max_batches, "
+                    "or change data.train"
                 )
             case "mismatch":
                 return (

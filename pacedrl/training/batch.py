@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
 
-from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts
-from pacedrl.training.learner import TrainingSequence
-from pacedrl.types import Group
+import torch
+
+from pacedrl.config import Config, FlowRlConfig
+from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts, group_relative_advantage
+from pacedrl.training.objective import fresh_advantages, group_index, replayed_advantages
+from pacedrl.training.sequences import TrainingSequence
+from pacedrl.types import Completion, Group
+
+ReferenceLogprobs = Callable[[Sequence[TrainingSequence]], list[list[float]]]
+
+
+def judged_completions(groups: Sequence[Group]) -> list[tuple[Group, Completion, float]]:
+    """Those with a reward, group by group."""
+    return [(group, c, c.reward) for group in groups for c in group.completions if c.reward is not None]
 
 
 def training_batch(
@@ -14,28 +27,45 @@ def training_batch(
     replayed: Sequence[ReplayEntry],
     prompt_ids: Mapping[str, list[int]],
     scheduler: DifficultyScheduler,
-    anchor: str,
+    config: Config,
+    reference: ReferenceLogprobs | None = None,
 ) -> list[TrainingSequence]:
     """The judged fresh completions first, group by group, replayed ones after; all weigh the same in the loss.
 
-    ``anchor`` is the μ of replayed completions: ``behaviour`` or ``current``.
+    ``reference`` gives the initial policy's log-probabilities, where the objective reads them.
     """
-    return [*_fresh(groups, scheduler), *_replayed(replayed, prompt_ids, scheduler, anchor)]
+    fresh = _fresh(groups, scheduler, config, reference)
+    return [*fresh, *_replayed(replayed, prompt_ids, scheduler, config)]
 
 
-def fresh_rollouts(groups: Sequence[Group], log_ratio_B: Sequence[float]) -> Rollouts:
+def fresh_rollouts(
+    groups: Sequence[Group], batch: Sequence[TrainingSequence], log_ratio_B: Sequence[float], config: Config
+) -> Rollouts:
     """What the scheduler observes: every completion, those with a verifier error as NaN.
 
-    ``log_ratio_B`` has one value a judged completion, in the order of `training_batch`.
+    ``groups`` may hold more than was trained on: π_θ = π_old there as far as anybody knows. ``batch`` and
+    ``log_ratio_B``, Σ_t (log π_θ − log π_old), are of the fresh sequences trained on.
     """
-    ratios = iter(log_ratio_B)
     pairs = [(group.prompt.key, completion) for group in groups for completion in group.completions]
+    trained = {id(sequence.completion_ids): i for i, sequence in enumerate(batch)}
+    rows = [trained.get(id(completion.token_ids)) for _, completion in pairs]
+    ratios = [0.0 if row is None else log_ratio_B[row] for row in rows]
+    rewards = [float("nan") if c.reward is None else c.reward for _, c in pairs]
+    shaped = None
+    if isinstance(config.objective, FlowRlConfig):
+        # FlowRL's log Z is of z-scored rewards and of mean_t(log π_θ − log π_ref).
+        shaped = _standardised([key for key, _ in pairs], rewards)
+        ratios = [
+            0.0 if row is None else ratio / len(batch[row].completion_ids) + batch[row].mean_reference_log_ratio
+            for row, ratio in zip(rows, ratios, strict=True)
+        ]
     return Rollouts(
         [key for key, _ in pairs],
-        [float("nan") if c.reward is None else c.reward for _, c in pairs],
-        [0.0 if c.reward is None else next(ratios) for _, c in pairs],
+        rewards,
+        ratios,
         [c.token_ids for _, c in pairs],
         [c.logprobs for _, c in pairs],
+        shaped,
     )
 
 
@@ -44,18 +74,41 @@ def replayed_rollouts(replayed: Sequence[ReplayEntry], log_ratio_B: Sequence[flo
     return Rollouts([entry.key for entry in replayed], [entry.reward for entry in replayed], log_ratio_B)
 
 
-def _fresh(groups: Sequence[Group], scheduler: DifficultyScheduler) -> Iterator[TrainingSequence]:
-    judged = [(group, c, c.reward) for group in groups for c in group.completions if c.reward is not None]
-    keys, rewards = [group.prompt.key for group, _, _ in judged], [reward for _, _, reward in judged]
-    advantages = scheduler.advantage(keys, rewards).tolist()
-    for (group, completion, _), advantage in zip(judged, advantages, strict=True):
-        yield TrainingSequence(group.prompt_ids, completion.token_ids, advantage, completion.logprobs)
+def _fresh(
+    groups: Sequence[Group], scheduler: DifficultyScheduler, config: Config, reference: ReferenceLogprobs | None
+) -> list[TrainingSequence]:
+    judged = judged_completions(groups)
+    if not judged:
+        return []
+    batch = [TrainingSequence(group.prompt_ids, c.token_ids, 0.0, c.logprobs) for group, c, _ in judged]
+    if reference is not None:
+        pairs = zip(batch, reference(batch), strict=True)
+        batch = [replace(sequence, reference_logprobs=logprobs) for sequence, logprobs in pairs]
+    keys, reward_B = [group.prompt.key for group, _, _ in judged], torch.tensor([reward for _, _, reward in judged])
+    old_log_ratio_B = torch.tensor([sequence.mean_reference_log_ratio for sequence in batch])
+    advantages = fresh_advantages(config.objective, scheduler, keys, reward_B, old_log_ratio_B).tolist()
+    return [replace(sequence, advantage=a) for sequence, a in zip(batch, advantages, strict=True)]
 
 
 def _replayed(
-    replayed: Sequence[ReplayEntry], prompt_ids: Mapping[str, list[int]], scheduler: DifficultyScheduler, anchor: str
-) -> Iterator[TrainingSequence]:
-    advantages = scheduler.advantage([entry.key for entry in replayed], [entry.reward for entry in replayed]).tolist()
-    for entry, advantage in zip(replayed, advantages, strict=True):
-        logprobs = entry.logprobs if anchor == "behaviour" else None
-        yield TrainingSequence(prompt_ids[entry.key], entry.token_ids, advantage, logprobs, replayed=True)
+    replayed: Sequence[ReplayEntry], prompt_ids: Mapping[str, list[int]], scheduler: DifficultyScheduler, config: Config
+) -> list[TrainingSequence]:
+    if not replayed:
+        return []
+    reward_B = torch.tensor([entry.reward for entry in replayed])
+    advantages = replayed_advantages(config.objective, scheduler, [entry.key for entry in replayed], reward_B).tolist()
+    anchors = [entry.logprobs for entry in replayed] if config.replay.anchor == "behaviour" else repeat(None)
+    return [
+        TrainingSequence(prompt_ids[entry.key], entry.token_ids, advantage, anchor, replayed=True)
+        for entry, advantage, anchor in zip(replayed, advantages, anchors, strict=False)
+    ]
+
+
+def _standardised(keys: Sequence[str], rewards: Sequence[float]) -> list[float]:
+    """The group's z-score of every judged reward; NaN stays NaN."""
+    reward_B = torch.tensor(rewards)
+    kept = ~reward_B.isnan()
+    shaped_B = torch.full_like(reward_B, torch.nan)
+    group_B = group_index([key for key, judged in zip(keys, kept.tolist(), strict=True) if judged])
+    shaped_B[kept] = group_relative_advantage(reward_B[kept], group_B)
+    return [float(value) for value in shaped_B]

@@ -1,11 +1,11 @@
-"""One optimiser step of the policy on a batch of completions."""
+"""The policy's update on a batch of completions: one optimiser step, or several."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,22 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pacedrl.config import OptimizerConfig
-from pacedrl.method.objectives import trajectory_balance
+from pacedrl.method.objectives import Metrics as TensorMetrics
 from pacedrl.policy.policy import Policy
+from pacedrl.seeding import derive_seed
+from pacedrl.training.objective import BatchSize, LossInputs
+from pacedrl.training.sequences import TrainingSequence, micro_batches, sequence_logprobs
 
 Metrics = dict[str, float]
+Loss = Callable[[LossInputs, BatchSize], tuple[Tensor, TensorMetrics]]
+"""A micro-batch's share of the whole batch's loss and metrics: `pacedrl.training.objective.policy_loss`, bound."""
 
 METRICS = (
     "loss/objective",
     "objective/delta_abs",
+    "objective/clipped",
+    "objective/weight",
+    "kl/reference",
     "kl/old",
     "entropy",
     "mismatch/logprob_mean",
@@ -29,32 +37,17 @@ METRICS = (
     "grad_norm",
     "optim/learning_rate",
 )
-"""Names of what `Learner.update` measures; all NaN for an empty batch."""
-
-
-@dataclass(frozen=True)
-class TrainingSequence:
-    """A completion to train on.
-
-    ``anchor_logprobs`` is the log-probability of each token under μ; None takes the current policy's own at the start
-    of the step. ``advantage`` is r/β − log Z(x).
-    """
-
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
-    advantage: float
-    anchor_logprobs: Sequence[float] | None
-    replayed: bool = False
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
+"""Names of what `Learner.update` measures; NaN where the objective or the batch has no such thing."""
+OF_THE_SAMPLER = ("mismatch/logprob_mean", "mismatch/logprob_max")
+"""Measured before the first optimiser step, while trainer and sampler still hold one policy."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did: metrics, and Σ_t (log π_θ − log μ)_t of each sequence in the order given.
+    """What an update did: metrics, and Σ_t (log π_θ − log μ)_t of each sequence when it was last trained on.
 
-    Where ``applied`` is False the loss or gradient was not finite and the policy is as it was; log-ratios are 0 then.
+    Where ``applied`` is False some optimiser step's loss or gradient was not finite; that step was left out, and the
+    log-ratios of its sequences are 0.
     """
 
     metrics: Metrics
@@ -67,31 +60,50 @@ class Learner:
 
     Args:
         policy: its trainable parameters are updated in place.
-        config: learning rate, schedule, clipping and micro-batch size.
+        config: learning rate, schedule, clipping, mini- and micro-batch size.
         total_steps: length of the run, for decaying schedules.
         temperature: of sampling; log-probabilities are taken at the same.
+        loss: the objective's.
+        seed: of the split into mini-batches.
     """
 
-    def __init__(self, policy: Policy, config: OptimizerConfig, total_steps: int, temperature: float) -> None:
+    def __init__(
+        self, policy: Policy, config: OptimizerConfig, total_steps: int, temperature: float, loss: Loss, seed: int = 0
+    ) -> None:
         self.policy = policy
         self.config = config
         self.total_steps = total_steps
         self.temperature = temperature
+        self.loss = loss
+        self.seed = seed
         self.optimizer = torch.optim.AdamW(
             policy.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
 
     def update(self, batch: Sequence[TrainingSequence], step: int, tick: Callable[[], None] = lambda: None) -> Update:
-        """One step of trajectory balance on the batch.
+        """Train on the batch, with an optimiser step on each mini-batch of each epoch.
 
-        ``step`` (from 0) sets the learning rate. ``tick`` is called before each micro-batch; what it raises leaves
-        the policy as it was.
+        ``step`` (from 0) sets the learning rate. ``tick`` is called before each micro-batch until the first optimiser
+        step; what it raises leaves the policy as it was. After that the update is seen through. Metrics are means over
+        optimiser steps.
         """
         if not batch:
             return Update(dict.fromkeys(METRICS, math.nan), [], applied=False)
-        totals, log_ratio_B = self.accumulate_gradient(batch, tick)
-        tick()
-        return self._apply(totals, log_ratio_B, batch, step)
+        batch = self._with_anchors(batch, tick)
+        log_ratio_B = [0.0] * len(batch)
+        measured: list[Metrics] = []
+        applied = True
+        for rows in self._mini_batches(len(batch), step):
+            part = [batch[i] for i in rows]
+            totals, ratios = self.accumulate_gradient(part, tick)
+            tick()
+            metrics, stepped = self._apply(totals, part, step)
+            measured.append(metrics)
+            applied &= stepped
+            for i, ratio in zip(rows, ratios, strict=True):
+                log_ratio_B[i] = ratio if stepped else 0.0
+            tick = _nothing
+        return Update(_means(measured), log_ratio_B, applied)
 
     def accumulate_gradient(
         self, batch: Sequence[TrainingSequence], tick: Callable[[], None] = lambda: None
@@ -103,11 +115,12 @@ class Learner:
         totals: Metrics = {}
         largest_gap = 0.0
         log_ratio_B = [0.0] * len(batch)
+        size = BatchSize(len(batch), sum(len(sequence.completion_ids) for sequence in batch))
         self.optimizer.zero_grad(set_to_none=True)
         with self.policy.gradient_checkpointing(self.config.gradient_checkpointing):
             for rows in micro_batches(batch, self.config.tokens_per_micro_batch):
                 tick()
-                ratios, gap, sums = self._micro_batch([batch[i] for i in rows], normalizer=len(batch))
+                ratios, gap, sums = self._micro_batch([batch[i] for i in rows], size)
                 largest_gap = float(np.maximum(largest_gap, gap))  # NaN stays NaN
                 for i, ratio in zip(rows, ratios, strict=True):
                     log_ratio_B[i] = ratio
@@ -115,7 +128,26 @@ class Learner:
                     totals[name] = totals.get(name, 0.0) + value
         return totals | {"mismatch/logprob_max": largest_gap}, log_ratio_B
 
-    def _micro_batch(self, batch: list[TrainingSequence], normalizer: int) -> tuple[list[float], float, Metrics]:
+    def _with_anchors(self, batch: Sequence[TrainingSequence], tick: Callable[[], None]) -> Sequence[TrainingSequence]:
+        """The batch with every μ given, where the policy will have moved before some sequence is trained on."""
+        without = [i for i, sequence in enumerate(batch) if sequence.anchor_logprobs is None]
+        if not without or self.config.mini_batches * self.config.epochs == 1:
+            return batch
+        budget = self.config.tokens_per_micro_batch
+        own = sequence_logprobs(self.policy, [batch[i] for i in without], self.temperature, budget, tick)
+        anchors = dict(zip(without, own, strict=True))
+        return [replace(s, anchor_logprobs=anchors[i]) if i in anchors else s for i, s in enumerate(batch)]
+
+    def _mini_batches(self, size: int, step: int) -> Iterator[list[int]]:
+        """Indices of the sequences of each optimiser step; in their own order where there is one mini-batch."""
+        count = min(self.config.mini_batches, size)
+        for epoch in range(self.config.epochs):
+            rng = np.random.default_rng(derive_seed(self.seed, "mini-batches", step, epoch))
+            order = np.arange(size) if count == 1 else rng.permutation(size)
+            for part in np.array_split(order, count):
+                yield part.tolist()
+
+    def _micro_batch(self, batch: list[TrainingSequence], size: BatchSize) -> tuple[list[float], float, Metrics]:
         """Add one micro-batch's gradient.
 
         Returns each sequence's log-ratio, the largest gap between sampler and trainer at a fresh token, and sums over
@@ -128,17 +160,26 @@ class Learner:
         )
         anchor_BT = self._anchors(batch, logprobs_BT.detach())
         advantage_B = torch.tensor([sequence.advantage for sequence in batch], device=self.policy.device)
-        loss, metrics = trajectory_balance(logprobs_BT, anchor_BT, mask_BT, advantage_B, normalizer)
+        inputs = LossInputs(logprobs_BT, anchor_BT, mask_BT, advantage_B, self._references(batch))
+        loss, metrics = self.loss(inputs, size)
         loss.backward()  # type: ignore[no-untyped-call]
         fresh_B = torch.tensor([not sequence.replayed for sequence in batch], device=self.policy.device)
         log_ratio_BT = (logprobs_BT.detach() - anchor_BT) * mask_BT
         gap_BT = log_ratio_BT.abs() * fresh_B[:, None]
-        sums = {name: float(value) for name, value in metrics.items() if name != "kl/old"} | {
+        sums = {name: float(value) for name, value in metrics.items()} | {
             "kl/old": float(-log_ratio_BT[fresh_B].sum()),
             "entropy": float((entropy_BT * mask_BT)[fresh_B].sum()),
             "mismatch/logprob_mean": float(gap_BT.sum()),
         }
         return log_ratio_BT.sum(dim=1).tolist(), float(gap_BT.max()), sums
+
+    def _references(self, batch: list[TrainingSequence]) -> Tensor | None:
+        rows = [sequence.reference_logprobs for sequence in batch if sequence.reference_logprobs is not None]
+        if not rows:
+            return None
+        assert len(rows) == len(batch)
+        tensors = [torch.tensor(row, dtype=torch.float32, device=self.policy.device) for row in rows]
+        return pad_sequence(tensors, batch_first=True)
 
     def _anchors(self, batch: list[TrainingSequence], current_BT: Tensor) -> Tensor:
         """log μ of every token: the sampler's, or the current policy's own where none is given."""
@@ -150,12 +191,11 @@ class Learner:
         ]
         return pad_sequence(rows, batch_first=True)
 
-    def _apply(self, totals: Metrics, log_ratio_B: list[float], batch: Sequence[TrainingSequence], step: int) -> Update:
+    def _apply(self, totals: Metrics, batch: Sequence[TrainingSequence], step: int) -> tuple[Metrics, bool]:
         fresh = [sequence for sequence in batch if not sequence.replayed]
         tokens = sum(len(sequence.completion_ids) for sequence in fresh)
-        for name in ("entropy", "mismatch/logprob_mean"):
-            totals[name] /= max(1, tokens)
-        totals["kl/old"] /= max(1, len(fresh))
+        for name, count in (("entropy", tokens), ("mismatch/logprob_mean", tokens), ("kl/old", len(fresh))):
+            totals[name] = totals[name] / count if fresh else math.nan
         parameters = self.policy.parameters()
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         applied = math.isfinite(norm) and math.isfinite(totals["loss/objective"])
@@ -165,14 +205,23 @@ class Learner:
                 group["lr"] = rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = totals | {"grad_norm": norm, "optim/learning_rate": rate}
-        return Update(metrics, log_ratio_B if applied else [0.0] * len(batch), applied)
+        return totals | {"grad_norm": norm, "optim/learning_rate": rate}, applied
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(deepcopy(state))
+
+
+def _nothing() -> None: ...
+
+
+def _means(measured: Sequence[Metrics]) -> Metrics:
+    """The mean of each metric over the optimiser steps that have it; of the first step where only that counts."""
+    rows = {name: [metrics[name] for metrics in measured if name in metrics] for name in METRICS}
+    means = {name: sum(values) / len(values) if values else math.nan for name, values in rows.items()}
+    return means | {name: measured[0][name] for name in OF_THE_SAMPLER}
 
 
 def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -183,17 +232,3 @@ def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> flo
         return 1.0
     progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
     return 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def micro_batches(batch: Sequence[TrainingSequence], token_budget: int) -> list[list[int]]:
-    """Indices in groups whose padded size, rows × longest, stays within the budget; similar lengths together.
-
-    A sequence longer than the budget gets a micro-batch of its own.
-    """
-    groups: list[list[int]] = []
-    for i in sorted(range(len(batch)), key=lambda i: len(batch[i])):
-        if groups and (len(groups[-1]) + 1) * len(batch[i]) <= token_budget:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups

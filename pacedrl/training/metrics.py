@@ -13,7 +13,7 @@ from pacedrl.types import Group
 
 
 class Stopwatch:
-    """Wall-clock seconds of the phases of a step."""
+    """Wall-clock seconds of the phases of a step; a phase may come several times."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -23,7 +23,7 @@ class Stopwatch:
     def phase(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def metrics(self) -> dict[str, float]:
         """``time/PHASE`` of each, and ``time/step`` since the watch was made."""

@@ -72,10 +72,10 @@ class RunFolder:
             return
         before, now = _settings(_read_config(path)), _settings(self.config)
         for field, value in now.items():
-            if before[field] != value:
+            if field not in before or before[field] != value:
                 raise InputError(
-                    f"{path}: this run was started with {field} = {before[field]!r}, the config now says {value!r}; "
-                    "undo the change, or start another run with run.dir=PATH"
+                    f"{path}: this run was started with {field} = {before.get(field)!r}, the config now says "
+                    f"{value!r}; undo the change, or start another run with run.dir=PATH"
                 )
 
 
@@ -93,7 +93,8 @@ def _settings(config: Config) -> dict[str, Any]:
     tree = dump_config(config)
     tree["run"] = {"seed": tree["run"]["seed"]}
     kept = {section: values for section, values in tree.items() if section not in FREE_SECTIONS}
-    return {f"{section}.{field}": value for section, values in kept.items() for field, value in values.items()}
+    recipe = {"recipe": kept.pop("recipe")}
+    return recipe | {f"{section}.{field}": value for section, values in kept.items() for field, value in values.items()}
 
 
 def _versions() -> dict[str, str]:

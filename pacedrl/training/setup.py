@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from pacedrl.config import Config
+from pacedrl.config import (
+    CombinedEstimatorConfig,
+    Config,
+    CountsEstimatorConfig,
+    LiloGateConfig,
+    TrajectoryBalanceConfig,
+)
 from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer
 from pacedrl.policy.policy import Policy
@@ -75,29 +82,80 @@ def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> tuple
     return kept, ids
 
 
-def build_scheduler(config: Config, keys: Sequence[str], embeddings_NH: Tensor) -> DifficultyScheduler:
-    """The difficulty scheduler of the configuration. Its partition function is initialised from torch's generator."""
-    partition = LogPartition(
-        embeddings_NH,
-        beta=config.objective.beta,
-        prior_accuracy=config.partition.prior_accuracy,
-        hidden_size=config.partition.hidden_size,
-        dropout=config.partition.dropout,
-    )
+def require_enough_prompts(config: Config, available: int) -> None:
+    """Raise InputError when a step would ask for more prompts than there are."""
+    oversample = config.gate.oversample if isinstance(config.gate, LiloGateConfig) else 1
+    needed = config.sampling.prompts_per_step * oversample
+    if needed > available:
+        times = f" × gate.oversample = {needed}" if oversample > 1 else ""
+        raise InputError(
+            f"sampling.prompts_per_step: {config.sampling.prompts_per_step}{times} prompts a step asked for, but "
+            f"data.train has only {available}; lower it or add prompts"
+        )
+
+
+def require_oracle_tasks(config: Config, tasks: Sequence[Task]) -> None:
+    """Raise InputError when true accuracies are asked for of tasks whose right answers cannot be listed."""
+    if config.estimator.name != "oracle":
+        return
+    other = [task for task in tasks if task.verifier != "exact"]
+    if other or config.sampling.top_p < 1.0:
+        what = f"task {other[0].name} has '{other[0].verifier}'" if other else f"top_p is {config.sampling.top_p}"
+        raise InputError(
+            f"estimator.name: the oracle computes the probability of the one right answer, so it needs the verifier "
+            f"'exact' and sampling.top_p = 1, but {what}; choose another estimator or recipe"
+        )
+
+
+def build_scheduler(config: Config, keys: Sequence[str], embeddings_NH: Tensor | None) -> DifficultyScheduler:
+    """The difficulty scheduler of the configuration; ``embeddings_NH`` is None where nothing reads log Z.
+
+    Its partition function is initialised from torch's generator.
+    """
+    estimator = config.estimator
+    evidence: dict[str, Any] = {}
+    if isinstance(estimator, CountsEstimatorConfig | CombinedEstimatorConfig):
+        evidence["discount"] = estimator.discount
+    if isinstance(estimator, CombinedEstimatorConfig):
+        evidence["prior_strength"] = estimator.prior_strength
     return DifficultyScheduler(
         keys,
         embeddings_NH,
-        learner=PartitionLearner(
-            partition,
-            learning_rate=config.partition.learning_rate,
-            weight_decay=config.partition.weight_decay,
-            fit_steps=config.partition.fit_steps,
-        ),
-        replay=ReplayBuffer(config.replay.capacity, config.replay.admit, config.replay.max_age),
+        learner=None if embeddings_NH is None else _partition_learner(config, embeddings_NH),
+        replay=_replay_buffer(config),
+        selection=config.selection.method,
+        estimator=estimator.name,
         target_accuracy=config.selection.target_accuracy,
         explore_fraction=config.selection.explore_fraction,
         cooldown_steps=config.selection.cooldown_steps,
         seed=config.run.seed,
+        **evidence,
+    )
+
+
+def _replay_buffer(config: Config) -> ReplayBuffer:
+    settings = config.replay
+    return ReplayBuffer(settings.capacity if settings.enabled else 0, settings.admit, settings.max_age)
+
+
+def _partition_learner(config: Config, embeddings_NH: Tensor) -> PartitionLearner:
+    # The GRPO family has no β; it only scales log Z, of which nothing but β·log Z is read there.
+    beta = getattr(config.objective, "beta", TrajectoryBalanceConfig().beta)
+    settings = config.partition
+    partition = LogPartition(
+        embeddings_NH,
+        beta=beta,
+        prior_accuracy=settings.prior_accuracy,
+        hidden_size=settings.hidden_size,
+        dropout=settings.dropout,
+    )
+    own = settings.learning_rate
+    return PartitionLearner(
+        partition,
+        learning_rate=config.optimizer.learning_rate if own is None else own,
+        weight_decay=settings.weight_decay,
+        fit_steps=settings.fit_steps,
+        scale_by_fan_in=own is not None,
     )
 
 

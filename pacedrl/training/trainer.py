@@ -2,16 +2,19 @@
 
 prompts  = scheduler.select(P)
 groups   = sample(prompts, G); score(groups)
+kept     = gate(groups)                          may drop some and ask for more
 replayed = scheduler.replay()
-update   = learner.update(groups, replayed, advantages from log Z)
-scheduler.observe(groups, update.log_ratio)      fits Z, admits to replay
+update   = learner.update(kept, replayed, advantages of the objective)
+scheduler.observe(groups, update.log_ratio)      fits Z, counts, admits to replay
 log; evaluate; checkpoint
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,22 @@ from pacedrl.tasks.pool import VerifierPool, score_groups
 from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
 from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, save_checkpoint
+from pacedrl.training.collect import Collected, collect
 from pacedrl.training.interrupt import Interrupted, InterruptGuard
 from pacedrl.training.learner import Learner
 from pacedrl.training.metrics import Stopwatch, rollout_metrics, sample_rows
+from pacedrl.training.objective import policy_loss
 from pacedrl.training.run_folder import RunFolder
-from pacedrl.training.setup import build_scheduler, encode_tasks, load_tasks, require_some_gold, unique_prompts
+from pacedrl.training.sequences import TrainingSequence, sequence_logprobs, true_accuracies
+from pacedrl.training.setup import (
+    build_scheduler,
+    encode_tasks,
+    load_tasks,
+    require_enough_prompts,
+    require_oracle_tasks,
+    require_some_gold,
+    unique_prompts,
+)
 from pacedrl.training.trackers import Trackers
 from pacedrl.training.view import SilentView, View
 from pacedrl.types import Group
@@ -75,11 +89,8 @@ class Trainer:
         self.train_tasks, self.eval_tasks = encoded[: len(train)], encoded[len(train) :]
         self.verifier_of = {task.name: task.verifier for task in self.train_tasks}
         self.prompts = {prompt.key: prompt for prompt in unique_prompts(self.train_tasks)}
-        if config.sampling.prompts_per_step > len(self.prompts):
-            raise InputError(
-                f"sampling.prompts_per_step: {config.sampling.prompts_per_step} prompts a step asked for, but "
-                f"data.train has only {len(self.prompts)}; lower it or add prompts"
-            )
+        require_enough_prompts(config, len(self.prompts))
+        require_oracle_tasks(config, self.train_tasks)
         self.pool = VerifierPool(config.verifier.workers, config.verifier.timeout_s)
         try:
             if config.verifier.check_gold:
@@ -129,27 +140,22 @@ class Trainer:
 
     def _step(self) -> None:
         clock = Stopwatch()
-        with clock.phase("select"):
-            chosen = self.scheduler.select(self.config.sampling.prompts_per_step)
-        with clock.phase("generate"):
-            groups = self._sample(chosen)
-        with clock.phase("verify"):
-            score_groups(self.pool, groups, self.verifier_of)
+        collected = self._collect(clock)
         with clock.phase("update"):
             replayed = self.scheduler.replay()
-            batch = training_batch(groups, replayed, self.prompt_ids, self.scheduler, self.config.replay.anchor)
+            reference = self._reference_logprobs if self.config.needs_reference else None
+            batch = training_batch(collected.kept, replayed, self.prompt_ids, self.scheduler, self.config, reference)
             update = self.learner.update(batch, self.step, self.guard.check)
-        estimates = dict(zip(chosen, self.scheduler.accuracy_estimate(chosen).tolist(), strict=True))
+        sampled = [group.prompt.key for group in collected.sampled]
+        estimates = dict(zip(sampled, self.scheduler.accuracy_estimate(sampled).tolist(), strict=True))
         with clock.phase("observe"):
             judged = len(batch) - len(replayed)
-            fresh = fresh_rollouts(groups, update.log_ratio_B[:judged])
+            fresh = fresh_rollouts(collected.sampled, batch[:judged], update.log_ratio_B[:judged], self.config)
             trains_z = self.config.replay.train_partition and replayed
             again = replayed_rollouts(replayed, update.log_ratio_B[judged:]) if trains_z else None
             observed = self.scheduler.observe(fresh, again)
         self.step += 1
-        self.rollouts += sum(len(group.completions) for group in groups)
-        self.trained += len(batch) if update.applied else 0
-        self.tokens += sum(len(completion.token_ids) for group in groups for completion in group.completions)
+        self._count(collected, len(batch) if update.applied else 0)
         skipped = bool(batch) and not update.applied
         self.skipped += skipped
         counters = {
@@ -160,9 +166,55 @@ class Trainer:
             "optim/skipped_total": self.skipped,
             "replay/trained": float(len(replayed)),
         }
-        metrics = counters | rollout_metrics(groups) | update.metrics | observed
-        metrics["kl/old_beta"] = self.config.objective.beta * metrics["kl/old"]
-        self._report(metrics | clock.metrics(), groups, estimates)
+        metrics = counters | rollout_metrics(collected.sampled) | collected.metrics() | update.metrics | observed
+        metrics["kl/old_beta"] = getattr(self.config.objective, "beta", math.nan) * metrics["kl/old"]
+        self._report(metrics | clock.metrics(), collected.sampled, estimates)
+
+    def _collect(self, clock: Stopwatch) -> Collected:
+        """Select, sample and judge, as often as the gate wants."""
+
+        def select(count: int, exclude: Collection[str]) -> list[str]:
+            with clock.phase("select"):
+                if self.config.estimator.name == "oracle":
+                    self.scheduler.set_truth(self._true_accuracies())
+                left = len(self.prompts) - len(exclude)
+                return self.scheduler.select(min(count, left), exclude)
+
+        def rollout(keys: list[str]) -> list[Group]:
+            with clock.phase("generate"):
+                groups = self._sample(keys)
+            with clock.phase("verify"):
+                score_groups(self.pool, groups, self.verifier_of)
+            return groups
+
+        return collect(self.config.gate, self.config.sampling.prompts_per_step, select, rollout)
+
+    def _count(self, collected: Collected, trained: int) -> None:
+        completions = [completion for group in collected.sampled for completion in group.completions]
+        self.rollouts += len(completions)
+        self.trained += trained
+        self.tokens += sum(len(completion.token_ids) for completion in completions)
+
+    def _reference_logprobs(self, batch: Sequence[TrainingSequence]) -> list[list[float]]:
+        policy = self.initial or self.policy
+        with policy.adapter_off():
+            return sequence_logprobs(
+                policy,
+                batch,
+                self.config.sampling.temperature,
+                self.config.optimizer.tokens_per_micro_batch,
+                self.guard.check,
+            )
+
+    def _true_accuracies(self) -> list[float]:
+        return true_accuracies(
+            self.policy,
+            list(self.prompts.values()),
+            self.prompt_ids,
+            self.config.sampling.temperature,
+            self.config.optimizer.tokens_per_micro_batch,
+            self.guard.check,
+        )
 
     def _sample(self, keys: list[str]) -> list[Group]:
         settings = training_settings(self.config)
@@ -238,17 +290,30 @@ class Trainer:
         saved = list_checkpoints(config.run.dir)[-1:]
         if saved:
             self._refuse_foreign(saved[0])
-        keys = list(self.prompts)
-        self.view.phase("embedding prompts", len(keys))
-        # Always of the initial policy, also when resuming: Z reads the same embeddings all run long.
-        embeddings_NH = prompt_embeddings(self.policy, [self.prompt_ids[key] for key in keys], self.view.advance)
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
-        self.scheduler = build_scheduler(config, keys, embeddings_NH)
+        self.scheduler = build_scheduler(config, list(self.prompts), self._embeddings())
+        # Under LoRA the initial policy is the policy without its adapter.
+        needs_copy = config.needs_reference and config.model.lora is None
+        self.initial = self.policy.frozen_copy() if needs_copy else None
         if saved:
             self.policy = Policy.load(config.model, self.policy.device, saved[0])
-        self.learner = Learner(self.policy, config.optimizer, config.run.steps, config.sampling.temperature)
+        self.learner = Learner(
+            self.policy,
+            config.optimizer,
+            config.run.steps,
+            config.sampling.temperature,
+            partial(policy_loss, config.objective, config.sampling.max_new_tokens),
+            config.run.seed,
+        )
         if saved:
             self._restore(saved[0])
+
+    def _embeddings(self) -> torch.Tensor | None:
+        """Always of the initial policy, also when resuming: Z reads the same embeddings all run long."""
+        if not self.config.needs_partition:
+            return None
+        self.view.phase("embedding prompts", len(self.prompts))
+        return prompt_embeddings(self.policy, [self.prompt_ids[key] for key in self.prompts], self.view.advance)
 
     def _refuse_foreign(self, folder: Path) -> None:
         """Raise InputError for a checkpoint of another model or of prompts that are gone."""

@@ -30,9 +30,9 @@ def loss_not_finite_in(*steps: int) -> Callable[[], None]:
 
 def break_loss(steps: frozenset[int], replace: Callable[[Any, str, Any], None] = setattr) -> None:
     """Make the loss of these updates NaN (of all, if none is named); one micro-batch an update is assumed."""
-    from pacedrl.training import learner
+    from pacedrl.training import objective
 
-    original = learner.trajectory_balance
+    original = objective.trajectory_balance
     count = 0
 
     def broken(*arguments: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -43,7 +43,7 @@ def break_loss(steps: frozenset[int], replace: Callable[[Any, str, Any], None] =
             return loss, metrics
         return loss * math.nan, {**metrics, "loss/objective": torch.tensor(math.nan)}
 
-    replace(learner, "trajectory_balance", broken)
+    replace(objective, "trajectory_balance", broken)
 
 
 def _install(target: str, call: int, number: int, after: bool) -> None:

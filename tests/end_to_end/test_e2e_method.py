@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from cli_process import tiny_run
 
 from pacedrl import Config, Trainer
-from pacedrl.training.learner import TrainingSequence, Update
+from pacedrl.training.learner import Update
+from pacedrl.training.sequences import TrainingSequence
 
 TrainerFactory = Callable[..., Trainer]
 
@@ -100,9 +101,9 @@ def record_selection(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[
     select, sample = trainer.scheduler.select, trainer._sample
     estimates: list[np.ndarray] = []
 
-    def selecting(count: int) -> list[str]:
+    def selecting(count: int, exclude: Collection[str]) -> list[str]:
         estimates.append(trainer.scheduler.accuracy_estimates().copy())
-        return select(count)
+        return select(count, exclude)
 
     def sampling(keys: list[str]) -> Any:
         groups = sample(keys)

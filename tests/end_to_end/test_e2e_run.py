@@ -72,7 +72,9 @@ def test_config_yaml_is_the_resolved_configuration_with_versions(full_run: Finis
     assert versions["torch"] == str(torch.__version__)
     assert versions["transformers"] == transformers.__version__
     assert {"numpy", "python"} <= set(versions)
-    assert resolved["objective"] == {"beta": 0.05}  # a default, resolved
+    # defaults, resolved
+    assert resolved["recipe"] == "paced"
+    assert resolved["objective"] == {"name": "trajectory_balance", "beta": 0.05, "log_z": "learned"}
     assert resolved["optimizer"]["learning_rate"] == 2e-4  # given
     pacedrl.Config.model_validate(resolved)
 
@@ -86,7 +88,7 @@ def test_every_row_of_metrics_has_every_promised_key(full_run: FinishedRun) -> N
 
 
 def test_every_row_has_every_promised_key_also_without_replay(cli: CommandLine) -> None:
-    cli.write("c.yaml", tiny_run(run={"steps": 2}, replay={"capacity": 0}))
+    cli.write("c.yaml", tiny_run(run={"steps": 2}, replay={"enabled": False}))
     assert cli("train", "c.yaml").code == 0
     for row in cli.rows("run/metrics.jsonl"):
         assert not set(METRICS) - set(row)
@@ -179,7 +181,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(full_run: Fin
 
 
 def test_without_replay_nothing_is_replayed(full_run: FinishedRun, cli: CommandLine) -> None:
-    cli.write("c.yaml", tiny_run(replay={"capacity": 0}))
+    cli.write("c.yaml", tiny_run(replay={"enabled": False}))
     assert cli("train", "c.yaml").code == 0
     rows = cli.rows("run/metrics.jsonl")
     assert [row["replay/trained"] for row in rows] == [0] * 6

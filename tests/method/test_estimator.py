@@ -1,4 +1,4 @@
-"""Calibration metrics against values worked out by hand."""
+"""Posteriors against their closed forms, the learned strength of the prior, and calibration."""
 
 from __future__ import annotations
 
@@ -6,9 +6,72 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pacedrl.method import calibration_metrics
-from pacedrl.method.estimator import spearman
+from pacedrl.method.estimator import (
+    FLAT_MEAN,
+    FLAT_STRENGTH,
+    Beliefs,
+    DiscountedCounts,
+    PriorStrength,
+    calibration_metrics,
+    spearman,
+)
+
+VISITS = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)).map(lambda v: (min(v), max(v))), max_size=6)
+
+
+@given(VISITS, st.floats(0, 1))
+def test_counts_on_a_flat_prior_are_mopps(visits: list[tuple[int, int]], discount: float) -> None:
+    """α ← λα + (1 − λ)α⁰ + s and β ← λβ + (1 − λ)β⁰ + n − s, from α⁰ = β⁰ = 1."""
+    counts = DiscountedCounts(2, discount)
+    alpha = beta = 1.0
+    for right, trials in visits:
+        counts.observe(np.array([1]), np.array([float(right)]), np.array([float(trials)]))
+        alpha = discount * alpha + (1 - discount) + right
+        beta = discount * beta + (1 - discount) + trials - right
+    posterior = counts.posterior(np.full(2, FLAT_MEAN), FLAT_STRENGTH)
+    assert posterior.strength_N[1] == pytest.approx(alpha + beta)
+    assert posterior.mean_N[1] == pytest.approx(alpha / (alpha + beta))
+    assert (posterior.mean_N[0], posterior.strength_N[0]) == (0.5, 2.0)  # never visited: the prior
+
+
+def test_the_prior_fades_as_results_come_in() -> None:
+    counts = DiscountedCounts(1, discount=1.0)
+    for visit in range(1, 4):
+        counts.observe(np.array([0]), np.array([8.0]), np.array([8.0]))
+        posterior = counts.posterior(np.array([0.2]), 4.0)
+        assert posterior.mean_N[0] == pytest.approx((4 * 0.2 + 8 * visit) / (4 + 8 * visit))
+
+
+def test_a_draw_of_a_point_estimate_is_the_estimate() -> None:
+    beliefs = Beliefs(np.array([-0.1, 0.4]), np.full(2, np.inf))
+    assert beliefs.draw(np.random.default_rng(0)).tolist() == [-0.1, 0.4]
+
+
+@pytest.mark.parametrize("truth", [2.0, 8.0, 40.0])
+def test_the_prior_strength_is_learned_from_how_far_the_prior_is_off(truth: float) -> None:
+    """Accuracies drawn from Beta(κ·m, κ·(1 − m)) about the estimates m, observed by 8 rollouts: κ comes back."""
+    rng = np.random.default_rng(0)
+    strength = PriorStrength(None)
+    for _ in range(60):
+        mean_P = rng.uniform(0.2, 0.8, size=400)
+        accuracy_P = rng.beta(truth * mean_P, truth * (1 - mean_P))
+        strength.observe(mean_P, rng.binomial(8, accuracy_P) / 8, np.full(400, 8.0))
+    assert strength.value == pytest.approx(truth, rel=0.2)
+
+
+def test_a_fixed_prior_strength_stays_and_a_learned_one_is_restored() -> None:
+    fixed, learned, restored = PriorStrength(4.0), PriorStrength(None), PriorStrength(None)
+    for strength in (fixed, learned):
+        strength.observe(np.array([0.5]), np.array([1.0]), np.array([8.0]))
+    assert fixed.value == 4.0
+    assert learned.value == 1.0  # as far off as can be: the least it may become
+    restored.load_state_dict(learned.state_dict())
+    for strength in (learned, restored):
+        strength.observe(np.array([0.5, 0.4]), np.array([0.5, 0.5]), np.array([8.0, 8.0]))
+    assert restored.state_dict() == learned.state_dict()
 
 
 def test_mae_and_bias() -> None:
@@ -32,3 +95,4 @@ def test_spearman_is_about_order_only() -> None:
     assert spearman(x, np.exp(9 * x)) == pytest.approx(1.0)
     assert spearman(x, -(x**3)) == pytest.approx(-1.0)
     assert math.isnan(spearman(x, np.full(4, 0.5)))
+    assert math.isnan(spearman(x, np.full(4, np.nan)))

@@ -226,3 +226,118 @@ def test_a_state_of_other_prompts_is_refused() -> None:
 def test_refuses_inconsistent_input(keys: list[str], rows: int, options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DifficultyScheduler(keys, torch.randn(rows, 3), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 16, 60])
+def test_uniform_selection_goes_through_everything_before_anything_recurs(batch: int) -> None:
+    bandit = Bandit(60)
+    scheduler = DifficultyScheduler(bandit.keys, selection="uniform", estimator="none")
+    orders = []
+    for _ in range(40):
+        chosen = scheduler.select(batch)
+        assert len(set(chosen)) == batch
+        orders.append(tuple(chosen))
+        scheduler.observe(bandit.rollouts(chosen))
+        assert np.ptp(scheduler.visits_N) <= 1
+    assert scheduler.visits_N.sum() == 40 * batch
+    assert len(set(orders)) > 1  # shuffled anew
+
+
+def test_excluded_prompts_are_not_selected() -> None:
+    bandit = Bandit(20)
+    for selection in ("nearest", "uniform", "noise"):
+        scheduler = scheduler_for(bandit, selection=selection, cooldown_steps=2, explore_fraction=0.3)
+        first = scheduler.select(8)
+        second = scheduler.select(8, exclude=first)
+        assert not set(first) & set(second)
+        assert scheduler.select(8, exclude=first) == second
+        assert sorted(scheduler.select(4, exclude=[*first, *second]) + first + second) == sorted(bandit.keys)
+
+
+@pytest.mark.parametrize("estimator", ["counts", "combined"])
+def test_estimates_with_counts_converge_to_each_prompts_own_accuracy(estimator: str) -> None:
+    bandit = Bandit(32)
+    scheduler = scheduler_for(bandit, estimator=estimator, selection="uniform", discount=1.0)
+    for _ in range(40):
+        scheduler.observe(bandit.rollouts(scheduler.select(32)))
+    assert np.abs(scheduler.accuracy_estimates() - bandit.accuracy).mean() < 0.03
+    assert scheduler.estimate_strength(bandit.keys) == pytest.approx(
+        np.full(32, 320 + {"counts": 2, "combined": 4}[estimator])
+    )
+
+
+def test_the_combined_estimate_is_the_posterior_of_log_z_and_counts() -> None:
+    bandit = Bandit(8)
+    scheduler = scheduler_for(bandit, estimator="combined", prior_strength=3.0, discount=0.5)
+    scheduler.observe(Rollouts(["prompt-0"] * 4, [1.0, 1.0, 1.0, 0.0]))
+    scheduler.observe(Rollouts(["prompt-0"] * 4, [0.0, 0.0, 1.0, 0.0]))
+    assert scheduler.learner is not None
+    z = scheduler.learner.accuracy(bandit.embeddings()).double().numpy().clip(0.01, 0.99)
+    right, wrong = 0.5 * 3 + 1, 0.5 * 1 + 3
+    assert scheduler.accuracy_estimate(["prompt-0"])[0] == pytest.approx((3 * z[0] + right) / (3 + right + wrong))
+    assert scheduler.accuracy_estimate(["prompt-1"])[0] == pytest.approx(z[1])
+    assert scheduler.log_z(["prompt-0"]).item() == pytest.approx(
+        scheduler.learner.accuracy(bandit.embeddings())[0].item() / BETA, rel=1e-5
+    )
+
+
+def test_thompson_selection_finds_the_medium_prompts_and_visits_the_others() -> None:
+    bandit = Bandit(128)
+    scheduler = scheduler_for(bandit, estimator="combined", selection="thompson")
+    for _ in range(60):
+        scheduler.observe(bandit.rollouts(scheduler.select(16)))
+    distance = np.abs(bandit.accuracy - 0.5)
+    assert np.corrcoef(distance, scheduler.visits_N)[0, 1] < -0.5
+    assert (scheduler.visits_N > 0).mean() > 0.9
+
+
+def test_the_oracle_selects_by_the_truth_it_is_told() -> None:
+    bandit = Bandit(40)
+    scheduler = DifficultyScheduler(bandit.keys, estimator="oracle")
+    with pytest.raises(ValueError, match="NaN"):
+        scheduler.select(4)
+    scheduler.set_truth(bandit.accuracy)
+    nearest = np.argsort(np.abs(bandit.accuracy - 0.5))[:4]
+    assert set(scheduler.select(4)) == {bandit.keys[i] for i in nearest}
+    with pytest.raises(ValueError, match="expected 40"):
+        scheduler.set_truth([0.5])
+
+
+def test_without_embeddings_there_is_no_log_z() -> None:
+    bandit = Bandit(4)
+    scheduler = DifficultyScheduler(bandit.keys, selection="uniform", estimator="none")
+    metrics = scheduler.observe(bandit.rollouts(bandit.keys))
+    assert np.isnan([metrics["accuracy/mae"], metrics["accuracy/spearman"], metrics["loss/partition"]]).all()
+    assert metrics["accuracy/observed_mean"] == pytest.approx(metrics["accuracy/observed_mean"])
+    with pytest.raises(ValueError, match="no log Z"):
+        scheduler.log_z(["prompt-0"])
+    with pytest.raises(ValueError, match="needs embeddings_NH"):
+        DifficultyScheduler(bandit.keys)
+
+
+def test_log_z_can_be_fitted_to_another_reward_than_the_raw_one() -> None:
+    bandit = Bandit(8)
+    shaped, raw = scheduler_for(bandit), scheduler_for(bandit)
+    for _ in range(30):
+        shaped.observe(Rollouts(bandit.keys, [1.0] * 8, partition_reward_B=[-1.0] * 8))
+        metrics = raw.observe(Rollouts(bandit.keys, [1.0] * 8))
+    assert metrics["accuracy/observed_mean"] == 1.0
+    assert shaped.accuracy_estimates().max() < 0.2 < 0.8 < raw.accuracy_estimates().min()
+
+
+def test_counts_visits_and_strength_survive_a_round_trip_onto_a_larger_dataset() -> None:
+    bandit, grown = Bandit(16), Bandit(20)
+    options = {"estimator": "combined", "selection": "uniform", "prior_strength": None}
+    before, after = scheduler_for(bandit, **options), scheduler_for(grown, **options)
+    before.learner.partition.mean_H.copy_(after.learner.partition.mean_H)  # type: ignore[union-attr]
+    before.learner.partition.scale_H.copy_(after.learner.partition.scale_H)  # type: ignore[union-attr]
+    for _ in range(5):
+        before.observe(bandit.rollouts(before.select(8)))
+    after.load_state_dict(before.state_dict())
+    assert after.prior_strength.value == before.prior_strength.value != 4.0
+    assert after.visits_N[16:].tolist() == [before.visits_N.min()] * 4
+    old = before.beliefs()
+    new = after.beliefs()
+    assert new.mean_N[:16] == pytest.approx(old.mean_N, abs=1e-6)
+    assert new.strength_N[:16] == pytest.approx(old.strength_N)
+    assert new.strength_N[16:] == pytest.approx(np.full(4, after.prior_strength.value))

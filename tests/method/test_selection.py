@@ -1,6 +1,8 @@
-"""Nearest-to-target selection, cooldown and exploration, as properties."""
+"""Selectors, cooldown, exploration and gates, as properties."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -8,15 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pacedrl.method.selection import NEVER, nearest_target, rested, select
+from pacedrl.method import Beliefs, most_learnable, uninformative
+from pacedrl.method.selection import NEVER, lowest, rested, select, selection_score
 
 estimates = arrays(np.float64, st.integers(1, 60), elements=st.floats(-0.5, 1.5))
+REWARDS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=8)
+
+
+def points(mean_N: np.ndarray) -> Beliefs:
+    return Beliefs(mean_N, np.full(len(mean_N), np.inf))
+
+
+def score(method: str, beliefs: Beliefs, seed: int = 0, target: float = 0.5) -> np.ndarray:
+    visits_N = np.zeros(len(beliefs.mean_N), dtype=np.int64)
+    return selection_score(method, beliefs, visits_N, target, np.random.default_rng(seed))  # type: ignore[arg-type]
 
 
 @given(estimates, st.floats(0, 1), st.data())
 def test_nearest_target_is_exact(estimate: np.ndarray, target: float, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, len(estimate)))
-    chosen = nearest_target(estimate, target, count, np.random.default_rng(0))
+    chosen = lowest(score("nearest", points(estimate), target=target), count, np.random.default_rng(0))
     assert len(set(chosen.tolist())) == count
     distance = np.abs(estimate - target)
     assert sorted(distance[chosen]) == sorted(distance)[:count]
@@ -25,19 +38,75 @@ def test_nearest_target_is_exact(estimate: np.ndarray, target: float, data: st.D
 def test_ties_are_broken_at_random_and_evenly() -> None:
     hits = np.zeros(10)
     for seed in range(2000):
-        hits[nearest_target(np.full(10, 0.5), 0.5, 3, np.random.default_rng(seed))] += 1
+        hits[lowest(np.full(10, 0.5), 3, np.random.default_rng(seed))] += 1
     assert hits == pytest.approx(np.full(10, 600), abs=90)  # about 4 standard deviations
 
 
 def test_the_order_of_the_chosen_says_nothing_of_their_index() -> None:
-    first = [nearest_target(np.full(10, 0.5), 0.5, 10, np.random.default_rng(seed))[0] for seed in range(300)]
+    first = [lowest(np.full(10, 0.5), 10, np.random.default_rng(seed))[0] for seed in range(300)]
     assert len(set(first)) == 10
 
 
-@pytest.mark.parametrize("bad", [np.array([0.5, np.nan]), np.array([0.5])])
-def test_refuses_nan_and_too_few(bad: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"NaN|cannot select"):
-        nearest_target(bad, 0.5, 2, np.random.default_rng(0))
+def test_refuses_too_few_prompts() -> None:
+    with pytest.raises(ValueError, match="cannot select"):
+        lowest(np.array([0.5]), 2, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("method", ["nearest", "thompson", "learnability"])
+def test_refuses_an_estimate_that_is_no_number(method: str) -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        score(method, points(np.array([0.5, np.nan])))
+
+
+@pytest.mark.parametrize("method", ["uniform", "noise"])
+def test_what_reads_no_estimate_needs_none(method: str) -> None:
+    assert len(score(method, points(np.full(3, np.nan)))) == 3
+
+
+def test_noise_knows_nothing_of_the_estimates() -> None:
+    first, second = points(np.array([0.5, 0.0, 1.0])), points(np.array([0.0, 0.5, 0.1]))
+    assert score("noise", first, seed=4).tolist() == score("noise", second, seed=4).tolist()
+    assert score("noise", first, seed=4).tolist() != score("noise", first, seed=5).tolist()
+
+
+def test_thompson_draws_from_the_posterior() -> None:
+    """Mean and variance of Beta(α, β) are α/(α+β) and αβ/((α+β)²(α+β+1))."""
+    alpha, beta = 3.0, 9.0
+    beliefs = Beliefs(np.full(20_000, alpha / (alpha + beta)), np.full(20_000, alpha + beta))
+    draws = score("thompson", beliefs, target=0.0)  # the distance to 0 is the draw itself
+    assert draws.mean() == pytest.approx(0.25, abs=0.005)
+    assert draws.var() == pytest.approx(alpha * beta / ((alpha + beta) ** 2 * (alpha + beta + 1)), rel=0.05)
+
+
+@given(st.floats(0.1, 20), st.floats(0.1, 20))
+def test_learnability_is_the_posterior_mean_of_p_times_one_less_p(alpha: float, beta: float) -> None:
+    total = alpha + beta
+    beliefs = Beliefs(np.array([alpha / total]), np.array([total]))
+    assert -score("learnability", beliefs)[0] == pytest.approx(alpha * beta / (total * (total + 1)), rel=1e-9)
+
+
+def test_learnability_of_a_point_estimate_peaks_at_one_half() -> None:
+    scores = -score("learnability", points(np.array([-0.2, 0.0, 0.3, 0.5, 0.7, 1.0, 1.3])))
+    assert scores == pytest.approx([0.0, 0.0, 0.21, 0.25, 0.21, 0.0, 0.0])
+
+
+@given(REWARDS)
+def test_a_group_is_uninformative_just_when_its_rewards_do_not_differ(rewards: list[float]) -> None:
+    reason = uninformative(rewards)
+    assert (reason is None) == (len(set(rewards)) > 1)
+    if reason is not None and len(rewards) > 1:
+        assert reason == {0.0: "all_wrong", 1.0: "all_right"}.get(rewards[0], "all_equal")
+    elif reason is not None:
+        assert reason == "unjudged"
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=20), st.integers(0, 20))
+def test_lilo_keeps_the_most_learnable_groups(observed: list[float], count: int) -> None:
+    kept = most_learnable(observed, count)
+    assert kept == sorted(set(kept))
+    assert len(kept) == min(count, len(observed))
+    worth = [-1.0 if math.isnan(p) else p * (1 - p) for p in observed]
+    assert sorted(worth[i] for i in kept) == sorted(worth)[len(worth) - len(kept) :]
 
 
 @given(arrays(np.int64, st.integers(1, 40), elements=st.integers(0, 20)), st.integers(0, 30), st.data())
@@ -65,11 +134,10 @@ def test_without_cooldown_a_prompt_may_recur_at_once() -> None:
 
 def pick(explore: float, count: int = 10, seed: int = 0, cooldown: int = 0) -> np.ndarray:
     return select(
-        np.linspace(0, 1, 101),
+        np.abs(np.linspace(0, 1, 101) - 0.5),
         np.full(101, NEVER),
         step=0,
         count=count,
-        target=0.5,
         explore_fraction=explore,
         cooldown_steps=cooldown,
         rng=np.random.default_rng(seed),

@@ -15,6 +15,9 @@ GOOD = {
     "verifier/errors": 0.0,
     "rollouts/step": 100.0,
     "mismatch/logprob_mean": 1e-6,
+    "gate/capped": 0.0,
+    "gate/kept": 3.0,
+    "gate/batches": 10.0,
 }
 
 
@@ -36,6 +39,7 @@ def test_a_good_step_says_nothing() -> None:
         ("completion__truncated", 0.5, 0.51, "51% of completions were cut at 64 tokens"),
         ("verifier__errors", 5.0, 6.0, "the verifier failed on 6% of completions"),
         ("mismatch__logprob_mean", 0.05, 0.051, "sampler and trainer disagree by 0.051 nats a token (bound 0.05)"),
+        ("gate__capped", 0.0, 1.0, "dynamic sampling found only 3 groups with mixed rewards in 10 batches"),
         ("optim__skipped", 0.0, 1.0, "the loss or its gradient was not finite"),
     ],
 )

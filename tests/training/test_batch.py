@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pacedrl.config import Config
 from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
 from pacedrl.types import Completion, Group, Prompt
@@ -25,6 +26,10 @@ def scheduler() -> DifficultyScheduler:
         made.observe(Rollouts(["a", "b", "c"], [0.0, 0.5, 1.0]))
     assert len(set(made.log_z(["a", "b", "c"]).tolist())) == 3
     return made
+
+
+def config_of(anchor: str = "behaviour") -> Config:
+    return Config.model_validate({"objective": {"beta": BETA}, "replay": {"anchor": anchor}})
 
 
 def completion(token: int, reward: float | None) -> Completion:
@@ -53,7 +58,7 @@ def replayed() -> list[ReplayEntry]:
 def test_judged_fresh_completions_come_first_replayed_ones_after(
     scheduler: DifficultyScheduler, groups: list[Group], replayed: list[ReplayEntry], anchor: str
 ) -> None:
-    batch = training_batch(groups, replayed, PROMPT_IDS, scheduler, anchor)
+    batch = training_batch(groups, replayed, PROMPT_IDS, scheduler, config_of(anchor))
     log_z = dict(zip("abc", scheduler.log_z(["a", "b", "c"]).tolist(), strict=True))
     assert [list(s.completion_ids) for s in batch] == [[10, 2], [11, 2], [13, 2], [20, 2], [21, 2]]
     assert [list(s.prompt_ids) for s in batch] == [PROMPT_IDS[key] for key in "bbacb"]
@@ -68,8 +73,9 @@ def test_judged_fresh_completions_come_first_replayed_ones_after(
     assert anchors[3:] == old
 
 
-def test_each_log_ratio_goes_back_to_its_own_completion(groups: list[Group]) -> None:
-    rollouts = fresh_rollouts(groups, [0.1, 0.2, 0.3])
+def test_each_log_ratio_goes_back_to_its_own_completion(scheduler: DifficultyScheduler, groups: list[Group]) -> None:
+    batch = training_batch(groups, [], PROMPT_IDS, scheduler, config_of())
+    rollouts = fresh_rollouts(groups, batch, [0.1, 0.2, 0.3], config_of())
     assert rollouts.keys == ["b", "b", "a", "a"]
     reward_B = np.asarray(rollouts.reward_B)
     assert np.isnan(reward_B).tolist() == [False, False, True, False]
@@ -89,8 +95,8 @@ def test_nothing_judged_is_an_empty_batch(scheduler: DifficultyScheduler, groups
     for group in groups:
         for one in group.completions:
             one.reward = None
-    assert training_batch(groups, [], PROMPT_IDS, scheduler, "behaviour") == []
-    rollouts = fresh_rollouts(groups, [])
+    assert training_batch(groups, [], PROMPT_IDS, scheduler, config_of()) == []
+    rollouts = fresh_rollouts(groups, [], [], config_of())
     assert all(math.isnan(reward) for reward in np.asarray(rollouts.reward_B))
     before = scheduler.log_z(["a", "b", "c"])
     assert math.isnan(scheduler.observe(rollouts)["loss/partition"])

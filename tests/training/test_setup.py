@@ -85,7 +85,8 @@ def test_every_setting_of_the_scheduler_reaches_it() -> None:
         }
     )
     scheduler = build_scheduler(config, ["a", "b"], torch.eye(2, 4))
-    assert scheduler.beta == 0.2
+    assert scheduler.learner is not None
+    assert scheduler.learner.beta == 0.2
     assert scheduler.accuracy_estimate(["b", "a"]) == pytest.approx([0.3, 0.3])
     assert scheduler.log_z(["a"]).tolist() == pytest.approx([1.5])
     bias = scheduler.learner.optimizer.param_groups[-1]

@@ -1,0 +1,93 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from pacedrl.config.base import Section
+from pacedrl.config.method import (
+    POSTERIORS,
+    EstimatorConfig,
+    GateConfig,
+    GrpoConfig,
+    NoGateConfig,
+    ObjectiveConfig,
+    PartitionConfig,
+    PartitionEstimatorConfig,
+    ReplayConfig,
+    SelectionConfig,
+    TrajectoryBalanceConfig,
+)
+from pacedrl.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SamplingConfig,
+    TrackingConfig,
+    VerifierConfig,
+)
+from pacedrl.recipes import DEFAULT_RECIPE, with_recipe
+
+
+class Config(Section):
+    """A whole run. What it does not say, its recipe says (`pacedrl.recipes`), then the defaults."""
+
+    recipe: str = DEFAULT_RECIPE
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    objective: ObjectiveConfig = TrajectoryBalanceConfig()
+    selection: SelectionConfig = SelectionConfig()
+    estimator: EstimatorConfig = PartitionEstimatorConfig()
+    gate: GateConfig = NoGateConfig()
+    partition: PartitionConfig = PartitionConfig()
+    replay: ReplayConfig = ReplayConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    versions: dict[str, str] = {}
+    """What a run was made with: written into its config.yaml, not read."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_recipe(cls, tree: Any) -> Any:
+        return with_recipe(tree) if isinstance(tree, dict) else tree
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        objective, estimator = self.objective, self.estimator.name
+        log_z = objective.log_z if isinstance(objective, TrajectoryBalanceConfig) else None
+        if self.selection.method in ("nearest", "thompson", "learnability") and estimator == "none":
+            raise ValueError(f"selection.method: '{self.selection.method}' needs an estimator; set estimator.name")
+        if self.selection.method == "thompson" and estimator not in POSTERIORS:
+            raise ValueError("selection.method: 'thompson' needs a posterior; set estimator.name to counts or combined")
+        if log_z == "blended" and estimator not in POSTERIORS:
+            raise ValueError("objective.log_z: 'blended' needs a posterior; set estimator.name to counts or combined")
+        if self.replay.enabled and (log_z in (None, "group_mean") or estimator == "none"):
+            raise ValueError(
+                "replay.enabled: replay needs trajectory balance with a learned or blended log Z, and an estimator; "
+                "set replay.enabled=false"
+            )
+        return self
+
+    @property
+    def needs_partition(self) -> bool:
+        """Whether anything reads log Z."""
+        learned = isinstance(self.objective, TrajectoryBalanceConfig) and self.objective.log_z == "learned"
+        return learned or self.objective.name == "flowrl" or self.estimator.name in ("partition", "combined")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything reads log-probabilities of the initial policy."""
+        objective = self.objective
+        return objective.name in ("flowrl", "gflowrl") or (
+            isinstance(objective, GrpoConfig) and objective.kl_coefficient > 0.0
+        )

@@ -1,0 +1,114 @@
+"""Reading a configuration from YAML and the command line; errors of one line that name file and field."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pacedrl.config.config import Config
+from pacedrl.errors import InputError
+
+VARIANTS = ("objective", "estimator", "gate")
+"""Sections whose ``name`` says which settings they have."""
+
+
+def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply ``section.key=value`` overrides (values parsed as YAML) and validate.
+
+    Raises InputError with one line that names the file and the field.
+    """
+    return parse_config(config_tree(path, overrides), str(path) if path is not None else "config")
+
+
+def config_tree(path: Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The YAML file (nothing without one) with the overrides applied, not validated yet."""
+    tree = _read_yaml(path) if path is not None else {}
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return tree
+
+
+def parse_config(tree: dict[str, Any], where: str = "config") -> Config:
+    """Validate a plain mapping; InputError names ``where`` and the first offending field."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first_problem(error)}") from None
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The whole configuration as plain YAML-ready values."""
+    return config.model_dump(mode="json")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the config file ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected a mapping of sections (run, model, data, ...), got {type(tree).__name__}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(f"override '{override}': expected section.key=value, e.g. run.steps=10")
+    *parents, leaf = dotted.split(".")
+    node: Any = tree
+    for name in parents:
+        node = node[0] if isinstance(node, list) and len(node) == 1 else node
+        if not isinstance(node, dict) or not isinstance(node.get(name, {}), dict | list):
+            raise InputError(f"override '{override}': '{name}' is not a section")
+        node = node.setdefault(name, {})
+    node = node[0] if isinstance(node, list) and len(node) == 1 else node
+    if not isinstance(node, dict):
+        raise InputError(f"override '{override}': '{'.'.join(parents)}' is a list of several; edit the file instead")
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"override '{override}': the value is not valid YAML") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    location = problem["loc"]
+    # pydantic names the variant between the section and its field: objective.grpo.clip_low
+    path = [*location[:1], *location[2:]] if len(location) > 2 and location[0] in VARIANTS else list(location)
+    field = ".".join(map(str, path))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{field}'{_nearest(location, path)}"
+    if problem["type"] == "union_tag_invalid":
+        return f"{field}.name: unknown '{problem['ctx']['tag']}'; expected one of {problem['ctx']['expected_tags']}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not path:  # of the whole configuration; the message names the field
+        return message
+    return f"{field}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"
+
+
+def _nearest(location: tuple[int | str, ...], path: list[int | str]) -> str:
+    *parents, unknown = (part for part in path if isinstance(part, str))
+    section: type[BaseModel] = Config
+    for name in parents:
+        section = _section_of(section, name, str(location[1]) if name in VARIANTS else None)
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.4)
+    return f": did you mean '{'.'.join([*parents, close[0]])}'?" if close else f": known keys are {', '.join(known)}"
+
+
+def _section_of(section: type[BaseModel], name: str, variant: str | None) -> type[BaseModel]:
+    def find(annotation: Any) -> type[BaseModel] | None:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation if variant is None or annotation.model_fields["name"].default == variant else None
+        return next(filter(None, map(find, getattr(annotation, "__args__", ()))), None)
+
+    return find(section.model_fields[name].annotation) or section

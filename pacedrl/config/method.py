@@ -1,0 +1,184 @@
+"""Settings of the method: objective, selection, estimator, gate, log Z, replay.
+
+The defaults ARE the paper's recipe (arXiv 2602.12642); `pacedrl.recipes` has the others. Where the paper is silent the
+docstring of the field says so.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pacedrl.config.base import NonNegative, Positive, Probability, Section
+
+POSTERIORS = ("counts", "combined")
+"""Estimators that give a distribution, not only a number."""
+
+
+class TrajectoryBalanceConfig(Section):
+    """Trajectory balance against the behaviour policy (PACED-RL)."""
+
+    name: Literal["trajectory_balance"] = "trajectory_balance"
+    beta: Annotated[float, Field(gt=0.0)] = 0.05
+    log_z: Literal["learned", "group_mean", "blended"] = "learned"
+    """``learned``: log Z_φ (the paper). ``group_mean``: the group's own (VarGrad). ``blended``: the accuracy estimate
+    and the group's other completions, weighted by their variances (ours); wants an estimator with a posterior."""
+
+
+class GrpoConfig(Section):
+    """The GRPO family: a group-relative advantage and a clipped importance ratio."""
+
+    name: Literal["grpo"] = "grpo"
+    scale_by_std: bool = True
+    """Divide the advantage by the group's standard deviation; Dr. GRPO does not."""
+    ratio: Literal["token", "sequence"] = "token"
+    """One importance ratio a token, or one a sequence (GSPO)."""
+    aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    """A sequence's token losses are divided by its length, by the batch's mean length (DAPO: the mean over all tokens)
+    or by ``sampling.max_new_tokens`` (Dr. GRPO)."""
+    clip_low: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    clip_high: Annotated[float, Field(ge=0.0)] = 0.2
+    kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the k3 divergence from the initial policy; above 0 costs a forward pass of it. GRPO's paper used 0.04,
+    later work 0."""
+
+
+class FlowRlConfig(Section):
+    """FlowRL: length-normalised trajectory balance to the initial policy, z-scored rewards."""
+
+    name: Literal["flowrl"] = "flowrl"
+    beta: Annotated[float, Field(gt=0.0)] = 1 / 15
+    """The paper's own β, 15, is the inverse of ours."""
+    clip_low: Probability = 0.2
+    clip_high: Annotated[float, Field(ge=0.0)] = 0.2
+
+
+class GFlowRlConfig(Section):
+    """GFlowRL: FlowRL with the group's own log Z. The values are assumed; see `group_flow_balance`."""
+
+    name: Literal["gflowrl"] = "gflowrl"
+    beta: Annotated[float, Field(gt=0.0)] = 1 / 15
+    weight_cap: Annotated[float, Field(gt=0.0)] = 2.0
+    gap_raise: Annotated[float, Field(gt=0.0)] = 10.0
+    """Largest gap with which a completion's probability is raised, in nats a token."""
+    gap_lower: Annotated[float, Field(gt=0.0)] = 5.0
+    """Largest gap with which it is lowered."""
+
+
+ObjectiveConfig = Annotated[
+    TrajectoryBalanceConfig | GrpoConfig | FlowRlConfig | GFlowRlConfig, Field(discriminator="name")
+]
+
+
+class SelectionConfig(Section):
+    """Which prompts next."""
+
+    method: Literal["nearest", "uniform", "thompson", "learnability", "noise"] = "nearest"
+    """``nearest``: the P with the smallest |estimate − target| (the paper). ``uniform``: shuffled epochs. ``thompson``:
+    as nearest, with a draw from the posterior for the estimate. ``learnability``: the highest p(1 − p). ``noise``: a
+    control."""
+    target_accuracy: Probability = 0.5
+    explore_fraction: Probability = 0.0
+    """Share of the batch drawn uniformly. The paper is silent; 0 is its letter."""
+    cooldown_steps: NonNegative = 0
+    """Steps a prompt rests after use. The paper is silent; 0 is its letter."""
+
+
+class PartitionEstimatorConfig(Section):
+    """β·log Z: what similar prompts did (the paper)."""
+
+    name: Literal["partition"] = "partition"
+
+
+class CountsEstimatorConfig(Section):
+    """A flat Beta prior and the prompt's own discounted results (MoPPS)."""
+
+    name: Literal["counts"] = "counts"
+    discount: Probability = 0.5
+    """What is left of older results at each visit."""
+
+
+class CombinedEstimatorConfig(Section):
+    """β·log Z as the mean of a Beta prior, the prompt's own discounted results as evidence (ours)."""
+
+    name: Literal["combined"] = "combined"
+    discount: Probability = 0.6
+    prior_strength: Annotated[float, Field(gt=0.0)] | None = 4.0
+    """How many completions log Z's estimate is worth. null: learned from how far it is off."""
+
+
+class OracleEstimatorConfig(Section):
+    """The policy's true accuracy, computed: for tasks with one right answer (verifier ``exact``) only."""
+
+    name: Literal["oracle"] = "oracle"
+
+
+class NoEstimatorConfig(Section):
+    """No estimates, for methods that need none."""
+
+    name: Literal["none"] = "none"
+
+
+EstimatorConfig = Annotated[
+    PartitionEstimatorConfig
+    | CountsEstimatorConfig
+    | CombinedEstimatorConfig
+    | OracleEstimatorConfig
+    | NoEstimatorConfig,
+    Field(discriminator="name"),
+]
+
+
+class NoGateConfig(Section):
+    """Train on all that was sampled."""
+
+    name: Literal["none"] = "none"
+
+
+class DynamicGateConfig(Section):
+    """Dynamic sampling (DAPO): drop groups whose rewards are all equal and sample more until P are left."""
+
+    name: Literal["dynamic"] = "dynamic"
+    max_batches: Positive = 10
+    """Batches of P prompts sampled in a step at most; after that the step trains on what it has, and says so."""
+
+
+class LiloGateConfig(Section):
+    """Oversample and keep the P groups with the highest p(1 − p) (LILO)."""
+
+    name: Literal["lilo"] = "lilo"
+    oversample: Annotated[int, Field(ge=2)] = 4
+
+
+GateConfig = Annotated[NoGateConfig | DynamicGateConfig | LiloGateConfig, Field(discriminator="name")]
+
+
+class PartitionConfig(Section):
+    """The learned log partition function and its own optimiser (the paper states neither; these are measured)."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = 2e-3
+    """Of a matrix with fan-in 64; one with fan-in n learns at 64/n of it. null: the policy's own, for all (FlowRL)."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    fit_steps: Positive = 4
+    """Optimiser steps on each batch of rollouts."""
+    hidden_size: Positive | None = None
+    """Width; the embedding's own unless given."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    prior_accuracy: Probability = 0.5
+    """Accuracy estimate of every prompt before anything was observed."""
+
+
+class ReplayConfig(Section):
+    """Accuracy-estimation-error-prioritised replay of correct completions."""
+
+    enabled: bool = True
+    capacity: Positive = 128
+    admit: Positive = 64
+    """Completions of a step that enter the buffer, by descending priority; the oldest leave when it is full."""
+    max_age: Positive = 8
+    """Steps after which a completion leaves whatever the buffer's fill (the paper is silent)."""
+    anchor: Literal["behaviour", "current"] = "behaviour"
+    """The μ of a replayed completion: its log-probs when it was sampled, or the policy's at the step's start."""
+    train_partition: bool = False
+    """Whether replayed completions also fit log Z; they are all correct, so they push it upwards."""

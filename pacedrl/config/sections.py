@@ -1,0 +1,178 @@
+"""Settings around the method: run, model, data, sampling, optimiser, verifiers, evaluation, checkpoints, trackers.
+
+The paper's values where it states them (section 5 and appendix); else the docstring of the field says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pacedrl.config.base import NonNegative, Positive, Probability, Section
+
+
+class RunConfig(Section):
+    """Where the run lives and how long it is."""
+
+    dir: Path = Path("runs/default")
+    steps: Positive = 150
+    seed: NonNegative = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    samples_per_step: NonNegative = 4
+    """Completions written to samples.jsonl each step."""
+
+
+class LoraConfig(Section):
+    """Train a low-rank adapter in place of the whole model (needs the ``lora`` extra)."""
+
+    r: Positive = 16
+    alpha: Positive = 32
+    target_modules: str | list[str] = "all-linear"
+
+
+class ModelConfig(Section):
+    """Any causal language model that transformers can load."""
+
+    name: str = "tiny"
+    """A hub name, a local folder, or ``tiny``: the small pretrained model that ships with the package."""
+    gguf_file: str | None = None
+    """A GGUF file inside ``name`` to load the weights from (needs the ``gguf`` extra)."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository ships. Off unless you trust it."""
+    attn_implementation: str | None = None
+    lora: LoraConfig | None = None
+
+
+class TaskConfig(Section):
+    """One set of prompts and the verifier that judges their completions."""
+
+    source: str = "skills"
+    """``skills``, ``gym:NAME`` (reasoning-gym), a path to .jsonl, .json, .csv or .parquet, or a hub dataset."""
+    name: str | None = None
+    """Shown in tables; the source's own name unless given."""
+    split: str = "train"
+    """Split of a hub dataset; ``train`` or ``test`` of the built-in skills. Ignored for files."""
+    columns: dict[Literal["prompt", "answer"], str] = {}
+    """Which columns hold the prompt and the answer. verl-style and TRL-style rows need no mapping."""
+    prompt_template: str | None = None
+    """Builds the prompt from columns, e.g. ``"{Body}. {Question}"``; the result is the user's message or the text."""
+    system_prompt: str | None = None
+    chat: bool = False
+    """Send a plain-text prompt as one user message through the chat template."""
+    verifier: str | None = None
+    """``math``, ``exact``, ``numeric``, ``gym``, ``path/to/file.py:function`` or ``package.module:function``. From
+    Python also a function itself, of TRL's signature and at the top level of a module."""
+    options: dict[str, Any] = {}
+    """Passed on to the source: reasoning-gym's dataset parameters, the skills' names and sizes, ``load_dataset``'s."""
+    skip: NonNegative = 0
+    limit: Positive | None = None
+    """Rows ``skip : skip + limit`` in file order."""
+
+    @field_validator("verifier", mode="before")
+    @classmethod
+    def _function_by_reference(cls, value: Any) -> Any:
+        return _function_reference(value) if callable(value) else value
+
+
+class DataConfig(Section):
+    """What to train on and what to hold out."""
+
+    train: list[TaskConfig] = [TaskConfig()]
+    eval: list[TaskConfig] = []
+    overlong: Literal["error", "drop"] = "error"
+    """What to do with prompts of more than ``sampling.max_prompt_tokens`` tokens."""
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _one_task_is_a_list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
+
+
+class SamplingConfig(Section):
+    """Rollouts of a step: ``prompts_per_step`` × ``group_size`` completions."""
+
+    prompts_per_step: Positive = 128
+    """P. The paper does not state it; 128 is ours."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """G. At G = 1 no group can be mixed and accuracy is observed as 0 or 1 only: refused."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_prompt_tokens: Positive = 1024
+    max_new_tokens: Positive = 3072
+    batch_size: Positive = 256
+    """Sequences decoded at once."""
+
+
+class OptimizerConfig(Section):
+    """AdamW on the policy."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegative = 0
+    mini_batches: Positive = 1
+    """Parts that a step's completions are split into at random, each with an optimiser step of its own."""
+    epochs: Positive = 1
+    """Passes over a step's completions."""
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    tokens_per_micro_batch: Positive = 16384
+    """Padded tokens (prompt and completion) in one forward and backward pass."""
+    gradient_checkpointing: bool = False
+
+
+class VerifierConfig(Section):
+    """The processes that judge completions."""
+
+    workers: Positive = 2
+    timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
+    """Wall-clock seconds one completion may take; past it the worker is killed and the verdict is an error."""
+    check_gold: bool = True
+    """Refuse to start when a verifier rejects every gold answer it is shown."""
+
+
+class EvalConfig(Section):
+    """Evaluation on ``data.eval`` during training."""
+
+    every: NonNegative = 0
+    """Steps between evaluations; 0 evaluates at the start and the end only."""
+    samples: Positive = 8
+    """Completions a prompt."""
+    k: Annotated[list[Positive], Field(min_length=1)] = [1, 8]
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """0 decodes greedily."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> EvalConfig:
+        if max(self.k) > self.samples:
+            raise ValueError(f"k = {max(self.k)} needs at least as many samples a prompt, not {self.samples}")
+        return self
+
+
+class CheckpointConfig(Section):
+    """Written whole or not at all; the last step is always kept."""
+
+    every: Positive = 25
+    keep: Positive = 2
+
+
+class TrackingConfig(Section):
+    """Trackers beside metrics.jsonl (needs the ``trackers`` extra)."""
+
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    project: str = "pacedrl"
+
+
+def _function_reference(function: Any) -> str:
+    """Where verifier processes find a function: ``file.py:name``. Raises ValueError where they could not."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    if not inspect.isfunction(function) or "<" in name:
+        raise ValueError(f"{name} must be a function at the top level of a module: other processes import it by name")
+    try:
+        return f"{inspect.getfile(function)}:{name}"
+    except (OSError, TypeError):
+        raise ValueError(f"{name} must be defined in a file: other processes import it from there") from None

@@ -1,0 +1,73 @@
+"""A step's groups: which were sampled, which of them are trained on, and why the others are not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from pacedrl.config import DynamicGateConfig, GateConfig, LiloGateConfig
+from pacedrl.method import most_learnable, uninformative
+from pacedrl.types import Group
+
+REASONS = ("all_right", "all_wrong", "all_equal", "unjudged", "less_learnable", "surplus")
+
+Select = Callable[[int, Collection[str]], list[str]]
+"""(how many prompts, keys to leave out) → keys; fewer than asked for when there are no more."""
+Rollout = Callable[[list[str]], list[Group]]
+"""Samples and judges the groups of the prompts named."""
+
+
+@dataclass
+class Collected:
+    """``sampled`` are all groups, in order: they were paid for and count as generated. ``kept`` are trained on."""
+
+    sampled: list[Group] = field(default_factory=list)
+    kept: list[Group] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    batches: int = 0
+    capped: bool = False
+    """The gate was not satisfied: the step trains on fewer than P groups."""
+
+    def metrics(self) -> dict[str, float]:
+        """``gate/...``: groups kept, groups dropped by reason, batches sampled, and whether a cap was hit."""
+        dropped = {f"gate/dropped_{reason}": float(self.dropped[reason]) for reason in REASONS}
+        counts = {"gate/kept": len(self.kept), "gate/batches": self.batches, "gate/capped": self.capped}
+        return dropped | {name: float(value) for name, value in counts.items()}
+
+
+def collect(gate: GateConfig, count: int, select: Select, rollout: Rollout) -> Collected:
+    """Sample until the gate has ``count`` groups to train on, or may not sample more."""
+    match gate:
+        case DynamicGateConfig():
+            return _dynamic(gate, count, select, rollout)
+        case LiloGateConfig():
+            sampled = rollout(select(count * gate.oversample, ()))
+            accuracies = [group.observed_accuracy for group in sampled]
+            best = most_learnable([float("nan") if p is None else p for p in accuracies], count)
+            dropped = Counter({"less_learnable": len(sampled) - len(best)})
+            return Collected(sampled, [sampled[i] for i in best], dropped, batches=1)
+        case _:
+            sampled = rollout(select(count, ()))
+            return Collected(sampled, sampled, batches=1)
+
+
+def _dynamic(gate: DynamicGateConfig, count: int, select: Select, rollout: Rollout) -> Collected:
+    """DAPO's dynamic sampling. What is informative beyond ``count`` is dropped too, as there."""
+    result = Collected()
+    while len(result.kept) < count and result.batches < gate.max_batches:
+        keys = select(count, [group.prompt.key for group in result.sampled])
+        if not keys:  # every prompt was sampled in this step
+            break
+        result.batches += 1
+        for group in rollout(keys):
+            result.sampled.append(group)
+            reason = uninformative([c.reward for c in group.completions if c.reward is not None])
+            if reason is None and len(result.kept) == count:
+                reason = "surplus"
+            if reason is None:
+                result.kept.append(group)
+            else:
+                result.dropped[reason] += 1
+    result.capped = len(result.kept) < count
+    return result

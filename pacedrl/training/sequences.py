@@ -1,0 +1,98 @@
+"""Completions to train on, packed into micro-batches, and their log-probabilities without gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pacedrl.policy.policy import Policy
+from pacedrl.types import Prompt
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """A completion to train on.
+
+    ``advantage`` is what the objective makes of the reward: r/β − log Z(x) for trajectory balance.
+    ``anchor_logprobs`` is the log-probability of each token under μ; None takes the current policy's own at the start
+    of the step. ``reference_logprobs`` are the initial policy's, for the objectives that read them.
+    """
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    advantage: float
+    anchor_logprobs: Sequence[float] | None
+    replayed: bool = False
+    reference_logprobs: Sequence[float] | None = None
+
+    @property
+    def mean_reference_log_ratio(self) -> float:
+        """mean_t(log μ − log π_ref), 0 without a reference."""
+        if self.anchor_logprobs is None or self.reference_logprobs is None:
+            return 0.0
+        return (sum(self.anchor_logprobs) - sum(self.reference_logprobs)) / len(self.completion_ids)
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def micro_batches(batch: Sequence[TrainingSequence], token_budget: int) -> list[list[int]]:
+    """Indices in groups whose padded size, rows × longest, stays within the budget; similar lengths together.
+
+    A sequence longer than the budget gets a micro-batch of its own.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(batch)), key=lambda i: len(batch[i])):
+        if groups and (len(groups[-1]) + 1) * len(batch[i]) <= token_budget:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    policy: Policy,
+    batch: Sequence[TrainingSequence],
+    temperature: float,
+    token_budget: int,
+    tick: Callable[[], None] = lambda: None,
+) -> list[list[float]]:
+    """log π of every completion token, one list a sequence, in the order given. ``tick``: before each micro-batch."""
+    logprobs: list[list[float]] = [[]] * len(batch)
+    for rows in micro_batches(batch, token_budget):
+        tick()
+        part = [batch[i] for i in rows]
+        logprobs_BT, _, _ = policy.logprobs(
+            [sequence.prompt_ids for sequence in part], [sequence.completion_ids for sequence in part], temperature
+        )
+        for i, row in zip(rows, logprobs_BT.tolist(), strict=True):
+            logprobs[i] = row[: len(batch[i].completion_ids)]
+    return logprobs
+
+
+def true_accuracies(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    prompt_ids: Mapping[str, list[int]],
+    temperature: float,
+    token_budget: int,
+    tick: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """The probability of each prompt's one right answer: the accuracy that sampling estimates, without its noise.
+
+    For the verifier ``exact`` and untruncated sampling. Counts the answer as the tokenizer writes it, ended by any of
+    the end-of-sequence tokens; other token sequences that decode to the same text (surrounding spaces among them)
+    are missed, so it is a lower bound, and a tight one where the tokenizer has one way to write the answer.
+    """
+    batch = []
+    for prompt in prompts:
+        answer = policy.tokenizer(str(prompt.answer).strip(), add_special_tokens=False).input_ids
+        for eos in policy.eos_ids:
+            batch.append(TrainingSequence(prompt_ids[prompt.key], [*answer, eos], 0.0, None))
+    log_probability_N = torch.tensor(
+        [sum(row) for row in sequence_logprobs(policy, batch, temperature, token_budget, tick)], dtype=torch.float64
+    )
+    return [float(p) for p in log_probability_N.exp().view(len(prompts), len(policy.eos_ids)).sum(dim=1)]

@@ -1,0 +1,128 @@
+"""The table of recipes: what each says, how it is overridden, and how it is listed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from pacedrl.cli import main
+from pacedrl.config import Config, dump_config, parse_config
+from pacedrl.errors import InputError
+from pacedrl.recipes import RECIPES
+
+NAMES = """
+    grpo dr_grpo dapo gspo lilo mopps flowrl gflowrl tb tb_groupmean paced paced_select paced_replay paced_noise
+    paced_grpo paced_plus oracle
+""".split()  # noqa: SIM905 - a column of names would be longer than the table below
+
+
+def test_all_are_there() -> None:
+    assert list(RECIPES) == NAMES
+
+
+def test_the_defaults_are_the_papers_recipe() -> None:
+    assert Config() == Config(recipe="paced")
+
+
+# selection, estimator, gate, objective (and its log Z), replay, optimiser steps a batch, reference, log Z needed
+TABLE = {
+    "grpo": ("uniform", "none", "none", "grpo", False, 1, False, False),
+    "dr_grpo": ("uniform", "none", "none", "grpo", False, 1, False, False),
+    "dapo": ("uniform", "none", "dynamic", "grpo", False, 16, False, False),
+    "gspo": ("uniform", "none", "none", "grpo", False, 4, False, False),
+    "lilo": ("uniform", "none", "lilo", "grpo", False, 1, False, False),
+    "mopps": ("thompson", "counts", "none", "grpo", False, 1, False, False),
+    "flowrl": ("uniform", "none", "none", "flowrl", False, 1, True, True),
+    "gflowrl": ("uniform", "none", "none", "gflowrl", False, 1, True, False),
+    "tb": ("uniform", "partition", "none", "trajectory_balance", False, 1, False, True),
+    "tb_groupmean": ("uniform", "none", "none", "trajectory_balance", False, 1, False, False),
+    "paced": ("nearest", "partition", "none", "trajectory_balance", True, 1, False, True),
+    "paced_select": ("nearest", "partition", "none", "trajectory_balance", False, 1, False, True),
+    "paced_replay": ("uniform", "partition", "none", "trajectory_balance", True, 1, False, True),
+    "paced_noise": ("noise", "partition", "none", "trajectory_balance", True, 1, False, True),
+    "paced_grpo": ("nearest", "partition", "none", "grpo", False, 1, False, True),
+    "paced_plus": ("thompson", "combined", "none", "trajectory_balance", False, 1, False, True),
+    "oracle": ("nearest", "oracle", "none", "trajectory_balance", True, 1, False, True),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_recipe_is_made_of(name: str) -> None:
+    config = Config(recipe=name)
+    assert TABLE[name] == (
+        config.selection.method,
+        config.estimator.name,
+        config.gate.name,
+        config.objective.name,
+        config.replay.enabled,
+        config.optimizer.mini_batches,
+        config.needs_reference,
+        config.needs_partition,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resolved_recipe_reads_back_as_itself(name: str) -> None:
+    config = Config(recipe=name)
+    assert parse_config(yaml.safe_load(yaml.safe_dump(dump_config(config)))) == config
+
+
+def test_the_configuration_goes_before_the_recipe() -> None:
+    config = Config.model_validate(
+        {"recipe": "dapo", "objective": {"clip_high": 0.5}, "optimizer": {"learning_rate": 1e-4}}
+    )
+    assert (config.objective.clip_high, config.objective.aggregation) == (0.5, "token_mean")
+    assert (config.optimizer.mini_batches, config.optimizer.learning_rate) == (16, 1e-4)
+
+
+def test_another_variant_takes_nothing_from_the_recipes() -> None:
+    config = Config.model_validate({"recipe": "dapo", "objective": {"name": "gflowrl"}})
+    assert config.objective.name == "gflowrl"
+    assert config.gate.name == "dynamic"
+
+
+def test_sizes_of_a_buffer_do_not_turn_replay_on() -> None:
+    assert not Config.model_validate({"recipe": "tb", "replay": {"capacity": 32}}).replay.enabled
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"recipe": "grp"}, "there is no recipe 'grp': did you mean 'grpo'?"),
+        ({"recipe": 3}, "there is no recipe '3': there are grpo, dr_grpo"),
+        ({"recipe": "grpo", "replay": {"enabled": True}}, "replay.enabled: replay needs trajectory balance"),
+        ({"recipe": "tb_groupmean", "replay": {"enabled": True}}, "replay.enabled: replay needs"),
+        ({"recipe": "grpo", "selection": {"method": "nearest"}}, "selection.method: 'nearest' needs an estimator"),
+        ({"selection": {"method": "thompson"}}, "selection.method: 'thompson' needs a posterior"),
+        ({"objective": {"log_z": "blended"}}, "objective.log_z: 'blended' needs a posterior"),
+        ({"objective": {"name": "tb"}}, "objective.name: unknown 'tb'; expected one of 'trajectory_balance', 'grpo'"),
+        ({"objective": {"clip_low": 0.1}}, "unknown key 'objective.clip_low'"),
+        ({"recipe": "grpo", "objective": {"clip_lo": 0.1}}, "did you mean 'objective.clip_low'?"),
+        ({"recipe": "grpo", "objective": {"clip_low": -1}}, "objective.clip_low: input should be greater than"),
+        ({"recipe": "paced_plus", "estimator": {"discont": 1}}, "did you mean 'estimator.discount'?"),
+        ({"recipe": "paced_plus", "estimator": {"prior_strength": "x"}}, "estimator.prior_strength: input should be"),
+        ({"gate": {"name": "lilo", "oversample": 1}}, "gate.oversample: input should be greater than or equal to 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(tree: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_config(tree, "c.yaml")
+    assert str(error.value).startswith("c.yaml: ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == NAMES
+    assert all(RECIPES[name].paper in line for name, line in zip(NAMES, lines, strict=True))
+
+
+def test_a_named_recipe_is_printed_resolved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "gspo"]) == 0
+    assert parse_config(yaml.safe_load(capsys.readouterr().out)) == Config(recipe="gspo")
+    assert main(["recipes", "gsp"]) == 2
+    assert "did you mean 'gspo'?" in capsys.readouterr().err
