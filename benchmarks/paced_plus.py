@@ -66,7 +66,7 @@ VARIANTS: dict[str, list[str]] = {
     "explore 0": [*PLUS, "selection.explore_fraction=0"],
     "explore 0.3": [*PLUS, "selection.explore_fraction=0.3"],
     "cooldown 0": [*PLUS, "selection.cooldown_steps=0"],
-    "nearest, no draw": [*PLUS, "selection.method=nearest"],
+    "nearest without draw": [*PLUS, "selection.method=nearest"],
     "learnability": [*PLUS, "selection.method=learnability"],
     "learned log Z alone": [*PLUS, "objective.log_z=learned"],
     "group mean alone": [*PLUS, "objective.log_z=group_mean"],
@@ -76,11 +76,13 @@ VARIANTS: dict[str, list[str]] = {
 
 def train(variant: str, seed: int) -> Path:
     """Run to the end, or go on, or do nothing if it is complete."""
-    run = RUNS / variant.replace(" ", "_").replace(",", "") / f"seed{seed}"
+    run = RUNS / variant.replace(" ", "_") / f"seed{seed}"
     config = RUNS / "config.yaml"
     settings = [f"run.seed={seed}", f"run.dir={run}", *VARIANTS[variant]]
     command = [str(Path(sys.executable).parent / "pacedrl"), "train", str(config), *settings]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode != 0:
+        raise SystemExit(f"{variant}, seed {seed}: {done.stderr}")
     print(f"done: {variant}, seed {seed}", flush=True)
     return run
 

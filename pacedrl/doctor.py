@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from pacedrl.config import Config, TrajectoryBalanceConfig
+from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, TrajectoryBalanceConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
@@ -23,7 +23,15 @@ from pacedrl.tasks.pool import VerifierPool
 from pacedrl.training.learner import Learner
 from pacedrl.training.objective import policy_loss
 from pacedrl.training.sequences import TrainingSequence
-from pacedrl.training.setup import encode_tasks, load_tasks, rejected_gold, shorten
+from pacedrl.training.setup import (
+    encode_tasks,
+    load_tasks,
+    rejected_gold,
+    require_enough_prompts,
+    require_oracle_tasks,
+    shorten,
+    unique_prompts,
+)
 
 SHOWN = 10
 """Offenders listed by each check."""
@@ -74,10 +82,7 @@ def findings(config: Config) -> Iterator[Finding]:
         yield Finding("fail", str(error))
         return
     yield from _duplicates(train, held_out)
-    if config.sampling.prompts_per_step > sum(len(task.prompts) for task in encoded[: len(train)]):
-        yield Finding(
-            "fail", f"fewer training prompts than sampling.prompts_per_step={config.sampling.prompts_per_step}"
-        )
+    yield from _recipe(config, encoded[: len(train)])
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s) as pool:
         for task in tasks:
             yield from _gold(pool, task)
@@ -140,6 +145,15 @@ def _duplicates(train: Sequence[Task], held_out: Sequence[Task]) -> Iterator[Fin
             )
 
 
+def _recipe(config: Config, train: Sequence[Task]) -> Iterator[Finding]:
+    """What the recipe asks of the data."""
+    try:
+        require_enough_prompts(config, len(unique_prompts(train)))
+        require_oracle_tasks(config, train)
+    except InputError as error:
+        yield Finding("fail", str(error))
+
+
 def _gold(pool: VerifierPool, task: Task) -> Iterator[Finding]:
     tried, offenders = rejected_gold(pool, task)
     if not tried:
@@ -168,8 +182,9 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     ]
     update_rate = _update_rate(policy, batch, config)
     prompt_mean = sum(map(len, prompt_ids)) / len(prompt_ids)
-    generate_s = rollouts * sampling.max_new_tokens / generate_rate
-    update_s = rollouts * (prompt_mean + sampling.max_new_tokens) / update_rate
+    generate_s = _times_sampled(config) * rollouts * sampling.max_new_tokens / generate_rate
+    passes = config.optimizer.epochs + config.needs_reference / 3  # a backward pass costs two forward ones
+    update_s = passes * rollouts * (prompt_mean + sampling.max_new_tokens) / update_rate
     yield Finding(
         "ok",
         f"time: at most about {generate_s + update_s:,.0f} s a step if every completion runs to "
@@ -182,11 +197,21 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     yield Finding(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
 
 
+def _times_sampled(config: Config) -> int:
+    """How many times P prompts the gate may sample in a step."""
+    match config.gate:
+        case LiloGateConfig():
+            return config.gate.oversample
+        case DynamicGateConfig():
+            return config.gate.max_batches
+    return 1
+
+
 def _update_rate(policy: Policy, batch: Sequence[TrainingSequence], config: Config) -> float:
     """Tokens a second of forward and backward; the weights stay as they are."""
     loss = partial(
         policy_loss, TrajectoryBalanceConfig(), config.sampling.max_new_tokens
-    )  # any objective costs as much
+    )  # all losses cost as good as nothing
     learner = Learner(policy, config.optimizer, total_steps=1, temperature=config.sampling.temperature, loss=loss)
     start = time.perf_counter()
     learner.accumulate_gradient(batch)
@@ -199,7 +224,9 @@ def memory_estimate(policy: Policy, config: Config) -> float:
     """Bytes at the larger of sampling (weights, cache) and update (weights, gradients, moments, activations)."""
     text = policy.causal_lm.config.get_text_config()
     frozen = sum(parameter.numel() for parameter in policy.model.parameters() if not parameter.requires_grad)
-    states = 4 * frozen + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
+    reference = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
+    frozen_bytes = 4 * frozen + (reference if config.needs_reference and config.model.lora is None else 0)
+    states = frozen_bytes + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     element = 2 if policy.device.type == "cuda" else 4

@@ -1,7 +1,8 @@
 """The one table of methods: a recipe's name → its selection, estimator, gate, objective and replay.
 
 A recipe is a set of values for the configuration; what the user's own configuration says goes before it. What a recipe
-does not name keeps the defaults, so all recipes share sampler, learner, schedule and budget.
+does not name keeps the defaults. All share sampler, learner and schedule; only the number of optimiser steps on a
+step's rollouts (``optimizer.mini_batches``) is the paper's own for dapo and gspo: to compare at equal steps, set it.
 """
 
 from __future__ import annotations

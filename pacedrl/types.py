@@ -58,10 +58,14 @@ class Group:
     completions: list[Completion]
 
     @property
+    def rewards(self) -> list[float]:
+        """Of the completions that were judged."""
+        return [c.reward for c in self.completions if c.reward is not None]
+
+    @property
     def observed_accuracy(self) -> float | None:
         """Mean reward of the completions that were judged; None when none was."""
-        rewards = [c.reward for c in self.completions if c.reward is not None]
-        return sum(rewards) / len(rewards) if rewards else None
+        return sum(self.rewards) / len(self.rewards) if self.rewards else None
 
 
 def prompt_key(content: str | list[Message], answer: Any) -> str:

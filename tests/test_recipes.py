@@ -8,7 +8,16 @@ import pytest
 import yaml
 
 from pacedrl.cli import main
-from pacedrl.config import Config, dump_config, parse_config
+from pacedrl.config import (
+    Config,
+    GFlowRlConfig,
+    GrpoConfig,
+    OptimizerConfig,
+    ReplayConfig,
+    SelectionConfig,
+    dump_config,
+    parse_config,
+)
 from pacedrl.errors import InputError
 from pacedrl.recipes import RECIPES
 
@@ -63,6 +72,32 @@ def test_what_a_recipe_is_made_of(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "grpo",
+            {"scale_by_std": True, "ratio": "token", "aggregation": "sequence_mean", "clip_low": 0.2, "clip_high": 0.2},
+        ),
+        ("dr_grpo", {"scale_by_std": False, "ratio": "token", "aggregation": "constant", "clip_high": 0.2}),
+        (
+            "dapo",
+            {"scale_by_std": True, "ratio": "token", "aggregation": "token_mean", "clip_low": 0.2, "clip_high": 0.28},
+        ),
+        ("gspo", {"scale_by_std": True, "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}),
+        ("flowrl", {"beta": 1 / 15}),
+        ("tb_groupmean", {"beta": 0.05, "log_z": "group_mean"}),
+        ("paced", {"beta": 0.05, "log_z": "learned"}),
+        ("paced_plus", {"beta": 0.05, "log_z": "blended"}),
+    ],
+)
+def test_the_papers_values(name: str, said: dict[str, Any]) -> None:
+    objective = Config(recipe=name).objective.model_dump()
+    assert {field: objective[field] for field in said} == said
+    assert Config(recipe="lilo").gate.model_dump() == {"name": "lilo", "oversample": 4}
+    assert Config(recipe="flowrl").partition.learning_rate is None
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resolved_recipe_reads_back_as_itself(name: str) -> None:
     config = Config(recipe=name)
@@ -83,6 +118,15 @@ def test_another_variant_takes_nothing_from_the_recipes() -> None:
     assert config.gate.name == "dynamic"
 
 
+def test_sections_given_as_objects_say_only_what_was_set_on_them() -> None:
+    config = Config(recipe="dapo", optimizer=OptimizerConfig(learning_rate=1e-5), objective=GrpoConfig(clip_high=0.4))
+    assert (config.optimizer.mini_batches, config.optimizer.learning_rate) == (16, 1e-5)
+    assert (config.objective.aggregation, config.objective.clip_high) == ("token_mean", 0.4)
+    assert Config(recipe="paced_plus", selection=SelectionConfig(cooldown_steps=5)).selection.explore_fraction == 0.1
+    assert not Config(recipe="grpo", replay=ReplayConfig(capacity=4)).replay.enabled
+    assert Config(recipe="dapo", objective=GFlowRlConfig()).objective == GFlowRlConfig()
+
+
 def test_sizes_of_a_buffer_do_not_turn_replay_on() -> None:
     assert not Config.model_validate({"recipe": "tb", "replay": {"capacity": 32}}).replay.enabled
 
@@ -92,17 +136,20 @@ def test_sizes_of_a_buffer_do_not_turn_replay_on() -> None:
     [
         ({"recipe": "grp"}, "there is no recipe 'grp': did you mean 'grpo'?"),
         ({"recipe": 3}, "there is no recipe '3': there are grpo, dr_grpo"),
-        ({"recipe": "grpo", "replay": {"enabled": True}}, "replay.enabled: replay needs trajectory balance"),
-        ({"recipe": "tb_groupmean", "replay": {"enabled": True}}, "replay.enabled: replay needs"),
+        ({"recipe": "grpo", "replay": {"enabled": True}}, "replay.enabled: replay, on in recipe 'grpo'"),
+        ({"recipe": "tb_groupmean", "replay": {"enabled": True}}, "replay.enabled: replay, on"),
         ({"recipe": "grpo", "selection": {"method": "nearest"}}, "selection.method: 'nearest' needs an estimator"),
         ({"selection": {"method": "thompson"}}, "selection.method: 'thompson' needs a posterior"),
         ({"objective": {"log_z": "blended"}}, "objective.log_z: 'blended' needs a posterior"),
         ({"objective": {"name": "tb"}}, "objective.name: unknown 'tb'; expected one of 'trajectory_balance', 'grpo'"),
-        ({"objective": {"clip_low": 0.1}}, "unknown key 'objective.clip_low'"),
+        ({"objective": {"clip_low": 0.1}}, "unknown key 'objective.clip_low' of objective.name = trajectory_balance"),
         ({"recipe": "grpo", "objective": {"clip_lo": 0.1}}, "did you mean 'objective.clip_low'?"),
         ({"recipe": "grpo", "objective": {"clip_low": -1}}, "objective.clip_low: input should be greater than"),
         ({"recipe": "paced_plus", "estimator": {"discont": 1}}, "did you mean 'estimator.discount'?"),
         ({"recipe": "paced_plus", "estimator": {"prior_strength": "x"}}, "estimator.prior_strength: input should be"),
+        ({"gate": {"oversample": 3}}, "unknown key 'gate.oversample' of gate.name = none"),
+        ({"recipe": "flowrl", "estimator": {"name": "partition"}}, "FlowRL's, fitted to z-scored rewards, holds none"),
+        ({"objective": {"name": "grpo"}}, "replay.enabled: replay, on in recipe 'paced' or in the config, needs"),
         ({"gate": {"name": "lilo", "oversample": 1}}, "gate.oversample: input should be greater than or equal to 2"),
     ],
 )

@@ -59,7 +59,9 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_the_recipe(cls, tree: Any) -> Any:
-        return with_recipe(tree) if isinstance(tree, dict) else tree
+        if not isinstance(tree, dict):
+            return tree
+        return with_recipe({name: _as_said(value) for name, value in tree.items()})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -71,10 +73,15 @@ class Config(Section):
             raise ValueError("selection.method: 'thompson' needs a posterior; set estimator.name to counts or combined")
         if log_z == "blended" and estimator not in POSTERIORS:
             raise ValueError("objective.log_z: 'blended' needs a posterior; set estimator.name to counts or combined")
+        if objective.name == "flowrl" and estimator in ("partition", "combined"):
+            raise ValueError(
+                f"estimator.name: '{estimator}' reads accuracy off log Z, and FlowRL's, fitted to z-scored rewards, "
+                "holds none; set estimator.name to counts or none"
+            )
         if self.replay.enabled and (log_z in (None, "group_mean") or estimator == "none"):
             raise ValueError(
-                "replay.enabled: replay needs trajectory balance with a learned or blended log Z, and an estimator; "
-                "set replay.enabled=false"
+                f"replay.enabled: replay, on in recipe '{self.recipe}' or in the config, needs trajectory balance "
+                "with a learned or blended log Z, and an estimator; set replay.enabled=false"
             )
         return self
 
@@ -91,3 +98,11 @@ class Config(Section):
         return objective.name in ("flowrl", "gflowrl") or (
             isinstance(objective, GrpoConfig) and objective.kl_coefficient > 0.0
         )
+
+
+def _as_said(value: Any) -> Any:
+    """A section given as an object, as the mapping of what was set on it: the rest is for the recipe to say."""
+    if not isinstance(value, Section):
+        return value
+    said = value.model_dump(exclude_unset=True)
+    return said | {"name": value.name} if hasattr(value, "name") and "name" not in said else said

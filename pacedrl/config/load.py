@@ -86,7 +86,8 @@ def _first_problem(error: ValidationError) -> str:
     path = [*location[:1], *location[2:]] if len(location) > 2 and location[0] in VARIANTS else list(location)
     field = ".".join(map(str, path))
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{field}'{_nearest(location, path)}"
+        variant = f" of {location[0]}.name = {location[1]}" if len(path) < len(location) else ""
+        return f"unknown key '{field}'{variant}{_nearest(location, path)}"
     if problem["type"] == "union_tag_invalid":
         return f"{field}.name: unknown '{problem['ctx']['tag']}'; expected one of {problem['ctx']['expected_tags']}"
     message = problem["msg"].removeprefix("Value error, ")

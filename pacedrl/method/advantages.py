@@ -27,12 +27,14 @@ def group_relative_advantage(reward_B: Tensor, group_B: Tensor, scale_by_std: bo
     Without the division it is Dr. GRPO's (arXiv 2503.20783). The standard deviation is the sample's (n − 1), with
     `STD_EPSILON` added; the paper does not say which, TRL does the same. A group of one gets 0.
     """
-    centred_B = reward_B - group_mean(reward_B, group_B)
-    if not scale_by_std:
-        return centred_B
-    size_B = _group_size(group_B)
-    variance_B = group_mean(centred_B.square(), group_B) * size_B / (size_B - 1).clamp_min(1)
-    return centred_B / (variance_B.sqrt() + STD_EPSILON)
+    # In double precision: `STD_EPSILON` would blow the rounding of equal rewards up into an advantage.
+    exact_B = reward_B.double()
+    centred_B = exact_B - group_mean(exact_B, group_B)
+    if scale_by_std:
+        size_B = _group_size(group_B)
+        variance_B = group_mean(centred_B.square(), group_B) * size_B / (size_B - 1).clamp_min(1)
+        centred_B = centred_B / (variance_B.sqrt() + STD_EPSILON)
+    return centred_B.to(reward_B.dtype)
 
 
 def group_mean_log_z(reward_B: Tensor, group_B: Tensor, beta: float, log_ratio_B: Tensor | float = 0.0) -> Tensor:
@@ -49,14 +51,14 @@ def blended_baseline(reward_B: Tensor, group_B: Tensor, estimate_B: Tensor, stre
 
     Ours. With p ~ Beta of mean p̂ and strength s (in completions), the variance of p̂ about p is m/(s + 1) and that of
     the leave-one-out mean m·s/((s + 1)(G − 1)), m = p̂(1 − p̂): inverse-variance weights stand as s to G − 1, which also
-    makes b the posterior mean. s → ∞ is the learned baseline alone, s → 0 the leave-one-out one (RLOO). It does not
-    depend on r_i as long as ``estimate_B`` does not. A group of one with s = 0 gets p̂.
+    makes b the posterior mean. That holds for a true prior; an estimate that was fitted to the prompt's own results,
+    and then counts them again, is trusted a little too much. s = ∞ is the estimate alone, s = 0 the leave-one-out mean
+    (RLOO). b does not depend on r_i as long as ``estimate_B`` does not. A group of one gets p̂.
     """
     others_B = _group_size(group_B) - 1
-    other_sum_B = group_mean(reward_B, group_B) * (others_B + 1) - reward_B
-    evidence_B = strength_B + others_B
-    blended_B = (strength_B * estimate_B + other_sum_B) / evidence_B.clamp_min(1e-12)
-    return torch.where(evidence_B > 0, blended_B, estimate_B)
+    other_mean_B = (group_mean(reward_B, group_B) * (others_B + 1) - reward_B) / others_B.clamp_min(1)
+    weight_B = torch.where(others_B > 0, others_B / (strength_B + others_B), 0.0)
+    return estimate_B + weight_B * (other_mean_B - estimate_B)
 
 
 def group_mean(values_B: Tensor, group_B: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ FLAT_STRENGTH = 2.0
 """α + β of the uniform Beta(1, 1)."""
 FLAT_MEAN = 0.5
 LEARNED_STRENGTH_RANGE = (1.0, 100.0)
+TINY = 1e-9
+"""Least α and β drawn from: rounding may leave 0 of a weak prior, and there is no Beta distribution of 0."""
 STRENGTH_MEMORY = 0.9
 """Weight of what the moments of a learned strength were, at each step."""
 
@@ -51,7 +53,8 @@ class Beliefs:
         """One draw of every prompt's accuracy; a point estimate gives itself."""
         if self.are_points:
             return self.mean_N
-        return rng.beta(self.mean_N * self.strength_N, (1.0 - self.mean_N) * self.strength_N)
+        alpha_N, beta_N = self.mean_N * self.strength_N, (1.0 - self.mean_N) * self.strength_N
+        return rng.beta(alpha_N.clip(TINY), beta_N.clip(TINY))
 
     def learnability(self) -> Floats:
         """E[p(1 − p)] = αβ/((α + β)(α + β + 1)), and p̂(1 − p̂) of point estimates, clipped to [0, 1]."""
@@ -88,8 +91,9 @@ class PriorStrength:
     """κ of the Beta prior whose mean is log Z's estimate: how many completions that estimate is worth.
 
     Fixed, or learned (``strength`` None) by the method of moments. If a prompt's accuracy is Beta of mean m and
-    strength κ, the mean of n rewards has E(p̄ − m)² = m(1 − m)·[1/n + (1 − 1/n)/(κ + 1)]: what the estimate m misses
-    beyond the noise of n rewards gives κ. Both sides are summed over a step's prompts and averaged over steps.
+    strength κ, the mean of n rewards with sample variance v has E[(p̄ − m)² − v/n] = m(1 − m)/(κ + 1): what the estimate
+    m misses beyond the noise of n rewards gives κ. Both sides are summed over a step's prompts and averaged over steps.
+    It is the strength on the prompts that were selected; elsewhere the estimate may be better or worse.
     """
 
     def __init__(self, strength: float | None, start: float = 4.0) -> None:
@@ -97,15 +101,17 @@ class PriorStrength:
         self.value = start if strength is None else strength
         self.excess = self.scale = 0.0
 
-    def observe(self, prior_mean_P: Floats, observed_P: Floats, trials_P: Floats) -> None:
-        """Estimates before they were fitted to the observations, mean rewards and their numbers."""
-        if not self.learned:
+    def observe(self, prior_mean_P: Floats, observed_P: Floats, variance_P: Floats, trials_P: Floats) -> None:
+        """Estimates before they were fitted to the observations; mean, sample variance and number of the rewards.
+
+        Prompts with one reward, whose variance is not known, do not count.
+        """
+        several = trials_P > 1
+        if not self.learned or not several.any():
             return
-        variance_P = prior_mean_P * (1.0 - prior_mean_P)
-        excess = (np.square(observed_P - prior_mean_P) - variance_P / trials_P).sum()
-        scale = (variance_P * (1.0 - 1.0 / trials_P)).sum()
-        self.excess = STRENGTH_MEMORY * self.excess + float(excess)
-        self.scale = STRENGTH_MEMORY * self.scale + float(scale)
+        missed_P = np.square(observed_P - prior_mean_P) - variance_P / trials_P
+        self.excess = STRENGTH_MEMORY * self.excess + float(missed_P[several].sum())
+        self.scale = STRENGTH_MEMORY * self.scale + float((prior_mean_P * (1.0 - prior_mean_P))[several].sum())
         if self.scale > 0.0:
             low, high = LEARNED_STRENGTH_RANGE
             overdispersion = min(max(self.excess / self.scale, 1.0 / (high + 1.0)), 1.0 / (low + 1.0))

@@ -61,7 +61,8 @@ def clipped_policy_gradient(
       loss a mean over tokens.
     - GSPO, arXiv 2507.18071: ``ratio`` "sequence", ρ = exp(mean_t(log π_θ − log π_old)), one for all tokens.
 
-    Departure: π_old is what the sampler said, not a second forward pass of the trainer.
+    The papers do not say whose log-probabilities of π_old; our trainer takes its own, as TRL does, since the sampler's
+    may differ by more than a narrow clip.
 
     Metrics: ``loss/objective``, ``objective/clipped`` (share of a sequence's tokens where the clip took the gradient,
     mean over sequences) and ``kl/reference`` (k3, nats a token, mean over sequences; only with a reference).

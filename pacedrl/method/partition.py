@@ -119,7 +119,7 @@ class PartitionLearner:
 
         The minimiser for one prompt is the mean of r/β − log-ratio (paper's Prop. 4.1, sampled). The loss is scaled
         by β² so that it is a squared error in accuracy; AdamW does not mind. ``reward_B`` is raw, ``log_ratio_B`` is
-        Σ_t (log π_θ − log π_old) and gets no gradient. ``seed`` fixes the dropout.
+        Σ_t (log π_θ − log π_old) and gets no gradient (FlowRL's are its own). ``seed`` fixes the dropout.
 
         Returns the β²-scaled loss before the first step.
         """

@@ -54,14 +54,15 @@ class Rollouts:
 
     ``reward_B`` is raw, in [0, 1]; NaN marks a completion that could not be judged: it is left out of everything.
     ``log_ratio_B`` is Σ_t (log π_θ − log π_old), 0 unless given. ``token_ids`` and ``logprobs`` (behaviour, one a
-    token) make correct completions candidates for replay; without them none is admitted. ``partition_reward_B`` is
-    what log Z is fitted to where that is not the raw reward (FlowRL's is z-scored).
+    token) make correct completions candidates for replay; those with None, and all without them, are not.
+    ``partition_reward_B`` is what log Z is fitted to where that is not the raw reward, NaN leaving a completion out of
+    the fit: FlowRL's is z-scored, and its ``log_ratio_B`` is mean_t(log π_θ − log π_ref).
     """
 
     keys: Sequence[str]
     reward_B: ArrayLike
     log_ratio_B: ArrayLike = 0.0
-    token_ids: Sequence[Sequence[int]] | None = None
+    token_ids: Sequence[Sequence[int] | None] | None = None
     logprobs: Sequence[Sequence[float]] = field(default=())
     partition_reward_B: ArrayLike | None = None
 
@@ -210,13 +211,15 @@ class DifficultyScheduler:
         metrics = dict.fromkeys((*CALIBRATION, "loss/partition"), math.nan) | {"replay/admitted": 0.0}
         judged = _judged(fresh)
         if len(judged.keys) > 0:
-            observed, trials = _observed_accuracy(judged)
-            keys, observed_P, trials_P = list(observed), np.array([*observed.values()]), np.array([*trials.values()])
-            estimate_P = self.accuracy_estimate(keys)
+            results = _results(judged)
+            observed_P = np.array([np.mean(rewards) for rewards in results.values()])
+            estimate_P = self.accuracy_estimate(list(results))
             metrics |= calibration_metrics(estimate_P, observed_P)
-            priority = dict(zip(keys, np.abs(estimate_P - observed_P).tolist(), strict=True))
+            priority = dict(zip(results, np.abs(estimate_P - observed_P).tolist(), strict=True))
             metrics["replay/admitted"] = float(self.replay_buffer.add(self._replay_candidates(judged, priority)))
-            self._learn(judged, None if replayed is None else _judged(replayed), keys, observed_P, trials_P, metrics)
+            self._count(results)
+            parts = [judged] if replayed is None else [judged, _judged(replayed)]
+            metrics["loss/partition"] = math.nan if self.learner is None else self._fit(self.learner, parts)
         used = np.unique(self._rows(fresh.keys))
         self.last_used_N[used] = self.step
         self.visits_N[used] += 1
@@ -283,34 +286,39 @@ class DifficultyScheduler:
         return [
             ReplayEntry(key, tuple(ids), tuple(logprobs), float(reward), self.step, priority[key])
             for key, reward, ids, logprobs in rows
-            if reward >= FULL_REWARD
+            if reward >= FULL_REWARD and ids is not None
         ]
 
-    def _learn(
-        self,
-        judged: Rollouts,
-        replayed: Rollouts | None,
-        keys: list[str],
-        observed_P: Floats,
-        trials_P: Floats,
-        metrics: dict[str, float],
-    ) -> None:
-        """Counts, the prior's strength and log Z, each from what it believed before."""
-        rows = self._rows(keys)
+    def _count(self, results: dict[str, list[float]]) -> None:
+        """Results into the counts, and into the prior's strength by what the prior said before."""
+        rows = self._rows(results)
+        right_P = np.array([np.sum(rewards) for rewards in results.values()])
+        trials_P = np.array([float(len(rewards)) for rewards in results.values()])
         if self.estimator == "combined":
-            self.prior_strength.observe(self._partition_accuracy()[rows].clip(*PRIOR_RANGE), observed_P, trials_P)
-        self.counts.observe(rows, observed_P * trials_P, trials_P)
-        if self.learner is not None:
-            metrics["loss/partition"] = self._fit(self.learner, [judged] if replayed is None else [judged, replayed])
+            variance_P = np.array(
+                [np.var(rewards, ddof=1) if len(rewards) > 1 else 0.0 for rewards in results.values()]
+            )
+            prior_P = self._partition_accuracy()[rows].clip(*PRIOR_RANGE)
+            self.prior_strength.observe(prior_P, right_P / trials_P, variance_P, trials_P)
+        self.counts.observe(rows, right_P, trials_P)
 
     def _fit(self, learner: PartitionLearner, parts: list[Rollouts]) -> float:
+        """Fit log Z to what has a target; NaN when nothing has."""
         assert self.embeddings_NH is not None
         rows = np.concatenate([self._rows(part.keys) for part in parts])
-        reward_B = torch.from_numpy(np.concatenate([np.asarray(part.partition_reward_B) for part in parts])).float()
-        log_ratio_B = torch.from_numpy(np.concatenate([np.asarray(part.log_ratio_B) for part in parts])).float()
+        target_B = np.concatenate([np.asarray(part.partition_reward_B) for part in parts])
+        log_ratio_B = np.concatenate([np.asarray(part.log_ratio_B) for part in parts])
+        known = ~np.isnan(target_B)
+        if not known.any():
+            return math.nan
         seed = int(np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0])
         self._partition_accuracy_N = None
-        return learner.fit(self.embeddings_NH[torch.from_numpy(rows)], reward_B, log_ratio_B, seed)
+        return learner.fit(
+            self.embeddings_NH[torch.from_numpy(rows[known])],
+            torch.from_numpy(target_B[known]).float(),
+            torch.from_numpy(log_ratio_B[known]).float(),
+            seed,
+        )
 
     def _state_metrics(self) -> dict[str, float]:
         entries = self.replay_buffer.entries
@@ -343,10 +351,9 @@ def _judged(rollouts: Rollouts) -> Rollouts:
     )
 
 
-def _observed_accuracy(judged: Rollouts) -> tuple[dict[str, float], dict[str, float]]:
-    """p̄, the mean reward of each prompt's judged completions, and their number; in order of first appearance."""
+def _results(judged: Rollouts) -> dict[str, list[float]]:
+    """The rewards of each prompt's judged completions; prompts in order of first appearance."""
     rewards: dict[str, list[float]] = {}
     for key, reward in zip(judged.keys, np.asarray(judged.reward_B), strict=True):
         rewards.setdefault(key, []).append(float(reward))
-    means = {key: float(np.mean(values)) for key, values in rewards.items()}
-    return means, {key: float(len(values)) for key, values in rewards.items()}
+    return rewards

@@ -63,17 +63,17 @@ def lowest(score_N: Floats, count: int, rng: np.random.Generator) -> Indices:
     return chosen
 
 
-def rested(last_used_N: Indices, step: int, cooldown_steps: int, at_least: int) -> Indices:
+def rested(last_used_N: Indices, step: int, cooldown_steps: int, at_least: int, rng: np.random.Generator) -> Indices:
     """Prompts not used in the last ``cooldown_steps`` steps.
 
-    Should that leave fewer than ``at_least``, those that have rested longest join them: a cooldown never starves the
-    batch.
+    Should that leave fewer than ``at_least``, those that have rested longest join them, ties broken at random: a
+    cooldown never starves the batch.
     """
     free = np.flatnonzero(last_used_N < step - cooldown_steps)
     missing = at_least - len(free)
     if missing <= 0:
         return free
-    resting = np.flatnonzero(last_used_N >= step - cooldown_steps)
+    resting = rng.permutation(np.flatnonzero(last_used_N >= step - cooldown_steps))
     longest = resting[np.argsort(last_used_N[resting], kind="stable")[:missing]]
     return np.concatenate([free, longest])
 
@@ -92,7 +92,7 @@ def select(
 
     The explored share is rounded to the nearest whole number of prompts.
     """
-    candidates = rested(last_used_N, step, cooldown_steps, at_least=count)
+    candidates = rested(last_used_N, step, cooldown_steps, count, rng)
     explored = round(count * explore_fraction)
     greedy = candidates[lowest(score_N[candidates], count - explored, rng)]
     others = np.setdiff1d(candidates, greedy, assume_unique=True)
@@ -113,12 +113,12 @@ def uninformative(rewards: Sequence[float]) -> str | None:
     return "all_right" if low >= 1.0 else "all_wrong" if high <= 0.0 else "all_equal"
 
 
-def most_learnable(observed_P: Sequence[float], count: int) -> list[int]:
-    """Indices of the ``count`` groups with the largest p̄(1 − p̄), in their order; ties go to the earlier ones.
+def most_learnable(rewards_P: Sequence[Sequence[float]], count: int) -> list[int]:
+    """Indices of the ``count`` groups with the largest variance of reward, in their order; ties go to the earlier ones.
 
-    LILO (Foster et al., 2025, "Learning to Reason at the Frontier of Learnability"). ``observed_P`` is each group's
-    mean reward, NaN where nothing was judged: such a group comes last.
+    LILO (Foster et al., 2025, "Learning to Reason at the Frontier of Learnability"), whose p̄(1 − p̄) this is for rewards
+    of 0 and 1; with partial rewards a group of equal ones is not learnable, whatever they are. Every group needs a
+    reward.
     """
-    observed = np.asarray(observed_P, dtype=np.float64)
-    learnability = np.nan_to_num(observed * (1.0 - observed), nan=-1.0)
-    return sorted(np.argsort(-learnability, kind="stable")[:count].tolist())
+    variance = np.array([np.var(rewards) for rewards in rewards_P])
+    return sorted(np.argsort(-variance, kind="stable")[:count].tolist())

@@ -36,7 +36,7 @@ class Alarms:
             "errors": metrics["verifier/errors"] > VERIFIER_ERROR_SHARE * metrics["rollouts/step"],
             "mismatch": metrics["mismatch/logprob_mean"] > MISMATCH_NATS,
             "capped": metrics["gate/capped"] > 0,
-            "not finite": self.skipped_steps > 0,
+            "not finite": metrics["optim/skipped_updates"] > 0,
         }
         new = [name for name, is_raised in raised.items() if is_raised and name not in self.said]
         self.said.update(new)
@@ -62,9 +62,9 @@ class Alarms:
                 )
             case "capped":
                 return (
-                    f"dynamic sampling found only {metrics['gate/kept']:.0f} groups with mixed rewards in "
-                    f"{metrics['gate/batches']:.0f} batches, and the step trained on those: raise gate.max_batches, "
-                    "or change data.train"
+                    f"the gate kept only {metrics['gate/kept']:.0f} groups of {metrics['gate/batches']:.0f} batches, "
+                    "and the step trained on no more: add prompts of medium difficulty to data.train, or raise "
+                    "gate.max_batches if that was the limit"
                 )
             case "mismatch":
                 return (
@@ -73,6 +73,7 @@ class Alarms:
                 )
             case _:
                 return (
-                    "the loss or its gradient was not finite; the step was skipped. Lower optimizer.learning_rate or "
-                    f"raise objective.beta; {SKIPPED_IN_A_ROW} such steps in a row end the run"
+                    "the loss or its gradient was not finite; the optimiser step was skipped. Lower "
+                    "optimizer.learning_rate or raise objective.beta; "
+                    f"{SKIPPED_IN_A_ROW} steps in a row without an update end the run"
                 )

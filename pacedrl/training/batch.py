@@ -8,7 +8,7 @@ from itertools import repeat
 
 import torch
 
-from pacedrl.config import Config, FlowRlConfig
+from pacedrl.config import Config, FlowRlConfig, GrpoConfig, TrajectoryBalanceConfig
 from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts, group_relative_advantage
 from pacedrl.training.objective import fresh_advantages, group_index, replayed_advantages
 from pacedrl.training.sequences import TrainingSequence
@@ -43,27 +43,29 @@ def fresh_rollouts(
 ) -> Rollouts:
     """What the scheduler observes: every completion, those with a verifier error as NaN.
 
-    ``groups`` may hold more than was trained on: π_θ = π_old there as far as anybody knows. ``batch`` and
-    ``log_ratio_B``, Σ_t (log π_θ − log π_old), are of the fresh sequences trained on.
+    ``groups`` may hold more than was trained on, for a gate may drop some: these inform the estimates, but are not
+    replayed. ``batch`` and ``log_ratio_B``, Σ_t (log π_θ − log μ), are of the fresh sequences trained on. Only where
+    log Z is part of the objective does its fit take the log-ratio: elsewhere it is there to estimate accuracy, which
+    β·KL would bias.
     """
     pairs = [(group.prompt.key, completion) for group in groups for completion in group.completions]
     trained = {id(sequence.completion_ids): i for i, sequence in enumerate(batch)}
     rows = [trained.get(id(completion.token_ids)) for _, completion in pairs]
-    ratios = [0.0 if row is None else log_ratio_B[row] for row in rows]
     rewards = [float("nan") if c.reward is None else c.reward for _, c in pairs]
-    shaped = None
-    if isinstance(config.objective, FlowRlConfig):
-        # FlowRL's log Z is of z-scored rewards and of mean_t(log π_θ − log π_ref).
-        shaped = _standardised([key for key, _ in pairs], rewards)
-        ratios = [
-            0.0 if row is None else ratio / len(batch[row].completion_ids) + batch[row].mean_reference_log_ratio
-            for row, ratio in zip(rows, ratios, strict=True)
-        ]
+    ratios, shaped = [0.0] * len(pairs), None
+    match config.objective:
+        case TrajectoryBalanceConfig(log_z="learned"):
+            ratios = [0.0 if row is None else log_ratio_B[row] for row in rows]
+        case FlowRlConfig():
+            # Its log Z is of z-scored rewards and of mean_t(log π_θ − log π_ref), known where there was training.
+            scores = _standardised([key for key, _ in pairs], rewards)
+            shaped = [float("nan") if row is None else score for row, score in zip(rows, scores, strict=True)]
+            ratios = [0.0 if row is None else _reference_log_ratio(batch[row], log_ratio_B[row]) for row in rows]
     return Rollouts(
         [key for key, _ in pairs],
         rewards,
         ratios,
-        [c.token_ids for _, c in pairs],
+        [None if row is None else c.token_ids for row, (_, c) in zip(rows, pairs, strict=True)],
         [c.logprobs for _, c in pairs],
         shaped,
     )
@@ -80,7 +82,14 @@ def _fresh(
     judged = judged_completions(groups)
     if not judged:
         return []
-    batch = [TrainingSequence(group.prompt_ids, c.token_ids, 0.0, c.logprobs) for group, c, _ in judged]
+    # The clipped ratio is against the trainer's own π_old: its bounds may be as narrow as the gap to the sampler's.
+    own_anchor = isinstance(config.objective, GrpoConfig)
+    batch = [
+        TrainingSequence(
+            group.prompt_ids, c.token_ids, 0.0, None if own_anchor else c.logprobs, sampler_logprobs=c.logprobs
+        )
+        for group, c, _ in judged
+    ]
     if reference is not None:
         pairs = zip(batch, reference(batch), strict=True)
         batch = [replace(sequence, reference_logprobs=logprobs) for sequence, logprobs in pairs]
@@ -102,6 +111,11 @@ def _replayed(
         TrainingSequence(prompt_ids[entry.key], entry.token_ids, advantage, anchor, replayed=True)
         for entry, advantage, anchor in zip(replayed, advantages, anchors, strict=False)
     ]
+
+
+def _reference_log_ratio(sequence: TrainingSequence, log_ratio: float) -> float:
+    """mean_t(log π_θ − log π_ref) from Σ_t (log π_θ − log π_old)."""
+    return log_ratio / len(sequence.completion_ids) + sequence.mean_reference_log_ratio
 
 
 def _standardised(keys: Sequence[str], rewards: Sequence[float]) -> list[float]:

@@ -43,10 +43,10 @@ def collect(gate: GateConfig, count: int, select: Select, rollout: Rollout) -> C
             return _dynamic(gate, count, select, rollout)
         case LiloGateConfig():
             sampled = rollout(select(count * gate.oversample, ()))
-            accuracies = [group.observed_accuracy for group in sampled]
-            best = most_learnable([float("nan") if p is None else p for p in accuracies], count)
-            dropped = Counter({"less_learnable": len(sampled) - len(best)})
-            return Collected(sampled, [sampled[i] for i in best], dropped, batches=1)
+            judged = [group for group in sampled if group.rewards]
+            kept = [judged[i] for i in most_learnable([group.rewards for group in judged], count)]
+            dropped = Counter(unjudged=len(sampled) - len(judged), less_learnable=len(judged) - len(kept))
+            return Collected(sampled, kept, dropped, batches=1, capped=len(kept) < count)
         case _:
             sampled = rollout(select(count, ()))
             return Collected(sampled, sampled, batches=1)
@@ -62,7 +62,7 @@ def _dynamic(gate: DynamicGateConfig, count: int, select: Select, rollout: Rollo
         result.batches += 1
         for group in rollout(keys):
             result.sampled.append(group)
-            reason = uninformative([c.reward for c in group.completions if c.reward is not None])
+            reason = uninformative(group.rewards)
             if reason is None and len(result.kept) == count:
                 reason = "surplus"
             if reason is None:

@@ -46,13 +46,19 @@ OF_THE_SAMPLER = ("mismatch/logprob_mean", "mismatch/logprob_max")
 class Update:
     """What an update did: metrics, and Σ_t (log π_θ − log μ)_t of each sequence when it was last trained on.
 
-    Where ``applied`` is False some optimiser step's loss or gradient was not finite; that step was left out, and the
-    log-ratios of its sequences are 0.
+    An optimiser step whose loss or gradient is not finite is left out and counted in ``skipped``; the log-ratios of
+    its sequences are 0. ``trained`` is the number of sequences in the others, each counted once an epoch; where
+    ``applied`` is False there were none.
     """
 
     metrics: Metrics
     log_ratio_B: list[float]
-    applied: bool
+    trained: int = 0
+    skipped: int = 0
+
+    @property
+    def applied(self) -> bool:
+        return self.trained > 0
 
 
 class Learner:
@@ -88,22 +94,23 @@ class Learner:
         optimiser steps.
         """
         if not batch:
-            return Update(dict.fromkeys(METRICS, math.nan), [], applied=False)
+            return Update(dict.fromkeys(METRICS, math.nan), [])
         batch = self._with_anchors(batch, tick)
         log_ratio_B = [0.0] * len(batch)
         measured: list[Metrics] = []
-        applied = True
+        trained = skipped = 0
         for rows in self._mini_batches(len(batch), step):
             part = [batch[i] for i in rows]
             totals, ratios = self.accumulate_gradient(part, tick)
             tick()
             metrics, stepped = self._apply(totals, part, step)
             measured.append(metrics)
-            applied &= stepped
+            trained += len(rows) * stepped
+            skipped += not stepped
             for i, ratio in zip(rows, ratios, strict=True):
                 log_ratio_B[i] = ratio if stepped else 0.0
             tick = _nothing
-        return Update(_means(measured), log_ratio_B, applied)
+        return Update(_means(measured), log_ratio_B, trained, skipped)
 
     def accumulate_gradient(
         self, batch: Sequence[TrainingSequence], tick: Callable[[], None] = lambda: None
@@ -165,7 +172,7 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         fresh_B = torch.tensor([not sequence.replayed for sequence in batch], device=self.policy.device)
         log_ratio_BT = (logprobs_BT.detach() - anchor_BT) * mask_BT
-        gap_BT = log_ratio_BT.abs() * fresh_B[:, None]
+        gap_BT = (logprobs_BT.detach() - self._sampled(batch, anchor_BT)).abs() * (mask_BT & fresh_B[:, None])
         sums = {name: float(value) for name, value in metrics.items()} | {
             "kl/old": float(-log_ratio_BT[fresh_B].sum()),
             "entropy": float((entropy_BT * mask_BT)[fresh_B].sum()),
@@ -180,6 +187,16 @@ class Learner:
         assert len(rows) == len(batch)
         tensors = [torch.tensor(row, dtype=torch.float32, device=self.policy.device) for row in rows]
         return pad_sequence(tensors, batch_first=True)
+
+    def _sampled(self, batch: list[TrainingSequence], anchor_BT: Tensor) -> Tensor:
+        """The sampler's log-probability of every token."""
+        rows = [
+            anchor_BT[i, : len(sequence.completion_ids)]
+            if sequence.sampler_logprobs is None
+            else torch.tensor(sequence.sampler_logprobs, dtype=torch.float32, device=self.policy.device)
+            for i, sequence in enumerate(batch)
+        ]
+        return pad_sequence(rows, batch_first=True)
 
     def _anchors(self, batch: list[TrainingSequence], current_BT: Tensor) -> Tensor:
         """log μ of every token: the sampler's, or the current policy's own where none is given."""
@@ -196,6 +213,8 @@ class Learner:
         tokens = sum(len(sequence.completion_ids) for sequence in fresh)
         for name, count in (("entropy", tokens), ("mismatch/logprob_mean", tokens), ("kl/old", len(fresh))):
             totals[name] = totals[name] / count if fresh else math.nan
+        if not fresh:
+            totals["mismatch/logprob_max"] = math.nan
         parameters = self.policy.parameters()
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         applied = math.isfinite(norm) and math.isfinite(totals["loss/objective"])
@@ -219,7 +238,7 @@ def _nothing() -> None: ...
 
 def _means(measured: Sequence[Metrics]) -> Metrics:
     """The mean of each metric over the optimiser steps that have it; of the first step where only that counts."""
-    rows = {name: [metrics[name] for metrics in measured if name in metrics] for name in METRICS}
+    rows = {name: [m[name] for m in measured if not math.isnan(m.get(name, math.nan))] for name in METRICS}
     means = {name: sum(values) / len(values) if values else math.nan for name, values in rows.items()}
     return means | {name: measured[0][name] for name in OF_THE_SAMPLER}
 

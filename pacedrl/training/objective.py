@@ -1,4 +1,4 @@
-"""The configured objective: its advantages, its loss, and what log Z is fitted to."""
+"""The configured objective: its advantages and its loss."""
 
 from __future__ import annotations
 
@@ -131,7 +131,10 @@ def fresh_advantages(
 def replayed_advantages(
     objective: ObjectiveConfig, scheduler: DifficultyScheduler, keys: Sequence[str], reward_B: Tensor
 ) -> Tensor:
-    """Of replayed completions, which have no group beside them: the estimate alone is their baseline, [B]."""
+    """Of replayed completions, which have no group beside them: the estimate alone is their baseline, [B].
+
+    By now it has seen these completions, as log Z has in the paper's recipe.
+    """
     assert isinstance(objective, TrajectoryBalanceConfig)  # Config refuses replay with any other
     if objective.log_z == "learned":
         return scheduler.advantage(keys, reward_B)

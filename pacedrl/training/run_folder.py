@@ -84,7 +84,7 @@ def _read_config(path: Path) -> Config:
         return load_config(path)
     except InputError as error:
         raise InputError(
-            f"{error}; this is not a run's own config.yaml: choose another folder with run.dir=PATH"
+            f"{error}; this is not the config.yaml of a run of this version: choose another folder with run.dir=PATH"
         ) from None
 
 

@@ -18,6 +18,8 @@ class TrainingSequence:
     ``advantage`` is what the objective makes of the reward: r/β − log Z(x) for trajectory balance.
     ``anchor_logprobs`` is the log-probability of each token under μ; None takes the current policy's own at the start
     of the step. ``reference_logprobs`` are the initial policy's, for the objectives that read them.
+    ``sampler_logprobs`` is what the gap between sampler and trainer is measured against: ``anchor_logprobs`` unless
+    given.
     """
 
     prompt_ids: Sequence[int]
@@ -26,6 +28,7 @@ class TrainingSequence:
     anchor_logprobs: Sequence[float] | None
     replayed: bool = False
     reference_logprobs: Sequence[float] | None = None
+    sampler_logprobs: Sequence[float] | None = None
 
     @property
     def mean_reference_log_ratio(self) -> float:

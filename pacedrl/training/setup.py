@@ -139,7 +139,7 @@ def _replay_buffer(config: Config) -> ReplayBuffer:
 
 
 def _partition_learner(config: Config, embeddings_NH: Tensor) -> PartitionLearner:
-    # The GRPO family has no β; it only scales log Z, of which nothing but β·log Z is read there.
+    # The GRPO family has no β: log Z is fitted to r/β there, without a log-ratio, and only β·log Z is read.
     beta = getattr(config.objective, "beta", TrajectoryBalanceConfig().beta)
     settings = config.partition
     partition = LogPartition(

@@ -52,6 +52,9 @@ from pacedrl.training.trackers import Trackers
 from pacedrl.training.view import SilentView, View
 from pacedrl.types import Group
 
+STATE_FORMAT = 1
+"""Of what a checkpoint holds besides the policy; counts up when that changes."""
+
 
 class TrainingStopped(Exception):
     """Training cannot go on as it is; the state was saved. The message says why and what to change."""
@@ -155,14 +158,15 @@ class Trainer:
             again = replayed_rollouts(replayed, update.log_ratio_B[judged:]) if trains_z else None
             observed = self.scheduler.observe(fresh, again)
         self.step += 1
-        self._count(collected, len(batch) if update.applied else 0)
-        skipped = bool(batch) and not update.applied
+        self._count(collected, update.trained)
+        skipped = update.skipped > 0 and not update.applied
         self.skipped += skipped
         counters = {
             "rollouts/generated": self.rollouts,
             "rollouts/trained": self.trained,
             "tokens/generated": self.tokens,
             "optim/skipped": float(skipped),
+            "optim/skipped_updates": float(update.skipped),
             "optim/skipped_total": self.skipped,
             "replay/trained": float(len(replayed)),
         }
@@ -175,7 +179,7 @@ class Trainer:
 
         def select(count: int, exclude: Collection[str]) -> list[str]:
             with clock.phase("select"):
-                if self.config.estimator.name == "oracle":
+                if self.config.estimator.name == "oracle" and not exclude:  # the policy does not change within a step
                     self.scheduler.set_truth(self._true_accuracies())
                 left = len(self.prompts) - len(exclude)
                 return self.scheduler.select(min(count, left), exclude)
@@ -267,6 +271,7 @@ class Trainer:
             return
         state = {
             "trainer": {
+                "format": STATE_FORMAT,
                 "step": self.step,
                 "rollouts": self.rollouts,
                 "trained": self.trained,
@@ -316,7 +321,12 @@ class Trainer:
         return prompt_embeddings(self.policy, [self.prompt_ids[key] for key in self.prompts], self.view.advance)
 
     def _refuse_foreign(self, folder: Path) -> None:
-        """Raise InputError for a checkpoint of another model or of prompts that are gone."""
+        """Raise InputError for a checkpoint of another version or model, or of prompts that are gone."""
+        if load_checkpoint_state(folder, "trainer").get("format") != STATE_FORMAT:
+            raise InputError(
+                f"{folder}: another version of pacedrl wrote this checkpoint, and this one cannot read its state; go "
+                "on with that version, or start another run with run.dir=PATH"
+            )
         if load_checkpoint_state(folder, "trainer")["initial_policy"] != self.initial_policy:
             raise InputError(
                 f"{folder}: this checkpoint belongs to another model than model.name = '{self.config.model.name}'; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -89,14 +90,18 @@ class ConsoleView:
 
     def step(self, row: Mapping[str, Any]) -> None:
         figures = (
-            f"reward {row['reward/mean']:.3f}  accuracy est {row['accuracy/estimate_mean']:.2f} "
-            f"obs {row['accuracy/observed_mean']:.2f}  "
+            f"reward {row['reward/mean']:.3f}  {self._accuracy(row)}"
             f"{row['rollouts/step'] / row['time/step']:.1f} rollouts/s"
         )
         self.progress.update(self.bar, completed=row["step"], figures=figures)
         every = max(1, self.total // self.LINES)
         if not self.console.is_terminal and (row["step"] % every == 0 or row["step"] == self.total):
             self._line(f"step {row['step']}/{self.total}  {figures}")
+
+    def _accuracy(self, row: Mapping[str, Any]) -> str:
+        """Estimated against observed; nothing for a recipe that estimates nothing."""
+        estimate, observed = row["accuracy/estimate_mean"], row["accuracy/observed_mean"]
+        return "" if math.isnan(estimate) else f"accuracy est {estimate:.2f} obs {observed:.2f}  "
 
     def evaluation(self, step: int, results: Sequence[TaskResult]) -> None:
         figures = ", ".join(f"{result.task} {next(iter(result.figures.values())).mean:.3f}" for result in results)

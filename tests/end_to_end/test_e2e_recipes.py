@@ -104,7 +104,7 @@ def test_a_capped_refill_trains_on_what_it_has_and_says_so(tmp_path: Path, capsy
     assert 0 < row["gate/kept"] < PROMPTS
     assert row["rollouts/trained"] == row["gate/kept"] * GROUP
     warning = " ".join(capsys.readouterr().err.split())
-    assert f"dynamic sampling found only {row['gate/kept']:.0f} groups with mixed rewards in 2 batches" in warning
+    assert f"the gate kept only {row['gate/kept']:.0f} groups of 2 batches" in warning
 
 
 @pytest.mark.parametrize(("recipe", "updates"), [("grpo", 1), ("gspo", 4), ("dapo", 16)])

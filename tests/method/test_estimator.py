@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -45,32 +46,53 @@ def test_the_prior_fades_as_results_come_in() -> None:
         assert posterior.mean_N[0] == pytest.approx((4 * 0.2 + 8 * visit) / (4 + 8 * visit))
 
 
+def test_a_weak_prior_after_results_of_one_kind_can_still_be_drawn_from() -> None:
+    beliefs = Beliefs(np.array([1.0, 0.0]), np.array([8.0, 8.0]))
+    assert beliefs.draw(np.random.default_rng(0)) == pytest.approx([1.0, 0.0])
+
+
 def test_a_draw_of_a_point_estimate_is_the_estimate() -> None:
     beliefs = Beliefs(np.array([-0.1, 0.4]), np.full(2, np.inf))
     assert beliefs.draw(np.random.default_rng(0)).tolist() == [-0.1, 0.4]
 
 
+def binary(rng: np.random.Generator, accuracy_P: np.ndarray) -> np.ndarray:
+    return (rng.random((len(accuracy_P), 8)) < accuracy_P[:, None]).astype(float)
+
+
+def graded(rng: np.random.Generator, accuracy_P: np.ndarray) -> np.ndarray:
+    """The share of five tests passed."""
+    return rng.binomial(5, accuracy_P[:, None], size=(len(accuracy_P), 8)) / 5
+
+
+@pytest.mark.parametrize("rewards_of", [binary, graded])
 @pytest.mark.parametrize("truth", [2.0, 8.0, 40.0])
-def test_the_prior_strength_is_learned_from_how_far_the_prior_is_off(truth: float) -> None:
+def test_the_prior_strength_is_learned_from_how_far_the_prior_is_off(
+    truth: float, rewards_of: Callable[[np.random.Generator, np.ndarray], np.ndarray]
+) -> None:
     """Accuracies drawn from Beta(κ·m, κ·(1 − m)) about the estimates m, observed by 8 rollouts: κ comes back."""
     rng = np.random.default_rng(0)
     strength = PriorStrength(None)
     for _ in range(60):
         mean_P = rng.uniform(0.2, 0.8, size=400)
         accuracy_P = rng.beta(truth * mean_P, truth * (1 - mean_P))
-        strength.observe(mean_P, rng.binomial(8, accuracy_P) / 8, np.full(400, 8.0))
+        rewards_PG = rewards_of(rng, accuracy_P)
+        strength.observe(mean_P, rewards_PG.mean(axis=1), rewards_PG.var(axis=1, ddof=1), np.full(400, 8.0))
     assert strength.value == pytest.approx(truth, rel=0.2)
 
 
 def test_a_fixed_prior_strength_stays_and_a_learned_one_is_restored() -> None:
     fixed, learned, restored = PriorStrength(4.0), PriorStrength(None), PriorStrength(None)
     for strength in (fixed, learned):
-        strength.observe(np.array([0.5]), np.array([1.0]), np.array([8.0]))
+        strength.observe(np.array([0.5]), np.array([1.0]), np.array([0.0]), np.array([8.0]))
     assert fixed.value == 4.0
     assert learned.value == 1.0  # as far off as can be: the least it may become
     restored.load_state_dict(learned.state_dict())
     for strength in (learned, restored):
-        strength.observe(np.array([0.5, 0.4]), np.array([0.5, 0.5]), np.array([8.0, 8.0]))
+        strength.observe(np.array([0.5, 0.4]), np.array([0.5, 0.5]), np.array([0.28, 0.28]), np.array([8.0, 8.0]))
+    unseen = PriorStrength(None)
+    unseen.observe(np.array([0.5]), np.array([1.0]), np.array([0.0]), np.array([1.0]))
+    assert unseen.value == 4.0  # one reward says nothing of its variance
     assert restored.state_dict() == learned.state_dict()
 
 

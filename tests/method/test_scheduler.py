@@ -243,6 +243,36 @@ def test_uniform_selection_goes_through_everything_before_anything_recurs(batch:
     assert len(set(orders)) > 1  # shuffled anew
 
 
+@pytest.mark.parametrize("selection", ["nearest", "uniform", "thompson", "learnability", "noise"])
+def test_exploration_and_cooldown_work_with_every_selector(selection: str) -> None:
+    bandit = Bandit(40)
+    scheduler = scheduler_for(
+        bandit, selection=selection, estimator="combined", explore_fraction=0.25, cooldown_steps=2
+    )
+    recent: list[set[str]] = []
+    for _ in range(12):
+        chosen = scheduler.select(10)
+        assert len(set(chosen)) == 10
+        assert not any(set(chosen) & used for used in recent[-2:])
+        recent.append(set(chosen))
+        scheduler.observe(bandit.rollouts(chosen))
+    explorer = scheduler_for(bandit, selection=selection, estimator="combined", explore_fraction=1.0)
+    hits = np.zeros(40)
+    for step in range(400):
+        explorer.step = step
+        hits[[bandit.keys.index(key) for key in explorer.select(10)]] += 1
+    assert hits == pytest.approx(np.full(40, 100), abs=45)  # uniform, whatever the selector would want
+
+
+def test_a_cooldown_longer_than_the_pool_never_starves_the_batch() -> None:
+    bandit = Bandit(12)
+    scheduler = scheduler_for(bandit, selection="thompson", estimator="counts", cooldown_steps=9)
+    for _ in range(6):
+        chosen = scheduler.select(8)
+        assert len(set(chosen)) == 8
+        scheduler.observe(bandit.rollouts(chosen))
+
+
 def test_excluded_prompts_are_not_selected() -> None:
     bandit = Bandit(20)
     for selection in ("nearest", "uniform", "noise"):
@@ -306,9 +336,9 @@ def test_the_oracle_selects_by_the_truth_it_is_told() -> None:
 def test_without_embeddings_there_is_no_log_z() -> None:
     bandit = Bandit(4)
     scheduler = DifficultyScheduler(bandit.keys, selection="uniform", estimator="none")
-    metrics = scheduler.observe(bandit.rollouts(bandit.keys))
+    metrics = scheduler.observe(Rollouts(["prompt-0", "prompt-0", "prompt-1"], [1.0, 0.0, 1.0]))
     assert np.isnan([metrics["accuracy/mae"], metrics["accuracy/spearman"], metrics["loss/partition"]]).all()
-    assert metrics["accuracy/observed_mean"] == pytest.approx(metrics["accuracy/observed_mean"])
+    assert metrics["accuracy/observed_mean"] == 0.75
     with pytest.raises(ValueError, match="no log Z"):
         scheduler.log_z(["prompt-0"])
     with pytest.raises(ValueError, match="needs embeddings_NH"):
@@ -323,6 +353,24 @@ def test_log_z_can_be_fitted_to_another_reward_than_the_raw_one() -> None:
         metrics = raw.observe(Rollouts(bandit.keys, [1.0] * 8))
     assert metrics["accuracy/observed_mean"] == 1.0
     assert shaped.accuracy_estimates().max() < 0.2 < 0.8 < raw.accuracy_estimates().min()
+
+
+def test_completions_without_a_target_stay_out_of_the_fit_but_count() -> None:
+    bandit = Bandit(8)
+    partly, only = scheduler_for(bandit, estimator="combined"), scheduler_for(bandit, estimator="combined")
+    targets = [0.3, 0.4, np.nan, np.nan]
+    partly.observe(Rollouts(bandit.keys[:4], [1.0, 0.0, 1.0, 0.0], partition_reward_B=targets))
+    only.observe(Rollouts(bandit.keys[:2], [1.0, 0.0], partition_reward_B=targets[:2]))
+    assert torch.equal(partly.log_z(bandit.keys), only.log_z(bandit.keys))
+    assert partly.counts.right_N.sum() == 2
+    assert np.isnan(partly.observe(Rollouts(["prompt-0"], [1.0], partition_reward_B=[np.nan]))["loss/partition"])
+
+
+def test_completions_without_tokens_are_not_replayed() -> None:
+    bandit = Bandit(2)
+    scheduler = scheduler_for(bandit)
+    scheduler.observe(Rollouts(bandit.keys, [1.0, 1.0], token_ids=[[1, 2], None], logprobs=[[-1.0, -1.0], []]))
+    assert [entry.key for entry in scheduler.replay()] == ["prompt-0"]
 
 
 def test_counts_visits_and_strength_survive_a_round_trip_onto_a_larger_dataset() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -100,13 +98,18 @@ def test_a_group_is_uninformative_just_when_its_rewards_do_not_differ(rewards: l
         assert reason == "unjudged"
 
 
-@given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=20), st.integers(0, 20))
-def test_lilo_keeps_the_most_learnable_groups(observed: list[float], count: int) -> None:
-    kept = most_learnable(observed, count)
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=8), max_size=20), st.integers(0, 20))
+def test_lilo_keeps_the_most_learnable_groups(rewards: list[list[float]], count: int) -> None:
+    kept = most_learnable(rewards, count)
     assert kept == sorted(set(kept))
-    assert len(kept) == min(count, len(observed))
-    worth = [-1.0 if math.isnan(p) else p * (1 - p) for p in observed]
-    assert sorted(worth[i] for i in kept) == sorted(worth)[len(worth) - len(kept) :]
+    assert len(kept) == min(count, len(rewards))
+    means = [np.mean(row) for row in rewards]
+    worth = [p * (1 - p) for p in means]
+    assert sorted(worth[i] for i in kept) == pytest.approx(sorted(worth)[len(worth) - len(kept) :])
+
+
+def test_a_group_of_equal_partial_rewards_is_not_learnable() -> None:
+    assert most_learnable([[0.5, 0.5, 0.5], [1.0, 0.0, 0.0], [0.25, 0.5, 0.5]], 1) == [1]
 
 
 @given(arrays(np.int64, st.integers(1, 40), elements=st.integers(0, 20)), st.integers(0, 30), st.data())
@@ -115,7 +118,7 @@ def test_cooldown_rests_prompts_but_never_starves_the_batch(
 ) -> None:
     step = 21
     needed = data.draw(st.integers(0, len(last_used)))
-    candidates = rested(last_used, step, cooldown, needed)
+    candidates = rested(last_used, step, cooldown, needed, np.random.default_rng(0))
     assert len(set(candidates.tolist())) == len(candidates) >= needed
     resting = last_used >= step - cooldown
     free = np.flatnonzero(~resting)
@@ -128,8 +131,16 @@ def test_cooldown_rests_prompts_but_never_starves_the_batch(
 
 
 def test_without_cooldown_a_prompt_may_recur_at_once() -> None:
-    assert rested(np.array([4, NEVER]), step=5, cooldown_steps=0, at_least=1).tolist() == [0, 1]
-    assert rested(np.array([4, NEVER]), step=5, cooldown_steps=1, at_least=1).tolist() == [1]
+    used, rng = np.array([4, NEVER]), np.random.default_rng(0)
+    assert rested(used, step=5, cooldown_steps=0, at_least=1, rng=rng).tolist() == [0, 1]
+    assert rested(used, step=5, cooldown_steps=1, at_least=1, rng=rng).tolist() == [1]
+
+
+def test_who_joins_early_is_drawn_at_random_from_the_equally_rested() -> None:
+    hits = np.zeros(12)
+    for seed in range(600):
+        hits[rested(np.full(12, 4), 5, 9, at_least=4, rng=np.random.default_rng(seed))] += 1
+    assert hits == pytest.approx(np.full(12, 200), abs=50)
 
 
 def pick(explore: float, count: int = 10, seed: int = 0, cooldown: int = 0) -> np.ndarray:

@@ -11,6 +11,7 @@ from pacedrl.training.alarms import Alarms
 GOOD = {
     "reward/mixed_groups": 0.5,
     "optim/skipped": 0.0,
+    "optim/skipped_updates": 0.0,
     "completion/truncated": 0.0,
     "verifier/errors": 0.0,
     "rollouts/step": 100.0,
@@ -39,8 +40,8 @@ def test_a_good_step_says_nothing() -> None:
         ("completion__truncated", 0.5, 0.51, "51% of completions were cut at 64 tokens"),
         ("verifier__errors", 5.0, 6.0, "the verifier failed on 6% of completions"),
         ("mismatch__logprob_mean", 0.05, 0.051, "sampler and trainer disagree by 0.051 nats a token (bound 0.05)"),
-        ("gate__capped", 0.0, 1.0, "dynamic sampling found only 3 groups with mixed rewards in 10 batches"),
-        ("optim__skipped", 0.0, 1.0, "the loss or its gradient was not finite"),
+        ("gate__capped", 0.0, 1.0, "the gate kept only 3 groups of 10 batches"),
+        ("optim__skipped_updates", 0.0, 1.0, "the loss or its gradient was not finite"),
     ],
 )
 def test_each_bound_from_both_sides_and_said_once(name: str, fine: float, bad: float, said: str) -> None:
@@ -87,12 +88,13 @@ def test_an_unknown_mismatch_is_not_an_alarm() -> None:
 
 
 def test_several_at_once_are_each_said() -> None:
-    warnings = check(Alarms(), completion__truncated=1.0, verifier__errors=100.0, optim__skipped=1.0)
+    warnings = check(Alarms(), completion__truncated=1.0, verifier__errors=100.0, optim__skipped_updates=1.0)
     assert len(warnings) == 3
 
 
 def test_what_was_said_before_a_resume_is_not_said_again() -> None:
     alarms = Alarms({"truncated"}, unmixed_steps=4, skipped_steps=2)
-    assert check(alarms, completion__truncated=0.9, optim__skipped=1.0, reward__mixed_groups=0.0) != []
+    bad = {"completion__truncated": 0.9, "optim__skipped": 1.0, "optim__skipped_updates": 1.0}
+    assert check(alarms, **bad, reward__mixed_groups=0.0) != []
     assert alarms.must_stop
     assert alarms.said == {"truncated", "unmixed", "not finite"}

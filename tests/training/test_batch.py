@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from pacedrl.config import Config
 from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
+from pacedrl.training.sequences import TrainingSequence
 from pacedrl.types import Completion, Group, Prompt
 
 BETA = 0.1
@@ -81,7 +83,7 @@ def test_each_log_ratio_goes_back_to_its_own_completion(scheduler: DifficultySch
     assert np.isnan(reward_B).tolist() == [False, False, True, False]
     assert reward_B[[0, 1, 3]].tolist() == [1.0, 0.25, 0.0]
     assert rollouts.log_ratio_B == [0.1, 0.2, 0.0, 0.3]
-    assert rollouts.token_ids == [[10, 2], [11, 2], [12, 2], [13, 2]]
+    assert rollouts.token_ids == [[10, 2], [11, 2], None, [13, 2]]  # nothing to replay without a verdict
     assert rollouts.logprobs == [pytest.approx([-0.1 * i, -0.2]) for i in (10, 11, 12, 13)]
 
 
@@ -101,3 +103,79 @@ def test_nothing_judged_is_an_empty_batch(scheduler: DifficultyScheduler, groups
     before = scheduler.log_z(["a", "b", "c"])
     assert math.isnan(scheduler.observe(rollouts)["loss/partition"])
     assert torch.equal(scheduler.log_z(["a", "b", "c"]), before)
+
+
+REFERENCES = [[-1.5, -0.7], [-1.0, -0.4], [-1.0, -0.3]]
+"""Of the three judged completions."""
+
+
+def reference(batch: Sequence[TrainingSequence]) -> list[list[float]]:
+    return REFERENCES[: len(batch)]
+
+
+def method_config(recipe: str, **sections: object) -> Config:
+    return Config.model_validate({"recipe": recipe} | sections)
+
+
+def test_gflowrls_log_z_is_the_group_mean_of_reward_over_beta_and_reference_over_old(groups: list[Group]) -> None:
+    """Old means −0.6, −0.65, −0.75 a token, reference means −1.1, −0.7, −0.65: ratios ref/old −0.5, −0.05, 0.1."""
+    config = method_config("gflowrl", objective={"beta": 0.5})
+    scheduler = DifficultyScheduler(["a", "b", "c"], selection="uniform", estimator="none")
+    batch = training_batch(groups, [], PROMPT_IDS, scheduler, config, reference)
+    log_z_b = ((1.0 / 0.5 - 0.5) + (0.25 / 0.5 - 0.05)) / 2
+    log_z_a = 0.0 + 0.1
+    expected = [1.0 / 0.5 - log_z_b, 0.25 / 0.5 - log_z_b, 0.0 - log_z_a]
+    assert [s.advantage for s in batch] == pytest.approx(expected, rel=1e-5)
+    assert [s.reference_logprobs for s in batch] == REFERENCES
+
+
+def test_flowrls_log_z_is_fitted_to_z_scores_less_the_ratio_to_the_reference(groups: list[Group]) -> None:
+    config = method_config("flowrl", objective={"beta": 0.5})
+    scheduler = DifficultyScheduler(["a", "b", "c"], torch.eye(3, 4), beta=0.5, selection="uniform", estimator="none")
+    batch = training_batch(groups[:1], [], PROMPT_IDS, scheduler, config, reference)
+    z = 0.375 / (0.28125**0.5 + 1e-4)
+    log_z = scheduler.log_z(["b"]).item()
+    assert [s.advantage for s in batch] == pytest.approx([z / 0.5 - log_z, -z / 0.5 - log_z], rel=1e-5)
+    rollouts = fresh_rollouts(groups, batch, [0.2, -0.4], config)  # the second group was not trained on
+    assert list(rollouts.reward_B)[:2] == [1.0, 0.25]  # type: ignore[arg-type]
+    assert rollouts.partition_reward_B == pytest.approx([z, -z, math.nan, math.nan], nan_ok=True)
+    # Σ(log π_θ − log π_old)/T + mean_t(log π_old − log π_ref)
+    assert rollouts.log_ratio_B == pytest.approx([0.2 / 2 + 0.5, -0.4 / 2 + 0.05, 0.0, 0.0])
+
+
+def test_the_grpo_family_is_anchored_to_the_trainers_policy_and_measured_against_the_sampler(
+    groups: list[Group],
+) -> None:
+    config = method_config("paced_grpo")
+    scheduler = DifficultyScheduler(["a", "b", "c"], torch.eye(3, 4))
+    batch = training_batch(groups, [], PROMPT_IDS, scheduler, config)
+    assert [s.anchor_logprobs for s in batch] == [None] * 3
+    assert [s.sampler_logprobs for s in batch] == [pytest.approx([-0.1 * i, -0.2]) for i in (10, 11, 13)]
+    assert batch[0].advantage == -batch[1].advantage == pytest.approx(0.375 / (0.28125**0.5 + 1e-4), rel=1e-5)
+    assert batch[2].advantage == 0.0
+    # Its log Z estimates accuracy for the scheduler: β·KL does not belong in it.
+    assert fresh_rollouts(groups, batch, [0.2, -0.4, 0.3], config).log_ratio_B == [0.0] * 4
+
+
+def test_the_blended_baseline_of_fresh_and_of_replayed_completions(
+    groups: list[Group], replayed: list[ReplayEntry]
+) -> None:
+    config = method_config("paced_plus", objective={"beta": BETA}, replay={"enabled": True})
+    scheduler = DifficultyScheduler(["a", "b", "c"], torch.eye(3, 4), beta=BETA, estimator="combined", discount=1.0)
+    scheduler.observe(Rollouts(["b", "b"], [1.0, 0.0]))
+    estimate = dict(zip("abc", scheduler.accuracy_estimate(["a", "b", "c"]).tolist(), strict=True))
+    batch = training_batch(groups, replayed, PROMPT_IDS, scheduler, config)
+    baselines = [(6 * estimate["b"] + 0.25) / 7, (6 * estimate["b"] + 1.0) / 7, estimate["a"]]  # strengths 6 and 4
+    expected = [(r - b) / BETA for r, b in zip([1.0, 0.25, 0.0], baselines, strict=True)]
+    expected += [(1.0 - estimate["c"]) / BETA, (1.0 - estimate["b"]) / BETA]
+    assert [s.advantage for s in batch] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_a_gate_dropped_informs_the_estimates_but_is_not_replayed(
+    scheduler: DifficultyScheduler, groups: list[Group]
+) -> None:
+    batch = training_batch(groups[:1], [], PROMPT_IDS, scheduler, config_of())
+    rollouts = fresh_rollouts(groups, batch, [0.1, 0.2], config_of())
+    assert rollouts.keys == ["b", "b", "a", "a"]
+    assert rollouts.token_ids == [[10, 2], [11, 2], None, None]
+    assert rollouts.log_ratio_B == [0.1, 0.2, 0.0, 0.0]

@@ -86,6 +86,14 @@ def test_lilo_oversamples_and_keeps_the_most_learnable() -> None:
     pool = Pool(rewards)
     result = pool.collect(LiloGateConfig(oversample=3), 2)
     assert pool.asked == [6]
-    assert keys(result.kept) == ["1", "4"]
+    assert keys(result.kept) == ["0", "1"]  # equal partial rewards are no more learnable than all wrong ones
     assert len(result.sampled) == 6
-    assert result.metrics()["gate/dropped_less_learnable"] == 4
+    assert result.metrics()["gate/dropped_less_learnable"] == 3
+    assert result.metrics()["gate/dropped_unjudged"] == 1
+    assert not result.capped
+
+
+def test_lilo_does_not_train_on_what_nobody_judged() -> None:
+    result = Pool([[None] * 3, [None] * 3, [1.0, 0.0, 0.0], [None] * 3]).collect(LiloGateConfig(oversample=2), 2)
+    assert keys(result.kept) == ["2"]
+    assert result.capped

@@ -373,3 +373,54 @@ def test_an_interruption_leaves_no_trace(new_policy: NewPolicy, at: int) -> None
     Learner(undisturbed, config, 10, 1.0, BALANCE).update(batch, 0)
     assert_same(values(interrupted), values(undisturbed))
     assert not any(module.training for module in interrupted.model.modules())
+
+
+def test_one_mini_batch_that_is_not_finite_does_not_stop_the_others(new_policy: NewPolicy) -> None:
+    broken, clean = new_policy(), new_policy()
+    batch = mixture(broken)[:4]
+    config = CONFIG.model_copy(update={"mini_batches": 4})
+    learner = Learner(broken, config, 10, 1.0, BALANCE)
+    ((first,), *_) = learner._mini_batches(4, 0)
+    damaged = [replace(s, advantage=math.inf) if i == first else s for i, s in enumerate(batch)]
+    update = learner.update(damaged, 0)
+    assert (update.trained, update.skipped, update.applied) == (3, 1, True)
+    assert update.log_ratio_B[first] == 0.0
+    assert all(parameter.isfinite().all() for parameter in values(broken))
+    rest = Learner(clean, config, 10, 1.0, BALANCE)
+    for (i,) in list(learner._mini_batches(4, 0))[1:]:
+        Learner.update(rest, [batch[i]], 0)
+    assert_same(values(broken), values(clean))
+
+
+def test_mini_batches_visit_everything_once_an_epoch_and_differ_between_steps(policy: Policy) -> None:
+    learner = Learner(policy, CONFIG.model_copy(update={"mini_batches": 3, "epochs": 2}), 10, 1.0, BALANCE)
+    parts = list(learner._mini_batches(8, step=5))
+    assert [len(part) for part in parts] == [3, 3, 2] * 2
+    for epoch in (parts[:3], parts[3:]):
+        assert sorted(i for part in epoch for i in part) == list(range(8))
+    assert parts[:3] != parts[3:]
+    assert parts == list(learner._mini_batches(8, step=5))
+    assert parts != list(learner._mini_batches(8, step=6))
+
+
+def test_the_current_policy_as_anchor_is_that_of_the_steps_start(new_policy: NewPolicy) -> None:
+    """With several optimiser steps a batch, μ is not the policy of the moment."""
+    implicit, explicit = new_policy(), new_policy()
+    batch = [replace(s, anchor_logprobs=None) for s in mixture(implicit)]
+    own = [replace(s, anchor_logprobs=taken(logprobs_of(explicit, s, 1.0), s).tolist()) for s in batch]
+    config = CONFIG.model_copy(update={"mini_batches": 2, "epochs": 2})
+    one = Learner(implicit, config, 10, 1.0, BALANCE).update(batch, 0)
+    other = Learner(explicit, config, 10, 1.0, BALANCE).update(own, 0)
+    assert one.log_ratio_B == pytest.approx(other.log_ratio_B, abs=1e-3)
+    assert max(map(abs, one.log_ratio_B)) > 0.01
+
+
+def test_the_gap_to_the_sampler_is_measured_whatever_the_anchor(policy: Policy) -> None:
+    batch = [s for s in mixture(policy) if not s.replayed]
+    moved = [replace(s, anchor_logprobs=None, sampler_logprobs=s.anchor_logprobs) for s in batch]
+    metrics = Learner(policy, CONFIG, 10, 1.0, BALANCE).accumulate_gradient(batch)[0]
+    with_own_anchor = Learner(policy, CONFIG, 10, 1.0, BALANCE).accumulate_gradient(moved)[0]
+    assert metrics["mismatch/logprob_max"] > 0.1
+    for name in ("mismatch/logprob_max", "mismatch/logprob_mean"):
+        assert with_own_anchor[name] == pytest.approx(metrics[name])
+    assert with_own_anchor["kl/old"] == pytest.approx(0.0, abs=1e-4)
