@@ -18,8 +18,9 @@ from pacedrl.errors import InputError
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
+from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
-from pacedrl.tasks.pool import VerifierPool
+from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.training.learner import Learner
 from pacedrl.training.objective import policy_loss
 from pacedrl.training.sequences import TrainingSequence
@@ -35,6 +36,8 @@ from pacedrl.training.setup import (
 
 SHOWN = 10
 """Offenders listed by each check."""
+ATTACKED = 20
+"""Prompts of each task that the verifier is tried on with completions that solve nothing."""
 PROBE_TOKENS = 32
 GIB = 2**30
 ADAM_BYTES = 16
@@ -83,9 +86,10 @@ def findings(config: Config) -> Iterator[Finding]:
         return
     yield from _duplicates(train, held_out)
     yield from _recipe(config, encoded[: len(train)])
-    with VerifierPool(config.verifier.workers, config.verifier.timeout_s) as pool:
+    with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         for task in tasks:
             yield from _gold(pool, task)
+            yield from _attacks(pool, task)
     yield from _cost(
         policy, [prompt_ids[prompt.key] for task in encoded[: len(train)] for prompt in task.prompts], config
     )
@@ -165,6 +169,21 @@ def _gold(pool: VerifierPool, task: Task) -> Iterator[Finding]:
         yield Finding(level, f"task {task.name}: the verifier rejects {len(offenders):,} of {tried:,} gold answers:")
         for prompt, reason in offenders[:SHOWN]:
             yield Finding(level, f"    {shorten(prompt)} answer {str(prompt.answer)[:60]!r}: {reason}")
+
+
+def _attacks(pool: VerifierPool, task: Task) -> Iterator[Finding]:
+    """What the verifier rewards although nothing was solved."""
+    prompts = task.prompts[:ATTACKED]
+    jobs = [Job(task.verifier, prompt, text(prompt), task.options) for text in ATTACKS.values() for prompt in prompts]
+    rewarded = [(verdict.reward or 0.0) > 0.0 for verdict in pool.score(jobs)]
+    counts = {name: sum(rewarded[i * len(prompts) : (i + 1) * len(prompts)]) for i, name in enumerate(ATTACKS)}
+    found = [f"{name} ({count} of {len(prompts)})" for name, count in counts.items() if count]
+    if found:
+        yield Finding(
+            "warn", f"task {task.name}: the verifier rewards completions that solve nothing: {', '.join(found)}"
+        )
+    else:
+        yield Finding("ok", f"task {task.name}: the verifier rewards none of {len(ATTACKS)} ways to solve nothing")
 
 
 def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -> Iterator[Finding]:

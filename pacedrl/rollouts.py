@@ -8,7 +8,7 @@ from pacedrl.config import Config
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 from pacedrl.seeding import derive_seed
-from pacedrl.types import Completion, Group, Prompt
+from pacedrl.types import Group, Prompt
 
 
 def training_settings(config: Config) -> SamplingSettings:
@@ -33,16 +33,18 @@ def sample_groups(
     seed: Sequence[int | str],
     tick: Callable[[], None] = lambda: None,
     advance: Callable[[int], None] = lambda completions: None,
+    finished: Callable[[Group], None] = lambda group: None,
 ) -> list[Group]:
     """G completions of each prompt, in the order of ``prompts``, not judged yet.
 
     ``prompt_ids`` maps prompt keys to token ids. A prompt's seed is derived from ``seed`` and its key. ``advance`` is
-    called with the number of completions as each group finishes.
+    called with the number of completions as each group finishes, ``finished`` with the group.
     """
     ids = [prompt_ids[prompt.key] for prompt in prompts]
     seeds = [derive_seed(*seed, prompt.key) for prompt in prompts]
-    done: dict[int, list[Completion]] = {}
+    done: dict[int, Group] = {}
     for i, completions in sample(policy, ids, settings, seeds, tick):
-        done[i] = completions
+        done[i] = Group(prompts[i], ids[i], completions)
+        finished(done[i])
         advance(len(completions))
-    return [Group(prompt, ids[i], done[i]) for i, prompt in enumerate(prompts)]
+    return [done[i] for i in range(len(prompts))]

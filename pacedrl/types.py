@@ -39,6 +39,7 @@ class Completion:
     ``token_ids`` are the sampler's own ids (end-of-sequence included when ``finish_reason == "stop"``) and
     ``logprobs`` their log-probabilities under the behaviour policy, one float a token. ``reward`` is in [0, 1];
     it is None, and ``error`` says why, when the verifier could not judge. An error is never a reward of zero.
+    ``parts`` are what is added to it, weighted, when the policy is trained: accuracy is the reward's alone.
     """
 
     token_ids: list[int]
@@ -47,6 +48,12 @@ class Completion:
     finish_reason: FinishReason
     reward: float | None = None
     error: str | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float | None:
+        """Reward and parts; None without a reward."""
+        return None if self.reward is None else self.reward + sum(self.parts.values())
 
 
 @dataclass

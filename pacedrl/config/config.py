@@ -26,6 +26,7 @@ from pacedrl.config.sections import (
     EvalConfig,
     ModelConfig,
     OptimizerConfig,
+    RewardConfig,
     RunConfig,
     SamplingConfig,
     TrackingConfig,
@@ -41,6 +42,7 @@ class Config(Section):
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    reward: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     objective: ObjectiveConfig = TrajectoryBalanceConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -65,6 +67,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
+        if self.reward.overlong_buffer > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"reward.overlong_buffer: {self.reward.overlong_buffer} is more than sampling.max_new_tokens "
+                f"({self.sampling.max_new_tokens})"
+            )
         objective, estimator = self.objective, self.estimator.name
         log_z = objective.log_z if isinstance(objective, TrajectoryBalanceConfig) else None
         if self.selection.method in ("nearest", "thompson", "learnability") and estimator == "none":

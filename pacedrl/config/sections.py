@@ -46,6 +46,22 @@ class ModelConfig(Section):
     lora: LoraConfig | None = None
 
 
+class RewardPartConfig(Section):
+    """Something added to the verdict when the policy is trained; accuracy is the verdict's alone."""
+
+    name: str
+    """Logged as ``reward/part/NAME``."""
+    verifier: str
+    weight: float
+    """Times the verifier's reward, in [0, 1]; may be negative."""
+    options: dict[str, Any] = {}
+
+    @field_validator("verifier", mode="before")
+    @classmethod
+    def _function_by_reference(cls, value: Any) -> Any:
+        return _function_reference(value) if callable(value) else value
+
+
 class TaskConfig(Section):
     """One set of prompts and the verifier that judges their completions."""
 
@@ -65,6 +81,9 @@ class TaskConfig(Section):
     verifier: str | None = None
     """``math``, ``exact``, ``numeric``, ``gym``, ``path/to/file.py:function`` or ``package.module:function``. From
     Python also a function itself, of TRL's signature and at the top level of a module."""
+    verifier_options: dict[str, Any] = {}
+    """Of the built-in verifiers ``math`` and ``code``."""
+    extra_rewards: list[RewardPartConfig] = []
     options: dict[str, Any] = {}
     """Passed on to the source: reasoning-gym's dataset parameters, the skills' names and sizes, ``load_dataset``'s."""
     skip: NonNegative = 0
@@ -75,6 +94,15 @@ class TaskConfig(Section):
     @classmethod
     def _function_by_reference(cls, value: Any) -> Any:
         return _function_reference(value) if callable(value) else value
+
+
+class RewardConfig(Section):
+    """What is added to every task's reward when the policy is trained."""
+
+    overlong_buffer: NonNegative = 0
+    """DAPO's soft penalty: none up to ``sampling.max_new_tokens`` less this, then growing linearly; 0 turns it off."""
+    overlong_penalty: Annotated[float, Field(gt=0.0)] = 1.0
+    """Taken off the reward of a completion of the full length."""
 
 
 class DataConfig(Section):
@@ -130,6 +158,8 @@ class VerifierConfig(Section):
     workers: Positive = 2
     timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
     """Wall-clock seconds one completion may take; past it the worker is killed and the verdict is an error."""
+    memory_mib: Positive = 2048
+    """What a verifier may allocate beyond what it held when it was imported; past it the verdict is an error."""
     check_gold: bool = True
     """Refuse to start when a verifier rejects every gold answer it is shown."""
 

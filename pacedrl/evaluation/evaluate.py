@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pacedrl.errors import InputError
@@ -13,7 +13,8 @@ from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings
 from pacedrl.rollouts import sample_groups
 from pacedrl.tasks.datasets import Task
-from pacedrl.tasks.pool import VerifierPool, score_groups
+from pacedrl.tasks.pool import VerifierPool
+from pacedrl.tasks.scoring import score_groups
 from pacedrl.types import Group
 
 
@@ -66,7 +67,7 @@ def evaluate(
     results = []
     for task in tasks:
         groups = sample_groups(policy, task.prompts, prompt_ids, settings, (seed, "eval"), tick, advance)
-        score_groups(pool, groups, {task.name: task.verifier})
+        score_groups(pool, groups, {task.name: replace(task, parts=())})
         results.append(_result(task, groups, ks))
     return results
 

@@ -61,5 +61,5 @@ def run_evaluation(config: Config, view: View) -> list[TaskResult]:
     tasks, prompt_ids = encode_tasks(policy, tasks, config)
     view.phase("evaluating", sum(len(task.prompts) for task in tasks) * config.eval.samples)
     settings = evaluation_settings(config)
-    with VerifierPool(config.verifier.workers, config.verifier.timeout_s) as pool:
+    with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         return evaluate(policy, pool, tasks, prompt_ids, settings, config.eval.k, config.run.seed, advance=view.advance)

@@ -1,7 +1,19 @@
 """Prompts and the verifiers that judge their completions."""
 
-from pacedrl.tasks.datasets import Task, load_task
-from pacedrl.tasks.pool import Job, VerifierPool, score_groups
+from pacedrl.tasks.datasets import RewardPart, Task, load_task
+from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.scoring import Scorer, score_groups
 from pacedrl.tasks.verifiers import Verdict, check_spec, gold_completion
 
-__all__ = ["Job", "Task", "Verdict", "VerifierPool", "check_spec", "gold_completion", "load_task", "score_groups"]
+__all__ = [
+    "Job",
+    "RewardPart",
+    "Scorer",
+    "Task",
+    "Verdict",
+    "VerifierPool",
+    "check_spec",
+    "gold_completion",
+    "load_task",
+    "score_groups",
+]

@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -36,12 +36,31 @@ _NEED_AN_ANSWER = ("math", "exact", "numeric")
 
 
 @dataclass(frozen=True)
+class RewardPart:
+    """A verifier, its options, and the weight of its reward; None for the verdict of correctness itself."""
+
+    name: str
+    verifier: str
+    weight: float | None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Task:
-    """Prompts without duplicates, in source order, and the spec of the verifier that judges their completions."""
+    """Prompts without duplicates, in source order, and how their completions are judged.
+
+    ``verifier`` is the spec of the one that says whether a completion is correct; ``parts`` add to its reward.
+    """
 
     name: str
     prompts: list[Prompt]
     verifier: str
+    options: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[RewardPart, ...] = ()
+
+    @property
+    def correctness(self) -> RewardPart:
+        return RewardPart("correctness", self.verifier, None, self.options)
 
 
 def load_task(config: TaskConfig) -> Task:
@@ -53,7 +72,8 @@ def load_task(config: TaskConfig) -> Task:
     """
     name = config.name or _default_name(config.source)
     verifier = config.verifier or _default_verifier(config.source)
-    check_spec(verifier)
+    check_spec(verifier, config.verifier_options)
+    parts = _parts(config)
     stop = None if config.limit is None else config.skip + config.limit
     columns: _Columns | None = None
     prompts: dict[str, Prompt] = {}
@@ -65,7 +85,17 @@ def load_task(config: TaskConfig) -> Task:
     if not prompts:
         skipped = f" after skipping {config.skip}" if config.skip else ""
         raise InputError(f"{config.source}: holds no rows{skipped}; expected one prompt a row")
-    return Task(name, list(prompts.values()), verifier)
+    return Task(name, list(prompts.values()), verifier, config.verifier_options, parts)
+
+
+def _parts(config: TaskConfig) -> tuple[RewardPart, ...]:
+    for part in config.extra_rewards:
+        check_spec(part.verifier, part.options)
+    names = [part.name for part in config.extra_rewards]
+    for name in {*names}:
+        if name in ("correctness", "overlong") or names.count(name) > 1:
+            raise InputError(f"{config.source}: extra_rewards: the name '{name}' is taken; give each part its own")
+    return tuple(RewardPart(part.name, part.verifier, part.weight, part.options) for part in config.extra_rewards)
 
 
 def _default_name(source: str) -> str:

@@ -23,12 +23,13 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pacedrl.tasks.verifiers import Verdict
-from pacedrl.types import Group, Prompt
+from pacedrl.types import Prompt
 
+CANCEL_LATENCY_S = 0.2
 START_LIMIT_S = 120.0
 """Seconds a process may take to start, and a verifier to be imported in it. Neither counts as judging."""
 
@@ -37,30 +38,40 @@ _WORKER = """
 import sys, json
 sys.path[:] = json.loads(sys.argv[1])
 from pacedrl.tasks.worker import main
-main(int(sys.argv[2]), int(sys.argv[3]))
+main(*map(int, sys.argv[2:5]))
 """
 
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to judge. ``prompt.answer`` and ``prompt.columns`` must be JSON values."""
+    """One completion to judge. ``prompt.answer``, ``prompt.columns`` and ``options`` must be JSON values."""
 
     verifier: str
     prompt: Prompt
     text: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Cancelled(Exception):
+    """`VerifierPool.cancel` ended the call."""
 
 
 class VerifierPool:
     """``workers`` processes, started at the first ``score``; ``timeout_s`` is the wall-clock limit of one job.
 
+    ``memory_mib`` is what a process may allocate beyond what it held when its verifiers were imported (Linux only).
     Usable from any thread, one ``score`` at a time. Ctrl-C reaches the caller only, never the processes.
     """
 
-    def __init__(self, workers: int, timeout_s: float) -> None:
-        if workers < 1 or timeout_s <= 0:
-            raise ValueError(f"expected workers >= 1 and timeout_s > 0, got {workers} and {timeout_s}")
+    def __init__(self, workers: int, timeout_s: float, memory_mib: int = 2048) -> None:
+        if workers < 1 or timeout_s <= 0 or memory_mib < 1:
+            raise ValueError(
+                f"expected workers >= 1, timeout_s > 0 and memory_mib >= 1, got {workers}, {timeout_s}, {memory_mib}"
+            )
         self._size = workers
         self._timeout_s = timeout_s
+        self._memory_mib = memory_mib
+        self._cancelled = threading.Event()
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         # Linux kills a worker when the thread that started it ends, so one thread that lasts starts them all.
@@ -81,6 +92,15 @@ class VerifierPool:
         """One verdict a job, in order. RuntimeError when a process cannot start or the pool is closed."""
         return self._run(jobs, all_ready=False)
 
+    def cancel(self) -> None:
+        """End a ``score`` under way in another thread, which then raises Cancelled; without one, do nothing."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+            return
+        self._cancelled.set()
+        with self._lock:
+            self._cancelled.clear()
+
     def close(self) -> None:
         """Kill the processes; closing twice is fine."""
         with self._lock:
@@ -93,16 +113,19 @@ class VerifierPool:
             if self._closed:
                 raise RuntimeError("the verifier pool is closed")
             waiting = deque(range(len(jobs)))
+            self._returned: set[int] = set()
             verdicts: dict[int, Verdict] = {}
             try:
                 while len(verdicts) < len(jobs) or (all_ready and not self._all_idle()):
+                    if self._cancelled.is_set():
+                        raise Cancelled
                     self._staff()
                     for worker in self._workers:
                         if worker.idle and waiting:
                             index = waiting.popleft()
                             worker.hand(index, jobs[index])
                     self._await_news()
-                    self._collect(verdicts)
+                    self._collect(verdicts, waiting)
             except BaseException:  # Ctrl-C too: what is being judged now must not answer the next call's jobs
                 self._discard([worker for worker in self._workers if not worker.idle])
                 raise
@@ -114,7 +137,7 @@ class VerifierPool:
     def _staff(self) -> None:
         self._discard([worker for worker in self._workers if worker.idle and not worker.alive])
         while len(self._workers) < self._size:
-            self._workers.append(self._starter.submit(_Worker).result())
+            self._workers.append(self._starter.submit(_Worker, self._memory_mib).result())
 
     def _discard(self, workers: Sequence[_Worker]) -> None:
         for worker in list(workers):
@@ -129,9 +152,10 @@ class VerifierPool:
         with selectors.DefaultSelector() as selector:
             for worker in busy:
                 selector.register(worker.connection, worker.events)
-            selector.select(max(min(worker.deadline for worker in busy) - time.monotonic(), 0.0))
+            left = min(worker.deadline for worker in busy) - time.monotonic()
+            selector.select(min(max(left, 0.0), CANCEL_LATENCY_S))
 
-    def _collect(self, verdicts: dict[int, Verdict]) -> None:
+    def _collect(self, verdicts: dict[int, Verdict], waiting: deque[int]) -> None:
         for worker in [worker for worker in self._workers if not worker.idle]:
             index = worker.job
             try:
@@ -140,40 +164,45 @@ class VerifierPool:
                 self._discard([worker])
                 if index is None:
                     raise RuntimeError(f"a verifier process did not start: {lost}") from None
+                if lost.unseen and index not in self._returned:
+                    self._returned.add(index)  # once: a job whose verifier kills the process on import would go round
+                    waiting.appendleft(index)
+                    continue
                 verdict = Verdict(None, str(lost))
             if verdict is not None and index is not None:
                 verdicts[index] = verdict
-
-
-def score_groups(pool: VerifierPool, groups: Sequence[Group], verifier_of: Mapping[str, str]) -> None:
-    """Fill in every completion's reward or error; ``verifier_of`` maps ``Prompt.task`` to a verifier's spec."""
-    completions = [(group.prompt, completion) for group in groups for completion in group.completions]
-    jobs = [Job(verifier_of[prompt.task], prompt, completion.text) for prompt, completion in completions]
-    verdicts = pool.score(jobs)
-    for (_, completion), verdict in zip(completions, verdicts, strict=True):
-        completion.reward, completion.error = verdict.reward, verdict.error
+                if worker.retiring:
+                    self._discard([worker])
 
 
 class _WorkerLostError(Exception):
-    """A process died or ran out of time; the message says which."""
+    """A process died or ran out of time; the message says which.
+
+    ``unseen``: it died before it began with the job it had been handed, so the job is not to blame.
+    """
+
+    def __init__(self, message: str, unseen: bool = False) -> None:
+        super().__init__(message)
+        self.unseen = unseen
 
 
 class _Worker:
     """One process and its socket: starting, idle, importing a job's verifier or judging a job."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory_mib: int) -> None:
         self.connection, theirs = socket.socketpair()
         self.connection.setblocking(False)
         search_path = json.dumps([entry or os.getcwd() for entry in sys.path])
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _WORKER, search_path, str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-c", _WORKER, search_path, str(theirs.fileno()), str(os.getpid()), str(memory_mib)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what verifiers print goes to stderr
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
         self.job: int | None = None
+        self.retiring = False
         self.deadline = time.monotonic() + START_LIMIT_S
         self._state: Literal["starting", "idle", "importing", "judging"] = "starting"
         self._outgoing = b""
@@ -195,7 +224,12 @@ class _Worker:
     def hand(self, index: int, job: Job) -> None:
         """Give an idle worker a job; ``exchange`` sends it."""
         # ASCII with escapes: lone surrogates, null bytes and newlines survive
-        message = {"verifier": job.verifier, "prompt": vars(job.prompt), "text": job.text}
+        message = {
+            "verifier": job.verifier,
+            "options": dict(job.options),
+            "prompt": vars(job.prompt),
+            "text": job.text,
+        }
         self._outgoing = json.dumps(message).encode("ascii") + b"\n"
         self.job = index
         self.deadline = time.monotonic() + START_LIMIT_S
@@ -212,9 +246,12 @@ class _Worker:
                 continue
             self._state = "idle"
             self.job = None
-            return None if message == "ready" else Verdict(**message)
+            if message == "ready":
+                return None
+            self.retiring = message.pop("retiring")
+            return Verdict(**message)
         if not open_:
-            raise _WorkerLostError(self._ending())
+            raise _WorkerLostError(self._ending(), unseen=self._state == "importing")
         if time.monotonic() >= self.deadline:
             limits = {
                 "starting": f"it took more than {START_LIMIT_S:g} s",

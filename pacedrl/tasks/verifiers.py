@@ -15,7 +15,7 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,16 +45,21 @@ class Verdict:
     error: str | None
 
 
-def check_spec(spec: str) -> None:
-    """Raise InputError when ``spec`` names no verifier: unknown name, missing file or function, not callable."""
+def check_spec(spec: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise InputError when ``spec`` names no verifier: unknown name, missing file or function, not callable.
+
+    Likewise for options that the verifier does not take.
+    """
     if spec == "gym":
         import_gym()
     elif spec not in BUILT_IN:
         _load_function(spec)
+    _check_options(spec, options or {})
 
 
-def resolve(spec: str) -> Verifier:
+def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
     """The verifier that ``spec`` names, with all it imports imported. Raises InputError as ``check_spec`` does."""
+    _check_options(spec, options or {})
     match spec:
         case "math":
             load_math_verify()
@@ -69,14 +74,24 @@ def resolve(spec: str) -> Verifier:
     return _calls(_load_function(spec), spec)
 
 
+def _check_options(spec: str, options: Mapping[str, Any]) -> None:
+    if options:
+        raise InputError(f"verifier '{spec}': takes no options, got {', '.join(options)}")
+
+
 def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
-    """Run a verifier; an exception, or a reward that is no number in [0, 1], becomes an error verdict."""
+    """Run a verifier; an exception, or a reward that is no number in [0, 1], becomes an error verdict.
+
+    MemoryError is raised on: it may say more of the process than of the verifier.
+    """
     try:
         reward = float(verifier(prompt, text))
         if not 0.0 <= reward <= 1.0:
             raise JudgeError(f"the reward {reward} is outside [0, 1]")
     except JudgeError as error:
         return Verdict(None, _one_line(str(error)))
+    except MemoryError:
+        raise
     except Exception as error:  # a verifier is anybody's code; what it raises is reported, never turned into a zero
         return Verdict(None, _one_line(f"{type(error).__name__}: {error}"))
     return Verdict(reward, None)

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from pacedrl.errors import InputError
@@ -21,26 +22,50 @@ from pacedrl.types import Prompt
 _PR_SET_PDEATHSIG = 1
 
 
-def main(descriptor: int, parent: int) -> None:
-    """Serve the socket at file ``descriptor`` until it closes or the process ``parent`` dies."""
+def main(descriptor: int, parent: int, memory_mib: int) -> None:
+    """Serve the socket at file ``descriptor`` until it closes or the process ``parent`` dies.
+
+    A job that runs out of memory gets its verdict, and the process ends: who knows what state that left it in.
+    """
     _die_with(parent)
     os.set_inheritable(descriptor, False)  # not for the processes that a verifier may start
     connection = socket.socket(fileno=descriptor)
-    verifiers: dict[str, Verifier] = {}
+    verifiers: dict[tuple[str, str], Verifier] = {}
     _send(connection, "ready")
     with connection.makefile("rb") as jobs:
         for line in jobs:
             job = json.loads(line)
-            spec = job["verifier"]
+            spec = (job["verifier"], json.dumps(job["options"], sort_keys=True))
+            out_of_memory = False
             try:
                 if spec not in verifiers:
-                    verifiers[spec] = resolve(spec)
+                    _limit_memory(None)
+                    verifiers[spec] = resolve(job["verifier"], job["options"])
+                    _limit_memory(memory_mib)
             except InputError as error:
                 verdict = Verdict(None, str(error))
             else:
                 _send(connection, "begin")
-                verdict = judge(verifiers[spec], Prompt(**job["prompt"]), job["text"])
-            _send(connection, {"reward": verdict.reward, "error": verdict.error})
+                try:
+                    verdict = judge(verifiers[spec], Prompt(**job["prompt"]), job["text"])
+                except MemoryError:
+                    out_of_memory = True
+                    verdict = Verdict(None, f"ran out of memory; the limit is {memory_mib} MiB (verifier.memory_mib)")
+            _send(connection, {"reward": verdict.reward, "error": verdict.error, "retiring": out_of_memory})
+            if out_of_memory:
+                return
+
+
+def _limit_memory(mebibytes: int | None) -> None:
+    """Let the process allocate this much beyond what it holds now; None lifts the limit. Linux only."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = hard if mebibytes is None else pages * resource.getpagesize() + mebibytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _send(connection: socket.socket, message: Any) -> None:

@@ -18,8 +18,8 @@ ReferenceLogprobs = Callable[[Sequence[TrainingSequence]], list[list[float]]]
 
 
 def judged_completions(groups: Sequence[Group]) -> list[tuple[Group, Completion, float]]:
-    """Those with a reward, group by group."""
-    return [(group, c, c.reward) for group in groups for c in group.completions if c.reward is not None]
+    """Those with a reward, group by group, with all that the policy is trained on: reward and parts."""
+    return [(group, c, c.total) for group in groups for c in group.completions if c.total is not None]
 
 
 def training_batch(
@@ -58,7 +58,8 @@ def fresh_rollouts(
             ratios = [0.0 if row is None else log_ratio_B[row] for row in rows]
         case FlowRlConfig():
             # Its log Z is of z-scored rewards and of mean_t(log π_θ − log π_ref), known where there was training.
-            scores = _standardised([key for key, _ in pairs], rewards)
+            totals = [float("nan") if c.total is None else c.total for _, c in pairs]
+            scores = _standardised([key for key, _ in pairs], totals)
             shaped = [float("nan") if row is None else score for row, score in zip(rows, scores, strict=True)]
             ratios = [0.0 if row is None else _reference_log_ratio(batch[row], log_ratio_B[row]) for row in rows]
     return Rollouts(

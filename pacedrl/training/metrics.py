@@ -31,25 +31,29 @@ class Stopwatch:
         return phases | {"time/step": time.perf_counter() - self.started}
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[Group], parts: Sequence[str] = ()) -> dict[str, float]:
     """Rewards, lengths and verifier errors of a step's completions; errors are counted, not averaged in as zeros.
 
     ``reward/mean`` is NaN when nothing was judged. ``reward/mixed_groups`` is the share of groups that hold different
-    rewards.
+    rewards. ``reward/total_mean`` is what the policy is trained on, ``reward/part/NAME`` what each of ``parts`` adds
+    to it, mean over the completions that have it.
     """
     completions = [completion for group in groups for completion in group.completions]
     rewards = [completion.reward for completion in completions if completion.reward is not None]
     lengths = [len(completion.token_ids) for completion in completions]
+    totals = [completion.total for completion in completions if completion.total is not None]
+    added = {name: [c.parts[name] for c in completions if c.reward is not None and name in c.parts] for name in parts}
     mixed = [len({c.reward for c in group.completions if c.reward is not None}) > 1 for group in groups]
     return {
         "rollouts/step": float(len(completions)),
         "reward/mean": float(np.mean(rewards)) if rewards else float("nan"),
+        "reward/total_mean": float(np.mean(totals)) if totals else float("nan"),
         "reward/mixed_groups": float(np.mean(mixed)),
         "completion/length_mean": float(np.mean(lengths)),
         "completion/length_max": float(max(lengths)),
         "completion/truncated": float(np.mean([c.finish_reason == "length" for c in completions])),
         "verifier/errors": float(len(completions) - len(rewards)),
-    }
+    } | {f"reward/part/{name}": float(np.mean(values)) if values else float("nan") for name, values in added.items()}
 
 
 def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: int) -> list[dict[str, Any]]:
@@ -65,6 +69,7 @@ def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: 
             "prompt": group.prompt.content,
             "completion": completion.text,
             "reward": completion.reward,
+            "parts": completion.parts,
             "error": completion.error,
             "finish_reason": completion.finish_reason,
             "answer": group.prompt.answer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -72,7 +73,7 @@ def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> tuple
         if len(overlong) == len(task.prompts):
             raise InputError(f"task {task.name}: every prompt is longer than sampling.max_prompt_tokens = {limit}")
         gone = {prompt.key for prompt in overlong}
-        kept.append(Task(task.name, [prompt for prompt in task.prompts if prompt.key not in gone], task.verifier))
+        kept.append(replace(task, prompts=[prompt for prompt in task.prompts if prompt.key not in gone]))
     context = policy.context_length
     if context is not None and longest + sampling.max_new_tokens > context:
         raise InputError(
@@ -80,6 +81,12 @@ def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> tuple
             f"model's context of {context} tokens; lower sampling.max_new_tokens or drop the longest prompts"
         )
     return kept, ids
+
+
+def reward_parts(config: Config, tasks: Iterable[Task]) -> list[str]:
+    """Names of all that is added to rewards, in order of first appearance."""
+    names = dict.fromkeys(part.name for task in tasks for part in task.parts)
+    return [*names, *(["overlong"] if config.reward.overlong_buffer else [])]
 
 
 def require_enough_prompts(config: Config, available: int) -> None:
@@ -175,7 +182,7 @@ def rejected_gold(pool: VerifierPool, task: Task, limit: int | None = None) -> t
             continue
         if gold is not None:
             forms = (gold,) if task.verifier in BUILT_IN else tuple(form.format(gold) for form in GOLD_FORMS)
-            jobs += [Job(task.verifier, prompt, form) for form in forms]
+            jobs += [Job(task.verifier, prompt, form, task.options) for form in forms]
     unjudged = len(offenders)
     verdicts: dict[str, list[Verdict]] = {}
     for job, verdict in zip(jobs, pool.score(jobs), strict=True):

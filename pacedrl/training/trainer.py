@@ -12,7 +12,7 @@ log; evaluate; checkpoint
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,8 @@ from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import evaluation_settings, sample_groups, training_settings
 from pacedrl.seeding import derive_seed
-from pacedrl.tasks.pool import VerifierPool, score_groups
+from pacedrl.tasks.pool import VerifierPool
+from pacedrl.tasks.scoring import Scorer, add_overlong_penalty
 from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
 from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, save_checkpoint
@@ -46,6 +47,7 @@ from pacedrl.training.setup import (
     require_enough_prompts,
     require_oracle_tasks,
     require_some_gold,
+    reward_parts,
     unique_prompts,
 )
 from pacedrl.training.trackers import Trackers
@@ -90,11 +92,11 @@ class Trainer:
         self.policy = Policy.load(config.model, device)
         encoded, self.prompt_ids = encode_tasks(self.policy, [*train, *held_out], config)
         self.train_tasks, self.eval_tasks = encoded[: len(train)], encoded[len(train) :]
-        self.verifier_of = {task.name: task.verifier for task in self.train_tasks}
+        self.reward_parts = reward_parts(config, self.train_tasks)
         self.prompts = {prompt.key: prompt for prompt in unique_prompts(self.train_tasks)}
         require_enough_prompts(config, len(self.prompts))
         require_oracle_tasks(config, self.train_tasks)
-        self.pool = VerifierPool(config.verifier.workers, config.verifier.timeout_s)
+        self.pool = VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib)
         try:
             if config.verifier.check_gold:
                 require_some_gold(self.pool, [*self.train_tasks, *self.eval_tasks])
@@ -170,7 +172,13 @@ class Trainer:
             "optim/skipped_total": self.skipped,
             "replay/trained": float(len(replayed)),
         }
-        metrics = counters | rollout_metrics(collected.sampled) | collected.metrics() | update.metrics | observed
+        metrics = (
+            counters
+            | rollout_metrics(collected.sampled, self.reward_parts)
+            | collected.metrics()
+            | update.metrics
+            | observed
+        )
         metrics["kl/old_beta"] = getattr(self.config.objective, "beta", math.nan) * metrics["kl/old"]
         self._report(metrics | clock.metrics(), collected.sampled, estimates)
 
@@ -185,10 +193,16 @@ class Trainer:
                 return self.scheduler.select(min(count, left), exclude)
 
         def rollout(keys: list[str]) -> list[Group]:
-            with clock.phase("generate"):
-                groups = self._sample(keys)
-            with clock.phase("verify"):
-                score_groups(self.pool, groups, self.verifier_of)
+            # Judged as they are done, while others are still being sampled: "verify" is what is left after that.
+            with Scorer(self.pool, {task.name: task for task in self.train_tasks}) as scorer:
+                with clock.phase("generate"):
+                    groups = self._sample(keys, scorer.add)
+                with clock.phase("verify"):
+                    scorer.wait()
+            reward = self.config.reward
+            if reward.overlong_buffer:
+                limit = self.config.sampling.max_new_tokens
+                add_overlong_penalty(groups, limit, reward.overlong_buffer, reward.overlong_penalty)
             return groups
 
         return collect(self.config.gate, self.config.sampling.prompts_per_step, select, rollout)
@@ -220,12 +234,14 @@ class Trainer:
             self.guard.check,
         )
 
-    def _sample(self, keys: list[str]) -> list[Group]:
+    def _sample(self, keys: list[str], finished: Callable[[Group], None]) -> list[Group]:
         settings = training_settings(self.config)
         prompts = [self.prompts[key] for key in keys]
         seed = (self.config.run.seed, "sample", self.step)
         self.view.phase("sampling", len(prompts) * settings.group_size)
-        return sample_groups(self.policy, prompts, self.prompt_ids, settings, seed, self.guard.check, self.view.advance)
+        return sample_groups(
+            self.policy, prompts, self.prompt_ids, settings, seed, self.guard.check, self.view.advance, finished
+        )
 
     def _report(self, metrics: dict[str, float], groups: list[Group], estimates: Mapping[str, float]) -> None:
         row = {"step": self.step} | metrics

@@ -15,6 +15,7 @@ from cli_process import tiny_run
 from pacedrl import Config, Trainer
 from pacedrl.training.learner import Update
 from pacedrl.training.sequences import TrainingSequence
+from pacedrl.types import Group
 
 TrainerFactory = Callable[..., Trainer]
 
@@ -105,8 +106,8 @@ def record_selection(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[
         estimates.append(trainer.scheduler.accuracy_estimates().copy())
         return select(count, exclude)
 
-    def sampling(keys: list[str]) -> Any:
-        groups = sample(keys)
+    def sampling(keys: list[str], finished: Callable[[Group], None]) -> Any:
+        groups = sample(keys, finished)
         seen.append((estimates[-1], set(keys), {group.prompt.key for group in groups}))
         return groups
 

@@ -124,7 +124,7 @@ def test_results_read_as_flat_numbers_and_as_json(run: Run) -> None:
 def judged_as(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[int], float | None]) -> None:
     """Verdicts by the number of the completion within its group, in place of the pool's."""
 
-    def score(pool: VerifierPool, groups: list[Group], verifier_of: dict[str, str]) -> None:
+    def score(pool: VerifierPool, groups: list[Group], tasks: dict[str, Task]) -> None:
         for group in groups:
             for i, completion in enumerate(group.completions):
                 completion.reward = verdict(i)

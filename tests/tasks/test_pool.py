@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pacedrl.tasks import Job, Verdict, VerifierPool, score_groups
+from pacedrl.tasks import Job, Task, Verdict, VerifierPool, score_groups
 from pacedrl.tasks import pool as pool_module
 from pacedrl.types import Completion, Group, Prompt
 
 JUDGES = """
     import ctypes, os, pathlib, subprocess, sys, time
+
+    LEAKED = []
 
     def behave(prompts, completions, **columns):
         \"\"\"Does what the completion says.\"\"\"
@@ -48,6 +50,10 @@ JUDGES = """
         elif word == "close":
             os.closerange(3, 100)
             time.sleep(60)
+        elif word == "memory":
+            held = bytearray(int(rest) * 2**20)
+        elif word == "leak":
+            LEAKED.append(bytearray(2**20 * int(rest)))
         elif word == "python":
             subprocess.run([sys.executable, "-c", "import os; assert 'PYTHONPATH' not in os.environ"], check=True)
         return [1.0]
@@ -296,7 +302,7 @@ def test_columns_that_are_no_json_raise_and_leave_the_pool_usable():
 
 @pytest.mark.parametrize(("workers", "timeout_s"), [(0, 1.0), (1, 0.0)])
 def test_impossible_sizes(workers, timeout_s):
-    with pytest.raises(ValueError, match="expected workers >= 1 and timeout_s > 0"):
+    with pytest.raises(ValueError, match="expected workers >= 1, timeout_s > 0"):
         VerifierPool(workers, timeout_s)
 
 
@@ -332,8 +338,96 @@ def test_score_groups_fills_rewards_and_errors():
 
     groups = [group("a", "x", "x", "y"), group("b", "18", r"\boxed{18}"), group("b", "", "18")]
     with VerifierPool(workers=2, timeout_s=10) as pool:
-        score_groups(pool, groups, {"a": "exact", "b": "math"})
+        score_groups(pool, groups, {"a": Task("a", [], "exact"), "b": Task("b", [], "math")})
     assert [[c.reward for c in g.completions] for g in groups] == [[1.0, 0.0], [1.0], [None]]
     assert groups[0].completions[0].error is None
     assert "gold answer ''" in groups[2].completions[0].error
     assert [g.observed_accuracy for g in groups] == [0.5, 1.0, None]
+
+
+def test_a_job_out_of_memory_is_an_error_and_its_process_is_replaced(behave):
+    with VerifierPool(workers=1, timeout_s=10, memory_mib=64) as pool:
+        pool.start()
+        (before,) = pids(pool)
+        verdicts = pool.score(behave("memory 16", "memory 256", "memory 16"))
+        assert verdicts == [OK, Verdict(None, "ran out of memory; the limit is 64 MiB (verifier.memory_mib)"), OK]
+        (after,) = pids(pool)
+    assert before != after
+    assert not alive(before)
+
+
+def test_a_verifier_that_leaks_is_stopped_in_time(behave):
+    with VerifierPool(workers=1, timeout_s=10, memory_mib=64) as pool:
+        verdicts = pool.score(behave(*["leak 10"] * 20))
+    errors = [v for v in verdicts if v.error]
+    assert 2 <= len(errors) <= 4
+    assert verdicts[:5] == [OK] * 5
+
+
+def test_a_job_is_not_lost_with_a_process_that_died_before_it_began(behave):
+    with VerifierPool(workers=1, timeout_s=10) as pool:
+        pool.start()
+        real = pool_module._Worker.hand
+
+        def hand_to_the_dying(self, index, job):
+            if index == 1 and not handed:
+                handed.append(self._process.pid)
+                self._process.kill()
+                self._process.wait()
+            real(self, index, job)
+
+        handed = []
+        pool_module._Worker.hand = hand_to_the_dying
+        try:
+            assert pool.score(behave("ok", "ok", "ok")) == [OK] * 3
+        finally:
+            pool_module._Worker.hand = real
+    assert len(handed) == 1
+
+
+def test_a_verifier_that_kills_its_process_on_import_does_not_go_round_for_ever(tmp_path):
+    deadly = tmp_path / "deadly.py"
+    deadly.write_text(
+        "import os, sys\nif 'pacedrl.tasks.worker' in sys.modules: os._exit(3)\ndef f(completions): return [1.0]\n"
+    )
+    with VerifierPool(workers=1, timeout_s=10) as pool:
+        verdicts = pool.score([Job(f"{deadly}:f", prompt(), "x"), Job("exact", prompt("x"), "x")])
+    assert verdicts == [Verdict(None, "the verifier's process exited with code 3"), OK]
+
+
+def test_a_stuck_process_is_replaced_within_a_second(behave):
+    with VerifierPool(workers=1, timeout_s=0.5) as pool:
+        pool.start()
+        start = time.monotonic()
+        assert [v.reward for v in pool.score(behave("hang", "ok"))] == [None, 1.0]
+        assert time.monotonic() - start < 0.5 + 1.0 + 1.5  # the limit, the replacement, and a slow machine
+
+
+def test_ten_thousand_jobs_leave_no_process_and_no_descriptor_behind(behave):
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors()
+    with VerifierPool(workers=2, timeout_s=10) as pool:
+        jobs = [Job("numeric", prompt(answer=n % 7), str(n % 5)) for n in range(9_900)]
+        jobs[500:500] = behave(*["exit 1"] * 5, "segfault")
+        pool.score(jobs)
+        workers = pids(pool)
+        assert len(workers) == 2
+        memory = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in workers]
+        pool.score(jobs[:100])
+        assert [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in workers] == pytest.approx(
+            memory, rel=0.02
+        )
+    assert descriptors() == before
+    assert not any(map(alive, workers))
+    zombies = [p for p in Path("/proc").glob("[0-9]*/stat") if _is_zombie_child(p)]
+    assert zombies == []
+
+
+def _is_zombie_child(stat):
+    try:
+        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return False
+    return state == "Z" and int(parent) == os.getpid()

@@ -32,6 +32,7 @@ def test_rollout_metrics_by_hand_with_errors_left_out() -> None:
         {
             "rollouts/step": 12,
             "reward/mean": (1 + 0 + 3 + 0.25 + 1.25) / 9,
+            "reward/total_mean": (1 + 0 + 3 + 0.25 + 1.25) / 9,
             "reward/mixed_groups": 2 / 4,  # a and d; an error beside one reward does not make a mixture
             "completion/length_mean": 30 / 12,
             "completion/length_max": 8,
@@ -39,6 +40,18 @@ def test_rollout_metrics_by_hand_with_errors_left_out() -> None:
             "verifier/errors": 3,
         }
     )
+
+
+def test_parts_of_the_reward_are_logged_and_do_not_touch_its_mean() -> None:
+    groups = [group("a", (1.0, 2, "stop"), (0.0, 8, "length"), (None, 3, "stop"))]
+    for completion, parts in zip(
+        groups[0].completions, ({"format": 0.5}, {"format": 0.0}, {"format": 9.0}), strict=True
+    ):
+        completion.parts = parts
+    metrics = rollout_metrics(groups, ["format", "overlong"])
+    assert (metrics["reward/mean"], metrics["reward/total_mean"]) == (0.5, 0.75)
+    assert metrics["reward/part/format"] == 0.25
+    assert math.isnan(metrics["reward/part/overlong"])
 
 
 def test_nothing_judged_has_no_mean_reward() -> None:
@@ -59,6 +72,7 @@ def test_sample_rows_are_spread_over_the_batch_and_show_a_failure() -> None:
         "prompt": "prompt a",
         "completion": "a0",
         "reward": 1.0,
+        "parts": {},
         "error": None,
         "finish_reason": "stop",
         "answer": "answer a",

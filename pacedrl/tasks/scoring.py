@@ -1,0 +1,93 @@
+"""Rewards of completions: the verdict of a task's verifier, and what a task adds to it.
+
+The verdict alone is the completion's ``reward``: it is what accuracy is estimated from, what gates look at and what
+evaluation reports. Further parts, each with a verifier and a weight of its own, only shape what the policy is trained
+on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from pacedrl.tasks.datasets import Task
+from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.types import Group
+
+
+def score_groups(pool: VerifierPool, groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
+    """Fill in every completion's reward and parts, or its error; ``tasks`` by name (``Prompt.task``).
+
+    A part that cannot be judged is an error of the completion, as the verdict itself: its total is not known.
+    """
+    completions = [(group.prompt, completion) for group in groups for completion in group.completions]
+    rows = [
+        (completion, part, Job(part.verifier, prompt, completion.text, part.options))
+        for prompt, completion in completions
+        for part in (tasks[prompt.task].correctness, *tasks[prompt.task].parts)
+    ]
+    verdicts = pool.score([job for _, _, job in rows])
+    for _, completion in completions:
+        completion.error = None
+        completion.parts = {}
+    for (completion, part, _), verdict in zip(rows, verdicts, strict=True):
+        if part.weight is None:
+            completion.reward, completion.error = verdict.reward, verdict.error
+        elif verdict.reward is not None:
+            completion.parts[part.name] = part.weight * verdict.reward
+        elif completion.error is None:
+            completion.reward, completion.error = None, f"reward part '{part.name}': {verdict.error}"
+
+
+def add_overlong_penalty(groups: Sequence[Group], limit: int, buffer: int, penalty: float) -> None:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13), as the part ``overlong``.
+
+    0 for completions of up to ``limit − buffer`` tokens, −penalty for those of ``limit``, linear between.
+    """
+    for group in groups:
+        for completion in group.completions:
+            excess = len(completion.token_ids) - (limit - buffer)
+            completion.parts["overlong"] = -penalty * min(max(excess / buffer, 0.0), 1.0)
+
+
+class Scorer:
+    """Judges groups in the background, while others are still being sampled.
+
+        with Scorer(pool, tasks) as scorer:
+            ...                     # scorer.add(group) as each is done
+            scorer.wait()
+
+    Leaving the context with an exception drops what was not judged yet.
+    """
+
+    def __init__(self, pool: VerifierPool, tasks: Mapping[str, Task]) -> None:
+        self.pool = pool
+        self.tasks = tasks
+        self._waiting: list[Group] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pacedrl-scorer")
+        self._futures: list[Future[None]] = []
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._waiting.clear()
+            self.pool.cancel()
+        self._thread.shutdown(cancel_futures=kind is not None)
+
+    def add(self, group: Group) -> None:
+        """Judge this group as soon as the pool is free."""
+        self._waiting.append(group)
+        self._futures.append(self._thread.submit(self._score_waiting))
+
+    def wait(self) -> None:
+        """Return when all that was added is judged; raises what judging raised."""
+        for future in self._futures:
+            future.result()
+
+    def _score_waiting(self) -> None:
+        # All that has piled up goes to the pool at once; those that come while it works, the next time.
+        groups, self._waiting = self._waiting, []
+        if groups:
+            score_groups(self.pool, groups, self.tasks)
