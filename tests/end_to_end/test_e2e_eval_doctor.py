@@ -14,6 +14,8 @@ import yaml
 from cli_process import SERVER_ENVIRONMENT, CommandLine, FinishedRun, snapshot, tiny_run
 from test_e2e_bad_input import complaint
 
+from pacedrl.tasks.attacks import ATTACKS
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "demo.yaml"
 EVAL = ("eval", "tiny", "sampling.max_new_tokens=12")
 
@@ -162,6 +164,25 @@ def test_the_doctor_lists_rejected_gold_answers(cli: CommandLine) -> None:
     assert "fail  task rows: the verifier rejects 8 of 8 gold answers" in out
     assert "8 of 8" in out
     assert code == 2
+
+
+def test_the_doctor_says_what_a_verifier_rewards_although_nothing_is_solved(cli: CommandLine) -> None:
+    cli.write("lax.py", "def contains(completions, answer):\n    return [float(answer[0] in completions[0])]\n")
+    code, out = examine(cli, ROWS, verifier="lax.py:contains")
+    assert code == 0
+    for attack in (
+        "all of 0 to 999 listed (8 of 8)",
+        "the prompt repeated (8 of 8)",
+        "the answer denied in words (8 of 8)",
+    ):
+        assert attack in out
+    assert "empty text" not in out
+    cli.write("blind.py", "def yes(completions):\n    return [1.0 for _ in completions]\n")
+    _, out = examine(cli, ROWS, verifier="blind.py:yes")
+    for attack in ATTACKS:
+        assert f"{attack} (8 of 8)" in out
+    _, out = examine(cli, ROWS, verifier="exact")
+    assert f"the verifier rewards none of {len(ATTACKS)} ways to solve nothing" in out
 
 
 def test_the_doctor_finds_duplicate_prompts_with_differing_answers(cli: CommandLine) -> None:
