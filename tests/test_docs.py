@@ -61,6 +61,22 @@ def test_the_page_of_recipes_has_all_of_them_and_nothing_else() -> None:
         assert arxiv is None or f"arxiv.org/abs/{arxiv.group()}" in RECIPES_PAGE, name
 
 
+def test_the_table_of_paced_plus_is_the_results_file() -> None:
+    variants = json.loads((ROOT / "benchmarks/paced_plus.json").read_text())["variants"]
+    table = re.findall(r"^\| ([a-z_]+) \| (0\.\d.*?) \| (0.*?) \| (.*?) \| (.*?) \|$", RECIPES_PAGE, re.M)
+    assert [name for name, *_ in table] == ["grpo", "mopps", "tb", "paced", "oracle", "paced_plus"]
+    for name, over, end, error, mixed in table:
+        row = variants[name]
+        for shown, column in ((over, "mean_pass@1"), (end, "final_pass@1")):
+            expected = [mean(row[column]), min(row[column]), max(row[column])]
+            assert [float(value) for value in re.findall(r"0\.\d+", shown)] == pytest.approx(expected, abs=0.0006), name
+        assert error == ("" if row["estimate_mae"][0] is None else f"{mean(row['estimate_mae']):.3f}")
+        assert float(mixed) == pytest.approx(mean(row["mixed_groups"]), abs=0.0051)
+    plus = {name: mean(row["mean_pass@1"]) for name, row in variants.items() if name not in RECIPES}
+    assert len(plus) == 13
+    assert (round(min(plus.values()), 3), round(max(plus.values()), 3)) == (0.824, 0.848)
+
+
 def test_the_page_of_recipes_mixes_settings_that_fit() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", RECIPES_PAGE, re.DOTALL)
     config = parse_config(yaml.safe_load(text))
