@@ -86,8 +86,7 @@ def _first_problem(error: ValidationError) -> str:
     path = [*location[:1], *location[2:]] if len(location) > 2 and location[0] in VARIANTS else list(location)
     field = ".".join(map(str, path))
     if problem["type"] == "extra_forbidden":
-        variant = f" of {location[0]}.name = {location[1]}" if len(path) < len(location) else ""
-        return f"unknown key '{field}'{variant}{_nearest(location, path)}"
+        return f"unknown key '{field}'{_nearest(location, path)}"
     if problem["type"] == "union_tag_invalid":
         return f"{field}.name: unknown '{problem['ctx']['tag']}'; expected one of {problem['ctx']['expected_tags']}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -102,8 +101,13 @@ def _nearest(location: tuple[int | str, ...], path: list[int | str]) -> str:
     for name in parents:
         section = _section_of(section, name, str(location[1]) if name in VARIANTS else None)
     known = list(section.model_fields)
-    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.4)
-    return f": did you mean '{'.'.join([*parents, close[0]])}'?" if close else f": known keys are {', '.join(known)}"
+    of_variant = len(path) < len(location)
+    # A key of another variant is no misspelling of one of this.
+    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.6 if of_variant else 0.4)
+    if close:
+        return f": did you mean '{'.'.join([*parents, close[0]])}'?"
+    where = f" of {location[0]}.name = {location[1]}" if of_variant else ""
+    return f"{where}: known keys are {', '.join(known)}"
 
 
 def _section_of(section: type[BaseModel], name: str, variant: str | None) -> type[BaseModel]:
