@@ -158,7 +158,7 @@ def workers_of(pid: int) -> list[int]:
                 arguments = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
             except OSError:
                 continue
-            if b"pacedrl.tasks.worker" in b" ".join(arguments[:4]) and arguments[-1] == str(pid).encode():
+            if b"pacedrl.tasks.worker" in b" ".join(arguments[:4]) and arguments[-2] == str(pid).encode():
                 found.append(int(folder.name))
     return found
 
