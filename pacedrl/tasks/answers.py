@@ -1,16 +1,22 @@
 """Built-in judges of mathematical answers: does a completion state the gold answer?
 
 ``answer`` is a row's gold answer: a number, a plain string, LaTeX, or a GSM8K-style solution ending in ``#### 18``.
-A completion that cannot be parsed is wrong (0.0); a gold answer that cannot be parsed raises JudgeError.
+A completion that cannot be read is wrong (0.0); a gold answer that cannot be read raises JudgeError. Completions are
+hostile: a model under training finds whatever a judge gives credit for.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from functools import lru_cache
 from typing import Any
+
+from pacedrl.tasks.math_answers import MathOptions, equal_answers
+from pacedrl.tasks.math_notation import balanced, tidy
+from pacedrl.tasks.math_values import load_math_verify
+
+__all__ = ["JudgeError", "MathOptions", "last_boxed", "load_math_verify", "math_gold", "math_reward", "numeric_reward"]
 
 NUMERIC_TOLERANCE = 1e-6
 """Relative tolerance of the ``numeric`` verifier."""
@@ -19,9 +25,16 @@ _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _VALUE = re.compile(
     r"(?:(?<![\w.)\]])(?P<sign>[-+−]))?"  # a sign, unless it subtracts: the 2 of "5-2" is positive
     rf"\$?(?P<number>(?=\.?\d){_NUMBER})"
-    rf"(?: ?/ ?(?P<denominator>(?=\.?\d){_NUMBER}))?"
+    rf"(?: ?/ ?(?P<denominator>(?=\.?\d){_NUMBER}))?",
+    re.ASCII,
 )
-_THE_ANSWER_IS = re.compile(r"the answer is:?\s*(.+?)(?:\.\s|\.?$)", re.IGNORECASE | re.MULTILINE)
+_LONGEST_NUMBER = 400  # characters; more is beyond what a float holds
+_TAIL = 100_000  # characters in which to look for the last number
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|\\(?!\\(?:boxed|fbox)).|[{}]", re.DOTALL)
+_THE_ANSWER_IS = re.compile(r"\bthe (?:final )?answer is\b:?", re.IGNORECASE)
+_END_OF_ANSWER = re.compile(r"\n|\.\s|,? +(?:because|since|so|as|which)\b")
+_NEGATED = re.compile(r"(?:\bnot|n't|\bnever|\\neq?|≠|!=)(?:\s+(?:be|equal(?:\s+to)?|the|answer|is))*[\s$*:(\[\\]*\Z")
+_DIGITS = str.maketrans({chr(0xFF10 + digit): str(digit) for digit in range(10)})
 
 
 class JudgeError(Exception):
@@ -31,7 +44,8 @@ class JudgeError(Exception):
 def numeric_reward(answer: Any, text: str) -> float:
     """1.0 when the last number of ``text`` equals the last number of the gold answer, else 0.0.
 
-    Thousands separators, fractions a/b, and the signs $ and % (dropped, not divided by) are understood.
+    Thousands separators, fractions a/b, and the signs $ and % (dropped, not divided by) are understood. Raises
+    JudgeError when the gold answer holds no number.
     """
     gold = _last_number(_stated(answer))
     if gold is None:
@@ -40,56 +54,88 @@ def numeric_reward(answer: Any, text: str) -> float:
     return float(value is not None and math.isclose(value, gold, rel_tol=NUMERIC_TOLERANCE))
 
 
-def math_reward(answer: Any, text: str) -> float:
-    """1.0 when the final answer of ``text`` equals the gold answer mathematically, else 0.0.
+def math_reward(answer: Any, text: str, options: MathOptions = MathOptions()) -> float:  # noqa: B008 - it is frozen
+    r"""1.0 when the final answer of ``text`` equals the gold answer mathematically, else 0.0.
 
-    The final answer is the last ``\\boxed{}``, else what follows the last ``####``, else what follows the last "The
-    answer is", else what math-verify extracts.
+    The final answer is the last ``\boxed{}``, else what follows the last ``####`` on its line, else what follows the
+    last "the answer is", else the whole text if it is nothing but a number; with ``options.last_number``, else the
+    last number. A box that prose denies ("not \boxed{5}") states nothing. Raises JudgeError when the gold answer is
+    neither text nor a number, is empty, or has brackets that do not balance.
     """
-    gold_text = math_gold(answer)
-    gold = _parse_gold(gold_text)
-    if not gold:
+    gold = math_gold(answer)
+    if not gold or not _readable(gold):
         raise JudgeError(f"the gold answer {_shown(answer)} is not one the verifier 'math' can parse")
-    boxed = last_boxed(text)
-    if boxed is not None and boxed.strip() == gold_text:
-        return 1.0
-    try:
-        candidates = _parse_completion(text, boxed)
-    except MemoryError:  # says nothing about the completion
-        raise
-    except Exception:  # math-verify fails in many ways on malformed LaTeX, and malformed LaTeX is a wrong answer
-        return 0.0
-    return float(any(_equal(left, right) for left in gold for right in candidates))
+    stated = _final_answer(text, options)
+    return float(stated is not None and equal_answers(gold, stated, options))
 
 
 def math_gold(answer: Any) -> str:
-    """The gold answer itself, out of a GSM8K-style solution, a boxed one or dollar signs."""
+    """The gold answer itself, out of a GSM8K-style solution, a boxed one or dollar signs.
+
+    Raises JudgeError when ``answer`` is neither text nor a number.
+    """
     stated = _stated(answer)
     boxed = last_boxed(stated)
     stated = (stated if boxed is None else boxed).strip()
-    if len(stated) > 2 and stated[0] == stated[-1] == "$":
+    if len(stated) > 2 and stated[0] == stated[-1] == "$" and "$" not in stated[1:-1]:
         stated = stated.strip("$").strip()
     return stated
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Contents of the last ``\boxed{...}`` whose braces balance; None when there is none."""
-    start = len(text)
-    while (start := text.rfind(r"\boxed{", 0, start)) >= 0:
-        content = start + len(r"\boxed{")
-        depth = 1
-        for brace in re.finditer(r"\\.|[{}]", text[content:], re.DOTALL):  # an escaped brace does not count
-            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-            if depth == 0:
-                return text[content : content + brace.start()]
+    r"""Contents of the last ``\boxed{...}`` whose braces balance, the outermost of nested ones; None without one."""
+    box = _last_box(text)
+    return None if box is None else text[box[1] : box[2]]
+
+
+def _last_box(text: str) -> tuple[int, int, int] | None:
+    """Where the last box starts, and where its contents start and end."""
+    last = None
+    opened: list[tuple[int, int] | None] = []  # a brace is None
+    for token in _BOX_OR_BRACE.finditer(text):  # an escaped brace is a token of its own and does not count
+        if token.group() == "{":
+            opened.append(None)
+        elif token.group() == "}":
+            box = opened.pop() if opened else None
+            last = (*box, token.start()) if box else last
+        elif token.group().endswith("{") and len(token.group()) > 2:
+            opened.append((token.start(), token.end()))
+    return last
+
+
+def _final_answer(text: str, options: MathOptions) -> str | None:
+    if (box := _last_box(text)) is not None:
+        if _NEGATED.search(text[max(0, box[0] - 60) : box[0]]):
+            return None
+        return _unboxed(text[box[1] : box[2]])
+    if "####" in text:
+        return text.rpartition("####")[2].strip().partition("\n")[0]
+    end = None
+    for match in _THE_ANSWER_IS.finditer(text):
+        end = match.end()
+    if end is not None:
+        return _END_OF_ANSWER.split(text[end : end + 1000].strip(), maxsplit=1)[0]
+    if len(text) <= _LONGEST_NUMBER and _VALUE.fullmatch(text.strip()):
+        return text.strip()
+    numbers = list(_VALUE.finditer(text[-_TAIL:])) if options.last_number else []
+    return numbers[-1].group() if numbers else None
+
+
+def _unboxed(content: str) -> str | None:
+    """What nested boxes hold, as long as each is all that the one around it holds."""
+    for _ in range(3):
+        box = _last_box(content)
+        if box is None:
+            return content
+        if content[: box[0]].strip() or content[box[2] + 1 :].strip():
+            return None
+        content = content[box[1] : box[2]]
     return None
 
 
-def load_math_verify() -> None:
-    """Import math-verify and build its expressions, so that the first completion's time limit does not pay for it."""
-    # It warns that its own time limits are off. They are: they need signals; the pool kills the process instead.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    _parse("1")
+@lru_cache(maxsize=1024)
+def _readable(gold: str) -> bool:
+    return balanced(tidy(gold))
 
 
 def _stated(answer: Any) -> str:
@@ -100,9 +146,9 @@ def _stated(answer: Any) -> str:
 
 def _last_number(text: str) -> float | None:
     match = None
-    for match in _VALUE.finditer(text):  # noqa: B007 - the last one is the point
+    for match in _VALUE.finditer(text[-_TAIL:].translate(_DIGITS)):  # noqa: B007 - the last one is the point
         pass
-    if match is None:
+    if match is None or len(match.group()) > _LONGEST_NUMBER:
         return None
     value = float(match["number"].replace(",", ""))
     if match["denominator"]:
@@ -111,58 +157,6 @@ def _last_number(text: str) -> float | None:
     if not math.isfinite(value):
         return None
     return -value if match["sign"] in ("-", "−") else value
-
-
-@lru_cache(maxsize=1024)
-def _parse_gold(gold: str) -> list[Any]:
-    """Once for the G completions of a prompt; empty when it cannot be parsed as a whole."""
-    boxed = rf"\boxed{{{gold}}}"
-    if last_boxed(boxed) != gold:  # its braces do not balance, and math-verify would settle for a part of it
-        return []
-    try:
-        return _parse(boxed)
-    except MemoryError:
-        raise
-    except Exception:  # as above: math-verify fails in many ways; the caller says that the gold cannot be parsed
-        return []
-
-
-def _parse_completion(text: str, boxed: str | None) -> list[Any]:
-    if boxed is not None:
-        return _parse(rf"\boxed{{{boxed}}}")
-    fragments = []
-    if "####" in text:
-        fragments.append(text.rpartition("####")[2].strip().partition("\n")[0])
-    fragments += _THE_ANSWER_IS.findall(text)[-1:]
-    for fragment in fragments:
-        if parsed := _parse_fragment(fragment, boxed_first="\\" in fragment):
-            return parsed
-    return _parse(text)
-
-
-def _parse_fragment(fragment: str, boxed_first: bool) -> list[Any]:
-    """Boxed, math-verify reads the whole as LaTeX; bare, it looks for an expression among words (``18 dollars``)."""
-    boxed = rf"\boxed{{{fragment}}}"
-    first, second = (boxed, fragment) if boxed_first else (fragment, boxed)
-    return _parse(first) or _parse(second)
-
-
-def _parse(text: str) -> list[Any]:
-    from math_verify import parse
-
-    expressions: list[Any] = parse(text, parsing_timeout=None, raise_on_error=True)
-    return expressions
-
-
-def _equal(gold: Any, candidate: Any) -> bool:
-    from math_verify import verify
-
-    try:
-        return bool(verify(gold, candidate, timeout_seconds=None, raise_on_error=True))
-    except MemoryError:
-        raise
-    except Exception:  # sympy fails in many ways on what it cannot compare; what does not compare is not equal
-        return False
 
 
 def _shown(answer: Any) -> str:

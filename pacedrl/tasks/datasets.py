@@ -32,7 +32,7 @@ ANSWER_COLUMNS = (
 )
 """Tried in this order, upper and lower case alike, where the config maps no column."""
 
-_NEED_AN_ANSWER = ("math", "exact", "numeric")
+_NEED_AN_ANSWER = ("math", "exact", "numeric", "countdown", "knights_knaves")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What judges a completion: built-in verifiers and any Python callable with TRL's reward signature.
 
-A verifier is named by a spec: ``math``, ``exact``, ``numeric``, ``gym``, ``path/to/file.py:function`` or
-``package.module:function``. Everything here runs in the calling process and without a time limit; training goes
-through ``pacedrl.tasks.pool``, which runs it in processes that can be killed.
+A verifier is named by a spec: one of `BUILT_IN`, ``path/to/file.py:function`` or ``package.module:function``.
+Everything here runs in the calling process and without a time limit; training goes through
+``pacedrl.tasks.pool``, which runs it in processes that can be killed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsFloat
 
+from pydantic import TypeAdapter, ValidationError
+
 from pacedrl.errors import InputError
-from pacedrl.tasks.answers import JudgeError, load_math_verify, math_gold, math_reward, numeric_reward
+from pacedrl.tasks import sandbox
+from pacedrl.tasks.answers import JudgeError, MathOptions, load_math_verify, math_gold, math_reward, numeric_reward
+from pacedrl.tasks.code import CodeSettings, code_reward
+from pacedrl.tasks.games import countdown_reward, knights_knaves_gold, knights_knaves_reward
 from pacedrl.types import Prompt
 
-BUILT_IN = ("math", "exact", "numeric", "gym")
+BUILT_IN = ("math", "exact", "numeric", "code", "countdown", "knights_knaves", "gym")
+OPTIONS: dict[str, type[MathOptions] | type[CodeSettings]] = {"math": MathOptions, "code": CodeSettings}
+"""What ``verifier_options`` may say."""
 
 Verifier = Callable[[Prompt, str], float]
 """From a prompt and a completion's text to a reward; whatever it raises is an error verdict."""
@@ -54,16 +61,26 @@ def check_spec(spec: str, options: Mapping[str, Any] | None = None) -> None:
         import_gym()
     elif spec not in BUILT_IN:
         _load_function(spec)
-    _check_options(spec, options or {})
+    settings = _options(spec, options or {})
+    if isinstance(settings, CodeSettings):
+        sandbox.check(settings.sandbox)
 
 
 def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
     """The verifier that ``spec`` names, with all it imports imported. Raises InputError as ``check_spec`` does."""
-    _check_options(spec, options or {})
-    match spec:
-        case "math":
+    settings = _options(spec, options or {})
+    match settings:
+        case MathOptions():
             load_math_verify()
-            return lambda prompt, text: math_reward(prompt.answer, text)
+            return lambda prompt, text: math_reward(prompt.answer, text, settings)
+        case CodeSettings():
+            sandbox.check(settings.sandbox)
+            return lambda prompt, text: code_reward(prompt, text, settings)
+    match spec:
+        case "countdown":
+            return lambda prompt, text: countdown_reward(prompt.answer, text)
+        case "knights_knaves":
+            return lambda prompt, text: knights_knaves_reward(prompt.answer, text)
         case "exact":
             return _exact
         case "numeric":
@@ -74,9 +91,25 @@ def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
     return _calls(_load_function(spec), spec)
 
 
-def _check_options(spec: str, options: Mapping[str, Any]) -> None:
-    if options:
-        raise InputError(f"verifier '{spec}': takes no options, got {', '.join(options)}")
+def _options(spec: str, options: Mapping[str, Any]) -> MathOptions | CodeSettings | None:
+    """The built-in verifier's settings; InputError for a user's function, which takes none, and for bad ones."""
+    if spec not in OPTIONS:
+        if options:
+            raise InputError(f"verifier '{spec}': takes no options, got {', '.join(options)}")
+        return None
+    known = list(OPTIONS[spec].__dataclass_fields__)
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            raise InputError(f"verifier_options: the verifier '{spec}' has no option '{name}': {hint}")
+    try:
+        settings: MathOptions | CodeSettings = TypeAdapter(OPTIONS[spec]).validate_python(dict(options))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or spec
+        raise InputError(f"verifier_options: {where}: {problem['msg'].removeprefix('Value error, ')}") from None
+    return settings
 
 
 def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
@@ -100,14 +133,18 @@ def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
 def gold_completion(verifier: str, prompt: Prompt) -> str | None:
     """A completion that states the gold answer, which the verifier should reward in full.
 
-    None when the row has no gold answer (some reasoning-gym tasks have many right answers and state none).
-    Raises JudgeError when the gold answer is of a type that the ``math`` verifier does not take.
+    None when the row has none (some reasoning-gym tasks have many right answers and state none, as countdown does;
+    ``code`` looks for a column ``canonical_solution``). Raises JudgeError when the gold answer is of a type that the
+    verifier does not take.
     """
-    if prompt.answer is None:
+    if verifier == "code":
+        solution = prompt.columns.get("canonical_solution")
+        return None if solution is None else f"```python\n{solution}\n```"
+    if prompt.answer is None or verifier == "countdown":
         return None
     if verifier == "math":
         return rf"\boxed{{{math_gold(prompt.answer)}}}"
-    return str(prompt.answer)
+    return knights_knaves_gold(prompt.answer) if verifier == "knights_knaves" else str(prompt.answer)
 
 
 def import_gym() -> ModuleType:

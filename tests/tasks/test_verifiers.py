@@ -192,7 +192,10 @@ def test_check_spec_accepts(spec):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("mth", "unknown verifier 'mth': did you mean 'math'? expected math, exact, numeric, gym, file.py:function"),
+        (
+            "mth",
+            "unknown verifier 'mth': did you mean 'math'? expected math, exact, numeric, code, countdown, ",
+        ),
         ("zzz", "unknown verifier 'zzz': expected math"),
         ("", "unknown verifier '': expected math"),
         ("json:", "unknown verifier 'json:'"),
@@ -230,3 +233,39 @@ def test_a_missing_reasoning_gym_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(InputError, match=r'pip install "pacedrl\[gym\]"'):
         check_spec("gym")
+
+
+def test_options_of_built_in_verifiers_reach_them():
+    def judged(answer, text, **options):
+        return judge(resolve("math", options), Prompt("key", "t", "q", answer), text).reward
+
+    assert judged("0.5", r"\boxed{50\%}") == 1.0
+    assert judged("50", r"\boxed{50\%}", percent="value") == 0.0
+    assert judged("18", "It makes 18 in all") == 0.0
+    assert judged("18", "It makes 18 in all", last_number=True) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("math", {"percents": "value"}, "the verifier 'math' has no option 'percents': did you mean 'percent'?"),
+        ("math", {"percent": "half"}, "verifier_options: percent: "),
+        ("math", {"tolerance": 2}, "verifier_options: math: expected 0 <= tolerance < 1"),
+        ("code", {"zzz": 1}, "the verifier 'code' has no option 'zzz': there are sandbox, "),
+        ("exact", {"percent": "value"}, "verifier 'exact': takes no options, got percent"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(spec, options, message):
+    with pytest.raises(InputError) as error:
+        check_spec(spec, options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_games_are_verifiers_by_name():
+    countdown = Prompt("key", "t", "q", {"numbers": [1, 2, 3], "target": 7})
+    assert judge(resolve("countdown"), countdown, "<answer>1 + 2 * 3</answer>").reward == 1.0
+    assert gold_completion("countdown", countdown) is None
+    island = Prompt("key", "t", "q", {"names": ["Zoey", "Owen"], "solution": [True, False]})
+    assert judge(resolve("knights_knaves"), island, gold_completion("knights_knaves", island)).reward == 1.0
+    assert judge(resolve("knights_knaves"), island, "<answer>Zoey is a knight</answer>").reward == 0.0

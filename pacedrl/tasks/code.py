@@ -1,0 +1,264 @@
+"""Judges Python code by a row's tests. The code is hostile: whatever it does, it earns its reward by passing them.
+
+Four kinds of tests are told by a row's columns, in this order:
+
+- EvalPlus: ``base_input``, ``plus_input``, ``canonical_solution``, ``entry_point``, ``atol``;
+- HumanEval: ``test``, which defines ``check(candidate)``, and ``entry_point``; or any other test code in ``test``;
+- MBPP: ``test_list``, assertions, with ``test_imports`` and ``test_setup_code``;
+- pairs of inputs and outputs, in the answer or one of the columns in ``PAIR_COLUMNS``, also as a JSON string:
+  ``{"inputs": [...], "outputs": [...]}`` of a program, or of the function ``fn_name``; or a list of
+  ``{"input": ..., "output": ...}``.
+
+Two sandboxes are started for every completion. In one the completion's code runs, knowing nothing of the tests; in the
+other the tests, which reach that code through pipes, in plain data. See ``code_candidate`` and ``code_driver``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import select
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pacedrl.tasks import code_candidate, code_driver, sandbox
+from pacedrl.tasks.answers import JudgeError
+from pacedrl.types import Prompt
+
+PAIR_COLUMNS = ("input_output", "test_cases", "tests", "ground_truth")
+
+START_LIMIT_S = 5.0
+"""Seconds until the tests are read, expected results computed and both sandboxes running. Later is an error."""
+
+_LONGEST_REPORT = 64 << 10  # bytes
+_CANDIDATE, _DRIVER = Path(code_candidate.__file__), Path(code_driver.__file__)
+_PYTHON = ("python", "py", "python3")
+
+
+@dataclass(frozen=True)
+class CodeSettings:
+    """How a completion's code is run."""
+
+    sandbox: sandbox.Mode = "bubblewrap"
+    """See ``pacedrl.tasks.sandbox``."""
+    timeout_s: float = 4.0
+    """Wall-clock seconds for all tests of a completion; past it the reward is 0. A verdict may take
+    ``START_LIMIT_S`` more."""
+    memory_mb: int = 1024
+    """Address space in MiB of each process, of which the completion may start a few."""
+
+
+def code_reward(prompt: Prompt, text: str, settings: CodeSettings) -> float:
+    """1.0 when the code in ``text`` passes all tests of the row in time, else 0.0.
+
+    JudgeError when the row has no tests, they do not work, or the sandboxes do not start; whatever happens once the
+    code runs is its own doing. ``sandbox.check`` should have been called before.
+    """
+    tests = find_tests(prompt)
+    name = prompt.columns.get("entry_point")
+    code = {"text": extract(text), "prompt": _prompt_source(prompt) if name else "", "entry_point": name}
+    token = secrets.token_hex(16)
+    job = {"token": token, "code": code, "tests": tests}
+    with tempfile.TemporaryFile() as errors, _judging(job, settings, errors) as report:
+        return _verdict(report, token, settings.timeout_s, errors)
+
+
+def extract(text: str) -> str:
+    """The code of a completion: the last block fenced as Python, else the last fenced block, else all of it.
+
+    A fence left open counts where it says that Python follows; where it does not, it ends the code before it.
+    """
+    blocks: list[tuple[str, str]] = []
+    language: str | None = None
+    body: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if not line.lstrip().startswith("```"):
+            body.append(line)
+        elif language is None:
+            language = line.strip().strip("`").strip().lower()
+            before, body = body, []
+        else:
+            blocks.append((language, "".join(body)))
+            language, body = None, []
+    if language in _PYTHON:
+        blocks.append((language, "".join(body)))
+    python = [code for tag, code in blocks if tag in _PYTHON]
+    if python or blocks:
+        return python[-1] if python else blocks[-1][1]
+    return text if language is None else "".join(before)
+
+
+def find_tests(prompt: Prompt) -> dict[str, Any]:
+    """The row's tests as ``code_driver`` takes them. JudgeError where there are none or they are incomplete."""
+    columns = prompt.columns
+    name = columns.get("entry_point")
+    if isinstance(columns.get("base_input"), list) and columns.get("canonical_solution"):
+        return _evalplus(prompt)
+    test = columns.get("test")
+    if isinstance(test, str) and test.strip():
+        has_check = "def check(" in test
+        if has_check and not name:
+            raise JudgeError(
+                "the row's 'test' defines check(candidate), but no column 'entry_point' names the candidate"
+            )
+        return _code(prompt, "", f"{test}\ncheck({name})\n" if has_check else test)
+    if columns.get("test_list"):
+        setup = [*(columns.get("test_imports") or []), columns.get("test_setup_code") or ""]
+        return _code(prompt, "\n".join(setup), "\n".join(columns["test_list"]))
+    for value in (prompt.answer, *(columns.get(column) for column in PAIR_COLUMNS)):
+        pairs = _pairs(value)
+        if pairs is not None:
+            return pairs
+    raise JudgeError(
+        "the row has no tests: expected 'test' and 'entry_point', 'test_list', 'base_input' and 'canonical_solution', "
+        f"or inputs and outputs in the answer or {', '.join(PAIR_COLUMNS)}; it has {', '.join(columns) or 'no columns'}"
+    )
+
+
+def _evalplus(prompt: Prompt) -> dict[str, Any]:
+    columns = prompt.columns
+    if not columns.get("entry_point"):
+        raise JudgeError("the row has 'base_input', and no column 'entry_point' names the function")
+    return {
+        "kind": "evalplus",
+        "name": columns["entry_point"],
+        "prompt": _prompt_source(prompt),
+        "canonical": columns["canonical_solution"],
+        "assertion": columns.get("assertion") or "",
+        "base": columns["base_input"],
+        "inputs": [*columns["base_input"], *(columns.get("plus_input") or [])],
+        "atol": columns.get("atol") or 0.0,
+    }
+
+
+def _code(prompt: Prompt, setup: str, code: str) -> dict[str, Any]:
+    name = prompt.columns.get("entry_point")
+    source = _prompt_source(prompt) if name else ""
+    return {"kind": "code", "name": name, "prompt": source, "setup": setup, "code": code}
+
+
+def _pairs(value: Any) -> dict[str, Any] | None:
+    """Inputs and outputs, if ``value`` holds some."""
+    value = _json(value)
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "input" in item for item in value):
+        names = {(item.get("metadata") or {}).get("func_name") for item in value}
+        value = {
+            "inputs": [item["input"] for item in value],
+            "outputs": [item.get("output") for item in value],
+            "fn_name": names.pop() if len(names) == 1 else None,
+        }
+    if not isinstance(value, dict) or "inputs" not in value or "outputs" not in value:
+        return None
+    inputs, outputs = value["inputs"], value["outputs"]
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
+        raise JudgeError("the row's 'inputs' and 'outputs' are not two lists of the same length, of at least one")
+    if value.get("fn_name"):
+        return {
+            "kind": "calls",
+            "name": value["fn_name"],
+            "inputs": [_arguments(item) for item in inputs],
+            "outputs": [_json(item) for item in outputs],
+        }
+    return {"kind": "program", "inputs": list(map(_text, inputs)), "outputs": list(map(_text, outputs))}
+
+
+def _arguments(value: Any) -> list[Any]:
+    """Arguments as a list, or as lines of JSON."""
+    return value if isinstance(value, list) else [_json(line) for line in str(value).splitlines()]
+
+
+def _json(value: Any) -> Any:
+    """What a JSON string says; any other value itself."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _prompt_source(prompt: Prompt) -> str:
+    """The row's own prompt, or what is fenced in it: code that completions may continue. It may be prose as well."""
+    source = prompt.columns.get("prompt", prompt.content)
+    if isinstance(source, list):
+        source = source[-1]["content"]
+    return extract(str(source))
+
+
+@contextlib.contextmanager
+def _judging(job: dict[str, Any], settings: CodeSettings, errors: IO[bytes]) -> Iterator[int]:
+    """Both sandboxes at work on ``job``; gives the descriptor of the driver's report. Their end is the block's."""
+    mode = settings.sandbox
+    limits = sandbox.Limits(cpu_s=math.ceil(settings.timeout_s + START_LIMIT_S), memory_mb=settings.memory_mb)
+    numpy = any("numpy" in job["tests"].get(part, "") for part in ("setup", "code"))
+    with contextlib.ExitStack() as stack:
+        report, report_to = _pipe(stack)
+        requests, requests_to = _pipe(stack)
+        answers, answers_to = _pipe(stack)
+        task = stack.enter_context(tempfile.TemporaryFile())
+        task.write(json.dumps(job).encode("ascii"))
+        task.seek(0)
+        reach = [answers.fileno(), requests_to.fileno()]
+        for start in (
+            sandbox.start(mode, [_CANDIDATE], limits, requests, answers_to, errors, numpy=numpy),
+            sandbox.start(mode, [_DRIVER, _CANDIDATE], limits, task, report_to, errors, inherited=reach, numpy=numpy),
+        ):
+            stack.enter_context(start)
+        for end in (report_to, requests, requests_to, answers, answers_to):
+            end.close()  # so that each process sees the end of the other, and this one of the report
+        yield report.fileno()
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    """The end to read from and the end to write to."""
+    read, write = os.pipe()
+    return stack.enter_context(open(read, "rb", buffering=0)), stack.enter_context(open(write, "wb", buffering=0))
+
+
+def _verdict(report: int, token: str, timeout_s: float, errors: IO[bytes]) -> float:
+    lines = _lines(report, [START_LIMIT_S, timeout_s])
+    first = _said(next(lines, None), token)
+    if "unusable" in first:
+        raise JudgeError(first["unusable"])
+    if "started" not in first:
+        reason = sandbox.last_line(errors) or f"nothing happened for {START_LIMIT_S:g} s, or a process was killed"
+        raise JudgeError(f"the tests did not start: {reason}")
+    last = _said(next(lines, None), token)
+    if "unusable" in last:
+        raise JudgeError(last["unusable"])
+    return float(last.get("passed") is True)
+
+
+def _lines(descriptor: int, limits_s: Sequence[float]) -> Iterator[bytes]:
+    """A line for each of ``limits_s``, the seconds that it may take; fewer, if one is late or the report ends."""
+    received = b""
+    for limit_s in limits_s:
+        deadline = time.monotonic() + limit_s
+        while b"\n" not in received:
+            ready, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0.0))
+            chunk = os.read(descriptor, _LONGEST_REPORT) if ready else b""
+            if not chunk or len(received) > _LONGEST_REPORT:
+                return
+            received += chunk
+        line, _, received = received.partition(b"\n")
+        yield line
+
+
+def _said(line: bytes | None, token: str) -> dict[str, Any]:
+    """A line of the report; empty where it is missing or not the driver's."""
+    if line is None:
+        return {}
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) and said.get("token") == token else {}

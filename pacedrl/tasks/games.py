@@ -1,0 +1,172 @@
+r"""Judges of countdown (and 24) and of knights and knaves, with gold answers as verl's data sets state them.
+
+The answer is what stands in the last ``<answer>...</answer>``, else in the last ``\boxed{}``, else after the last
+``####``, else the last line (countdown) or nothing (knights and knaves, whose reasoning is full of such statements).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from fractions import Fraction
+from typing import Any
+
+from pacedrl.tasks.answers import JudgeError, last_boxed
+
+LONGEST_EXPRESSION = 300
+"""Characters of a countdown expression; a longer one is wrong."""
+
+LONGEST_ROLES = 4_000
+"""Characters of a knights-and-knaves answer; a longer one is wrong."""
+
+_DEEPEST = 30
+_LARGEST = 10**9  # numbers in a gold answer
+_MOST_NUMBERS = 12
+_SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*"})
+_COMMANDS = [(r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"), (r"\left", ""), (r"\right", ""), ("$", "")]
+_EXPRESSION = re.compile(r"[0-9()+\-*/ ]+")
+_ALLOWED = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_STATEMENT = re.compile(r"(?:\(?\d{1,3}[).:]\s*)?(?P<name>\S.*?)\s*(?:\bis\s+an?\b|:)\s*(?P<role>knight|knave)", re.I)
+_BETWEEN = re.compile(r"[\n;,.]+(?:\s*and\b)?|\band\b", re.IGNORECASE)
+_ROLES = {"knight": True, "knave": False}
+
+
+def countdown_reward(answer: Any, text: str) -> float:
+    """1.0 when the expression that ``text`` states makes the target out of the numbers, else 0.0.
+
+    ``answer`` is ``{"numbers": [...], "target": n}``, or the numbers in a string, ``"1 1 4 6"``, for the game of 24.
+    Every number must be used exactly once, as TinyZero's reward demands. Allowed are ``+ - * /`` (also × ÷ −) and
+    parentheses around whole numbers without leading zeros, and ``= target`` at the end. Raises JudgeError when
+    ``answer`` is of another form.
+    """
+    numbers, target = _puzzle(answer)
+    value, used = _evaluate(_expression(text, target))
+    left = Counter(numbers)
+    left.subtract(used)
+    return float(value is not None and value == target and not any(left.values()))
+
+
+def knights_knaves_reward(answer: Any, text: str) -> float:
+    """1.0 when ``text`` gives every person the right role, in statements such as "(1) Zoey is a knight", else 0.0.
+
+    ``answer`` is ``{"names": [...], "solution": [True for a knight, ...]}``. The answer must consist of one statement
+    for each person and nothing else. Raises JudgeError when ``answer`` is of another form.
+    """
+    roles = _roles(answer)
+    stated = _tagged(text)
+    if stated is None or len(stated) > LONGEST_ROLES:
+        return 0.0
+    found: dict[str, bool] = {}
+    for part in _BETWEEN.split(_without_list_dots(stated)):
+        if not part.strip(" \t\r*"):
+            continue
+        match = _STATEMENT.fullmatch(part.replace("*", "").strip())
+        name = match["name"].lower() if match else ""
+        if match is None or name not in roles or name in found:
+            return 0.0
+        found[name] = _ROLES[match["role"].lower()]
+    return float(found == roles)
+
+
+def knights_knaves_gold(answer: Any) -> str:
+    """A completion that states the gold answer. Raises JudgeError as ``knights_knaves_reward`` does."""
+    _roles(answer)
+    roles = ["knight" if knight else "knave" for knight in answer["solution"]]
+    people = zip(answer["names"], roles, strict=True)
+    statements = (f"({number}) {name} is a {role}" for number, (name, role) in enumerate(people, 1))
+    return "<answer>" + "\n".join(statements) + "</answer>"
+
+
+def _puzzle(answer: Any) -> tuple[list[int], int]:
+    if isinstance(answer, str) and re.fullmatch(r"\d{1,9}(?: \d{1,9}){3}", answer.strip(), re.ASCII):
+        answer = {"numbers": [int(number) for number in answer.split()], "target": 24}
+    if not isinstance(answer, dict) or not {"numbers", "target"} <= set(answer):
+        raise JudgeError(
+            "the gold answer is neither {'numbers': [...], 'target': n} nor four numbers for 24; map columns.answer to "
+            "one"
+        )
+    numbers, target = answer["numbers"], answer["target"]
+    whole = isinstance(numbers, list) and 1 <= len(numbers) <= _MOST_NUMBERS
+    if not whole or any(type(n) is not int or not 0 <= n <= _LARGEST for n in numbers):
+        raise JudgeError(f"the gold answer's numbers must be 1 to {_MOST_NUMBERS} whole numbers from 0 to {_LARGEST}")
+    if type(target) is not int:
+        raise JudgeError("the gold answer's target must be a whole number")
+    return numbers, target
+
+
+def _roles(answer: Any) -> dict[str, bool]:
+    if not isinstance(answer, dict) or not {"names", "solution"} <= set(answer):
+        raise JudgeError("the gold answer is no {'names': [...], 'solution': [...]}; map columns.answer to one")
+    names, solution = answer["names"], answer["solution"]
+    lists = isinstance(names, list) and isinstance(solution, list) and len(names) == len(solution) > 0
+    if not lists or not all(isinstance(name, str) and name for name in names):
+        raise JudgeError("the gold answer's names and solution must be lists of the same length")
+    if not all(isinstance(knight, bool) for knight in solution) or len({name.lower() for name in names}) < len(names):
+        raise JudgeError("the gold answer's names must differ and its solution must hold true and false")
+    return {name.lower(): knight for name, knight in zip(names, solution, strict=True)}
+
+
+def _tagged(text: str) -> str | None:
+    start = text.rfind("<answer>")
+    if start >= 0 and (end := text.find("</answer>", start)) >= 0:
+        return text[start + len("<answer>") : end].strip()
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed.strip()
+    return text.rpartition("####")[2].strip() if "####" in text else None
+
+
+def _expression(text: str, target: int) -> str:
+    stated = _tagged(text)
+    if stated is None:
+        stated = text.rstrip()[-LONGEST_EXPRESSION - 1 :].rpartition("\n")[2]
+    if len(stated) > LONGEST_EXPRESSION:
+        return ""
+    stated = stated.translate(_SIGNS)
+    for command, sign in _COMMANDS:
+        stated = stated.replace(command, sign)
+    left, equals, right = stated.partition("=")
+    return left.strip() if not equals or right.strip(" .") == str(target) else ""
+
+
+def _evaluate(expression: str) -> tuple[Fraction | None, list[int]]:
+    """The value, None for what is no such expression, and the numbers used."""
+    depth = deepest = 0
+    for character in expression:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        deepest = max(deepest, depth)
+    if not _EXPRESSION.fullmatch(expression) or "**" in expression or "//" in expression or deepest > _DEEPEST:
+        return None, []
+    if re.search(r"\b0\d|\d{11}", expression):
+        return None, []
+    try:
+        tree = ast.parse(expression, mode="eval")  # read, never run
+        numbers: list[int] = []
+        return _value(tree.body, numbers), numbers
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None, []
+
+
+def _value(node: ast.expr, numbers: list[int]) -> Fraction:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        numbers.append(node.value)
+        if len(numbers) > _MOST_NUMBERS:  # keeps what follows small as well
+            raise ValueError("more numbers than a puzzle has")
+        return Fraction(node.value)
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _ALLOWED:
+        raise ValueError("neither a number nor one of + - * /")
+    left, right = _value(node.left, numbers), _value(node.right, numbers)
+    match _ALLOWED[type(node.op)]:
+        case "+":
+            return left + right
+        case "-":
+            return left - right
+        case "*":
+            return left * right
+    return left / right
+
+
+def _without_list_dots(text: str) -> str:
+    """``1. Zoey`` as ``1) Zoey``, so that a full stop ends a statement everywhere."""
+    return re.sub(r"(?m)^(\s*\d{1,3})\.(?=\s)", r"\1)", text)
