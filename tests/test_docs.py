@@ -15,10 +15,14 @@ import yaml
 
 from pacedrl.config import Config, config_tree, load_config, parse_config
 from pacedrl.recipes import RECIPES
+from pacedrl.tasks.answers import MathOptions
+from pacedrl.tasks.code import CodeSettings
+from pacedrl.tasks.verifiers import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+VERIFIERS_PAGE = (ROOT / "docs/verifiers.md").read_text(encoding="utf-8")
 RECIPES_PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
 
 
@@ -83,6 +87,17 @@ def test_the_page_of_recipes_mixes_settings_that_fit() -> None:
     assert (config.objective.name, config.estimator.name, config.optimizer.epochs) == ("grpo", "combined", 2)
 
 
+def test_the_guide_to_verifiers_shows_settings_that_exist_and_names_every_verifier() -> None:
+    for text in re.findall(r"```yaml\n(.*?)```", VERIFIERS_PAGE, re.DOTALL):
+        config = parse_config(yaml.safe_load(text))
+        assert config.data.train[0].verifier in BUILT_IN
+        assert set(config.data.train[0].verifier_options) <= set(CodeSettings.__dataclass_fields__)
+    assert set(re.findall(r"^\| `([a-z_]+)` \| (?!`|true|false|\d)", VERIFIERS_PAGE, re.M)) >= set(BUILT_IN)
+    options = re.findall(r"^\| `([a-z_]+)` \| (`\w+`|true|false|1e-6) \|", VERIFIERS_PAGE, re.M)
+    defaults = {name: str(getattr(MathOptions(), name)).lower() for name in MathOptions.__dataclass_fields__}
+    assert {name: value.strip("`").replace("1e-6", "1e-06") for name, value in options} == defaults
+
+
 def test_the_scheduler_example_uses_names_that_exist() -> None:
     code = next(snippet for snippet in snippets("python") if "scheduler.select" in snippet)
     code = code.replace("select(128)", "select(2)")
@@ -111,7 +126,7 @@ def settings_by_section() -> dict[str, set[str]]:
 
 
 def test_every_setting_named_in_readme_and_docs_exists() -> None:
-    text = README + ARCHITECTURE + RECIPES_PAGE
+    text = README + ARCHITECTURE + RECIPES_PAGE + VERIFIERS_PAGE
     sections = settings_by_section()
     named = set(re.findall(r"`?\b(" + "|".join(sections) + r")\.([a-z_]+)\b(?!\.py|/)", text))
     checked = {(section, field) for section, field in named if field not in ("py", "yaml", "jsonl")}

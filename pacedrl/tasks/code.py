@@ -30,6 +30,7 @@ from typing import IO, Any
 
 from pacedrl.tasks import code_candidate, code_driver, sandbox
 from pacedrl.tasks.answers import JudgeError
+from pacedrl.tasks.sandbox import Mode
 from pacedrl.types import Prompt
 
 PAIR_COLUMNS = ("input_output", "test_cases", "tests", "ground_truth")
@@ -46,7 +47,7 @@ _PYTHON = ("python", "py", "python3")
 class CodeSettings:
     """How a completion's code is run."""
 
-    sandbox: sandbox.Mode = "bubblewrap"
+    sandbox: Mode = "bubblewrap"
     """See ``pacedrl.tasks.sandbox``."""
     timeout_s: float = 4.0
     """Wall-clock seconds for all tests of a completion; past it the reward is 0. A verdict may take

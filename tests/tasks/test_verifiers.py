@@ -252,6 +252,8 @@ def test_options_of_built_in_verifiers_reach_them():
         ("math", {"percent": "half"}, "verifier_options: percent: "),
         ("math", {"tolerance": 2}, "verifier_options: math: expected 0 <= tolerance < 1"),
         ("code", {"zzz": 1}, "the verifier 'code' has no option 'zzz': there are sandbox, "),
+        ("code", {"sandbox": "docker"}, "verifier_options: sandbox: "),
+        ("code", {"memory_mb": "much"}, "verifier_options: memory_mb: "),
         ("exact", {"percent": "value"}, "verifier 'exact': takes no options, got percent"),
     ],
 )
@@ -260,6 +262,16 @@ def test_bad_options_are_refused_in_one_line(spec, options, message):
         check_spec(spec, options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_code_is_a_verifier_by_name():
+    tests = {"test_list": ["assert twice(2) == 4", "assert twice('a') == 'aa'"]}
+    row = Prompt("key", "t", "Write twice.", None, tests | {"canonical_solution": "def twice(x): return x + x"})
+    verifier = resolve("code", {"sandbox": "rlimits"})
+    assert judge(verifier, row, gold_completion("code", row)).reward == 1.0
+    assert judge(verifier, row, "```python\ndef twice(x): return 2 + x\n```").reward == 0.0
+    assert judge(verifier, row, "no code at all").reward == 0.0
+    assert gold_completion("code", Prompt("key", "t", "Write twice.", None, tests)) is None
 
 
 def test_games_are_verifiers_by_name():
