@@ -91,8 +91,10 @@ def test_groups_are_judged_while_others_are_sampled(judges: Path) -> None:
         pool.start()
         with Scorer(pool, tasks) as scorer:
             scorer.add(groups[0])
-            time.sleep(0.6)  # sampling the next group takes longer than judging this one
-            assert [c.reward for c in groups[0].completions] == [1.0, 1.0]
+            deadline = time.monotonic() + 20
+            while any(c.reward is None for c in groups[0].completions):  # nobody waits: it happens by itself
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             scorer.add(groups[1])
             start = time.monotonic()
             scorer.wait()
