@@ -90,6 +90,8 @@ def last_boxed(text: str) -> str | None:
 
 def _last_box(text: str) -> tuple[int, int, int] | None:
     """Where the last box starts, and where its contents start and end."""
+    if "box" not in text:  # most hostile texts are long and hold none: reading them brace by brace takes a second
+        return None
     last = None
     opened: list[tuple[int, int] | None] = []  # a brace is None
     for token in _BOX_OR_BRACE.finditer(text):  # an escaped brace is a token of its own and does not count

@@ -156,7 +156,7 @@ def test_hostile_answers_cost_little(text):
     start = time.process_time()
     assert countdown_reward(PUZZLE, text) == 0.0
     assert knights_knaves_reward({"names": ["Zoey", "Ann"], "solution": [True, True]}, text) == 0.0
-    assert time.process_time() - start < 5.0  # half of the time limit, for machines that are busy
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,7 @@ def test_what_takes_too_long_is_wrong(monkeypatch):
     monkeypatch.setattr(math_answers, "same_expressions", endless)
     start = time.process_time()
     assert math_reward("x+1", r"\boxed{x+2}") == 0.0
-    assert time.process_time() - start < 5.0
+    assert time.process_time() - start < 2.0
 
 
 def test_threads_can_judge():
