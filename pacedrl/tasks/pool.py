@@ -113,7 +113,7 @@ class VerifierPool:
             if self._closed:
                 raise RuntimeError("the verifier pool is closed")
             waiting = deque(range(len(jobs)))
-            self._returned: set[int] = set()
+            returned: set[int] = set()
             verdicts: dict[int, Verdict] = {}
             try:
                 while len(verdicts) < len(jobs) or (all_ready and not self._all_idle()):
@@ -125,7 +125,7 @@ class VerifierPool:
                             index = waiting.popleft()
                             worker.hand(index, jobs[index])
                     self._await_news()
-                    self._collect(verdicts, waiting)
+                    self._collect(verdicts, waiting, returned)
             except BaseException:  # Ctrl-C too: what is being judged now must not answer the next call's jobs
                 self._discard([worker for worker in self._workers if not worker.idle])
                 raise
@@ -155,7 +155,7 @@ class VerifierPool:
             left = min(worker.deadline for worker in busy) - time.monotonic()
             selector.select(min(max(left, 0.0), CANCEL_LATENCY_S))
 
-    def _collect(self, verdicts: dict[int, Verdict], waiting: deque[int]) -> None:
+    def _collect(self, verdicts: dict[int, Verdict], waiting: deque[int], returned: set[int]) -> None:
         for worker in [worker for worker in self._workers if not worker.idle]:
             index = worker.job
             try:
@@ -164,8 +164,8 @@ class VerifierPool:
                 self._discard([worker])
                 if index is None:
                     raise RuntimeError(f"a verifier process did not start: {lost}") from None
-                if lost.unseen and index not in self._returned:
-                    self._returned.add(index)  # once: a job whose verifier kills the process on import would go round
+                if lost.unseen and index not in returned:
+                    returned.add(index)  # once: a job whose verifier kills the process on import would go round
                     waiting.appendleft(index)
                     continue
                 verdict = Verdict(None, str(lost))
