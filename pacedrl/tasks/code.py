@@ -16,6 +16,7 @@ other the tests, which reach that code through pipes, in plain data. See ``code_
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -23,12 +24,12 @@ import secrets
 import select
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pacedrl.tasks import code_candidate, code_driver, sandbox
+from pacedrl.tasks import code_candidate, code_compare, code_driver, code_evalplus, sandbox
 from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.sandbox import Mode
 from pacedrl.types import Prompt
@@ -36,10 +37,16 @@ from pacedrl.types import Prompt
 PAIR_COLUMNS = ("input_output", "test_cases", "tests", "ground_truth")
 
 START_LIMIT_S = 5.0
-"""Seconds until the tests are read, expected results computed and both sandboxes running. Later is an error."""
+"""Seconds until the tests are read and both sandboxes running. Later is an error."""
+CANONICAL_LIMIT_S = 60.0
+"""Seconds more that an EvalPlus row's canonical solution may take on all inputs. Longer is an error."""
+CANONICAL_FACTOR = 4.0
+"""How much longer a completion may take than the canonical solution, where that is more than ``timeout_s``."""
 
-_LONGEST_REPORT = 64 << 10  # bytes
-_CANDIDATE, _DRIVER = Path(code_candidate.__file__), Path(code_driver.__file__)
+_LONGEST_REPORT = 2 * code_driver.LONGEST_KNOWN  # bytes
+_REMEMBERED = 256  # rows
+_CANDIDATE = Path(code_candidate.__file__)
+_DRIVER = [Path(code_driver.__file__), Path(code_evalplus.__file__), Path(code_compare.__file__), _CANDIDATE]
 _PYTHON = ("python", "py", "python3")
 
 
@@ -50,8 +57,9 @@ class CodeSettings:
     sandbox: Mode = "bubblewrap"
     """See ``pacedrl.tasks.sandbox``."""
     timeout_s: float = 4.0
-    """Wall-clock seconds for all tests of a completion; past it the reward is 0. A verdict may take
-    ``START_LIMIT_S`` more."""
+    """Wall-clock seconds for all tests of a completion; past it the reward is 0. Where an EvalPlus row's canonical
+    solution needs more than a quarter of it, four times what that needs, as EvalPlus does, but not above
+    ``CANONICAL_LIMIT_S``. A verdict may take ``START_LIMIT_S`` more, and the canonical solution's time."""
     memory_mb: int = 1024
     """Address space in MiB of each process, of which the completion may start a few."""
 
@@ -65,10 +73,49 @@ def code_reward(prompt: Prompt, text: str, settings: CodeSettings) -> float:
     tests = find_tests(prompt)
     name = prompt.columns.get("entry_point")
     code = {"text": extract(text), "prompt": _prompt_source(prompt) if name else "", "entry_point": name}
-    token = secrets.token_hex(16)
-    job = {"token": token, "code": code, "tests": tests}
-    with tempfile.TemporaryFile() as errors, _judging(job, settings, errors) as report:
-        return _verdict(report, token, settings.timeout_s, errors)
+    job: dict[str, Any] = {"token": secrets.token_hex(16), "code": code, "tests": _recall(tests, settings)}
+    with tempfile.TemporaryFile() as errors, _judging(job, settings, errors) as descriptor:
+        report = _Report(descriptor, job["token"])
+        first = report.line(START_LIMIT_S + (CANONICAL_LIMIT_S if _asks_canonical(job["tests"]) else 0.0))
+        if "started" not in first:
+            raise JudgeError(_why_not_started(first, errors))
+        _remember(tests, settings, first["known"])
+        last = report.line(max(settings.timeout_s, min(CANONICAL_FACTOR * first["started"], CANONICAL_LIMIT_S)))
+        if "unusable" in last:
+            raise JudgeError(last["unusable"])
+        return float(last.get("passed") is True)
+
+
+def _why_not_started(first: dict[str, Any], errors: IO[bytes]) -> str:
+    if "unusable" in first:
+        return str(first["unusable"])
+    reason = sandbox.last_line(errors) or "nothing happened for too long, or a process was killed"
+    return f"the tests did not start: {reason}"
+
+
+# What canonical solutions answered, of the rows judged last: the completions of a group are judged one by one.
+_answers: dict[bytes, dict[str, Any]] = {}
+
+
+def _row_key(tests: dict[str, Any], settings: CodeSettings) -> bytes:
+    return hashlib.sha256(json.dumps([tests, settings.memory_mb]).encode("ascii")).digest()
+
+
+def _recall(tests: dict[str, Any], settings: CodeSettings) -> dict[str, Any]:
+    """The tests, with what the canonical solution once answered, if that is remembered."""
+    known = _answers.get(_row_key(tests, settings)) if _asks_canonical(tests) else None
+    return {**tests, "known": known} if known else tests
+
+
+def _remember(tests: dict[str, Any], settings: CodeSettings, known: dict[str, Any] | None) -> None:
+    if known is not None:
+        _answers.setdefault(_row_key(tests, settings), known)
+        if len(_answers) > _REMEMBERED:
+            del _answers[next(iter(_answers))]
+
+
+def _asks_canonical(tests: dict[str, Any]) -> bool:
+    return tests["kind"] == "evalplus" and "known" not in tests
 
 
 def extract(text: str) -> str:
@@ -199,7 +246,10 @@ def _prompt_source(prompt: Prompt) -> str:
 def _judging(job: dict[str, Any], settings: CodeSettings, errors: IO[bytes]) -> Iterator[int]:
     """Both sandboxes at work on ``job``; gives the descriptor of the driver's report. Their end is the block's."""
     mode = settings.sandbox
-    limits = sandbox.Limits(cpu_s=math.ceil(settings.timeout_s + START_LIMIT_S), memory_mb=settings.memory_mb)
+    longest_s = (
+        START_LIMIT_S + settings.timeout_s + (2 * CANONICAL_LIMIT_S if job["tests"]["kind"] == "evalplus" else 0)
+    )
+    limits = sandbox.Limits(cpu_s=math.ceil(longest_s), memory_mb=settings.memory_mb)
     numpy = any("numpy" in job["tests"].get(part, "") for part in ("setup", "code"))
     with contextlib.ExitStack() as stack:
         report, report_to = _pipe(stack)
@@ -211,7 +261,7 @@ def _judging(job: dict[str, Any], settings: CodeSettings, errors: IO[bytes]) -> 
         reach = [answers.fileno(), requests_to.fileno()]
         for start in (
             sandbox.start(mode, [_CANDIDATE], limits, requests, answers_to, errors, numpy=numpy),
-            sandbox.start(mode, [_DRIVER, _CANDIDATE], limits, task, report_to, errors, inherited=reach, numpy=numpy),
+            sandbox.start(mode, _DRIVER, limits, task, report_to, errors, inherited=reach, numpy=numpy),
         ):
             stack.enter_context(start)
         for end in (report_to, requests, requests_to, answers, answers_to):
@@ -225,41 +275,26 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
     return stack.enter_context(open(read, "rb", buffering=0)), stack.enter_context(open(write, "wb", buffering=0))
 
 
-def _verdict(report: int, token: str, timeout_s: float, errors: IO[bytes]) -> float:
-    lines = _lines(report, [START_LIMIT_S, timeout_s])
-    first = _said(next(lines, None), token)
-    if "unusable" in first:
-        raise JudgeError(first["unusable"])
-    if "started" not in first:
-        reason = sandbox.last_line(errors) or f"nothing happened for {START_LIMIT_S:g} s, or a process was killed"
-        raise JudgeError(f"the tests did not start: {reason}")
-    last = _said(next(lines, None), token)
-    if "unusable" in last:
-        raise JudgeError(last["unusable"])
-    return float(last.get("passed") is True)
+class _Report:
+    """The driver's report, read line by line."""
 
+    def __init__(self, descriptor: int, token: str) -> None:
+        self._descriptor = descriptor
+        self._token = token
+        self._received = b""
 
-def _lines(descriptor: int, limits_s: Sequence[float]) -> Iterator[bytes]:
-    """A line for each of ``limits_s``, the seconds that it may take; fewer, if one is late or the report ends."""
-    received = b""
-    for limit_s in limits_s:
+    def line(self, limit_s: float) -> dict[str, Any]:
+        """The next line; empty where it takes longer, is missing, too long, or not the driver's."""
         deadline = time.monotonic() + limit_s
-        while b"\n" not in received:
-            ready, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0.0))
-            chunk = os.read(descriptor, _LONGEST_REPORT) if ready else b""
-            if not chunk or len(received) > _LONGEST_REPORT:
-                return
-            received += chunk
-        line, _, received = received.partition(b"\n")
-        yield line
-
-
-def _said(line: bytes | None, token: str) -> dict[str, Any]:
-    """A line of the report; empty where it is missing or not the driver's."""
-    if line is None:
-        return {}
-    try:
-        said = json.loads(line)
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) and said.get("token") == token else {}
+        while b"\n" not in self._received:
+            ready, _, _ = select.select([self._descriptor], [], [], max(deadline - time.monotonic(), 0.0))
+            chunk = os.read(self._descriptor, _LONGEST_REPORT) if ready else b""
+            if not chunk or len(self._received) > _LONGEST_REPORT:
+                return {}
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        try:
+            said = json.loads(line)
+        except ValueError:
+            return {}
+        return said if isinstance(said, dict) and said.get("token") == self._token else {}

@@ -12,7 +12,7 @@ from pacedrl.tasks import code, sandbox
 from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.code import CodeSettings, code_reward, extract, find_tests
 from pacedrl.tasks.code_candidate import NotPlainDataError, assemble, decode, encode
-from pacedrl.tasks.code_driver import prints_the_same, same
+from pacedrl.tasks.code_compare import prints_the_same, same
 from pacedrl.types import Prompt
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
