@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from sandbox_helpers import both_modes, needs_bubblewrap, processes
 
-from pacedrl.errors import InputError
 from pacedrl.tasks import code, sandbox
 from pacedrl.tasks.code import CodeSettings, code_reward
 from pacedrl.types import Prompt
@@ -22,40 +22,15 @@ PROGRAM = {"inputs": ["3\n", "4\n"], "outputs": [str(FIRST_ANSWER), str(SECOND_A
 MARK = f"hostile_{os.getpid()}"  # in the environment, the sandboxes' command lines, and files of completions
 
 
-def without_bubblewrap():
-    try:
-        sandbox.check("bubblewrap")
-    except InputError as error:
-        return str(error)
-    return None
-
-
-needs_bubblewrap = pytest.mark.skipif(without_bubblewrap() is not None, reason=str(without_bubblewrap()))
-both_modes = pytest.mark.parametrize("mode", [pytest.param("bubblewrap", marks=needs_bubblewrap), "rlimits"])
-
-
-def processes():
-    """Pids of all the sandboxes' processes on this machine, by their command lines."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes()
-        except OSError:  # it has just ended
-            continue
-        if MARK.encode() in line:
-            found.add(int(entry.name))
-    return found
-
-
 @pytest.fixture(autouse=True)
 def nothing_left(monkeypatch):
     """Around every test: the same processes, descriptors and files in the temporary directory after it as before."""
     monkeypatch.setenv("MARK", MARK)
     monkeypatch.setattr(sandbox, "_START", f"{sandbox._START}# {MARK}")
-    before = processes(), sorted(os.listdir("/proc/self/fd"))
+    before = processes(MARK), sorted(os.listdir("/proc/self/fd"))
     yield
     deadline = time.monotonic() + 5
-    while processes() - before[0]:
+    while processes(MARK) - before[0]:
         assert time.monotonic() < deadline, "processes were left behind"
         time.sleep(0.02)
     assert sorted(os.listdir("/proc/self/fd")) == before[1]
@@ -385,16 +360,16 @@ def test_a_killed_worker_takes_everything_along(tmp_path):
         f"code_reward(prompt, textwrap.dedent({daemon!r}), CodeSettings(timeout_s=1000))\n",
         encoding="utf-8",
     )
-    before = processes()
+    before = processes(MARK)
     root = str(Path(__file__).resolve().parents[2])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     with subprocess.Popen([sys.executable, str(script)], env=env, start_new_session=True) as worker:
         deadline = time.monotonic() + 60
-        while len(processes() - before) < 5:  # two bwraps, their programs, and the daemon at least
+        while len(processes(MARK) - before) < 5:  # two bwraps, their programs, and the daemon at least
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(worker.pid, signal.SIGKILL)
     deadline = time.monotonic() + 5
-    while processes() - before:
+    while processes(MARK) - before:
         assert time.monotonic() < deadline, "processes were left behind"
         time.sleep(0.02)

@@ -1,7 +1,6 @@
 """The maths verifier against known traps, every gold answer of public data sets, and hostile completions."""
 
 import contextlib
-import json
 import random
 import signal
 import threading
@@ -12,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_pairs import PAIRS
+from public_sets import GOLD_FILES, gold_answers
 
 from pacedrl.tasks import Job, VerifierPool, math_answers
 from pacedrl.tasks.answers import JudgeError, MathOptions, math_gold, math_reward, numeric_reward
 from pacedrl.types import Prompt
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 FORMS = ("so \\boxed{%s}.", "3 + 4 is 7\n#### %s", "We see. The answer is %s.")
 GOLDS = ["5", r"\frac{1}{2}", "x^2+1", r"\{1,2\}", "(1,2)", "x=5", r"\begin{pmatrix}1\\2\end{pmatrix}", r"2\pi", "1:2"]
 JOB_LIMIT_S = 5.0  # half of the pool's default, for machines that are busy
@@ -87,25 +86,12 @@ def test_impossible_options(options):
 
 
 def read_golds(name):
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is absent")
-    if path.suffix == ".parquet":
-        table = pytest.importorskip("pyarrow.parquet").read_table(path)
-        return [row["reward_model"]["ground_truth"] for row in table.to_pylist()]
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        return [row["Answer"] for row in json.loads(text)]
-    return [json.loads(line)["answer"] for line in text.splitlines()]
-
-
-GOLD_FILES = {  # rows, and the gold answers that cannot be judged against: one empty, one with brackets left open
-    "gsm8k/train.jsonl": (7473, 0),
-    "gsm8k/test.jsonl": (1319, 0),
-    "svamp/SVAMP.json": (1000, 0),
-    "one_shot_rlvr/dsr_sub.parquet": (1209, 2),
-    "one_shot_rlvr/math500.parquet": (500, 0),
-}
+    try:
+        return gold_answers(name)
+    except FileNotFoundError as error:
+        pytest.skip(f"{error.filename} is absent")
+    except ImportError:
+        pytest.skip("pyarrow is absent")
 
 
 def check_golds(name, step):

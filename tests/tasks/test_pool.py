@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pacedrl.tasks import Job, Task, Verdict, VerifierPool, score_groups
+from pacedrl.tasks import Job, Verdict, VerifierPool
 from pacedrl.tasks import pool as pool_module
-from pacedrl.types import Completion, Group, Prompt
+from pacedrl.types import Prompt
 
 JUDGES = """
     import ctypes, os, pathlib, subprocess, sys, time
@@ -330,19 +330,6 @@ def test_workers_die_with_a_killed_parent_even_when_stuck(judges, tmp_path):
         assert all(map(alive, workers))
         parent.kill()
     until(lambda: not any(map(alive, workers)))
-
-
-def test_score_groups_fills_rewards_and_errors():
-    def group(task, answer, *texts):
-        return Group(prompt(answer=answer, task=task), [], [Completion([], [], text, "stop") for text in texts])
-
-    groups = [group("a", "x", "x", "y"), group("b", "18", r"\boxed{18}"), group("b", "", "18")]
-    with VerifierPool(workers=2, timeout_s=10) as pool:
-        score_groups(pool, groups, {"a": Task("a", [], "exact"), "b": Task("b", [], "math")})
-    assert [[c.reward for c in g.completions] for g in groups] == [[1.0, 0.0], [1.0], [None]]
-    assert groups[0].completions[0].error is None
-    assert "gold answer ''" in groups[2].completions[0].error
-    assert [g.observed_accuracy for g in groups] == [0.5, 1.0, None]
 
 
 def test_a_job_out_of_memory_is_an_error_and_its_process_is_replaced(behave):

@@ -13,22 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from sandbox_helpers import both_modes, needs_bubblewrap, processes
 
 from pacedrl.errors import InputError
 from pacedrl.tasks import sandbox
 from pacedrl.tasks.sandbox import Limits
 
-
-def without_bubblewrap():
-    try:
-        sandbox.check("bubblewrap")
-    except InputError as error:
-        return str(error)
-    return None
-
-
-needs_bubblewrap = pytest.mark.skipif(without_bubblewrap() is not None, reason=str(without_bubblewrap()))
-both_modes = pytest.mark.parametrize("mode", [pytest.param("bubblewrap", marks=needs_bubblewrap), "rlimits"])
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="a program outlives its parent where there is no prctl")
 
 
@@ -53,18 +43,6 @@ def run(mode, file, limits=Limits(), stdin=b"", seconds=20.0):  # noqa: B008 - i
             code = process.wait(seconds)
         out.seek(0)
         return code, out.read().decode(), sandbox.last_line(errors)
-
-
-def processes(file):
-    """Pids of the processes that run ``file``, inside sandboxes too."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and file.stem.encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:  # it has just ended
-            continue
-    return [pid for pid in found if pid != os.getpid()]
 
 
 def until(condition, seconds=10.0):
@@ -156,8 +134,8 @@ def test_the_end_of_the_block_ends_all_processes(mode, program):
     file = program("os.fork()\nos.fork()\ntime.sleep(600)")
     null = subprocess.DEVNULL
     with sandbox.start(mode, [file], Limits(), null, null, null):
-        until(lambda: len(processes(file)) >= 4)
-    until(lambda: not processes(file))
+        until(lambda: len(processes(file.stem) - {os.getpid()}) >= 4)
+    until(lambda: not (processes(file.stem) - {os.getpid()}))
 
 
 @both_modes
@@ -179,10 +157,10 @@ def test_a_killed_parent_takes_the_program_along(mode, program, tmp_path):
     root = str(Path(__file__).resolve().parents[2])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path]), "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, str(script)], env=env) as parent:
-        until(lambda: processes(file), 60)
+        until(lambda: processes(file.stem) - {os.getpid()}, 60)
         time.sleep(0.3)
         parent.send_signal(signal.SIGKILL)
-    until(lambda: not processes(file))
+    until(lambda: not (processes(file.stem) - {os.getpid()}))
 
 
 def test_rlimits_leaves_no_directory_behind(program):
@@ -297,7 +275,7 @@ def test_processes_are_limited_where_root_started_it_too(program):
     )
     code, out, error = run("bubblewrap", file, Limits(processes=8))
     assert (code, out) == (0, "True 11\n"), error
-    until(lambda: not processes(file))
+    until(lambda: not (processes(file.stem) - {os.getpid()}))
 
 
 def fresh_check(monkeypatch):

@@ -163,3 +163,16 @@ def test_reward_parts_come_from_the_configuration(judges: Path) -> None:
         load_task(TaskConfig.model_validate({"options": {"size": 3}, "verifier_options": {"a": 1}}))
     with pytest.raises(InputError, match="overlong_buffer: 20 is more than"):
         parse_config({"reward": {"overlong_buffer": 20}, "sampling": {"max_new_tokens": 16}})
+
+
+def test_score_groups_fills_rewards_and_errors():
+    def group(task, answer, *texts):
+        return Group(Prompt("key", task, "q", answer), [], [Completion([], [], text, "stop") for text in texts])
+
+    groups = [group("a", "x", "x", "y"), group("b", "18", r"\boxed{18}"), group("b", "", "18")]
+    with VerifierPool(workers=2, timeout_s=10) as pool:
+        score_groups(pool, groups, {"a": Task("a", [], "exact"), "b": Task("b", [], "math")})
+    assert [[c.reward for c in g.completions] for g in groups] == [[1.0, 0.0], [1.0], [None]]
+    assert groups[0].completions[0].error is None
+    assert "gold answer ''" in groups[2].completions[0].error
+    assert [g.observed_accuracy for g in groups] == [0.5, 1.0, None]

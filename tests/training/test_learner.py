@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -13,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from pacedrl.config import OptimizerConfig, TrajectoryBalanceConfig
@@ -163,23 +160,6 @@ def test_micro_batches_and_checkpointing_change_nothing_but_rounding(
     assert_same(values(split), values(whole), atol=1e-5)
     assert actual.log_ratio_B == pytest.approx(expected.log_ratio_B, abs=1e-4)
     assert actual.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=1e-5, nan_ok=True)
-
-
-def sized(length: int) -> TrainingSequence:
-    return TrainingSequence([1] * (length // 2), [1] * (length - length // 2), 0.0, None)
-
-
-@given(st.lists(st.integers(2, 60), max_size=30), st.integers(1, 200))
-def test_micro_batches_partition_the_batch_within_the_budget(lengths: list[int], budget: int) -> None:
-    batch = [sized(length) for length in lengths]
-    groups = micro_batches(batch, budget)
-    assert sorted(i for group in groups for i in group) == list(range(len(batch)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
-    for group, following in itertools.pairwise(groups):
-        shortest = min(lengths[i] for i in following)
-        assert max(lengths[i] for i in group) <= shortest  # similar lengths together
-        assert (len(group) + 1) * shortest > budget  # and as many as fit
 
 
 def test_clipping_bounds_what_is_applied_and_reports_what_was_found(new_policy: NewPolicy) -> None:
