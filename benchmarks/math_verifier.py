@@ -5,7 +5,9 @@
 
 Easy answers are numbers, fractions, percentages, units and lists, right and wrong ones; mixed ones have one in five
 with roots, pi or symbols, which math-verify has to read. The pathological ones are those of
-tests/tasks/test_math_corpus.py, one at a time. Prints a table; times are wall-clock.
+tests/tasks/test_math_corpus.py, one at a time. Prints a table; times are wall-clock. Beside ours, in the same run:
+math-verify's own ``verify(parse(gold), parse(answer))``, as most trainers call it, in this process, where no time limit
+can end it but its own alarm.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ def main() -> None:
             for name, share in (("easy", 0.0), ("mixed", 0.2)):
                 rate = throughput(pool, arguments.jobs, share)
                 print(f"{name:5} answers, {workers} worker{'s' * (workers > 1)}: {rate:8,.0f} verdicts/s")
+    for name, share in (("easy", 0.0), ("mixed", 0.2)):
+        rate = math_verify_throughput(arguments.jobs // 4, share)
+        print(f"{name:5} answers, math-verify itself: {rate:8,.0f} verdicts/s")
     with VerifierPool(workers=1, timeout_s=10.0) as pool:
         pool.score([job("5", r"\boxed{\frac{\sqrt{4}}{2}}")])
         seconds, errors = pathological(pool)
@@ -43,13 +48,28 @@ def main() -> None:
 
 
 def throughput(pool: VerifierPool, count: int, share: float) -> float:
-    rng = random.Random(0)
-    jobs = [job(*(hard(rng) if rng.random() < share else easy(rng))) for _ in range(count)]
+    jobs = jobs_of(count, share)
     start = time.perf_counter()
     verdicts = pool.score(jobs)
     took = time.perf_counter() - start
     assert all(verdict.error is None for verdict in verdicts)
     return count / took
+
+
+def jobs_of(count: int, share: float) -> list[Job]:
+    rng = random.Random(0)
+    return [job(*(hard(rng) if rng.random() < share else easy(rng))) for _ in range(count)]
+
+
+def math_verify_throughput(count: int, share: float) -> float:
+    from math_verify import parse, verify
+
+    jobs = jobs_of(count, share)
+    verify(parse("$1$"), parse("1"))  # imports
+    start = time.perf_counter()
+    for each in jobs:
+        verify(parse(f"${each.prompt.answer}$"), parse(each.text))
+    return count / (time.perf_counter() - start)
 
 
 def easy(rng: random.Random) -> tuple[str, str]:

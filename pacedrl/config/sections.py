@@ -19,6 +19,8 @@ class RunConfig(Section):
 
     dir: Path = Path("runs/default")
     steps: Positive = 150
+    max_rollouts: Positive | None = None
+    """End with the step at which as many completions were generated, thrown away ones included, if that comes first."""
     seed: NonNegative = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     samples_per_step: NonNegative = 4
@@ -169,6 +171,9 @@ class EvalConfig(Section):
 
     every: NonNegative = 0
     """Steps between evaluations; 0 evaluates at the start and the end only."""
+    every_rollouts: NonNegative = 0
+    """Evaluate also whenever as many more completions were generated: the same grid for recipes that generate more
+    of them a step."""
     samples: Positive = 8
     """Completions a prompt."""
     k: Annotated[list[Positive], Field(min_length=1)] = [1, 8]

@@ -16,7 +16,16 @@ from pacedrl.tasks.math_answers import MathOptions, equal_answers
 from pacedrl.tasks.math_notation import balanced, tidy
 from pacedrl.tasks.math_values import load_math_verify
 
-__all__ = ["JudgeError", "MathOptions", "last_boxed", "load_math_verify", "math_gold", "math_reward", "numeric_reward"]
+__all__ = [
+    "JudgeError",
+    "MathOptions",
+    "last_boxed",
+    "load_math_verify",
+    "math_gold",
+    "math_reward",
+    "numeric_reward",
+    "tagged_answer",
+]
 
 NUMERIC_TOLERANCE = 1e-6
 """Relative tolerance of the ``numeric`` verifier."""
@@ -80,6 +89,17 @@ def math_gold(answer: Any) -> str:
     if len(stated) > 2 and stated[0] == stated[-1] == "$" and "$" not in stated[1:-1]:
         stated = stated.strip("$").strip()
     return stated
+
+
+def tagged_answer(text: str) -> str | None:
+    r"""What stands in the last ``<answer>...</answer>``, the last ``\boxed{}``, or after the last ``####``."""
+    start = text.rfind("<answer>")
+    if start >= 0 and (end := text.find("</answer>", start)) >= 0:
+        return text[start + len("<answer>") : end].strip()
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed.strip()
+    return text.rpartition("####")[2].strip() if "####" in text else None
 
 
 def last_boxed(text: str) -> str | None:

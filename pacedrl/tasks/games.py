@@ -12,7 +12,7 @@ from collections import Counter
 from fractions import Fraction
 from typing import Any
 
-from pacedrl.tasks.answers import JudgeError, last_boxed
+from pacedrl.tasks.answers import JudgeError, tagged_answer
 
 LONGEST_EXPRESSION = 300
 """Characters of a countdown expression; a longer one is wrong."""
@@ -54,7 +54,7 @@ def knights_knaves_reward(answer: Any, text: str) -> float:
     for each person and nothing else. Raises JudgeError when ``answer`` is of another form.
     """
     roles = _roles(answer)
-    stated = _tagged(text)
+    stated = tagged_answer(text)
     if stated is None or len(stated) > LONGEST_ROLES:
         return 0.0
     found: dict[str, bool] = {}
@@ -107,18 +107,8 @@ def _roles(answer: Any) -> dict[str, bool]:
     return {name.lower(): knight for name, knight in zip(names, solution, strict=True)}
 
 
-def _tagged(text: str) -> str | None:
-    start = text.rfind("<answer>")
-    if start >= 0 and (end := text.find("</answer>", start)) >= 0:
-        return text[start + len("<answer>") : end].strip()
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed.strip()
-    return text.rpartition("####")[2].strip() if "####" in text else None
-
-
 def _expression(text: str, target: int) -> str:
-    stated = _tagged(text)
+    stated = tagged_answer(text)
     if stated is None:
         stated = text.rstrip()[-LONGEST_EXPRESSION - 1 :].rpartition("\n")[2]
     if len(stated) > LONGEST_EXPRESSION:

@@ -78,3 +78,15 @@ def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: 
         }
         for group, completion in [*shown, *(failed if count else [])]
     ]
+
+
+def group_row(groups: Sequence[Group], estimates: Mapping[str, float]) -> dict[str, Any]:
+    """Every prompt of a step: its key, what its accuracy was thought to be, and its verdicts, None where there is none.
+
+    ``estimates`` are from before the step's results were known.
+    """
+    return {
+        "keys": [group.prompt.key for group in groups],
+        "accuracy_estimate": [round(estimates[group.prompt.key], 6) for group in groups],
+        "rewards": [[completion.reward for completion in group.completions] for group in groups],
+    }

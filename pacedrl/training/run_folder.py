@@ -19,14 +19,14 @@ import pacedrl
 from pacedrl.config import Config, dump_config, load_config
 from pacedrl.errors import InputError
 
-LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
+LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "groups.jsonl")
 FREE_SECTIONS = ("eval", "checkpoint", "tracking", "verifier", "versions")
 """Sections that may change when a run is resumed, as all of ``run`` but the seed may: they do not alter what a given
 step computes."""
 
 
 class RunFolder:
-    """``config.yaml``, ``metrics.jsonl``, ``eval.jsonl``, ``samples.jsonl`` in the folder of a run.
+    """``config.yaml`` and the line-by-line ``LOGS`` in the folder of a run.
 
     Making one makes the folder but writes nothing into it. Raises InputError when the folder cannot be written to or
     holds a run of another configuration.

@@ -36,7 +36,7 @@ from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_
 from pacedrl.training.collect import Collected, collect
 from pacedrl.training.interrupt import Interrupted, InterruptGuard
 from pacedrl.training.learner import Learner
-from pacedrl.training.metrics import Stopwatch, rollout_metrics, sample_rows
+from pacedrl.training.metrics import Stopwatch, group_row, rollout_metrics, sample_rows
 from pacedrl.training.objective import policy_loss
 from pacedrl.training.run_folder import RunFolder
 from pacedrl.training.sequences import TrainingSequence, sequence_logprobs, true_accuracies
@@ -107,7 +107,7 @@ class Trainer:
             raise
 
     def train(self) -> Summary:
-        """Run to ``run.steps``, or until Ctrl-C, which saves the state of the last whole step.
+        """Run to ``run.steps`` or ``run.max_rollouts``, or until Ctrl-C, which saves the state of the last whole step.
 
         Raises TrainingStopped after three steps in a row whose loss was not finite.
         """
@@ -126,15 +126,14 @@ class Trainer:
         return Summary(self.folder.path, self.step, self.rollouts, interrupted, self.folder.rows("eval.jsonl"))
 
     def _loop(self) -> None:
-        total = self.config.run.steps
         while True:
             if self._evaluation_due():
                 self._evaluate()
-            if self.step >= total:
+            if self._finished:
                 return
             self._step()
             stop = self.alarms.must_stop
-            if stop or self.step % self.config.checkpoint.every == 0 or self.step == total:
+            if stop or self._finished or self.step % self.config.checkpoint.every == 0:
                 self._save()
             if stop:
                 raise TrainingStopped(
@@ -247,16 +246,27 @@ class Trainer:
         row = {"step": self.step} | metrics
         for sample in sample_rows(groups, estimates, self.config.run.samples_per_step):
             self.folder.log("samples.jsonl", {"step": self.step} | sample)
+        self.folder.log("groups.jsonl", {"step": self.step} | group_row(groups, estimates))
         self.folder.log("metrics.jsonl", row)
         self.trackers.log(metrics, self.step)
         self.view.step(row)
         for warning in self.alarms.check(metrics, self.config.sampling.max_new_tokens):
             self.view.warn(f"step {self.step}: {warning}")
 
+    @property
+    def _finished(self) -> bool:
+        budget = self.config.run.max_rollouts
+        return self.step >= self.config.run.steps or (budget is not None and self.rollouts >= budget)
+
     def _evaluation_due(self) -> bool:
-        every, step, total = self.config.eval.every, self.step, self.config.run.steps
-        due = step in (0, total) or (every > 0 and step % every == 0)
-        return due and bool(self.eval_tasks) and all(row["step"] != step for row in self.folder.rows("eval.jsonl"))
+        done = self.folder.rows("eval.jsonl")
+        if not self.eval_tasks or any(row["step"] == self.step for row in done):
+            return False
+        if self.step == 0 or self._finished:
+            return True
+        steps, rollouts = self.config.eval.every, self.config.eval.every_rollouts
+        passed = rollouts > 0 and self.rollouts // rollouts > done[-1]["rollouts/generated"] // rollouts
+        return passed or (steps > 0 and self.step % steps == 0)
 
     def _evaluate(self) -> list[TaskResult]:
         settings = evaluation_settings(self.config)

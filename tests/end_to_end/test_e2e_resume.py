@@ -15,7 +15,7 @@ import yaml
 from cli_process import CommandLine, FinishedRun, eventually, snapshot, tiny_run, workers_of
 from crashes import kill_in_the_middle_of_a_row, signal_at
 
-LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
+LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "groups.jsonl")
 STEPS = 12
 
 

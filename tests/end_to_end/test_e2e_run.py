@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from statistics import mean
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def test_the_folder_holds_what_is_promised_and_nothing_else(full_run: FinishedRu
         "checkpoints",
         "config.yaml",
         "eval.jsonl",
+        "groups.jsonl",
         "metrics.jsonl",
         "samples.jsonl",
     ]
@@ -234,3 +236,28 @@ def test_help_and_version(cli: CommandLine) -> None:
         assert f"example: pacedrl {verb}" in own.out
     version = cli("--version", real=True)
     assert (version.code, version.out) == (0, f"pacedrl {pacedrl.__version__}\n")
+
+
+def test_every_prompt_of_a_step_is_logged_with_its_estimate_and_verdicts(full_run: FinishedRun) -> None:
+    steps = full_run.cli.rows("run/metrics.jsonl")
+    for row, step in zip(full_run.cli.rows("run/groups.jsonl"), steps, strict=True):
+        assert row["step"] == step["step"]
+        assert len(set(row["keys"])) == len(row["keys"]) == len(row["rewards"])
+        assert mean(row["accuracy_estimate"]) == pytest.approx(step["accuracy/estimate_mean"], abs=1e-5)
+        assert mean(mean(rewards) for rewards in row["rewards"]) == pytest.approx(step["reward/mean"])
+        assert sum(len(set(rewards)) > 1 for rewards in row["rewards"]) / len(row["rewards"]) == pytest.approx(
+            step["reward/mixed_groups"]
+        )
+
+
+def test_a_budget_of_rollouts_ends_a_run_and_sets_when_it_is_evaluated(cli: CommandLine) -> None:
+    # 4 prompts × 4 completions a step; LILO samples four times as many
+    budget = {"run": {"steps": 99, "max_rollouts": 150}, "eval": {"every": 0, "every_rollouts": 40}}
+    for recipe, a_step, evaluated in (("grpo", 16, [0, 48, 80, 128, 160]), ("lilo", 64, [0, 64, 128, 192])):
+        folder = cli.folder / recipe
+        cli.write(f"{recipe}.yaml", tiny_run(recipe, recipe=recipe, **budget))
+        assert cli("train", f"{recipe}.yaml").code == 0
+        rows = cli.rows(f"{recipe}/metrics.jsonl")
+        assert [row["rollouts/generated"] for row in rows] == [a_step * (n + 1) for n in range(-(-150 // a_step))]
+        assert [row["rollouts/generated"] for row in cli.rows(f"{recipe}/eval.jsonl")] == evaluated
+        assert (folder / "checkpoints" / f"step-{len(rows):05d}").exists()

@@ -21,6 +21,9 @@ from pacedrl.evaluation.answers import stated_answer
         ("own.py:reward", "12 then 13\n", "12 then 13"),
         ("math", r"\boxed{unfinished 5", "5"),
         ("math", "", ""),
+        ("gym", "<answer>1</answer> <answer> 2 3 </answer> #### 4", "2 3"),
+        ("countdown", "<answer>1 + 2", "<answer>1 + 2"),
+        ("code", "Here:\n```python\nx = 1\n```\nThat is it.", "x = 1"),
     ],
 )
 def test_the_answer_stated(verifier: str, text: str, answer: str) -> None:
