@@ -173,3 +173,27 @@ def test_make_targets_named_in_the_readme_exist() -> None:
     named = set(re.findall(r"make ([a-z0-9-]+)", README + (ROOT / "examples/smollm2_svamp.yaml").read_text()))
     assert {"demo", "test", "smollm2"} <= named
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in named)
+
+
+def test_the_figures_on_verifiers_are_the_results_file() -> None:
+    results = json.loads((ROOT / "benchmarks/verifier_acceptance.json").read_text())
+    page = (ROOT / "docs/verifiers.md").read_text()
+    names = {"HumanEval": "humaneval", "HumanEval+": "humaneval_plus", "MBPP+": "mbpp_plus"}
+    table = re.findall(r"^\| (HumanEval\+?|MBPP\+) \| (.*) \| (.*) \| (.*) \| (.*) \|$", page, re.M)
+    assert [name for name, *_ in table] == list(names)
+    for name, right, spoilt, agreed, ratio in table:
+        row = results["code"][names[name]]
+        assert right == f"{row['right_accepted']} of {row['right']}"
+        assert spoilt == f"{row['spoilt_refused']} of {row['spoilt']}"
+        programs = row["right"] + row["spoilt"]
+        peer = "evalplus_disagrees" in row
+        assert agreed == (f"{programs - len(row['evalplus_disagrees'])} of {programs}" if peer else "")
+        assert ratio == (f"{row['seconds'] / row['evalplus_seconds']:.1f}" if peer else "")
+    golds = results["gold_answers"]
+    gsm8k = [sum(golds[f"gsm8k/{part}.jsonl"][of] for part in ("train", "test")) for of in ("accepted", "rows")]
+    sets = {"SVAMP": "svamp/SVAMP.json", "MATH-500": "one_shot_rlvr/math500.parquet"}
+    sets["DeepScaleR's subset"] = "one_shot_rlvr/dsr_sub.parquet"
+    said = " ".join(page.split())
+    assert f"GSM8K ({gsm8k[0]:,} of {gsm8k[1]:,})" in said
+    for name, file in sets.items():
+        assert f"{name} ({golds[file]['accepted']:,} of {golds[file]['rows']:,}" in said

@@ -1,7 +1,7 @@
 """The configuration. Its defaults ARE the paper's recipe (arXiv 2602.12642)."""
 
 from pacedrl.config.config import Config
-from pacedrl.config.load import config_tree, dump_config, load_config, parse_config
+from pacedrl.config.load import apply_override, config_tree, dump_config, load_config, parse_config
 from pacedrl.config.method import (
     CombinedEstimatorConfig,
     CountsEstimatorConfig,
@@ -49,6 +49,7 @@ __all__ = [
     "SelectionConfig",
     "TaskConfig",
     "TrajectoryBalanceConfig",
+    "apply_override",
     "config_tree",
     "dump_config",
     "load_config",

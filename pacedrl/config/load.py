@@ -28,7 +28,7 @@ def config_tree(path: Path | None, overrides: list[str] | None = None) -> dict[s
     """The YAML file (nothing without one) with the overrides applied, not validated yet."""
     tree = _read_yaml(path) if path is not None else {}
     for override in overrides or []:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     return tree
 
 
@@ -59,7 +59,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one ``section.key=value`` in the tree; InputError where it reads otherwise or meets a list of several."""
     dotted, equals, text = override.partition("=")
     if not equals:
         raise InputError(f"override '{override}': expected section.key=value, e.g. run.steps=10")

@@ -27,7 +27,7 @@ def main(descriptor: int, parent: int, memory_mib: int) -> None:
 
     A job that runs out of memory gets its verdict, and the process ends: who knows what state that left it in.
     """
-    _die_with(parent)
+    die_with(parent)
     os.set_inheritable(descriptor, False)  # not for the processes that a verifier may start
     connection = socket.socket(fileno=descriptor)
     verifiers: dict[tuple[str, str], Verifier] = {}
@@ -72,7 +72,7 @@ def _send(connection: socket.socket, message: Any) -> None:
     connection.sendall(json.dumps(message).encode("ascii") + b"\n")
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """A stuck verifier does not notice that its socket closed, so Linux is asked to kill it with its parent."""
     if sys.platform != "linux":
         return

@@ -1,0 +1,176 @@
+"""Runs a comparison: processes queued over the devices, finished runs not repeated, failures kept apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from pacedrl.errors import InputError
+from pacedrl.lab.measures import RunResult, read_run, seconds_at_evaluations
+from pacedrl.lab.plan import Plan, Run
+from pacedrl.lab.results import Results, default_target, variant_result
+
+POLL_S = 0.3
+RESULTS, TIMES = "results.json", "times.json"
+
+
+@dataclass
+class Progress:
+    """What a comparison has done so far."""
+
+    waiting: list[Run] = field(default_factory=list)
+    running: dict[subprocess.Popen[bytes], tuple[Run, int]] = field(default_factory=dict)
+    """Process → its run and its slot."""
+    finished: list[Run] = field(default_factory=list)
+    failed: dict[tuple[str, int], str] = field(default_factory=dict)
+    """(variant, seed) → the last line of what the run said."""
+
+
+def run_all(
+    plan: Plan,
+    jobs: int,
+    update: Callable[[Progress], None] = lambda progress: None,
+    ended: Callable[[Run, str | None], None] = lambda run, failure: None,
+) -> dict[tuple[str, int], str]:
+    """Run what is not finished, ``jobs`` at a time; the failures. KeyboardInterrupt passes, once the runs have saved.
+
+    Runs of an earlier call that failed or were cut off go on from their last checkpoint. ``update`` is called a few
+    times a second, ``ended`` with each run that ends and why it failed, if it did.
+    """
+    runs = plan.runs()
+    progress = Progress([run for run in runs if not run.finished], finished=[run for run in runs if run.finished])
+    free = list(range(jobs))
+    try:
+        while progress.waiting or progress.running:
+            while progress.waiting and free:
+                run, slot = progress.waiting.pop(0), free.pop(0)
+                progress.running[_start(plan, run, slot, jobs)] = (run, slot)
+            update(progress)
+            time.sleep(POLL_S)
+            for process in [process for process in progress.running if process.poll() is not None]:
+                run, slot = progress.running.pop(process)
+                free.append(slot)
+                failure = None if process.returncode == 0 else _last_line(run.log)
+                if failure is None:
+                    progress.finished.append(run)
+                else:
+                    progress.failed[run.variant, run.seed] = failure
+                ended(run, failure)
+    finally:
+        _stop(progress.running)
+    return progress.failed
+
+
+def collect(
+    plan: Plan, baseline: str, target: float | None, failures: Mapping[tuple[str, int], str]
+) -> tuple[Results, dict[str, dict[int, list[float]]]]:
+    """All figures, and apart from them seconds at each evaluation, by variant and seed: those differ each time.
+
+    Raises InputError when no run of the baseline finished.
+    """
+    found: dict[str, dict[int, RunResult]] = {name: {} for name in plan.variants}
+    times: dict[str, dict[int, list[float]]] = {name: {} for name in plan.variants}
+    for run in plan.runs():
+        if run.finished:
+            found[run.variant][run.seed] = read_run(run.folder)
+            times[run.variant][run.seed] = seconds_at_evaluations(run.folder)
+    if not found[baseline]:
+        reason = next((text for (name, _), text in failures.items() if name == baseline), "none was started")
+        raise InputError(f"--baseline: no run of {baseline} finished, so there is nothing to compare with: {reason}")
+    target = default_target(list(found[baseline].values())) if target is None else target
+    variants = {
+        name: variant_result(
+            overrides,
+            found[name],
+            {seed: text for (variant, seed), text in failures.items() if variant == name},
+            found[baseline],
+            target,
+        )
+        for name, overrides in plan.variants.items()
+    }
+    results = Results(
+        config=dict(plan.tree),
+        rollouts=plan.rollouts,
+        seeds=list(plan.seeds),
+        baseline=baseline,
+        target=target,
+        variants=variants,
+    )
+    return results, times
+
+
+def write_results(folder: Path, results: Results, times: Mapping[str, Mapping[int, list[float]]]) -> None:
+    """results.json and times.json, each whole or not at all."""
+    _write(folder / RESULTS, _rounded(results))
+    _write(folder / TIMES, json.dumps(times, indent=1))
+
+
+def default_jobs() -> int:
+    """A process for each GPU, or each CPU core."""
+    import torch
+
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+def _start(plan: Plan, run: Run, slot: int, jobs: int) -> subprocess.Popen[bytes]:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    environment = dict(os.environ)
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+    elif "OMP_NUM_THREADS" not in environment:  # more threads than cores would spin on each other's
+        environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    ks = ",".join(map(str, plan.final_k))
+    worker = [sys.executable, "-m", "pacedrl.lab.worker", str(os.getpid())]
+    with run.log.open("wb") as log:
+        return subprocess.Popen(
+            [*worker, str(plan.config_path), str(max(plan.final_k)), ks, *run.overrides],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C is ours to hand on, once
+        )
+
+
+def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Have the runs save their state and end."""
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    for process in processes:
+        process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip().removeprefix("pacedrl: ") if lines else "it ended without a word"
+
+
+def _rounded(results: BaseModel) -> str:
+    """As JSON; floats to six digits, which is more than they are good for."""
+
+    def shorten(value: object) -> object:
+        if isinstance(value, float):
+            return float(f"{value:.6g}")
+        if isinstance(value, dict):
+            return {key: shorten(item) for key, item in value.items()}
+        return [shorten(item) for item in value] if isinstance(value, list) else value
+
+    return json.dumps(shorten(results.model_dump(mode="json")), indent=1)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)

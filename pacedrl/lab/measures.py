@@ -1,0 +1,140 @@
+"""What one run measured, out of its folder: curves, the cost of reaching a target, the share of useful groups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+FINAL = "final.json"
+"""In a run's folder: the figures of its last policy, with more samples than on the way there."""
+MEASURES = {
+    "rollouts_to_target": "rollouts to the target",
+    "tokens_to_target": "tokens to the target",
+    "area": "pass@1 over training",
+    "final": "final pass@1",
+    "distinct_correct": "distinct correct answers at the end",
+    "mixed_groups": "share of groups with mixed rewards",
+    "estimate_mae": "error of the accuracy estimate",
+}
+"""The single numbers of a run that are averaged over seeds and compared, and what they are called."""
+
+
+class Curve(BaseModel):
+    """Held-out pass@1 at each evaluation, mean over the tasks, and what had been spent by then."""
+
+    rollouts: list[int]
+    tokens: list[int]
+    accuracy: list[float]
+    tasks: dict[str, list[float]]
+    """The same of each task."""
+
+
+class RunResult(BaseModel):
+    """One recipe, one seed. All of it is the same whenever the run is repeated: no times."""
+
+    curve: Curve
+    steps: int
+    pass_at_k: dict[int, float]
+    """At the end, mean over the tasks."""
+    distinct_correct: float
+    """Different correct answers a prompt at the end, mean over the tasks, among as many samples as the largest k."""
+    mixed_groups: float
+    """Share of sampled groups whose rewards differ, over the run."""
+    estimate_mae: float | None
+    """Mean |p̂ − p̄| over the run; None for recipes that estimate nothing."""
+
+    def measure(self, name: str, target: float) -> float | None:
+        """One of ``MEASURES``; None where the run has no such thing."""
+        match name:
+            case "rollouts_to_target":
+                return spent_to_reach(self.curve.rollouts, self.curve.accuracy, target)
+            case "tokens_to_target":
+                return spent_to_reach(self.curve.tokens, self.curve.accuracy, target)
+            case "area":
+                return area(self.curve.rollouts, self.curve.accuracy)
+            case "final":
+                return self.pass_at_k[1]
+            case "distinct_correct":
+                return self.distinct_correct
+            case "mixed_groups":
+                return self.mixed_groups
+            case _:
+                return self.estimate_mae
+
+    def reaches(self, target: float) -> bool:
+        """Whether an evaluation came to the target."""
+        return max(self.curve.accuracy) >= target
+
+
+def spent_to_reach(spent: Sequence[float], accuracy: Sequence[float], target: float) -> float:
+    """What had been spent when the curve, straight between evaluations, first came to the target.
+
+    All that was spent where it never did: a lower bound, so that means over seeds flatter nobody who failed.
+    """
+    for i, value in enumerate(accuracy):
+        if value >= target:
+            if i == 0:
+                return float(spent[0])
+            share = (target - accuracy[i - 1]) / (value - accuracy[i - 1])
+            return float(spent[i - 1] + share * (spent[i] - spent[i - 1]))
+    return float(spent[-1])
+
+
+def area(spent: Sequence[float], accuracy: Sequence[float]) -> float:
+    """Mean of the curve over what was spent, straight between evaluations, in units of accuracy."""
+    width = np.diff(spent)
+    return float((width * (np.asarray(accuracy)[1:] + np.asarray(accuracy)[:-1]) / 2).sum() / width.sum())
+
+
+def read_run(folder: Path) -> RunResult:
+    """The result of a finished run."""
+    steps, evals = _rows(folder / "metrics.jsonl"), _rows(folder / "eval.jsonl")
+    final = json.loads((folder / FINAL).read_text(encoding="utf-8"))
+    tokens = {0: 0} | {row["step"]: int(row["tokens/generated"]) for row in steps}
+    tasks = [result["task"] for result in final["results"]]
+    curves = {task: [row[f"{task}/pass@1"] for row in evals] for task in tasks}
+    errors = [row["accuracy/mae"] for row in steps if row["accuracy/mae"] is not None]
+    figures = [result["figures"] for result in final["results"]]
+    return RunResult(
+        curve=Curve(
+            rollouts=[int(row["rollouts/generated"]) for row in evals],
+            tokens=[tokens[row["step"]] for row in evals],
+            accuracy=[float(np.mean(values)) for values in zip(*curves.values(), strict=True)],
+            tasks=curves,
+        ),
+        steps=steps[-1]["step"],
+        pass_at_k={
+            int(name.removeprefix("pass@")): float(np.mean([task[name]["mean"] for task in figures]))
+            for name in figures[0]
+            if name.startswith("pass@")
+        },
+        distinct_correct=float(np.mean([task["distinct_correct"]["mean"] for task in figures])),
+        mixed_groups=_mixed_groups(folder),
+        estimate_mae=float(np.mean(errors)) if errors else None,
+    )
+
+
+def seconds_at_evaluations(folder: Path) -> list[float]:
+    """Wall-clock seconds of training, evaluations not counted, at each row of eval.jsonl."""
+    elapsed = {0: 0.0}
+    for row in _rows(folder / "metrics.jsonl"):
+        elapsed[row["step"]] = elapsed[row["step"] - 1] + row["time/step"]
+    return [round(elapsed[row["step"]], 2) for row in _rows(folder / "eval.jsonl")]
+
+
+def _mixed_groups(folder: Path) -> float:
+    mixed = [
+        len({reward for reward in rewards if reward is not None}) > 1
+        for row in _rows(folder / "groups.jsonl")
+        for rewards in row["rewards"]
+    ]
+    return float(np.mean(mixed))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,95 @@
+"""results.json of a comparison: every run's figures, their means over seeds, and differences to the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel
+
+from pacedrl.lab.measures import MEASURES, RunResult
+from pacedrl.lab.statistics import Interval, bootstrap_interval, paired_difference
+
+TARGET_SHARE = 0.9
+"""Without a target of the user's: this share of the way from the start to where the baseline ends."""
+
+
+class VariantResult(BaseModel):
+    """A recipe, over seeds."""
+
+    overrides: list[str]
+    runs: dict[int, RunResult]
+    """By seed; the failed ones are missing."""
+    failures: dict[int, str]
+    """By seed, the last line of what the run said."""
+    reached: int
+    """Seeds that reached the target."""
+    summary: dict[str, Interval | None]
+    """By name of a measure, over the seeds that ran."""
+    pass_at_k: dict[int, Interval]
+    versus_baseline: dict[str, Interval | None]
+    """Paired differences, over the seeds that ran in both."""
+
+
+class Results(BaseModel):
+    """All of a comparison."""
+
+    config: dict[str, object]
+    """What all runs have in common."""
+    rollouts: int
+    """The budget of generated completions."""
+    seeds: list[int]
+    baseline: str
+    target: float
+    """Of held-out pass@1, mean over the evaluation tasks."""
+    variants: dict[str, VariantResult]
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read results.json. Raises pydantic's ValidationError where it is none."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def default_target(baseline: Sequence[RunResult]) -> float:
+    """What the baseline reaches with most of its rollouts, means over its seeds. Raises ValueError without any."""
+    start = float(np.mean([run.curve.accuracy[0] for run in baseline]))
+    end = float(np.mean([run.curve.accuracy[-1] for run in baseline]))
+    return round(start + TARGET_SHARE * (end - start), 4)
+
+
+def variant_result(
+    overrides: Sequence[str],
+    runs: Mapping[int, RunResult],
+    failures: Mapping[int, str],
+    baseline: Mapping[int, RunResult],
+    target: float,
+) -> VariantResult:
+    """Means and differences of one variant, over its seeds."""
+    ks = sorted(next(iter(runs.values())).pass_at_k) if runs else []
+    return VariantResult(
+        overrides=list(overrides),
+        runs=dict(runs),
+        failures=dict(failures),
+        reached=sum(run.reaches(target) for run in runs.values()),
+        summary={name: _summary(name, list(runs.values()), target) for name in MEASURES},
+        pass_at_k={k: bootstrap_interval([run.pass_at_k[k] for run in runs.values()]) for k in ks},
+        versus_baseline={name: _difference(name, runs, baseline, target) for name in MEASURES},
+    )
+
+
+def _summary(name: str, runs: Sequence[RunResult], target: float) -> Interval | None:
+    values = [value for run in runs if (value := run.measure(name, target)) is not None]
+    return bootstrap_interval(values) if values else None
+
+
+def _difference(
+    name: str, runs: Mapping[int, RunResult], baseline: Mapping[int, RunResult], target: float
+) -> Interval | None:
+    pairs = [
+        (run.measure(name, target), baseline[seed].measure(name, target))
+        for seed, run in runs.items()
+        if seed in baseline
+    ]
+    known = [(own, base) for own, base in pairs if own is not None and base is not None]
+    return paired_difference([own for own, _ in known], [base for _, base in known]) if known else None

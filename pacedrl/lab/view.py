@@ -1,0 +1,111 @@
+"""A comparison in the terminal: a live table while it runs, and the table of its results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from pacedrl.lab.compare import Progress
+from pacedrl.lab.measures import MEASURES
+from pacedrl.lab.plan import Plan, Run
+from pacedrl.lab.results import Results
+from pacedrl.lab.statistics import Interval
+
+SHOWN = ("rollouts_to_target", "area", "final", "mixed_groups", "estimate_mae")
+
+
+class LiveTable:
+    """How far each variant's seeds are; where the output is no terminal, a line for each run that ends."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.console = Console(stderr=True)
+        self.live = Live(console=self.console, refresh_per_second=2, auto_refresh=False)
+
+    def __enter__(self) -> LiveTable:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.live.stop()
+
+    def update(self, progress: Progress) -> None:
+        if self.console.is_terminal:
+            self.live.update(self._table(progress), refresh=True)
+
+    def ended(self, run: Run, failure: str | None) -> None:
+        if failure is not None or not self.console.is_terminal:
+            what = "finished" if failure is None else f"FAILED: {failure} (all it said: {run.log})"
+            self.console.print(f"{run.variant}, seed {run.seed}: {what}", markup=False, highlight=False)
+
+    def _table(self, progress: Progress) -> Table:
+        table = Table("variant", "finished", "failed", "running now", box=box.SIMPLE_HEAD)
+        running = [run for run, _ in progress.running.values()]
+        for name in self.plan.variants:
+            finished = sum(run.variant == name for run in progress.finished)
+            failed = sum(variant == name for variant, _ in progress.failed)
+            now = ", ".join(f"seed {run.seed}: {self._done(run)}" for run in running if run.variant == name)
+            table.add_row(name, f"{finished}/{len(self.plan.seeds)}", str(failed or ""), now)
+        return table
+
+    def _done(self, run: Run) -> str:
+        row = _last_row(run.folder / "metrics.jsonl")
+        if row is None:
+            return "starting"
+        return f"{row['rollouts/generated'] / self.plan.rollouts:.0%}, reward {row['reward/mean']:.2f}"
+
+
+def _last_row(path: Path) -> dict[str, float] | None:
+    """The last whole line."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 16384, 0))
+        lines = file.read().split(b"\n")[:-1]
+    try:
+        row: dict[str, float] = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        return None
+    return row
+
+
+def results_table(results: Results) -> Table:
+    """Means and intervals over seeds; differences to the baseline that are told from none are bold."""
+    title = f"{len(results.seeds)} seeds, {results.rollouts:,} rollouts each, target {results.target:.3f}"
+    table = Table("variant", *(MEASURES[name] for name in SHOWN), title=title, box=box.SIMPLE_HEAD)
+    for name, variant in results.variants.items():
+        cells = []
+        for measure in SHOWN:
+            text = interval_text(variant.summary[measure], measure)
+            if measure == "rollouts_to_target" and variant.reached < len(variant.runs):
+                text = f"≥ {text}, {variant.reached} of {len(variant.runs)} reached it"
+            difference = variant.versus_baseline[measure]
+            differs = name != results.baseline and difference is not None and difference.excludes_zero
+            cells.append(f"[bold]{text}[/bold]" if differs else text)
+        table.add_row(name if name != results.baseline else f"{name} (baseline)", *cells)
+    return table
+
+
+def interval_text(interval: Interval | None, measure: str = "") -> str:
+    """``mean (low–high)``, in whole numbers where it counts something large."""
+    if interval is None:
+        return ""
+    digits = 0 if measure.endswith("_to_target") else 3
+    mean = f"{interval.mean:,.{digits}f}"
+    return mean if interval.low is None else f"{mean} ({interval.low:,.{digits}f}–{interval.high:,.{digits}f})"
+
+
+def failures(results: Results) -> Sequence[str]:
+    """A line for each run that failed."""
+    return [
+        f"{name}, seed {seed}: {reason}"
+        for name, variant in results.variants.items()
+        for seed, reason in variant.failures.items()
+    ]

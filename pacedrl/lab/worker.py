@@ -1,0 +1,62 @@
+"""One run of a comparison, in a process of its own: train, then evaluate the last policy with many samples.
+
+    python -m pacedrl.lab.worker PARENT CONFIG.yaml SAMPLES K,K,... section.key=value ...
+
+Exit codes as of ``pacedrl train``. Ends when the process PARENT does: a comparison that was killed leaves no run behind
+that a restarted one would meet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pacedrl.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
+from pacedrl.config import load_config
+from pacedrl.errors import InputError
+from pacedrl.evaluation.evaluate import evaluate
+from pacedrl.lab.measures import FINAL
+from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.rollouts import evaluation_settings
+from pacedrl.tasks.pool import VerifierPool
+from pacedrl.tasks.worker import die_with
+from pacedrl.training.trainer import Trainer, TrainingStopped
+
+
+def main(parent: int, config: Path, samples: int, ks: Sequence[int], overrides: Sequence[str]) -> int:
+    """Go on with the run, or do what is left of it; its exit code."""
+    die_with(parent)
+    try:
+        trainer = Trainer(load_config(config, list(overrides)))
+        summary = trainer.train()
+        if summary.interrupted:
+            return EXIT_INTERRUPTED
+        _evaluate(trainer, samples, ks)
+    except InputError as error:
+        print(f"pacedrl: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except TrainingStopped as stopped:
+        print(f"pacedrl: {stopped}", file=sys.stderr)
+        return EXIT_STOPPED
+    return 0
+
+
+def _evaluate(trainer: Trainer, samples: int, ks: Sequence[int]) -> None:
+    """Write final.json, whole or not at all."""
+    config = trainer.config
+    usual = evaluation_settings(config)
+    settings = SamplingSettings(samples, usual.max_new_tokens, usual.temperature, usual.top_p, usual.batch_size)
+    with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
+        results = evaluate(trainer.policy, pool, trainer.eval_tasks, trainer.prompt_ids, settings, ks, config.run.seed)
+    partial = config.run.dir / (FINAL + ".partial")
+    text = json.dumps({"results": [result.as_dict() for result in results]}, indent=2)
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, config.run.dir / FINAL)
+
+
+if __name__ == "__main__":
+    parent, config, samples, ks, *overrides = sys.argv[1:]
+    sys.exit(main(int(parent), Path(config), int(samples), [int(k) for k in ks.split(",")], overrides))
