@@ -59,6 +59,32 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.epilog = "example: pacedrl eval tiny sampling.max_new_tokens=16 --tasks skills --k 1,8 --limit 64"
     evaluate.set_defaults(run=_eval)
 
+    compare = _verb(
+        verbs, "compare", "how many rollouts each recipe needs: same start, prompts and budget, several seeds"
+    )
+    compare.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    compare.add_argument("--recipes", metavar="A,B,C", help="recipes or variants to compare")
+    compare.add_argument(
+        "--variants", type=Path, metavar="FILE.yaml", help="more variants: NAME: [section.key=value, ...]"
+    )
+    compare.add_argument("--rollouts", type=int, required=True, help="completions that each run may generate")
+    compare.add_argument("--seeds", type=int, default=5, help="runs of each recipe (default: 5)")
+    compare.add_argument("--first-seed", type=int, default=0, help="the seeds are this one and the next (default: 0)")
+    compare.add_argument(
+        "--baseline", help="whom the others are compared with (default: grpo if there, else the first)"
+    )
+    compare.add_argument("--target", type=float, help="held-out pass@1 to reach (default: 90%% of the baseline's gain)")
+    compare.add_argument("--count", metavar="TASK,TASK", help="evaluation tasks whose mean is compared (default: all)")
+    compare.add_argument(
+        "--final-k", default="1,2,4,8,16,32,64", help="pass@k of the last evaluation (default: %(default)s)"
+    )
+    compare.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or a CPU core)")
+    compare.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="folder of runs and results (%(default)s)"
+    )
+    compare.epilog = "example: pacedrl compare examples/demo.yaml --recipes grpo,paced --seeds 3 --rollouts 10000"
+    compare.set_defaults(run=_compare)
+
     doctor = _verb(verbs, "doctor", "check model, chat template, data, verifier and memory before money is spent")
     doctor.add_argument("config", type=Path, metavar="CONFIG.yaml")
     doctor.epilog = "example: pacedrl doctor examples/demo.yaml"
@@ -70,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?", metavar="NAME")
     recipes.set_defaults(run=_recipes)
 
-    for verb in (train, evaluate, doctor):
+    for verb in (train, evaluate, compare, doctor):
         verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one setting")
     return parser
 
@@ -135,6 +161,12 @@ def _eval(options: argparse.Namespace) -> int:
         except OSError as error:
             raise InputError(f"--json: cannot write '{options.json}' ({error.strerror})") from None
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pacedrl.lab.command import compare
+
+    return compare(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

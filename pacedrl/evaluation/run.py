@@ -40,18 +40,21 @@ def eval_config(options: argparse.Namespace) -> Config:
     data["eval"] = [{**task, "limit": options.limit} if options.limit is not None else task for task in tasks]
     settings = tree.setdefault("eval", {})
     if options.k is not None:
-        settings["k"] = _whole_numbers(options.k)
+        settings["k"] = whole_numbers(options.k, "--k")
         settings["samples"] = max([DEFAULT_SAMPLES, *settings["k"]])
     if options.samples is not None:
         settings["samples"] = options.samples
     return parse_config(tree, "eval")
 
 
-def _whole_numbers(text: str) -> list[int]:
+def whole_numbers(text: str, option: str) -> list[int]:
+    """The numbers of ``1,8,32``; InputError names the option."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--k: expected whole numbers separated by commas, such as 1,8,32, got '{text}'") from None
+        raise InputError(
+            f"{option}: expected whole numbers separated by commas, such as 1,8,32, got '{text}'"
+        ) from None
 
 
 def run_evaluation(config: Config, view: View) -> list[TaskResult]:

@@ -81,7 +81,7 @@ def collect(
     times: dict[str, dict[int, list[float]]] = {name: {} for name in plan.variants}
     for run in plan.runs():
         if run.finished:
-            found[run.variant][run.seed] = read_run(run.folder)
+            found[run.variant][run.seed] = read_run(run.folder, plan.counted)
             times[run.variant][run.seed] = seconds_at_evaluations(run.folder)
     if not found[baseline]:
         reason = next((text for (name, _), text in failures.items() if name == baseline), "none was started")

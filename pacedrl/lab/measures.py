@@ -25,13 +25,13 @@ MEASURES = {
 
 
 class Curve(BaseModel):
-    """Held-out pass@1 at each evaluation, mean over the tasks, and what had been spent by then."""
+    """Held-out pass@1 at each evaluation, mean over the tasks that count, and what had been spent by then."""
 
     rollouts: list[int]
     tokens: list[int]
     accuracy: list[float]
     tasks: dict[str, list[float]]
-    """The same of each task."""
+    """The same of every task."""
 
 
 class RunResult(BaseModel):
@@ -40,9 +40,9 @@ class RunResult(BaseModel):
     curve: Curve
     steps: int
     pass_at_k: dict[int, float]
-    """At the end, mean over the tasks."""
+    """At the end, mean over the tasks that count."""
     distinct_correct: float
-    """Different correct answers a prompt at the end, mean over the tasks, among as many samples as the largest k."""
+    """Different correct answers a prompt at the end, among as many samples as the largest k; tasks as above."""
     mixed_groups: float
     """Share of sampled groups whose rewards differ, over the run."""
     estimate_mae: float | None
@@ -91,20 +91,21 @@ def area(spent: Sequence[float], accuracy: Sequence[float]) -> float:
     return float((width * (np.asarray(accuracy)[1:] + np.asarray(accuracy)[:-1]) / 2).sum() / width.sum())
 
 
-def read_run(folder: Path) -> RunResult:
-    """The result of a finished run."""
-    steps, evals = _rows(folder / "metrics.jsonl"), _rows(folder / "eval.jsonl")
+def read_run(folder: Path, counted: Sequence[str] = ()) -> RunResult:
+    """The result of a finished run; accuracy is the mean over the tasks ``counted``, over all where none are named."""
+    steps, evals = read_rows(folder / "metrics.jsonl"), read_rows(folder / "eval.jsonl")
     final = json.loads((folder / FINAL).read_text(encoding="utf-8"))
     tokens = {0: 0} | {row["step"]: int(row["tokens/generated"]) for row in steps}
     tasks = [result["task"] for result in final["results"]]
     curves = {task: [row[f"{task}/pass@1"] for row in evals] for task in tasks}
+    counted = counted or tasks
     errors = [row["accuracy/mae"] for row in steps if row["accuracy/mae"] is not None]
-    figures = [result["figures"] for result in final["results"]]
+    figures = [result["figures"] for result in final["results"] if result["task"] in counted]
     return RunResult(
         curve=Curve(
             rollouts=[int(row["rollouts/generated"]) for row in evals],
             tokens=[tokens[row["step"]] for row in evals],
-            accuracy=[float(np.mean(values)) for values in zip(*curves.values(), strict=True)],
+            accuracy=[float(np.mean(values)) for values in zip(*map(curves.get, counted), strict=True)],
             tasks=curves,
         ),
         steps=steps[-1]["step"],
@@ -122,19 +123,20 @@ def read_run(folder: Path) -> RunResult:
 def seconds_at_evaluations(folder: Path) -> list[float]:
     """Wall-clock seconds of training, evaluations not counted, at each row of eval.jsonl."""
     elapsed = {0: 0.0}
-    for row in _rows(folder / "metrics.jsonl"):
+    for row in read_rows(folder / "metrics.jsonl"):
         elapsed[row["step"]] = elapsed[row["step"] - 1] + row["time/step"]
-    return [round(elapsed[row["step"]], 2) for row in _rows(folder / "eval.jsonl")]
+    return [round(elapsed[row["step"]], 2) for row in read_rows(folder / "eval.jsonl")]
 
 
 def _mixed_groups(folder: Path) -> float:
     mixed = [
         len({reward for reward in rewards if reward is not None}) > 1
-        for row in _rows(folder / "groups.jsonl")
+        for row in read_rows(folder / "groups.jsonl")
         for rewards in row["rewards"]
     ]
     return float(np.mean(mixed))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a log of lines of JSON."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

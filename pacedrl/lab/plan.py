@@ -55,6 +55,8 @@ class Plan:
     """The budget of generated completions of each run."""
     final_k: Sequence[int]
     """The ks of the last evaluation's pass@k; the largest is its number of samples."""
+    counted: Sequence[str]
+    """The evaluation tasks whose mean is the accuracy that is compared; none: all."""
     folder: Path
 
     @property
@@ -77,6 +79,10 @@ class Plan:
             )
             if not config.data.eval:
                 raise InputError("data.eval: a comparison needs held-out prompts; add some")
+            names = [task.name or task.source for task in config.data.eval]
+            for task in self.counted:
+                if task not in names:
+                    raise InputError(f"--count: there is no evaluation task '{task}'; there are {', '.join(names)}")
         settings = self.folder / "comparison.json"
         if settings.exists() and json.loads(settings.read_text(encoding="utf-8")) != self._settings():
             raise InputError(

@@ -140,11 +140,11 @@ class DifficultyScheduler:
         point_N = np.full(len(self.keys), np.inf)
         match self.estimator:
             case "partition":
-                return Beliefs(self._partition_accuracy(), point_N)
+                return Beliefs(self.partition_accuracy(), point_N)
             case "counts":
                 return self.counts.posterior(np.full(len(self.keys), FLAT_MEAN), FLAT_STRENGTH)
             case "combined":
-                return self.counts.posterior(self._partition_accuracy().clip(*PRIOR_RANGE), self.prior_strength.value)
+                return self.counts.posterior(self.partition_accuracy().clip(*PRIOR_RANGE), self.prior_strength.value)
             case "oracle":
                 return Beliefs(self._truth_N, point_N)
             case "none":
@@ -164,7 +164,7 @@ class DifficultyScheduler:
 
     def log_z(self, keys: Sequence[str]) -> Tensor:
         """log Z_φ of the prompts named, float32 [len(keys)], on the CPU, without gradient."""
-        return torch.from_numpy(self._partition_accuracy()[self._rows(keys)] / self._partition().beta).float()
+        return torch.from_numpy(self.partition_accuracy()[self._rows(keys)] / self._partition().beta).float()
 
     def advantage(self, keys: Sequence[str], reward_B: ArrayLike) -> Tensor:
         """A = r/β − log Z_φ(x) of each completion, float32 [B], on the CPU."""
@@ -268,8 +268,11 @@ class DifficultyScheduler:
             raise ValueError("this scheduler was made without embeddings, so it has no log Z")
         return self.learner
 
-    def _partition_accuracy(self) -> Floats:
-        """β·log Z_φ of every prompt; recomputed only after a fit."""
+    def partition_accuracy(self) -> Floats:
+        """β·log Z_φ of every prompt, whatever the estimator; recomputed only after a fit.
+
+        Raises ValueError where there is no log Z.
+        """
         learner = self._partition()
         if self._partition_accuracy_N is None:
             assert self.embeddings_NH is not None
@@ -298,7 +301,7 @@ class DifficultyScheduler:
             variance_P = np.array(
                 [np.var(rewards, ddof=1) if len(rewards) > 1 else 0.0 for rewards in results.values()]
             )
-            prior_P = self._partition_accuracy()[rows].clip(*PRIOR_RANGE)
+            prior_P = self.partition_accuracy()[rows].clip(*PRIOR_RANGE)
             self.prior_strength.observe(prior_P, right_P / trials_P, variance_P, trials_P)
         self.counts.observe(rows, right_P, trials_P)
 

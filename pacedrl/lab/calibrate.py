@@ -1,0 +1,234 @@
+"""How good a run's accuracy estimates were: each estimator against sampled truth, at every checkpoint that was kept.
+
+The truth of a prompt is the mean reward of completions sampled afresh from the checkpoint's policy. Nothing of this is
+part of training, and none of it counts as rollouts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel
+
+from pacedrl.config import load_config
+from pacedrl.errors import InputError
+from pacedrl.lab.measures import read_rows
+from pacedrl.method import DifficultyScheduler
+from pacedrl.method.estimator import FLAT_MEAN, FLAT_STRENGTH, Floats, spearman
+from pacedrl.method.scheduler import PRIOR_RANGE
+from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.rollouts import sample_groups, training_settings
+from pacedrl.tasks.pool import VerifierPool
+from pacedrl.tasks.scoring import score_groups
+from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state
+from pacedrl.training.trainer import Trainer
+from pacedrl.training.view import View
+
+PRIOR_STRENGTH = 4.0
+"""Of ``combined`` in runs whose recipe does not say: completions that log Z's estimate is worth."""
+BINS = np.linspace(0.0, 1.0, 11)
+
+Group = str
+"""``selected``: what the run would train on next; ``seen``: some of the prompts it has had; ``never seen``."""
+GROUPS = ("selected", "seen", "never seen")
+
+
+class Scores(BaseModel):
+    """One estimator on one group of prompts at one checkpoint."""
+
+    mae: float
+    """Mean |p̂ − p̄|, with p̄ of S samples."""
+    bias: float
+    brier: float
+    """Mean (p̂ − r)² over the sampled completions."""
+    spearman: float | None
+    """Rank correlation of p̂ with p̄; None where either is constant."""
+
+
+class Checkpoint(BaseModel):
+    """All of one checkpoint. Prompts are few where the run had left few of their group."""
+
+    step: int
+    prompts: dict[Group, int]
+    noise: dict[Group, float]
+    """What mae would be of the truth itself: the error of a mean of S samples."""
+    observed: dict[Group, float]
+    scores: dict[Group, dict[str, Scores]]
+    beta_kl: float | None
+    """Mean β·KL(π_old‖π_θ) over the steps since the checkpoint before: the error of β·log Z by the theorem."""
+
+
+class Bin(BaseModel):
+    """Prompts of a group, of all checkpoints, whose estimates lie in one tenth of [0, 1]."""
+
+    predicted: float
+    observed: float
+    prompts: int
+
+
+class Calibration(BaseModel):
+    """calibration.json."""
+
+    run: str
+    recipe: str
+    samples: int
+    checkpoints: list[Checkpoint]
+    reliability: dict[Group, dict[str, list[Bin]]]
+
+
+def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
+    """Sample ``samples`` completions of up to ``prompts`` prompts of each group at each of the run's checkpoints.
+
+    Raises InputError when the folder is no run, or holds no checkpoint.
+    """
+    if not (run / "config.yaml").exists():
+        raise InputError(f"{run}: expected a run's folder, with its config.yaml")
+    config = load_config(run / "config.yaml", [f"run.dir={run}"])
+    folders = list_checkpoints(run)
+    if not folders:
+        raise InputError(f"{run}: this run has no checkpoint yet; let it train for checkpoint.every steps first")
+    trainer = Trainer(config, view)
+    trainer.pool.close()
+    last_means = _LastMeans(run, trainer.scheduler.keys)
+    pairs: dict[Group, dict[str, list[tuple[Floats, Floats]]]] = {group: {} for group in GROUPS}
+    checkpoints = []
+    settings = training_settings(config)
+    settings = SamplingSettings(
+        samples, settings.max_new_tokens, settings.temperature, settings.top_p, settings.batch_size
+    )
+    with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
+        before = 0
+        for folder in folders:
+            step = checkpoint_step(folder)
+            trainer.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
+            policy = Policy.load(config.model, trainer.policy.device, folder)
+            groups = _groups(trainer.scheduler, config.sampling.prompts_per_step, prompts, config.run.seed)
+            estimates = _estimates(trainer.scheduler, last_means.until(step))
+            rewards = _sampled(trainer, policy, pool, settings, groups, step)
+            checkpoint = Checkpoint(
+                step=step, prompts={}, noise={}, observed={}, scores={}, beta_kl=_beta_kl(run, before, step)
+            )
+            for group, rows in groups.items():
+                observed = np.array([np.mean(rewards[row]) for row in rows])
+                checkpoint.prompts[group] = len(rows)
+                checkpoint.noise[group] = float(np.sqrt(2 * observed * (1 - observed) / (np.pi * samples)).mean())
+                checkpoint.observed[group] = float(observed.mean())
+                checkpoint.scores[group] = {
+                    name: _scores(values[rows], observed, [rewards[row] for row in rows])
+                    for name, values in estimates.items()
+                }
+                for name, values in estimates.items():
+                    pairs[group].setdefault(name, []).append((values[rows], observed))
+            checkpoints.append(checkpoint)
+            before = step
+    reliability = {
+        group: {name: _reliability(parts) for name, parts in named.items()} for group, named in pairs.items()
+    }
+    return Calibration(
+        run=str(run), recipe=config.recipe, samples=samples, checkpoints=checkpoints, reliability=reliability
+    )
+
+
+def _groups(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -> dict[Group, list[int]]:
+    """Rows of the prompts of each group that has some."""
+    rng = np.random.default_rng([seed, scheduler.step])
+    selected = [scheduler.index[key] for key in scheduler.select(count)]
+    seen, never = np.flatnonzero(scheduler.visits_N > 0), np.flatnonzero(scheduler.visits_N == 0)
+    rows = (selected, *(rng.permutation(part)[:most].tolist() for part in (seen, never)))
+    return {group: part for group, part in zip(GROUPS, rows, strict=True) if part}
+
+
+def _estimates(scheduler: DifficultyScheduler, last_mean_N: Floats) -> dict[str, Floats]:
+    """Every estimator's view of all prompts, whichever of them the run selected by."""
+    flat_N = np.full(len(scheduler.keys), FLAT_MEAN)
+    named = {
+        "counts (MoPPS)": scheduler.counts.posterior(flat_N, FLAT_STRENGTH).mean_N,
+        "last group mean": last_mean_N,
+        "one mean for all": np.full(len(scheduler.keys), last_mean_N.mean()),
+    }
+    if scheduler.learner is None:
+        return named
+    z_N = scheduler.partition_accuracy()
+    strength = scheduler.prior_strength.value if scheduler.estimator == "combined" else PRIOR_STRENGTH
+    combined_N = scheduler.counts.posterior(z_N.clip(*PRIOR_RANGE), strength).mean_N
+    return {"log Z": z_N, "combined": combined_N} | named
+
+
+class _LastMeans:
+    """Each prompt's last observed group mean, from the run's log; of prompts never seen the mean of all others'."""
+
+    def __init__(self, run: Path, keys: Sequence[str]) -> None:
+        self._steps = read_rows(run / "groups.jsonl")
+        self._keys = keys
+
+    def until(self, step: int) -> Floats:
+        means: dict[str, float] = {}
+        for row in self._steps:
+            if row["step"] <= step:
+                for key, rewards in zip(row["keys"], row["rewards"], strict=True):
+                    judged = [reward for reward in rewards if reward is not None]
+                    if judged:
+                        means[key] = float(np.mean(judged))
+        elsewhere = float(np.mean(list(means.values()))) if means else FLAT_MEAN
+        return np.array([means.get(key, elsewhere) for key in self._keys])
+
+
+def _sampled(
+    trainer: Trainer,
+    policy: Policy,
+    pool: VerifierPool,
+    settings: SamplingSettings,
+    groups: dict[Group, list[int]],
+    step: int,
+) -> dict[int, list[float]]:
+    """Row → rewards of the completions that could be judged; prompts without any raise InputError."""
+    rows = sorted({row for part in groups.values() for row in part})
+    prompts = [trainer.prompts[trainer.scheduler.keys[row]] for row in rows]
+    trainer.view.phase(f"step {step}", len(prompts) * settings.group_size)
+    seed = (trainer.config.run.seed, "calibrate", step)
+    sampled = sample_groups(policy, prompts, trainer.prompt_ids, settings, seed, advance=trainer.view.advance)
+    score_groups(pool, sampled, {task.name: task for task in trainer.train_tasks})
+    for group in sampled:
+        if not group.rewards:
+            raise InputError(f"prompt {group.prompt.key}: the verifier could judge none of its completions")
+    return {row: group.rewards for row, group in zip(rows, sampled, strict=True)}
+
+
+def _scores(estimate_P: Floats, observed_P: Floats, rewards_P: Sequence[Sequence[float]]) -> Scores:
+    rank = spearman(estimate_P, observed_P)
+    errors = [np.square(p - np.asarray(rewards)) for p, rewards in zip(estimate_P, rewards_P, strict=True)]
+    return Scores(
+        mae=float(np.abs(estimate_P - observed_P).mean()),
+        bias=float((estimate_P - observed_P).mean()),
+        brier=float(np.concatenate(errors).mean()),
+        spearman=None if np.isnan(rank) else rank,
+    )
+
+
+def _reliability(parts: Sequence[tuple[Floats, Floats]]) -> list[Bin]:
+    estimate, observed = (np.concatenate(side) for side in zip(*parts, strict=True))
+    place = np.digitize(estimate.clip(0.0, 1.0), BINS[1:-1])
+    return [
+        Bin(
+            predicted=float(estimate[place == i].mean()),
+            observed=float(observed[place == i].mean()),
+            prompts=int((place == i).sum()),
+        )
+        for i in range(len(BINS) - 1)
+        if (place == i).any()
+    ]
+
+
+def _beta_kl(run: Path, after: int, until: int) -> float | None:
+    rows = read_rows(run / "metrics.jsonl")
+    values = [row["kl/old_beta"] for row in rows if after < row["step"] <= until and row["kl/old_beta"] is not None]
+    return float(np.mean(values)) if values else None
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read calibration.json."""
+    return Calibration.model_validate(json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,67 @@
+"""The verb ``compare``: from the command line's options to results.json and the page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from pacedrl.config import config_tree
+from pacedrl.errors import InputError
+from pacedrl.evaluation.run import whole_numbers
+from pacedrl.lab import compare as lab
+from pacedrl.lab.page import write_page
+from pacedrl.lab.plan import Plan, read_variants
+from pacedrl.lab.plots import pyplot
+from pacedrl.lab.view import LiveTable, failures, results_table
+
+EXIT_SOME_FAILED = 1
+
+
+def compare(options: argparse.Namespace) -> int:
+    """0, or 1 where some runs failed and the others' results were written. Raises InputError."""
+    pyplot()  # now, rather than when all runs are done
+    plan = _plan(options)
+    baseline = options.baseline or ("grpo" if "grpo" in plan.variants else next(iter(plan.variants)))
+    if baseline not in plan.variants:
+        raise InputError(f"--baseline: '{baseline}' is not compared; there are {', '.join(plan.variants)}")
+    jobs = lab.default_jobs() if options.jobs is None else _at_least_one("--jobs", options.jobs)
+    plan.check()
+    plan.write()
+    with LiveTable(plan) as view:
+        failed = lab.run_all(plan, jobs, view.update, view.ended)
+    results, times = lab.collect(plan, baseline, options.target, failed)
+    lab.write_results(plan.folder, results, times)
+    page = write_page(plan.folder, results, times, f"{options.config.stem}: {', '.join(plan.variants)}")
+    Console().print(results_table(results))
+    Console().print(f"Results: {plan.folder / lab.RESULTS}\nPage: {page}", highlight=False)
+    for line in failures(results):
+        print(f"pacedrl: failed: {line}", file=sys.stderr)
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    first = options.first_seed
+    return Plan(
+        tree=config_tree(options.config, options.overrides),
+        variants=read_variants(options.recipes, options.variants),
+        seeds=range(first, first + _at_least_one("--seeds", options.seeds)),
+        rollouts=_at_least_one("--rollouts", options.rollouts),
+        final_k=_final_k(options.final_k),
+        counted=options.count.split(",") if options.count else (),
+        folder=options.out,
+    )
+
+
+def _at_least_one(option: str, value: int) -> int:
+    if value < 1:
+        raise InputError(f"{option}: expected at least 1, got {value}")
+    return value
+
+
+def _final_k(text: str) -> list[int]:
+    ks = whole_numbers(text, "--final-k")
+    if 1 not in ks or min(ks) < 1:
+        raise InputError(f"--final-k: expected whole numbers from 1, with 1 among them, got '{text}'")
+    return sorted(set(ks))

@@ -1,0 +1,189 @@
+"""The page of a comparison: a finding in words, tables and figures. Markdown, and the same as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pacedrl.errors import InputError
+from pacedrl.lab import plots
+from pacedrl.lab.measures import MEASURES
+from pacedrl.lab.results import Results, VariantResult
+from pacedrl.lab.view import failures, interval_text
+
+Times = Mapping[str, Mapping[int, Sequence[float]]]
+
+TABLE = ("rollouts_to_target", "area", "final", "distinct_correct", "mixed_groups", "estimate_mae")
+
+_HTML = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }}
+table {{ border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto; }}
+th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }}
+img {{ max-width: 100%; background: #fff; }} code {{ background: #f3f3f3; padding: 0 .2em; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def write_page(folder: Path, results: Results, times: Times, title: str = "Comparison") -> Path:
+    """Write page.md, its figures and page.html into the folder; the path of the last. InputError without matplotlib."""
+    text = f"# {title}\n\n{section(results, times, folder)}"
+    (folder / "page.md").write_text(text, encoding="utf-8")
+    html = folder / "page.html"
+    html.write_text(to_html(text, folder, title), encoding="utf-8")
+    return html
+
+
+def section(results: Results, times: Times, folder: Path, prefix: str = "") -> str:
+    """The comparison in Markdown, two levels of headings down; figures are written beside it as ``PREFIX*.svg``."""
+    curves = {name: variant.runs for name, variant in results.variants.items()}
+    rollouts = {name: {seed: run.curve.rollouts for seed, run in runs.items()} for name, runs in curves.items()}
+    tokens = {name: {seed: run.curve.tokens for seed, run in runs.items()} for name, runs in curves.items()}
+    plots.learning_curves(results, rollouts, "completions generated", folder / f"{prefix}rollouts.svg")
+    plots.learning_curves(results, tokens, "tokens generated", folder / f"{prefix}tokens.svg")
+    plots.learning_curves(results, times, "seconds of training", folder / f"{prefix}seconds.svg")
+    plots.intervals(
+        results, "rollouts_to_target", f"rollouts to pass@1 of {results.target:.3f}", folder / f"{prefix}target.svg"
+    )
+    plots.intervals(results, "area", "pass@1, mean over all rollouts", folder / f"{prefix}area.svg")
+    plots.pass_at_k(results, folder / f"{prefix}pass_at_k.svg")
+    failed = "".join(f"- {line}\n" for line in failures(results))
+    return "\n".join(
+        [
+            findings(results),
+            _table(results),
+            _note(results),
+            _figure(f"{prefix}target.svg", "Rollouts to the target", _target_caption(results)),
+            _figure(
+                f"{prefix}rollouts.svg",
+                "Learning curves",
+                f"Held-out pass@1 against completions generated, thrown away ones included. Blue: the variant (thin: "
+                f"its seeds); black: {results.baseline}; grey: the others; dotted: the target.",
+            ),
+            _figure(f"{prefix}area.svg", "pass@1 over training", "Mean of each curve above over the whole budget."),
+            _figure(f"{prefix}pass_at_k.svg", "pass@k at the end", _diversity_caption(results)),
+            _figure(f"{prefix}tokens.svg", "Against tokens", "The same curves against tokens generated."),
+            _figure(
+                f"{prefix}seconds.svg",
+                "Against time",
+                "The same curves against wall-clock seconds of training, evaluations left out. Several runs shared the "
+                "machine, so read these as rough.",
+            ),
+            f"Runs that failed:\n\n{failed}" if failed else "No run failed.\n",
+        ]
+    )
+
+
+def findings(results: Results) -> str:
+    """The result in words: who needs the fewest rollouts, against the baseline, and what is not told apart."""
+    base = results.variants[results.baseline]
+    lines = [
+        f"{len(results.seeds)} seeds, {results.rollouts:,} completions generated in each run. The target, pass@1 of "
+        f"{results.target:.3f}, took `{results.baseline}` {_cost(base)}.\n"
+    ]
+    others = [(name, variant) for name, variant in results.variants.items() if name != results.baseline]
+    fewer: list[str] = []
+    more: list[str] = []
+    same: list[str] = []
+    for name, variant in sorted(others, key=lambda pair: _mean_cost(pair[1])):
+        difference = variant.versus_baseline["rollouts_to_target"]
+        if difference is None:
+            continue
+        ratio = f"`{name}` ({_mean_cost(variant) / _mean_cost(base):.2f}×)"
+        (same if not difference.excludes_zero else fewer if difference.mean < 0 else more).append(ratio)
+    for label, names in (
+        ("Fewer rollouts than the baseline", fewer),
+        ("More", more),
+        ("Not told from it with these seeds", same),
+    ):
+        if names:
+            lines.append(f"- **{label}**: {', '.join(names)}.")
+    return "\n".join(lines) + "\n"
+
+
+def to_html(text: str, folder: Path, title: str) -> str:
+    """One file that opens from disk. Figures, which ``text`` names, are read from the folder into it."""
+    try:
+        import markdown
+    except ImportError:
+        raise InputError("the page needs markdown: pip install 'pacedrl[lab]'") from None
+
+    def embedded(match: re.Match[str]) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode("ascii")
+        return f'src="data:image/svg+xml;base64,{data}"'
+
+    body = re.sub(r'src="([\w.-]+\.svg)"', embedded, markdown.markdown(text, extensions=["tables"]))
+    return _HTML.format(title=title, body=body)
+
+
+def _mean_cost(variant: VariantResult) -> float:
+    cost = variant.summary["rollouts_to_target"]
+    return cost.mean if cost is not None else float("inf")
+
+
+def _cost(variant: VariantResult) -> str:
+    text = f"{interval_text(variant.summary['rollouts_to_target'], 'rollouts_to_target')} rollouts"
+    missing = len(variant.runs) - variant.reached
+    return text if not missing else f"at least {text}: {missing} of {len(variant.runs)} seeds did not reach it"
+
+
+def _table(results: Results) -> str:
+    ks = sorted(next(variant.pass_at_k for variant in results.variants.values() if variant.pass_at_k))
+    shown = [k for k in (8, ks[-1]) if k in ks and k != 1]
+    header = ["variant", *(MEASURES[name] for name in TABLE), *(f"final pass@{k}" for k in dict.fromkeys(shown))]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    ranked = sorted(results.variants.items(), key=lambda pair: _mean_cost(pair[1]))
+    for name, variant in ranked:
+        cells = [_cell(results, name, measure) for measure in TABLE]
+        cells += [interval_text(variant.pass_at_k.get(k)) for k in dict.fromkeys(shown)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(results: Results, name: str, measure: str) -> str:
+    variant = results.variants[name]
+    text = interval_text(variant.summary[measure], measure)
+    if measure.endswith("_to_target") and variant.reached < len(variant.runs):
+        text = f"≥ {text} ({variant.reached}/{len(variant.runs)})"
+    difference = variant.versus_baseline[measure]
+    differs = name != results.baseline and difference is not None and difference.excludes_zero
+    return f"**{text}**" if differs else text
+
+
+def _note(results: Results) -> str:
+    return (
+        f"Mean over seeds (95% interval: expanded percentile bootstrap). Bold: differs from `{results.baseline}`, the "
+        "interval of the differences seed by seed excluding zero; with so many comparisons one in twenty does so by "
+        "chance. ≥ (n/m): only n of m seeds reached the target, the others count with all their rollouts. The error of "
+        "the estimate is that on the prompts each recipe selected, and includes the noise of the group it is compared "
+        "with.\n"
+    )
+
+
+def _figure(name: str, title: str, caption: str) -> str:
+    return f"### {title}\n\n![{title}]({name})\n\n{caption}\n"
+
+
+def _target_caption(results: Results) -> str:
+    name, best = min(results.variants.items(), key=lambda pair: _mean_cost(pair[1]))
+    ratio = _mean_cost(best) / _mean_cost(results.variants[results.baseline])
+    return (
+        f"`{name}` is first: {_cost(best)}, {ratio:.2f} of what `{results.baseline}` took (dotted). Dots are seeds, "
+        "bars 95% intervals."
+    )
+
+
+def _diversity_caption(results: Results) -> str:
+    curves = {name: variant.pass_at_k for name, variant in results.variants.items() if variant.runs}
+    largest = max(next(iter(curves.values())))
+    best = max(curves, key=lambda name: curves[name][largest].mean)
+    base = curves[results.baseline][largest]
+    return (
+        f"At k = {largest} `{best}` is highest with {interval_text(curves[best][largest])}; `{results.baseline}` has "
+        f"{interval_text(base)}. Bands are 95% intervals."
+    )

@@ -1,0 +1,138 @@
+"""Figures of a comparison. Needs matplotlib (the ``lab`` extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pacedrl.errors import InputError
+from pacedrl.lab.results import Results, VariantResult
+from pacedrl.lab.statistics import Interval
+
+BASELINE, OWN, OTHERS = "#000000", "#0072B2", "#BBBBBB"
+"""Black, and Okabe and Ito's blue, which are told apart in every kind of colour blindness and in print."""
+GRID_POINTS = 60
+COLUMNS = 4
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files. Raises InputError naming the extra where it is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("figures need matplotlib: pip install 'pacedrl[lab]'") from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams |= {"svg.hashsalt": "pacedrl", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
+    matplotlib.rcParams["axes.spines.right"] = False
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save(figure: Any, path: Path) -> None:
+    """As SVG of the same bytes for the same figure: no date in it."""
+    figure.savefig(path, metadata={"Date": None})
+    pyplot().close(figure)
+
+
+def learning_curves(
+    results: Results, spent: Mapping[str, Mapping[int, Sequence[float]]], unit: str, path: Path
+) -> None:
+    """A panel for each variant: its mean in colour with its seeds thin, the baseline's mean black, all others grey.
+
+    ``spent`` is what each variant's seeds had spent at each evaluation, in ``unit``.
+    """
+    plt = pyplot()
+    names = [name for name, variant in results.variants.items() if variant.runs]
+    means = {name: _mean_curve(results.variants[name], spent[name]) for name in names}
+    shown = [name for name in names if name != results.baseline]
+    columns = min(COLUMNS, len(shown)) or 1
+    lines = -(-len(shown) // columns) or 1
+    figure, panels = plt.subplots(
+        lines, columns, figsize=(2.6 * columns + 0.6, 2.1 * lines + 0.5), sharex=True, sharey=True, squeeze=False
+    )
+    for panel, name in zip(panels.flat, shown, strict=False):
+        for other in shown:
+            panel.plot(*means[other], color=OTHERS, linewidth=0.6, zorder=1)
+        for seed, run in results.variants[name].runs.items():
+            panel.plot(spent[name][seed], run.curve.accuracy, color=OWN, linewidth=0.5, alpha=0.5, zorder=2)
+        if results.baseline in means:
+            panel.plot(*means[results.baseline], color=BASELINE, linewidth=1.4, label=results.baseline, zorder=3)
+        panel.plot(*means[name], color=OWN, linewidth=1.8, label=name, zorder=4)
+        panel.axhline(results.target, color="grey", linewidth=0.7, linestyle=":")
+        panel.set_title(name, fontsize=9, color=OWN, fontweight="bold")
+    for panel in panels.flat[len(shown) :]:
+        panel.set_visible(False)
+    figure.supxlabel(unit, fontsize=9)
+    figure.supylabel("held-out pass@1", fontsize=9)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def intervals(results: Results, measure: str, label: str, path: Path) -> None:
+    """Every variant's mean and 95% interval of one measure, with its seeds as dots, best at the top."""
+    plt = pyplot()
+    rows = [
+        (name, variant.summary[measure], [run.measure(measure, results.target) for run in variant.runs.values()])
+        for name, variant in results.variants.items()
+        if variant.summary[measure] is not None
+    ]
+    fewer_is_better = measure.endswith("_to_target") or measure == "estimate_mae"
+    rows.sort(key=lambda row: row[1].mean, reverse=fewer_is_better)  # type: ignore[union-attr]
+    figure, axes = plt.subplots(figsize=(6.4, 0.27 * len(rows) + 0.9))
+    for y, (name, interval, values) in enumerate(rows):
+        assert interval is not None
+        colour = BASELINE if name == results.baseline else OWN
+        axes.plot([value for value in values if value is not None], [y] * len(values), ".", color=OTHERS, markersize=5)
+        _bar(axes, interval, y, colour)
+    base = results.variants[results.baseline].summary[measure]
+    if base is not None:
+        axes.axvline(base.mean, color=BASELINE, linewidth=0.7, linestyle=":")
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_xlabel(label)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def pass_at_k(results: Results, path: Path) -> None:
+    """Final pass@k against k: all variants grey, the baseline black, the three highest at the largest k in colour."""
+    plt = pyplot()
+    colours = ["#0072B2", "#D55E00", "#009E73"]
+    curves = {name: variant.pass_at_k for name, variant in results.variants.items() if variant.runs}
+    largest = max(next(iter(curves.values())))
+    ranked = sorted(curves, key=lambda name: -curves[name][largest].mean)
+    best = [name for name in ranked if name != results.baseline][: len(colours)]
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    for name, by_k in curves.items():
+        colour = BASELINE if name == results.baseline else dict(zip(best, colours, strict=False)).get(name, OTHERS)
+        label = name if colour != OTHERS else None
+        means = [by_k[k].mean for k in sorted(by_k)]
+        axes.plot(sorted(by_k), means, ".-", color=colour, label=label, zorder=1 if colour == OTHERS else 3)
+        if label:
+            ends = [(by_k[k].low, by_k[k].high) for k in sorted(by_k)]
+            if all(low is not None for low, _ in ends):
+                axes.fill_between(sorted(by_k), *zip(*ends, strict=True), color=colour, alpha=0.12, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(next(iter(curves.values()))), [str(k) for k in sorted(next(iter(curves.values())))])
+    axes.set(xlabel="k", ylabel="final held-out pass@k")
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def _bar(axes: Any, interval: Interval, y: float, colour: str) -> None:
+    if interval.low is not None:
+        axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=1.6)
+    axes.plot([interval.mean], [y], "o", color=colour, markersize=5)
+
+
+def _mean_curve(variant: VariantResult, spent: Mapping[int, Sequence[float]]) -> tuple[Any, Any]:
+    """Mean over seeds, straight between evaluations, as far as all seeds went."""
+    end = min(spent[seed][-1] for seed in variant.runs)
+    grid = np.linspace(0.0, end, GRID_POINTS)
+    return grid, np.mean(
+        [np.interp(grid, spent[seed], run.curve.accuracy) for seed, run in variant.runs.items()], axis=0
+    )
