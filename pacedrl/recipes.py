@@ -111,11 +111,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "paced_grpo": Recipe("PACED-RL's selection on GRPO", PACED_RL, NEAREST | GRPO),
     "paced_plus": Recipe(
-        "ours: log Z and counts combined, Thompson draws, exploration, cooldown, blended baseline",
+        "ours: log Z and counts combined, most learnable prompts, exploration, cooldown, blended baseline, replay",
         "this project",
-        BALANCE
+        BALANCE_WITH_REPLAY
         | {
-            "selection": {"method": "thompson", "explore_fraction": 0.1, "cooldown_steps": 3},
+            "selection": {"method": "learnability", "explore_fraction": 0.1, "cooldown_steps": 3},
             "estimator": {"name": "combined", "prior_strength": 4.0, "discount": 0.6},
             "gate": {"name": "none"},
             "objective": {"name": "trajectory_balance", "log_z": "blended"},

@@ -52,7 +52,7 @@ TABLE = {
     "paced_replay": ("uniform", "partition", "none", "trajectory_balance", True, 1, False, True),
     "paced_noise": ("noise", "partition", "none", "trajectory_balance", True, 1, False, True),
     "paced_grpo": ("nearest", "partition", "none", "grpo", False, 1, False, True),
-    "paced_plus": ("thompson", "combined", "none", "trajectory_balance", False, 1, False, True),
+    "paced_plus": ("learnability", "combined", "none", "trajectory_balance", True, 1, False, True),
     "oracle": ("nearest", "oracle", "none", "trajectory_balance", True, 1, False, True),
 }
 
