@@ -85,6 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.epilog = "example: pacedrl compare examples/demo.yaml --recipes grpo,paced --seeds 3 --rollouts 10000"
     compare.set_defaults(run=_compare)
 
+    calibrate = _verb(
+        verbs, "calibrate", "a run's accuracy estimates against sampled truth, at each of its checkpoints"
+    )
+    calibrate.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run")
+    calibrate.add_argument("--prompts", type=int, default=256, help="of each group, at most (default: %(default)s)")
+    calibrate.add_argument("--samples", type=int, default=32, help="completions a prompt (default: %(default)s)")
+    calibrate.epilog = "example: pacedrl calibrate runs/demo --prompts 128"
+    calibrate.set_defaults(run=_calibrate)
+
     doctor = _verb(verbs, "doctor", "check model, chat template, data, verifier and memory before money is spent")
     doctor.add_argument("config", type=Path, metavar="CONFIG.yaml")
     doctor.epilog = "example: pacedrl doctor examples/demo.yaml"
@@ -167,6 +176,12 @@ def _compare(options: argparse.Namespace) -> int:
     from pacedrl.lab.command import compare
 
     return compare(options)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from pacedrl.lab.command import calibrate
+
+    return calibrate(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The verb ``compare``: from the command line's options to results.json and the page."""
+"""The verbs ``compare`` and ``calibrate``: from the command line's options to results and their page."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import argparse
 import sys
 
 from rich.console import Console
+from rich.markdown import Markdown
 
 from pacedrl.config import config_tree
 from pacedrl.errors import InputError
 from pacedrl.evaluation.run import whole_numbers
 from pacedrl.lab import compare as lab
+from pacedrl.lab.calibrate import calibrate as calibrate_run
+from pacedrl.lab.calibration_page import calibration_table, write_calibration
 from pacedrl.lab.page import write_page
 from pacedrl.lab.plan import Plan, read_variants
 from pacedrl.lab.plots import pyplot
 from pacedrl.lab.view import LiveTable, failures, results_table
+from pacedrl.training.view import ConsoleView
 
 EXIT_SOME_FAILED = 1
 
@@ -39,6 +43,18 @@ def compare(options: argparse.Namespace) -> int:
     for line in failures(results):
         print(f"pacedrl: failed: {line}", file=sys.stderr)
     return EXIT_SOME_FAILED if failed else 0
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """0 when calibration.json and its page are written. Raises InputError."""
+    pyplot()
+    prompts, samples = _at_least_one("--prompts", options.prompts), _at_least_one("--samples", options.samples)
+    with ConsoleView() as view:
+        calibration = calibrate_run(options.run_dir, prompts, samples, view)
+    page = write_calibration(options.run_dir, calibration)
+    Console().print(Markdown(calibration_table(calibration)))
+    Console().print(f"Page: {page}", highlight=False)
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> Plan:
