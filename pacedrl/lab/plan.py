@@ -101,10 +101,13 @@ class Plan:
         return {"config": json.loads(json.dumps(self.tree)), "rollouts": self.rollouts, "final_k": list(self.final_k)}
 
     def _overrides(self, name: str, seed: int, folder: Path) -> Overrides:
-        config = parse_config(_with(self.tree, self.variants[name]), f"variant {name}")
+        config = parse_config(_with(self.tree, self._own(name, seed)), f"variant {name}")
         steps = math.ceil(self.rollouts / (config.sampling.prompts_per_step * config.sampling.group_size))
         budget = (f"run.steps={steps}", f"run.max_rollouts={self.rollouts}")
-        return (*self._grid(config), f"run.seed={seed}", *self.variants[name], *budget, f"run.dir={folder}")
+        return (*self._grid(config), f"run.seed={seed}", *self._own(name, seed), *budget, f"run.dir={folder}")
+
+    def _own(self, name: str, seed: int) -> Overrides:
+        return tuple(override.replace("{seed}", str(seed)) for override in self.variants[name])
 
     def _grid(self, config: Config) -> Overrides:
         if config.eval.every or config.eval.every_rollouts:
@@ -115,7 +118,8 @@ class Plan:
 def read_variants(recipes: str | None, file: Path | None) -> dict[str, Overrides]:
     """Name → overrides: the recipes named, out of the table of recipes or the file; all of the file where none are.
 
-    The file is YAML, each name a list of ``section.key=value``. Raises InputError.
+    The file is YAML, each name a list of ``section.key=value``, in which ``{seed}`` stands for a run's seed. Raises
+    InputError.
     """
     own = _variants_file(file) if file is not None else {}
     names = recipes.split(",") if recipes else list(own)

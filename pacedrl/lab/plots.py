@@ -66,6 +66,11 @@ def learning_curves(
         panel.set_title(name, fontsize=9, color=OWN, fontweight="bold")
     for panel in panels.flat[len(shown) :]:
         panel.set_visible(False)
+    for column in range(columns):  # the lowest that is visible in each column
+        panels.flat[(len(shown) - 1 - column) // columns * columns + column].tick_params(labelbottom=True)
+    panels.flat[0].legend(
+        handles=panels.flat[0].get_lines()[-3:-2], frameon=False, fontsize=7, loc="lower right", handlelength=1.2
+    )
     figure.supxlabel(unit, fontsize=9)
     figure.supylabel("held-out pass@1", fontsize=9)
     figure.tight_layout()

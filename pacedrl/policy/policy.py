@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from pacedrl.errors import InputError
 from pacedrl.policy.loading import find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import token_logprobs
 from pacedrl.types import Message
+
+Pooling = Literal["mean", "last"]
+"""How a prompt's hidden states become its embedding."""
 
 
 class Policy:
@@ -119,9 +122,12 @@ class Policy:
         return logprobs_BT, entropy_BT, mask_BT
 
     @torch.no_grad()
-    def embed(self, prompt_ids: Sequence[Sequence[int]]) -> Tensor:
-        """Mean over the prompt's tokens, the last included, of the last hidden state: float32 [P, H] on the CPU."""
+    def embed(self, prompt_ids: Sequence[Sequence[int]], pooling: Pooling = "mean") -> Tensor:
+        """The last hidden state, of the prompt's last token or the mean over all: float32 [P, H] on the CPU."""
         hidden_PLH, mask_PL = self._hidden(prompt_ids)
+        if pooling == "last":
+            rows = torch.arange(len(hidden_PLH), device=hidden_PLH.device)
+            return hidden_PLH[rows, mask_PL.sum(dim=1) - 1].float().cpu()
         total_PH = (hidden_PLH.float() * mask_PL[..., None]).sum(dim=1)
         return (total_PH / mask_PL.sum(dim=1, keepdim=True)).cpu()
 

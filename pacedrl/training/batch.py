@@ -56,6 +56,8 @@ def fresh_rollouts(
     match config.objective:
         case TrajectoryBalanceConfig(log_z="learned"):
             ratios = [0.0 if row is None else log_ratio_B[row] for row in rows]
+            if config.partition.z_score_rewards:
+                shaped = _standardised([key for key, _ in pairs], rewards)
         case FlowRlConfig():
             # Its log Z is of z-scored rewards and of mean_t(log π_θ − log π_ref), known where there was training.
             totals = [float("nan") if c.total is None else c.total for _, c in pairs]

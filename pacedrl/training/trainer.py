@@ -344,7 +344,8 @@ class Trainer:
         if not self.config.needs_partition:
             return None
         self.view.phase("embedding prompts", len(self.prompts))
-        return prompt_embeddings(self.policy, [self.prompt_ids[key] for key in self.prompts], self.view.advance)
+        ids = [self.prompt_ids[key] for key in self.prompts]
+        return prompt_embeddings(self.policy, ids, self.view.advance, self.config.partition.embedding)
 
     def _refuse_foreign(self, folder: Path) -> None:
         """Raise InputError for a checkpoint of another version or model, or of prompts that are gone."""

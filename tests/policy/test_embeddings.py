@@ -36,7 +36,7 @@ def test_rows_are_in_the_order_of_the_prompts_however_they_are_batched(
     done: list[int] = []
     batches: list[list[list[int]]] = []
     real = Policy.embed
-    monkeypatch.setattr(Policy, "embed", lambda self, ids: batches.append(list(ids)) or real(self, ids))
+    monkeypatch.setattr(Policy, "embed", lambda self, ids, pooling: batches.append(list(ids)) or real(self, ids))
     found = prompt_embeddings(tiny, prompts, done.append)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert found.dtype == torch.float32
@@ -72,6 +72,10 @@ def test_other_prompts_orders_or_weights_have_a_file_of_their_own(policy: Policy
         policy.model.model.norm.weight *= 2
     torch.testing.assert_close(prompt_embeddings(policy, prompts), 2 * first)
     assert len(list(cache.iterdir())) == 4
+    last = prompt_embeddings(policy, prompts, pooling="last")
+    torch.testing.assert_close(last, policy.embed(prompts, "last"), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(last, 2 * first, atol=1e-3)
+    assert len(list(cache.iterdir())) == 5
 
 
 def test_token_ids_that_read_alike_end_to_end_are_not_mistaken_for_each_other(tiny: Policy) -> None:

@@ -132,6 +132,8 @@ def test_embeddings_are_means_over_all_tokens_whatever_the_padding(tiny: Policy,
         torch.testing.assert_close(embedding_H, hidden_LH.mean(dim=0), rtol=1e-4, atol=1e-5)
         if len(ids) > 1:
             assert not torch.allclose(embedding_H, hidden_LH[:-1].mean(dim=0), atol=1e-3)
+        last_H = tiny.embed(rows, "last")[rows.index(ids)]
+        torch.testing.assert_close(last_H, hidden_LH[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_trained_policy_is_saved_for_transformers_and_for_us(

@@ -179,3 +179,19 @@ def test_what_a_gate_dropped_informs_the_estimates_but_is_not_replayed(
     assert rollouts.keys == ["b", "b", "a", "a"]
     assert rollouts.token_ids == [[10, 2], [11, 2], None, None]
     assert rollouts.log_ratio_B == [0.1, 0.2, 0.0, 0.0]
+
+
+def test_log_z_may_be_fitted_to_z_scores_for_an_ablation_while_accuracy_stays_raw(groups: list[Group]) -> None:
+    config = Config.model_validate({"partition": {"z_score_rewards": True}})
+    judged = [
+        TrainingSequence(g.prompt_ids, c.token_ids, 0.0, None)
+        for g in groups
+        for c in g.completions
+        if c.reward is not None
+    ]
+    rollouts = fresh_rollouts(groups, judged, [0.0] * len(judged), config)
+    assert list(rollouts.reward_B) == pytest.approx([1.0, 0.25, math.nan, 0.0], nan_ok=True)
+    half = math.sqrt(0.5)  # of two rewards, by the sample's standard deviation
+    assert list(rollouts.partition_reward_B or []) == pytest.approx([half, -half, math.nan, 0.0], abs=2e-4, nan_ok=True)
+    raw = fresh_rollouts(groups, judged, [0.0] * len(judged), config_of())
+    assert raw.partition_reward_B is None

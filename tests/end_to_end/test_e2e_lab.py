@@ -1,0 +1,231 @@
+"""Comparisons and calibration by the command line, with real runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_process import CommandLine, Result, eventually, tiny_run
+
+from pacedrl.lab.calibrate import load_calibration
+from pacedrl.lab.measures import area
+from pacedrl.lab.results import Results
+
+ROLLOUTS = 96  # six steps of 4 × 4
+VARIANTS = {"again": ["recipe=grpo", "run.seed=7{seed}"], "broken": ["recipe=grpo", "model.name=nowhere"]}
+
+
+def tiny_comparison() -> dict[str, Any]:
+    tree = tiny_run(eval={"every": 0, "every_rollouts": 32, "samples": 2, "k": [1, 2]})
+    tree["data"]["eval"].append(
+        {"source": "skills", "name": "other", "split": "test", "options": {"size": 8, "seed": 3}}
+    )
+    del tree["run"]["steps"]
+    return tree
+
+
+def compare(cli: CommandLine, *extra: str, recipes: str, out: str = "out", rollouts: int = ROLLOUTS) -> Result:
+    cli.write("c.yaml", tiny_comparison())
+    cli.write("v.yaml", VARIANTS)
+    named = ["--recipes", recipes, "--variants", "v.yaml", "--rollouts", str(rollouts), "--out", out]
+    return cli("compare", "c.yaml", *named, "--seeds", "2", "--final-k", "1,4", "--jobs", "2", *extra, real=True)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[CommandLine, Result]:
+    """GRPO twice, with other seeds the second time, LILO, and one that cannot run."""
+    cli = CommandLine(tmp_path_factory.mktemp("compared"))
+    return cli, compare(cli, recipes="grpo,again,lilo,broken")
+
+
+def test_results_are_those_of_the_runs_logs(compared: tuple[CommandLine, Result]) -> None:
+    cli, _ = compared
+    results = Results.load(cli.folder / "out/results.json")
+    assert (results.baseline, results.seeds, results.rollouts) == ("grpo", [0, 1], ROLLOUTS)
+    for name, evaluated in (("grpo", [0, 32, 64, 96]), ("again", [0, 32, 64, 96]), ("lilo", [0, 64, 128])):
+        for seed, run in results.variants[name].runs.items():
+            folder = f"out/runs/{name}/seed{seed}"
+            evals, steps, groups = (cli.rows(f"{folder}/{log}.jsonl") for log in ("eval", "metrics", "groups"))
+            assert run.curve.rollouts == evaluated == [row["rollouts/generated"] for row in evals]
+            tokens = {row["step"]: row["tokens/generated"] for row in steps}
+            assert run.curve.tokens == [0, *(tokens[row["step"]] for row in evals[1:])]
+            means = [(row["held/pass@1"] + row["other/pass@1"]) / 2 for row in evals]
+            assert run.curve.accuracy == pytest.approx(means, abs=1e-5)
+            assert run.measure("area", 0.5) == pytest.approx(area(evaluated, means), abs=1e-5)
+            mixed = [len(set(rewards)) > 1 for row in groups for rewards in row["rewards"]]
+            assert run.mixed_groups == pytest.approx(np.mean(mixed), abs=1e-5)
+            assert run.estimate_mae is None
+            final = json.loads((cli.folder / folder / "final.json").read_text())["results"]
+            figures = [task["figures"] for task in final]
+            assert run.pass_at_k[4] == pytest.approx(np.mean([task["pass@4"]["mean"] for task in figures]), abs=1e-5)
+    again = results.variants["again"].summary["final"]
+    assert again is not None
+    assert again.mean == pytest.approx(np.mean([run.pass_at_k[1] for run in results.variants["again"].runs.values()]))
+    start = np.mean([run.curve.accuracy[0] for run in results.variants["grpo"].runs.values()])
+    end = np.mean([run.curve.accuracy[-1] for run in results.variants["grpo"].runs.values()])
+    assert results.target == pytest.approx(start + 0.9 * (end - start), abs=1e-4)
+    own = results.variants["grpo"].versus_baseline["final"]
+    assert own is not None
+    assert (own.mean, own.low, own.high) == (0.0, 0.0, 0.0)
+
+
+def test_seeds_are_what_tells_runs_of_one_recipe_apart(compared: tuple[CommandLine, Result]) -> None:
+    cli, _ = compared
+    results = Results.load(cli.folder / "out/results.json")
+    curves = [run.curve.accuracy for name in ("grpo", "again") for run in results.variants[name].runs.values()]
+    assert len({tuple(curve[1:]) for curve in curves}) == 4
+    assert "seed: 71\n" in (cli.folder / "out/runs/again/seed1/config.yaml").read_text()
+
+
+def test_a_failure_is_reported_and_costs_the_others_nothing(compared: tuple[CommandLine, Result]) -> None:
+    cli, result = compared
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    broken = Results.load(cli.folder / "out/results.json").variants["broken"]
+    assert broken.runs == {}
+    assert all("model.name" in reason and "nowhere" in reason for reason in broken.failures.values())
+    assert result.err.count("pacedrl: failed: broken, seed") == 2
+    assert "broken, seed 1: model.name" in (cli.folder / "out/page.md").read_text()
+
+
+def test_the_page_opens_from_disk_and_says_who_won(compared: tuple[CommandLine, Result]) -> None:
+    cli, result = compared
+    page = (cli.folder / "out/page.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 6
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
+    text = (cli.folder / "out/page.md").read_text()
+    assert f"2 seeds, {ROLLOUTS} completions generated in each run" in text
+    assert set(re.findall(r"!\[.*?\]\((.*?)\)", text)) == {path.name for path in (cli.folder / "out").glob("*.svg")}
+    rows = re.findall(r"^\| (\w+) \|", text, re.M)
+    assert sorted(rows) == ["again", "broken", "grpo", "lilo", "variant"]
+    assert "2 seeds, 96 rollouts each" in result.out
+
+
+def test_what_is_finished_is_not_repeated_and_more_can_be_added(compared: tuple[CommandLine, Result]) -> None:
+    cli, _ = compared
+    shutil.copytree(cli.folder / "out", cli.folder / "more")
+    before = {path: path.stat().st_mtime_ns for path in (cli.folder / "more").rglob("final.json")}
+    first = (cli.folder / "more/results.json").read_bytes()
+    assert compare(cli, recipes="grpo,again,lilo", out="more").code == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    shorter = json.loads((cli.folder / "more/results.json").read_text())
+    full = json.loads(first)
+    del full["variants"]["broken"]
+    assert shorter == full
+    refused = compare(cli, recipes="grpo", out="more", rollouts=ROLLOUTS + 16)
+    assert refused.code == 2
+    assert "holds a comparison of another configuration, budget or final k" in refused.err
+
+
+def test_a_comparison_killed_at_any_time_and_restarted_ends_with_the_same_results(
+    compared: tuple[CommandLine, Result], tmp_path: Path
+) -> None:
+    reference, _ = compared
+    cli = CommandLine(tmp_path)
+    cli.write("c.yaml", tiny_comparison())
+    cli.write("v.yaml", VARIANTS)
+    command = ["compare", "c.yaml", "--recipes", "grpo,lilo", "--rollouts", str(ROLLOUTS), "--out", "out"]
+    command += ["--seeds", "2", "--final-k", "1,4", "--jobs", "2"]
+    for variant, log in (("grpo", "metrics.jsonl"), ("lilo", "eval.jsonl")):
+        running = cli.start(*command, real=True)
+        path = cli.folder / f"out/runs/{variant}/seed0/{log}"
+        assert eventually(lambda path=path: path.exists() and path.read_text().count("\n") >= 2, 60)  # type: ignore[misc]
+        running.kill()
+        running.wait()
+        assert eventually(lambda: not processes_of(cli.folder), 10)
+    assert cli(*command, real=True).code == 0
+    ours, theirs = (json.loads((folder / "out/results.json").read_text()) for folder in (cli.folder, reference.folder))
+    theirs["variants"] = {name: theirs["variants"][name] for name in ("grpo", "lilo")}
+    assert ours == theirs
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Runs of a comparison in this folder that are still there."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes()
+            if b"pacedrl.lab.worker" in line and (entry / "cwd").resolve() == folder.resolve():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipes", "grpoo"], "--recipes: there is no recipe or variant 'grpoo': did you mean 'grpo'?"),
+        (["--recipes", "grpo,grpo"], "a name occurs twice"),
+        ([], "nothing to compare: name recipes with --recipes"),
+        (["--recipes", "grpo", "--baseline", "paced"], "--baseline: 'paced' is not compared; there are grpo"),
+        (["--recipes", "grpo", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["--recipes", "grpo", "--final-k", "2,4"], "--final-k: expected whole numbers from 1, with 1 among them"),
+        (
+            ["--recipes", "grpo", "--count", "heldd"],
+            "--count: there is no evaluation task 'heldd'; there are held, other",
+        ),
+        (["--variants", "bad.yaml"], "bad.yaml: variant 'mine' must be a list of section.key=value"),
+        (["--recipes", "grpo", "optimizer.learning_rate=x"], "variant grpo: optimizer.learning_rate: input should be"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(cli: CommandLine, arguments: list[str], message: str) -> None:
+    cli.write("c.yaml", tiny_comparison())
+    cli.write("bad.yaml", {"mine": "recipe=grpo"})
+    result = cli("compare", "c.yaml", "--rollouts", "64", "--out", "out", *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not (cli.folder / "out").exists()
+
+
+def test_calibration_is_measured_on_fresh_samples(cli: CommandLine) -> None:
+    run = tiny_run(recipe="paced_plus", checkpoint={"every": 2, "keep": 9}, eval={"every": 0})
+    cli.write("c.yaml", run)
+    assert cli("train", "c.yaml").code == 0
+    before = {path: path.read_bytes() for path in (cli.folder / "run").rglob("*") if path.is_file()}
+    result = cli("calibrate", "run", "--prompts", "16", "--samples", "8")
+    assert result.code == 0, result.err
+    after = {path: path.read_bytes() for path in before}
+    assert after == before  # a run is looked at, not changed
+    calibration = load_calibration(cli.folder / "run/calibration.json")
+    assert [checkpoint.step for checkpoint in calibration.checkpoints] == [2, 4, 6]
+    metrics = {row["step"]: row for row in cli.rows("run/metrics.jsonl")}
+    groups = {row["step"]: row for row in cli.rows("run/groups.jsonl")}
+    for checkpoint in calibration.checkpoints:
+        assert checkpoint.prompts["selected"] == 4
+        seen = {key for step in range(1, checkpoint.step + 1) for key in groups[step]["keys"]}
+        assert checkpoint.prompts["seen"] == min(len(seen), 16)
+        assert checkpoint.prompts["never seen"] == min(64 - len(seen), 16)
+        kl = [metrics[step]["kl/old_beta"] for step in (checkpoint.step - 1, checkpoint.step)]
+        assert checkpoint.beta_kl == pytest.approx(np.mean(kl))
+        for group, scores in checkpoint.scores.items():
+            assert set(scores) == {"log Z", "combined", "counts (MoPPS)", "last group mean", "one mean for all"}
+            for name, score in scores.items():
+                assert 0.0 <= score.mae <= 1.5, (group, name)
+                assert abs(score.bias) <= score.mae + 1e-9
+            # rewards are 0 and 1, so no estimate beats each prompt's own mean: Σ(p̂ − r)² = Σ(p̂ − p̄)² + Σp̄(1 − p̄)
+            assert scores["one mean for all"].spearman is None
+        assert checkpoint.scores["never seen"]["counts (MoPPS)"].spearman is None
+    pooled = sum(bin_.prompts for bin_ in calibration.reliability["seen"]["log Z"])
+    assert pooled == sum(checkpoint.prompts["seen"] for checkpoint in calibration.checkpoints)
+    observed = sum(b.observed * b.prompts for b in calibration.reliability["seen"]["combined"]) / pooled
+    assert observed == pytest.approx(
+        sum(c.observed["seen"] * c.prompts["seen"] for c in calibration.checkpoints) / pooled, abs=1e-9
+    )
+    assert "data:image/svg+xml" in (cli.folder / "run/calibration.html").read_text()
+
+
+def test_calibrating_what_is_no_run_says_so(cli: CommandLine) -> None:
+    assert "expected a run's folder" in cli("calibrate", "nothing").err
+    cli.write("c.yaml", tiny_run(run={"steps": 1}))
+    assert cli("train", "c.yaml").code == 0
+    shutil.rmtree(cli.folder / "run/checkpoints")
+    result = cli("calibrate", "run")
+    assert result.code == 2
+    assert "this run has no checkpoint yet" in result.err
