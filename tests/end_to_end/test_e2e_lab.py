@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from cli_process import CommandLine, Result, eventually, tiny_run
 
 from pacedrl.lab.calibrate import load_calibration
 from pacedrl.lab.measures import area
 from pacedrl.lab.results import Results
 
+ROOT = Path(__file__).resolve().parents[2]
 ROLLOUTS = 96  # six steps of 4 × 4
 VARIANTS = {"again": ["recipe=grpo", "run.seed=7{seed}"], "broken": ["recipe=grpo", "model.name=nowhere"]}
 
@@ -229,3 +231,35 @@ def test_calibrating_what_is_no_run_says_so(cli: CommandLine) -> None:
     result = cli("calibrate", "run")
     assert result.code == 2
     assert "this run has no checkpoint yet" in result.err
+
+
+@pytest.mark.slow
+def test_one_recipe_under_two_names_does_not_differ_and_the_oracle_beats_noise(cli: CommandLine) -> None:
+    config = yaml.safe_load((ROOT / "docs/results/skills_skewed.yaml").read_text().replace("seed: 500", "seed: 300"))
+    cli.write("c.yaml", config | {"data": config["data"] | {"eval": config["data"]["eval"][:1]}})
+    cli.write("v.yaml", VARIANTS)
+    command = [
+        "compare",
+        "c.yaml",
+        "--variants",
+        "v.yaml",
+        "--recipes",
+        "grpo,again,oracle,paced_noise",
+        "--out",
+        "out",
+    ]
+    command += ["--seeds", "5", "--rollouts", "6400", "--final-k", "1,4", "--jobs", "2"]
+    assert cli(*command, real=True, limit_s=1200).code == 0
+    again = Results.load(cli.folder / "out/results.json").variants["again"]
+    for measure in ("rollouts_to_target", "area", "final", "mixed_groups"):
+        difference = again.versus_baseline[measure]
+        assert difference is not None
+        assert difference.low is not None
+        assert not difference.excludes_zero, measure
+    assert cli(*command, "--baseline", "paced_noise", real=True).code == 0
+    oracle = Results.load(cli.folder / "out/results.json").variants["oracle"]
+    for measure, sign in (("area", 1), ("mixed_groups", 1), ("rollouts_to_target", -1)):
+        difference = oracle.versus_baseline[measure]
+        assert difference is not None
+        assert difference.excludes_zero, measure
+        assert sign * difference.mean > 0, measure
