@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from pacedrl.config import Config, config_tree, load_config, parse_config
+from pacedrl.lab.calibrate import load_calibration
 from pacedrl.lab.results import Results
 from pacedrl.recipes import RECIPES
 from pacedrl.tasks.answers import MathOptions
@@ -65,6 +66,19 @@ def test_the_page_of_recipes_has_all_of_them_and_nothing_else() -> None:
     for name, recipe in RECIPES.items():
         arxiv = re.search(r"\d{4}\.\d{5}", recipe.paper)
         assert arxiv is None or f"arxiv.org/abs/{arxiv.group()}" in RECIPES_PAGE, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/results").glob("*.json")), ids=lambda path: path.name)
+def test_every_results_file_has_the_results_schema(path: Path) -> None:
+    if path.name.endswith(".times.json"):
+        assert (
+            Results.load(path.with_name(path.name.replace(".times", ""))).variants.keys()
+            == json.loads(path.read_text()).keys()
+        )
+    elif "_seed" in path.name:
+        assert load_calibration(path).checkpoints
+    else:
+        assert Results.load(path).variants
 
 
 @pytest.mark.parametrize("template", sorted((ROOT / "docs/results").glob("*.template.md")), ids=lambda path: path.name)

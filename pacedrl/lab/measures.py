@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ class Curve(BaseModel):
     accuracy: list[float]
     tasks: dict[str, list[float]]
     """The same of every task."""
+    pass_at_k: dict[int, list[float]]
+    """Of the tasks that count, for the other ks of ``eval.k``."""
+
+    def of(self, k: int) -> list[float]:
+        """pass@k at each evaluation."""
+        return self.accuracy if k == 1 else self.pass_at_k[k]
 
 
 class RunResult(BaseModel):
@@ -107,6 +114,10 @@ def read_run(folder: Path, counted: Sequence[str] = ()) -> RunResult:
             tokens=[tokens[row["step"]] for row in evals],
             accuracy=[float(np.mean(values)) for values in zip(*map(curves.get, counted), strict=True)],
             tasks=curves,
+            pass_at_k={
+                k: [float(np.mean([row[f"{task}/pass@{k}"] for task in counted])) for row in evals]
+                for k in _other_ks(evals[0])
+            },
         ),
         steps=steps[-1]["step"],
         pass_at_k={
@@ -126,6 +137,12 @@ def seconds_at_evaluations(folder: Path) -> list[float]:
     for row in read_rows(folder / "metrics.jsonl"):
         elapsed[row["step"]] = elapsed[row["step"] - 1] + row["time/step"]
     return [round(elapsed[row["step"]], 2) for row in read_rows(folder / "eval.jsonl")]
+
+
+def _other_ks(row: dict[str, Any]) -> list[int]:
+    """The ks of an evaluation's pass@k, but for 1."""
+    found = {int(match[1]) for name in row if (match := re.fullmatch(r".*/pass@(\d+)", name))}
+    return sorted(found - {1})
 
 
 def _mixed_groups(folder: Path) -> float:

@@ -52,6 +52,10 @@ def section(results: Results, times: Times, folder: Path, prefix: str = "") -> s
     )
     plots.intervals(results, "area", "pass@1, mean over all rollouts", folder / f"{prefix}area.svg")
     plots.pass_at_k(results, folder / f"{prefix}pass_at_k.svg")
+    ks = next((sorted(run.curve.pass_at_k) for runs in curves.values() for run in runs.values()), [])
+    for k in ks:
+        unit, file = "completions generated", f"{prefix}rollouts_pass_at_{k}.svg"
+        plots.learning_curves(results, rollouts, unit, folder / file, k)
     failed = "".join(f"- {line}\n" for line in failures(results))
     return "\n".join(
         [
@@ -67,6 +71,12 @@ def section(results: Results, times: Times, folder: Path, prefix: str = "") -> s
             ),
             _figure(f"{prefix}area.svg", "pass@1 over training", "Mean of each curve above over the whole budget."),
             _figure(f"{prefix}pass_at_k.svg", "pass@k at the end", _diversity_caption(results)),
+            *(
+                _figure(
+                    f"{prefix}rollouts_pass_at_{k}.svg", f"pass@{k} over training", f"The same curves for pass@{k}."
+                )
+                for k in ks
+            ),
             _figure(f"{prefix}tokens.svg", "Against tokens", "The same curves against tokens generated."),
             _figure(
                 f"{prefix}seconds.svg",

@@ -39,15 +39,15 @@ def save(figure: Any, path: Path) -> None:
 
 
 def learning_curves(
-    results: Results, spent: Mapping[str, Mapping[int, Sequence[float]]], unit: str, path: Path
+    results: Results, spent: Mapping[str, Mapping[int, Sequence[float]]], unit: str, path: Path, k: int = 1
 ) -> None:
     """A panel for each variant: its mean in colour with its seeds thin, the baseline's mean black, all others grey.
 
-    ``spent`` is what each variant's seeds had spent at each evaluation, in ``unit``.
+    ``spent`` is what each variant's seeds had spent at each evaluation, in ``unit``; what is drawn is pass@``k``.
     """
     plt = pyplot()
     names = [name for name, variant in results.variants.items() if variant.runs]
-    means = {name: _mean_curve(results.variants[name], spent[name]) for name in names}
+    means = {name: _mean_curve(results.variants[name], spent[name], k) for name in names}
     shown = [name for name in names if name != results.baseline]
     columns = min(COLUMNS, len(shown)) or 1
     lines = -(-len(shown) // columns) or 1
@@ -58,11 +58,12 @@ def learning_curves(
         for other in shown:
             panel.plot(*means[other], color=OTHERS, linewidth=0.6, zorder=1)
         for seed, run in results.variants[name].runs.items():
-            panel.plot(spent[name][seed], run.curve.accuracy, color=OWN, linewidth=0.5, alpha=0.5, zorder=2)
+            panel.plot(spent[name][seed], run.curve.of(k), color=OWN, linewidth=0.5, alpha=0.5, zorder=2)
         if results.baseline in means:
             panel.plot(*means[results.baseline], color=BASELINE, linewidth=1.4, label=results.baseline, zorder=3)
         panel.plot(*means[name], color=OWN, linewidth=1.8, label=name, zorder=4)
-        panel.axhline(results.target, color="grey", linewidth=0.7, linestyle=":")
+        if k == 1:
+            panel.axhline(results.target, color="grey", linewidth=0.7, linestyle=":")
         panel.set_title(name, fontsize=9, color=OWN, fontweight="bold")
     for panel in panels.flat[len(shown) :]:
         panel.set_visible(False)
@@ -72,7 +73,7 @@ def learning_curves(
         handles=panels.flat[0].get_lines()[-3:-2], frameon=False, fontsize=7, loc="lower right", handlelength=1.2
     )
     figure.supxlabel(unit, fontsize=9)
-    figure.supylabel("held-out pass@1", fontsize=9)
+    figure.supylabel(f"held-out pass@{k}", fontsize=9)
     figure.tight_layout()
     save(figure, path)
 
@@ -134,10 +135,8 @@ def _bar(axes: Any, interval: Interval, y: float, colour: str) -> None:
     axes.plot([interval.mean], [y], "o", color=colour, markersize=5)
 
 
-def _mean_curve(variant: VariantResult, spent: Mapping[int, Sequence[float]]) -> tuple[Any, Any]:
+def _mean_curve(variant: VariantResult, spent: Mapping[int, Sequence[float]], k: int) -> tuple[Any, Any]:
     """Mean over seeds, straight between evaluations, as far as all seeds went."""
     end = min(spent[seed][-1] for seed in variant.runs)
     grid = np.linspace(0.0, end, GRID_POINTS)
-    return grid, np.mean(
-        [np.interp(grid, spent[seed], run.curve.accuracy) for seed, run in variant.runs.items()], axis=0
-    )
+    return grid, np.mean([np.interp(grid, spent[seed], run.curve.of(k)) for seed, run in variant.runs.items()], axis=0)

@@ -57,6 +57,8 @@ def test_results_are_those_of_the_runs_logs(compared: tuple[CommandLine, Result]
             tokens = {row["step"]: row["tokens/generated"] for row in steps}
             assert run.curve.tokens == [0, *(tokens[row["step"]] for row in evals[1:])]
             means = [(row["held/pass@1"] + row["other/pass@1"]) / 2 for row in evals]
+            pairs = [(row["held/pass@2"] + row["other/pass@2"]) / 2 for row in evals]
+            assert run.curve.pass_at_k == {2: pytest.approx(pairs, abs=1e-5)}
             assert run.curve.accuracy == pytest.approx(means, abs=1e-5)
             assert run.measure("area", 0.5) == pytest.approx(area(evaluated, means), abs=1e-5)
             mixed = [len(set(rewards)) > 1 for row in groups for rewards in row["rewards"]]
@@ -98,7 +100,7 @@ def test_a_failure_is_reported_and_costs_the_others_nothing(compared: tuple[Comm
 def test_the_page_opens_from_disk_and_says_who_won(compared: tuple[CommandLine, Result]) -> None:
     cli, result = compared
     page = (cli.folder / "out/page.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 6
+    assert page.count("data:image/svg+xml;base64,") == 7
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
     text = (cli.folder / "out/page.md").read_text()
     assert f"2 seeds, {ROLLOUTS} completions generated in each run" in text
