@@ -7,6 +7,7 @@ The answer is what stands in the last ``<answer>...</answer>``, else in the last
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections import Counter
 from fractions import Fraction
@@ -23,6 +24,7 @@ LONGEST_ROLES = 4_000
 _DEEPEST = 30
 _LARGEST = 10**9  # numbers in a gold answer
 _MOST_NUMBERS = 12
+_MOST_TRIED = 4
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*"})
 _COMMANDS = [(r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"), (r"\left", ""), (r"\right", ""), ("$", "")]
 _EXPRESSION = re.compile(r"[0-9()+\-*/ ]+")
@@ -45,6 +47,36 @@ def countdown_reward(answer: Any, text: str) -> float:
     left = Counter(numbers)
     left.subtract(used)
     return float(value is not None and value == target and not any(left.values()))
+
+
+def countdown_gold(answer: Any) -> str | None:
+    """A completion that solves the puzzle; None where there are more than four numbers, too many to try everything.
+
+    Raises JudgeError when ``answer`` is of another form than ``countdown_reward`` takes, or has no solution.
+    """
+    numbers, target = _puzzle(answer)
+    if len(numbers) > _MOST_TRIED:
+        return None
+    expression = _solve([(Fraction(number), str(number)) for number in numbers], target)
+    if expression is None:
+        raise JudgeError(f"the puzzle has no solution: nothing makes {target} out of {', '.join(map(str, numbers))}")
+    return f"<answer>{expression}</answer>"
+
+
+def _solve(terms: list[tuple[Fraction, str]], target: int) -> str | None:
+    """An expression of all terms, values with how they are written, that makes the target: two are joined at a time."""
+    if len(terms) == 1:
+        return terms[0][1] if terms[0][0] == target else None
+    for i, j in itertools.permutations(range(len(terms)), 2):
+        (left, left_text), (right, right_text) = terms[i], terms[j]
+        rest = [term for k, term in enumerate(terms) if k not in (i, j)]
+        joined = [(left - right, "-")] + ([(left / right, "/")] if right else [])
+        joined += [(left + right, "+"), (left * right, "*")] if i < j else []
+        for value, sign in joined:
+            found = _solve([*rest, (value, f"({left_text} {sign} {right_text})")], target)
+            if found is not None:
+                return found
+    return None
 
 
 def knights_knaves_reward(answer: Any, text: str) -> float:

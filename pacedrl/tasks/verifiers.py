@@ -28,7 +28,7 @@ from pacedrl.errors import InputError
 from pacedrl.tasks import sandbox
 from pacedrl.tasks.answers import JudgeError, MathOptions, load_math_verify, math_gold, math_reward, numeric_reward
 from pacedrl.tasks.code import CodeSettings, code_reward
-from pacedrl.tasks.games import countdown_reward, knights_knaves_gold, knights_knaves_reward
+from pacedrl.tasks.games import countdown_gold, countdown_reward, knights_knaves_gold, knights_knaves_reward
 from pacedrl.types import Prompt
 
 BUILT_IN = ("math", "exact", "numeric", "code", "countdown", "knights_knaves", "gym")
@@ -133,15 +133,17 @@ def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
 def gold_completion(verifier: str, prompt: Prompt) -> str | None:
     """A completion that states the gold answer, which the verifier should reward in full.
 
-    None when the row has none (some reasoning-gym tasks have many right answers and state none, as countdown does;
-    ``code`` looks for a column ``canonical_solution``). Raises JudgeError when the gold answer is of a type that the
-    verifier does not take.
+    None when the row has none (some reasoning-gym tasks have many right answers and state none; ``code`` looks for a
+    column ``canonical_solution``; countdown is solved, up to four numbers). Raises JudgeError when the gold answer is
+    of a type that the verifier does not take, or the puzzle has no solution.
     """
     if verifier == "code":
         solution = prompt.columns.get("canonical_solution")
         return None if solution is None else f"```python\n{solution}\n```"
-    if prompt.answer is None or verifier == "countdown":
+    if prompt.answer is None:
         return None
+    if verifier == "countdown":
+        return countdown_gold(prompt.answer)
     if verifier == "math":
         return rf"\boxed{{{math_gold(prompt.answer)}}}"
     return knights_knaves_gold(prompt.answer) if verifier == "knights_knaves" else str(prompt.answer)

@@ -277,7 +277,9 @@ def test_code_is_a_verifier_by_name():
 def test_games_are_verifiers_by_name():
     countdown = Prompt("key", "t", "q", {"numbers": [1, 2, 3], "target": 7})
     assert judge(resolve("countdown"), countdown, "<answer>1 + 2 * 3</answer>").reward == 1.0
-    assert gold_completion("countdown", countdown) is None
+    gold = gold_completion("countdown", countdown)
+    assert gold is not None
+    assert judge(resolve("countdown"), countdown, gold).reward == 1.0
     island = Prompt("key", "t", "q", {"names": ["Zoey", "Owen"], "solution": [True, False]})
     assert judge(resolve("knights_knaves"), island, gold_completion("knights_knaves", island)).reward == 1.0
     assert judge(resolve("knights_knaves"), island, "<answer>Zoey is a knight</answer>").reward == 0.0
