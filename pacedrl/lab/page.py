@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pacedrl.errors import InputError
@@ -44,49 +44,63 @@ def section(results: Results, times: Times, folder: Path, prefix: str = "") -> s
     curves = {name: variant.runs for name, variant in results.variants.items()}
     rollouts = {name: {seed: run.curve.rollouts for seed, run in runs.items()} for name, runs in curves.items()}
     tokens = {name: {seed: run.curve.tokens for seed, run in runs.items()} for name, runs in curves.items()}
-    plots.learning_curves(results, rollouts, "completions generated", folder / f"{prefix}rollouts.svg")
-    plots.learning_curves(results, tokens, "tokens generated", folder / f"{prefix}tokens.svg")
-    plots.learning_curves(results, times, "seconds of training", folder / f"{prefix}seconds.svg")
-    plots.intervals(
-        results, "rollouts_to_target", f"rollouts to pass@1 of {results.target:.3f}", folder / f"{prefix}target.svg"
+
+    def drawn(name: str, title: str, caption: str, draw: Callable[..., None], *arguments: object) -> str:
+        file = f"{prefix}{name}.svg"
+        draw(results, *arguments, folder / file)
+        return f"### {title}\n\n![{title}]({file})\n\n{caption}\n"
+
+    generated = "completions generated"
+    parts = [
+        findings(results),
+        _table(results),
+        _note(results),
+        drawn(
+            "target",
+            "Rollouts to the target",
+            _target_caption(results),
+            plots.intervals,
+            "rollouts_to_target",
+            f"rollouts to pass@1 of {results.target:.3f}",
+        ),
+        drawn(
+            "rollouts",
+            "Learning curves",
+            f"Held-out pass@1 against completions generated, thrown away ones included. Blue: the variant (thin: its "
+            f"seeds); black: {results.baseline}; grey: the others; dotted: the target.",
+            plots.learning_curves,
+            1,
+            rollouts,
+            generated,
+        ),
+        drawn(
+            "area",
+            "pass@1 over training",
+            "Mean of each curve above over the whole budget.",
+            plots.intervals,
+            "area",
+            "pass@1, mean over all rollouts",
+        ),
+        drawn("pass_at_k", "pass@k at the end", _diversity_caption(results), plots.pass_at_k),
+    ]
+    for k in _ks_on_the_way(results):
+        title, caption = f"pass@{k} over training", f"The same curves for pass@{k}."
+        parts.append(drawn(f"pass_at_{k}", title, caption, plots.learning_curves, k, rollouts, generated))
+    caption = "The learning curves against tokens generated."
+    parts.append(drawn("tokens", "Against tokens", caption, plots.learning_curves, 1, tokens, "tokens generated"))
+    caption = (
+        "The learning curves against wall-clock seconds of training, evaluations left out. Several runs shared the "
+        "machine, so read these as rough."
     )
-    plots.intervals(results, "area", "pass@1, mean over all rollouts", folder / f"{prefix}area.svg")
-    plots.pass_at_k(results, folder / f"{prefix}pass_at_k.svg")
-    ks = next((sorted(run.curve.pass_at_k) for runs in curves.values() for run in runs.values()), [])
-    for k in ks:
-        unit, file = "completions generated", f"{prefix}rollouts_pass_at_{k}.svg"
-        plots.learning_curves(results, rollouts, unit, folder / file, k)
+    parts.append(drawn("seconds", "Against time", caption, plots.learning_curves, 1, times, "seconds of training"))
     failed = "".join(f"- {line}\n" for line in failures(results))
-    return "\n".join(
-        [
-            findings(results),
-            _table(results),
-            _note(results),
-            _figure(f"{prefix}target.svg", "Rollouts to the target", _target_caption(results)),
-            _figure(
-                f"{prefix}rollouts.svg",
-                "Learning curves",
-                f"Held-out pass@1 against completions generated, thrown away ones included. Blue: the variant (thin: "
-                f"its seeds); black: {results.baseline}; grey: the others; dotted: the target.",
-            ),
-            _figure(f"{prefix}area.svg", "pass@1 over training", "Mean of each curve above over the whole budget."),
-            _figure(f"{prefix}pass_at_k.svg", "pass@k at the end", _diversity_caption(results)),
-            *(
-                _figure(
-                    f"{prefix}rollouts_pass_at_{k}.svg", f"pass@{k} over training", f"The same curves for pass@{k}."
-                )
-                for k in ks
-            ),
-            _figure(f"{prefix}tokens.svg", "Against tokens", "The same curves against tokens generated."),
-            _figure(
-                f"{prefix}seconds.svg",
-                "Against time",
-                "The same curves against wall-clock seconds of training, evaluations left out. Several runs shared the "
-                "machine, so read these as rough.",
-            ),
-            f"Runs that failed:\n\n{failed}" if failed else "No run failed.\n",
-        ]
-    )
+    return "\n".join([*parts, f"Runs that failed:\n\n{failed}" if failed else "No run failed.\n"])
+
+
+def _ks_on_the_way(results: Results) -> list[int]:
+    """The ks of the evaluations during training, but for 1."""
+    runs = [run for variant in results.variants.values() for run in variant.runs.values()]
+    return sorted(runs[0].curve.pass_at_k) if runs else []
 
 
 def findings(results: Results) -> str:
@@ -173,10 +187,6 @@ def _note(results: Results) -> str:
         "the estimate is that on the prompts each recipe selected, and includes the noise of the group it is compared "
         "with.\n"
     )
-
-
-def _figure(name: str, title: str, caption: str) -> str:
-    return f"### {title}\n\n![{title}]({name})\n\n{caption}\n"
 
 
 def _target_caption(results: Results) -> str:

@@ -39,7 +39,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 def learning_curves(
-    results: Results, spent: Mapping[str, Mapping[int, Sequence[float]]], unit: str, path: Path, k: int = 1
+    results: Results, k: int, spent: Mapping[str, Mapping[int, Sequence[float]]], unit: str, path: Path
 ) -> None:
     """A panel for each variant: its mean in colour with its seeds thin, the baseline's mean black, all others grey.
 

@@ -78,7 +78,8 @@ def _last_row(path: Path) -> dict[str, float] | None:
 
 def results_table(results: Results) -> Table:
     """Means and intervals over seeds; differences to the baseline that are told from none are bold."""
-    title = f"{len(results.seeds)} seeds, {results.rollouts:,} rollouts each, target {results.target:.3f}"
+    seeds = "1 seed" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds"
+    title = f"{seeds}, {results.rollouts:,} rollouts each, target {results.target:.3f}"
     table = Table("variant", *(MEASURES[name] for name in SHOWN), title=title, box=box.SIMPLE_HEAD)
     for name, variant in results.variants.items():
         cells = []
