@@ -126,7 +126,7 @@ def test_what_is_finished_is_not_repeated_and_more_can_be_added(compared: tuple[
     assert "holds a comparison of another configuration, budget or final k" in refused.err
 
 
-def test_a_comparison_killed_at_any_time_and_restarted_ends_with_the_same_results(
+def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_results(
     compared: tuple[CommandLine, Result], tmp_path: Path
 ) -> None:
     reference, _ = compared
@@ -135,12 +135,12 @@ def test_a_comparison_killed_at_any_time_and_restarted_ends_with_the_same_result
     cli.write("v.yaml", VARIANTS)
     command = ["compare", "c.yaml", "--recipes", "grpo,lilo", "--rollouts", str(ROLLOUTS), "--out", "out"]
     command += ["--seeds", "2", "--final-k", "1,4", "--jobs", "2"]
-    for variant, log in (("grpo", "metrics.jsonl"), ("lilo", "eval.jsonl")):
+    for variant, log, stop in (("grpo", "metrics.jsonl", "kill"), ("lilo", "eval.jsonl", "interrupt")):
         running = cli.start(*command, real=True)
         path = cli.folder / f"out/runs/{variant}/seed0/{log}"
         assert eventually(lambda path=path: path.exists() and path.read_text().count("\n") >= 2, 60)  # type: ignore[misc]
-        running.kill()
-        running.wait()
+        getattr(running, stop)()
+        assert running.wait().code == {"kill": -9, "interrupt": 130}[stop]
         assert eventually(lambda: not processes_of(cli.folder), 10)
     assert cli(*command, real=True).code == 0
     ours, theirs = (json.loads((folder / "out/results.json").read_text()) for folder in (cli.folder, reference.folder))
