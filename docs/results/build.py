@@ -10,6 +10,7 @@ The page is ``NAME.template.md`` with its placeholders filled in; what a sentenc
 - ``{mean:COMPARISON/VARIANT/MEASURE}``: mean and interval; ``{ratio:...}``: of its mean to the baseline's. A measure
   is one of ``pacedrl.lab.measures.MEASURES``, ``pass@K``, or ``task NAME``: that task's pass@1 at the end, and the
   seeds' range
+- ``{difference:COMPARISON/VARIANT/MEASURE/OTHER}``: of a variant to another one, seed by seed
 - ``{error:COMPARISON/VARIANT/SEED/GROUP/ESTIMATOR}``: an estimator's mean error over the checkpoints
 """
 
@@ -24,12 +25,12 @@ from pathlib import Path
 from pacedrl.lab.calibrate import Calibration, load_calibration
 from pacedrl.lab.calibration_page import calibration_section
 from pacedrl.lab.page import Times, section
-from pacedrl.lab.results import Results
+from pacedrl.lab.results import Results, variant_result
 from pacedrl.lab.statistics import Interval
 from pacedrl.lab.view import interval_text
 
 HERE = Path(__file__).resolve().parent
-PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|error):([^{}]+)\}")
+PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|difference|error):([^{}]+)\}")
 
 
 def main() -> None:
@@ -61,11 +62,23 @@ def fill(kind: str, argument: str, figures: Path) -> str:
             scores = [c.scores[group][estimator].mae for c in calibration(run).checkpoints if group in c.scores]
             return f"{sum(scores) / len(scores):.3f}"
     results, _ = load(comparison)
-    variant, measure = rest
+    variant, measure, *other = rest
+    if kind == "difference":
+        return interval_text(difference(results, variant, other[0], measure), measure)
     value = interval_of(results, variant, measure)
     if kind == "ratio":
+        if measure == "rollouts_to_target":
+            return f"{results.cost_ratio(variant):.2f}"
         return f"{value.mean / interval_of(results, results.baseline, measure).mean:.2f}"
     return interval_text(value, measure)
+
+
+def difference(results: Results, variant: str, other: str, measure: str) -> Interval:
+    own, base = results.variants[variant].runs, results.variants[other].runs
+    value = variant_result([], own, {}, base, results.target, results.rollouts).versus_baseline[measure]
+    if value is None:
+        raise SystemExit(f"{variant} and {other} have no {measure} in common")
+    return value
 
 
 def interval_of(results: Results, variant: str, measure: str) -> Interval:

@@ -55,7 +55,7 @@ class Checkpoint(BaseModel):
     step: int
     prompts: dict[Group, int]
     noise: dict[Group, float]
-    """What mae would be of the truth itself: the error of a mean of S samples."""
+    """What mae would be of the truth itself: the error of a mean of S samples, p smoothed by Jeffreys' prior."""
     observed: dict[Group, float]
     scores: dict[Group, dict[str, Scores]]
     beta_kl: float | None
@@ -87,7 +87,7 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
     """
     if not (run / "config.yaml").exists():
         raise InputError(f"{run}: expected a run's folder, with its config.yaml")
-    config = load_config(run / "config.yaml", [f"run.dir={run}"])
+    config = load_config(run / "config.yaml", [f"run.dir={json.dumps(str(run))}"])
     folders = list_checkpoints(run)
     if not folders:
         raise InputError(f"{run}: this run has no checkpoint yet; let it train for checkpoint.every steps first")
@@ -96,6 +96,8 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
     last_means = _LastMeans(run, trainer.scheduler.keys)
     pairs: dict[Group, dict[str, list[tuple[Floats, Floats]]]] = {group: {} for group in GROUPS}
     checkpoints = []
+    # FlowRL's log Z is of z-scored rewards, and no accuracy.
+    reads_z = trainer.scheduler.learner is not None and config.objective.name != "flowrl"
     settings = training_settings(config)
     settings = SamplingSettings(
         samples, settings.max_new_tokens, settings.temperature, settings.top_p, settings.batch_size
@@ -107,15 +109,19 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
             trainer.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
             policy = Policy.load(config.model, trainer.policy.device, folder)
             groups = _groups(trainer.scheduler, config.sampling.prompts_per_step, prompts, config.run.seed)
-            estimates = _estimates(trainer.scheduler, last_means.until(step))
+            estimates = _estimates(trainer.scheduler, last_means.until(step), reads_z)
             rewards = _sampled(trainer, policy, pool, settings, groups, step)
             checkpoint = Checkpoint(
                 step=step, prompts={}, noise={}, observed={}, scores={}, beta_kl=_beta_kl(run, before, step)
             )
             for group, rows in groups.items():
+                rows = [row for row in rows if rewards[row]]  # a prompt whose completions nobody could judge has none
+                if not rows:
+                    continue
                 observed = np.array([np.mean(rewards[row]) for row in rows])
+                smoothed = (observed * samples + 0.5) / (samples + 1)
                 checkpoint.prompts[group] = len(rows)
-                checkpoint.noise[group] = float(np.sqrt(2 * observed * (1 - observed) / (np.pi * samples)).mean())
+                checkpoint.noise[group] = float(np.sqrt(2 * smoothed * (1 - smoothed) / (np.pi * samples)).mean())
                 checkpoint.observed[group] = float(observed.mean())
                 checkpoint.scores[group] = {
                     name: _scores(values[rows], observed, [rewards[row] for row in rows])
@@ -136,13 +142,14 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
 def _groups(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -> dict[Group, list[int]]:
     """Rows of the prompts of each group that has some."""
     rng = np.random.default_rng([seed, scheduler.step])
-    selected = [scheduler.index[key] for key in scheduler.select(count)]
+    # The oracle's truth is that of a policy which the state does not hold.
+    selected = [] if scheduler.estimator == "oracle" else [scheduler.index[key] for key in scheduler.select(count)]
     seen, never = np.flatnonzero(scheduler.visits_N > 0), np.flatnonzero(scheduler.visits_N == 0)
     rows = (selected, *(rng.permutation(part)[:most].tolist() for part in (seen, never)))
     return {group: part for group, part in zip(GROUPS, rows, strict=True) if part}
 
 
-def _estimates(scheduler: DifficultyScheduler, last_mean_N: Floats) -> dict[str, Floats]:
+def _estimates(scheduler: DifficultyScheduler, last_mean_N: Floats, reads_z: bool) -> dict[str, Floats]:
     """Every estimator's view of all prompts, whichever of them the run selected by."""
     flat_N = np.full(len(scheduler.keys), FLAT_MEAN)
     named = {
@@ -150,7 +157,7 @@ def _estimates(scheduler: DifficultyScheduler, last_mean_N: Floats) -> dict[str,
         "last group mean": last_mean_N,
         "one mean for all": np.full(len(scheduler.keys), last_mean_N.mean()),
     }
-    if scheduler.learner is None:
+    if not reads_z:
         return named
     z_N = scheduler.partition_accuracy()
     strength = scheduler.prior_strength.value if scheduler.estimator == "combined" else PRIOR_STRENGTH
@@ -185,16 +192,13 @@ def _sampled(
     groups: dict[Group, list[int]],
     step: int,
 ) -> dict[int, list[float]]:
-    """Row → rewards of the completions that could be judged; prompts without any raise InputError."""
+    """Row → rewards of the completions that could be judged."""
     rows = sorted({row for part in groups.values() for row in part})
     prompts = [trainer.prompts[trainer.scheduler.keys[row]] for row in rows]
     trainer.view.phase(f"step {step}", len(prompts) * settings.group_size)
     seed = (trainer.config.run.seed, "calibrate", step)
     sampled = sample_groups(policy, prompts, trainer.prompt_ids, settings, seed, advance=trainer.view.advance)
     score_groups(pool, sampled, {task.name: task for task in trainer.train_tasks})
-    for group in sampled:
-        if not group.rewards:
-            raise InputError(f"prompt {group.prompt.key}: the verifier could judge none of its completions")
     return {row: group.rewards for row, group in zip(rows, sampled, strict=True)}
 
 

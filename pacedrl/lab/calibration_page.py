@@ -37,7 +37,8 @@ def calibration_section(calibration: Calibration, folder: Path, prefix: str = "c
     note = (
         f"Means over {len(calibration.checkpoints)} checkpoints, each prompt's truth from {calibration.samples} fresh "
         "samples; the noise of that is the error that the truth itself would have. *Selected* is what the run would "
-        "train on next, *seen* a random share of what it has had. The Brier score is mean (p̂ − r)² over completions. "
+        "train on next, *seen* a random share of what it has had, one run of one seed; log Z is not clipped to [0, 1], "
+        "and counts are discounted as the run's own. The Brier score is mean (p̂ − r)² over completions. "
         f"{_beta_kl(calibration)}\n"
     )
     return "\n".join(
@@ -78,7 +79,11 @@ def _beta_kl(calibration: Calibration) -> str:
     values = [checkpoint.beta_kl for checkpoint in calibration.checkpoints if checkpoint.beta_kl is not None]
     if not values:
         return ""
-    return f"β·KL(π_old‖π_θ), what the theorem says β·log Z is off by, was {max(values):.1e} at most."
+    largest = max(map(abs, values))
+    return (
+        f"β·KL(π_old‖π_θ), what the theorem says β·log Z is off by, was {largest:.1e} on average between two "
+        "checkpoints at most; with one optimiser step a batch it is 0 but for rounding."
+    )
 
 
 def _errors_over_time(calibration: Calibration, path: Path) -> None:

@@ -14,9 +14,8 @@ from pacedrl.evaluation.run import whole_numbers
 from pacedrl.lab import compare as lab
 from pacedrl.lab.calibrate import calibrate as calibrate_run
 from pacedrl.lab.calibration_page import calibration_table, write_calibration
-from pacedrl.lab.page import write_page
+from pacedrl.lab.page import require_page, write_page
 from pacedrl.lab.plan import Plan, read_variants
-from pacedrl.lab.plots import pyplot
 from pacedrl.lab.view import LiveTable, failures, results_table
 from pacedrl.training.view import ConsoleView
 
@@ -25,7 +24,9 @@ EXIT_SOME_FAILED = 1
 
 def compare(options: argparse.Namespace) -> int:
     """0, or 1 where some runs failed and the others' results were written. Raises InputError."""
-    pyplot()  # now, rather than when all runs are done
+    require_page()  # now, rather than when all runs are done
+    if options.target is not None and not 0.0 < options.target <= 1.0:
+        raise InputError(f"--target: expected an accuracy above 0, at most 1, got {options.target}")
     plan = _plan(options)
     baseline = options.baseline or ("grpo" if "grpo" in plan.variants else next(iter(plan.variants)))
     if baseline not in plan.variants:
@@ -37,9 +38,9 @@ def compare(options: argparse.Namespace) -> int:
         failed = lab.run_all(plan, jobs, view.update, view.ended)
     results, times = lab.collect(plan, baseline, options.target, failed)
     lab.write_results(plan.folder, results, times)
-    page = write_page(plan.folder, results, times, f"{options.config.stem}: {', '.join(plan.variants)}")
     Console().print(results_table(results))
-    Console().print(f"Results: {plan.folder / lab.RESULTS}\nPage: {page}", highlight=False)
+    page = write_page(plan.folder, results, times, f"{options.config.stem}: {', '.join(plan.variants)}")
+    print(f"Results: {plan.folder / lab.RESULTS}\nPage: {page}")
     for line in failures(results):
         print(f"pacedrl: failed: {line}", file=sys.stderr)
     return EXIT_SOME_FAILED if failed else 0
@@ -47,13 +48,13 @@ def compare(options: argparse.Namespace) -> int:
 
 def calibrate(options: argparse.Namespace) -> int:
     """0 when calibration.json and its page are written. Raises InputError."""
-    pyplot()
+    require_page()
     prompts, samples = _at_least_one("--prompts", options.prompts), _at_least_one("--samples", options.samples)
     with ConsoleView() as view:
         calibration = calibrate_run(options.run_dir, prompts, samples, view)
     page = write_calibration(options.run_dir, calibration)
     Console().print(Markdown(calibration_table(calibration)))
-    Console().print(f"Page: {page}", highlight=False)
+    print(f"Page: {page}")
     return 0
 
 

@@ -18,6 +18,7 @@ from pacedrl.errors import InputError
 from pacedrl.lab.measures import RunResult, read_run, seconds_at_evaluations
 from pacedrl.lab.plan import Plan, Run
 from pacedrl.lab.results import Results, default_target, variant_result
+from pacedrl.training.run_folder import replace_text
 
 POLL_S = 0.3
 RESULTS, TIMES = "results.json", "times.json"
@@ -59,7 +60,7 @@ def run_all(
             for process in [process for process in progress.running if process.poll() is not None]:
                 run, slot = progress.running.pop(process)
                 free.append(slot)
-                failure = None if process.returncode == 0 else _last_line(run.log)
+                failure = None if process.returncode == 0 else _reason(run.log, process.returncode)
                 if failure is None:
                     progress.finished.append(run)
                 else:
@@ -85,7 +86,10 @@ def collect(
             times[run.variant][run.seed] = seconds_at_evaluations(run.folder)
     if not found[baseline]:
         reason = next((text for (name, _), text in failures.items() if name == baseline), "none was started")
-        raise InputError(f"--baseline: no run of {baseline} finished, so there is nothing to compare with: {reason}")
+        raise InputError(
+            f"--baseline: no run of {baseline} finished, so there is nothing to compare with ({reason}); what the "
+            "others did is kept: name one of them with --baseline"
+        )
     target = default_target(list(found[baseline].values())) if target is None else target
     variants = {
         name: variant_result(
@@ -94,6 +98,7 @@ def collect(
             {seed: text for (variant, seed), text in failures.items() if variant == name},
             found[baseline],
             target,
+            plan.rollouts,
         )
         for name, overrides in plan.variants.items()
     }
@@ -110,15 +115,20 @@ def collect(
 
 def write_results(folder: Path, results: Results, times: Mapping[str, Mapping[int, list[float]]]) -> None:
     """results.json and times.json, each whole or not at all."""
-    _write(folder / RESULTS, _rounded(results))
-    _write(folder / TIMES, json.dumps(times, indent=1))
+    replace_text(folder / RESULTS, _rounded(results) + "\n")
+    replace_text(folder / TIMES, json.dumps(times, indent=1) + "\n")
 
 
 def default_jobs() -> int:
     """A process for each GPU, or each CPU core."""
     import torch
 
-    return torch.cuda.device_count() or os.cpu_count() or 1
+    return torch.cuda.device_count() or _cores()
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(plan: Plan, run: Run, slot: int, jobs: int) -> subprocess.Popen[bytes]:
@@ -127,9 +137,10 @@ def _start(plan: Plan, run: Run, slot: int, jobs: int) -> subprocess.Popen[bytes
     gpus = torch.cuda.device_count()
     environment = dict(os.environ)
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus]
     elif "OMP_NUM_THREADS" not in environment:  # more threads than cores would spin on each other's
-        environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
+        environment["OMP_NUM_THREADS"] = str(max(_cores() // jobs, 1))
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     ks = ",".join(map(str, plan.final_k))
     worker = [sys.executable, "-m", "pacedrl.lab.worker", str(os.getpid())]
@@ -152,7 +163,9 @@ def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def _last_line(log: Path) -> str:
+def _reason(log: Path, code: int) -> str:
+    if code < 0:
+        return f"killed by signal {-code} ({signal.strsignal(-code)})"
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip().removeprefix("pacedrl: ") if lines else "it ended without a word"
 
@@ -168,9 +181,3 @@ def _rounded(results: BaseModel) -> str:
         return [shorten(item) for item in value] if isinstance(value, list) else value
 
     return json.dumps(shorten(results.model_dump(mode="json")), indent=1)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)

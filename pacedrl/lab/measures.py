@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,47 +56,51 @@ class RunResult(BaseModel):
     estimate_mae: float | None
     """Mean |p̂ − p̄| over the run; None for recipes that estimate nothing."""
 
-    def measure(self, name: str, target: float) -> float | None:
-        """One of ``MEASURES``; None where the run has no such thing."""
+    def measure(self, name: str, target: float, budget: float) -> float | None:
+        """One of ``MEASURES``; None where the run has no such thing. Costs and area are up to ``budget`` rollouts."""
+        rollouts = self.curve.rollouts
         match name:
             case "rollouts_to_target":
-                return spent_to_reach(self.curve.rollouts, self.curve.accuracy, target)
+                return spent_to_reach(rollouts, self.curve.accuracy, target, budget)
             case "tokens_to_target":
-                return spent_to_reach(self.curve.tokens, self.curve.accuracy, target)
+                limit = float(np.interp(budget, rollouts, self.curve.tokens))
+                return spent_to_reach(self.curve.tokens, self.curve.accuracy, target, limit)
             case "area":
-                return area(self.curve.rollouts, self.curve.accuracy)
+                return area(rollouts, self.curve.accuracy, budget)
             case "final":
                 return self.pass_at_k[1]
             case "distinct_correct":
                 return self.distinct_correct
             case "mixed_groups":
                 return self.mixed_groups
-            case _:
+            case "estimate_mae":
                 return self.estimate_mae
+        raise KeyError(name)
 
-    def reaches(self, target: float) -> bool:
-        """Whether an evaluation came to the target."""
-        return max(self.curve.accuracy) >= target
+    def reaches(self, target: float, budget: float) -> bool:
+        """Whether the curve came to the target within the budget."""
+        return spent_to_reach(self.curve.rollouts, self.curve.accuracy, target, math.inf) <= budget
 
 
-def spent_to_reach(spent: Sequence[float], accuracy: Sequence[float], target: float) -> float:
+def spent_to_reach(spent: Sequence[float], accuracy: Sequence[float], target: float, limit: float) -> float:
     """What had been spent when the curve, straight between evaluations, first came to the target.
 
-    All that was spent where it never did: a lower bound, so that means over seeds flatter nobody who failed.
+    ``limit`` where it did not by then: a lower bound, the same for all.
     """
     for i, value in enumerate(accuracy):
         if value >= target:
             if i == 0:
-                return float(spent[0])
+                return min(float(spent[0]), limit)
             share = (target - accuracy[i - 1]) / (value - accuracy[i - 1])
-            return float(spent[i - 1] + share * (spent[i] - spent[i - 1]))
-    return float(spent[-1])
+            return min(float(spent[i - 1] + share * (spent[i] - spent[i - 1])), limit)
+    return limit
 
 
-def area(spent: Sequence[float], accuracy: Sequence[float]) -> float:
-    """Mean of the curve over what was spent, straight between evaluations, in units of accuracy."""
-    width = np.diff(spent)
-    return float((width * (np.asarray(accuracy)[1:] + np.asarray(accuracy)[:-1]) / 2).sum() / width.sum())
+def area(spent: Sequence[float], accuracy: Sequence[float], limit: float) -> float:
+    """Mean of the curve up to ``limit``, straight between evaluations, in units of accuracy."""
+    x = np.unique([*(value for value in spent if value < limit), min(limit, spent[-1])])
+    y = np.interp(x, spent, accuracy)
+    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / (x[-1] - x[0]))
 
 
 def read_run(folder: Path, counted: Sequence[str] = ()) -> RunResult:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pacedrl.errors import InputError
 from pacedrl.lab import plots
@@ -30,13 +32,27 @@ img {{ max-width: 100%; background: #fff; }} code {{ background: #f3f3f3; paddin
 """
 
 
+def require_page() -> None:
+    """Raise InputError naming the extra where what figures and pages need is missing."""
+    plots.pyplot()
+    _markdown()
+
+
+def _markdown() -> Any:
+    try:
+        import markdown
+    except ImportError:
+        raise InputError("the page needs markdown: pip install 'pacedrl[lab]'") from None
+    return markdown
+
+
 def write_page(folder: Path, results: Results, times: Times, title: str = "Comparison") -> Path:
     """Write page.md, its figures and page.html into the folder; the path of the last. InputError without matplotlib."""
     text = f"# {title}\n\n{section(results, times, folder)}"
     (folder / "page.md").write_text(text, encoding="utf-8")
-    html = folder / "page.html"
-    html.write_text(to_html(text, folder, title), encoding="utf-8")
-    return html
+    path = folder / "page.html"
+    path.write_text(to_html(text, folder, title), encoding="utf-8")
+    return path
 
 
 def section(results: Results, times: Times, folder: Path, prefix: str = "") -> str:
@@ -93,7 +109,7 @@ def section(results: Results, times: Times, folder: Path, prefix: str = "") -> s
         "machine, so read these as rough."
     )
     parts.append(drawn("seconds", "Against time", caption, plots.learning_curves, 1, times, "seconds of training"))
-    failed = "".join(f"- {line}\n" for line in failures(results))
+    failed = "".join(f"- {html.escape(line)}\n" for line in failures(results))
     return "\n".join([*parts, f"Runs that failed:\n\n{failed}" if failed else "No run failed.\n"])
 
 
@@ -106,9 +122,10 @@ def _ks_on_the_way(results: Results) -> list[int]:
 def findings(results: Results) -> str:
     """The result in words: who needs the fewest rollouts, against the baseline, and what is not told apart."""
     base = results.variants[results.baseline]
+    seeds = "1 seed" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds"
     lines = [
-        f"{len(results.seeds)} seeds, {results.rollouts:,} completions generated in each run. The target, pass@1 of "
-        f"{results.target:.3f}, took `{results.baseline}` {_cost(base)}.\n"
+        f"{seeds}, {results.rollouts:,} completions generated in each run. The target, pass@1 of {results.target:.3f}, "
+        f"took `{results.baseline}` {_cost(base)}.\n"
     ]
     others = [(name, variant) for name, variant in results.variants.items() if name != results.baseline]
     fewer: list[str] = []
@@ -118,7 +135,7 @@ def findings(results: Results) -> str:
         difference = variant.versus_baseline["rollouts_to_target"]
         if difference is None:
             continue
-        ratio = f"`{name}` ({_mean_cost(variant) / _mean_cost(base):.2f}×)"
+        ratio = f"`{name}`{_ratio_text(results, name)}"
         (same if not difference.excludes_zero else fewer if difference.mean < 0 else more).append(ratio)
     for label, names in (
         ("Fewer rollouts than the baseline", fewer),
@@ -132,17 +149,13 @@ def findings(results: Results) -> str:
 
 def to_html(text: str, folder: Path, title: str) -> str:
     """One file that opens from disk. Figures, which ``text`` names, are read from the folder into it."""
-    try:
-        import markdown
-    except ImportError:
-        raise InputError("the page needs markdown: pip install 'pacedrl[lab]'") from None
 
     def embedded(match: re.Match[str]) -> str:
         data = base64.b64encode((folder / match[1]).read_bytes()).decode("ascii")
         return f'src="data:image/svg+xml;base64,{data}"'
 
-    body = re.sub(r'src="([\w.-]+\.svg)"', embedded, markdown.markdown(text, extensions=["tables"]))
-    return _HTML.format(title=title, body=body)
+    body = re.sub(r'src="([\w.-]+\.svg)"', embedded, _markdown().markdown(text, extensions=["tables"]))
+    return _HTML.format(title=html.escape(title), body=body)
 
 
 def _mean_cost(variant: VariantResult) -> float:
@@ -159,13 +172,18 @@ def _cost(variant: VariantResult) -> str:
 def _table(results: Results) -> str:
     ks = sorted(next(variant.pass_at_k for variant in results.variants.values() if variant.pass_at_k))
     shown = [k for k in (8, ks[-1]) if k in ks and k != 1]
-    header = ["variant", *(MEASURES[name] for name in TABLE), *(f"final pass@{k}" for k in dict.fromkeys(shown))]
+    header = [
+        "variant",
+        "seeds",
+        *(MEASURES[name] for name in TABLE),
+        *(f"final pass@{k}" for k in dict.fromkeys(shown)),
+    ]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     ranked = sorted(results.variants.items(), key=lambda pair: _mean_cost(pair[1]))
     for name, variant in ranked:
         cells = [_cell(results, name, measure) for measure in TABLE]
         cells += [interval_text(variant.pass_at_k.get(k)) for k in dict.fromkeys(shown)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {len(variant.runs)}/{len(results.seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -180,22 +198,32 @@ def _cell(results: Results, name: str, measure: str) -> str:
 
 
 def _note(results: Results) -> str:
+    overshoot = max(run.curve.rollouts[-1] for variant in results.variants.values() for run in variant.runs.values())
+    above = overshoot / results.rollouts - 1.0
     return (
-        f"Mean over seeds (95% interval: expanded percentile bootstrap). Bold: differs from `{results.baseline}`, the "
-        "interval of the differences seed by seed excluding zero; with so many comparisons one in twenty does so by "
-        "chance. ≥ (n/m): only n of m seeds reached the target, the others count with all their rollouts. The error of "
-        "the estimate is that on the prompts each recipe selected, and includes the noise of the group it is compared "
-        "with.\n"
+        "Mean over the seeds that finished (95% interval: expanded percentile bootstrap, Student's for fewer than five "
+        f"seeds). Bold: differs from `{results.baseline}`, the interval of the differences seed by seed excluding "
+        "zero; of so many comparisons one in twenty or more does so by chance. ≥ (n/m): only n of m seeds reached the "
+        "target, the others count with the whole budget. A run ends with the step in which its budget does: figures at "
+        f"the end are of up to {above:.0%} more completions than that. With one right answer a prompt, distinct "
+        "correct answers are pass@k. The error of the estimate is that on the prompts each recipe selected, and "
+        "includes the noise of the group it is compared with.\n"
     )
+
+
+def _ratio_text(results: Results, name: str) -> str:
+    ratio = results.cost_ratio(name)
+    return "" if ratio is None else f" ({ratio:.2f}×)"
 
 
 def _target_caption(results: Results) -> str:
     name, best = min(results.variants.items(), key=lambda pair: _mean_cost(pair[1]))
-    ratio = _mean_cost(best) / _mean_cost(results.variants[results.baseline])
-    return (
-        f"`{name}` is first: {_cost(best)}, {ratio:.2f} of what `{results.baseline}` took (dotted). Dots are seeds, "
-        "bars 95% intervals."
-    )
+    legend = "Dots are seeds, bars 95% intervals; a seed that did not get there stands at the whole budget."
+    if not any(variant.reached for variant in results.variants.values()):
+        return f"Nobody reached it. {legend}"
+    ratio = results.cost_ratio(name)
+    of_base = "" if name == results.baseline or ratio is None else f", {ratio:.2f} of what `{results.baseline}` took"
+    return f"Lowest mean: `{name}`, {_cost(best)}{of_base} (dotted: the baseline). {legend}"
 
 
 def _diversity_caption(results: Results) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 
 import yaml
 
-from pacedrl.config import Config, apply_override, config_tree, parse_config
+from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, apply_override, config_tree, parse_config
 from pacedrl.errors import InputError
 from pacedrl.lab.measures import FINAL
 from pacedrl.recipes import RECIPES
+from pacedrl.tasks.datasets import default_name
+from pacedrl.training.run_folder import refuse_another_run, replace_text
+from pacedrl.training.setup import load_tasks, require_enough_prompts, unique_prompts
 
 EVALUATIONS = 12
 """On the way, unless the configuration says how often."""
-FINAL_K = (1, 2, 4, 8, 16, 32, 64)
+_NAME = re.compile(r"\w[\w .+=-]*")
 
 Overrides = tuple[str, ...]
 """``section.key=value``, as on the command line."""
@@ -61,7 +65,12 @@ class Plan:
 
     @property
     def config_path(self) -> Path:
-        return self.folder / "config.yaml"
+        """What the runs read: the configuration that all have in common."""
+        return self.folder / "comparison.yaml"
+
+    @property
+    def _settings_path(self) -> Path:
+        return self.folder / "comparison.json"
 
     def runs(self) -> list[Run]:
         """Seed by seed, so that a comparison cut short has all variants for the first seeds."""
@@ -72,42 +81,92 @@ class Plan:
         ]
 
     def check(self) -> None:
-        """Raise InputError for a variant that is no valid configuration, or a folder of another comparison."""
-        for name in self.variants:
-            config = parse_config(
-                _with(self.tree, self._overrides(name, self.seeds[0], self.folder)), f"variant {name}"
-            )
-            if not config.data.eval:
-                raise InputError("data.eval: a comparison needs held-out prompts; add some")
-            names = [task.name or task.source for task in config.data.eval]
-            for task in self.counted:
-                if task not in names:
-                    raise InputError(f"--count: there is no evaluation task '{task}'; there are {', '.join(names)}")
-        settings = self.folder / "comparison.json"
-        if settings.exists() and json.loads(settings.read_text(encoding="utf-8")) != self._settings():
-            raise InputError(
-                f"{settings}: this folder holds a comparison of another configuration, budget or final k; give another "
-                "folder with --out"
-            )
+        """Raise InputError for what would fail later, and for a folder that holds something else."""
+        configs = {name: self._config(name, self.seeds[0]) for name in self.variants}
+        for name, config in configs.items():
+            self._check_evaluation(name, config, next(iter(configs.values())))
+            if isinstance(config.gate, DynamicGateConfig) and config.optimizer.schedule != "constant":
+                raise InputError(
+                    f"variant {name}: optimizer.schedule: with gate.name=dynamic nobody knows how many steps the "
+                    "budget is worth; set it to constant"
+                )
+        self._check_data(configs)
+        self._check_folder()
 
     def write(self) -> None:
-        """Make the folder, with the configuration that the runs read."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True)
-        self.config_path.write_text(text, encoding="utf-8")
-        (self.folder / "comparison.json").write_text(json.dumps(self._settings(), indent=2) + "\n", encoding="utf-8")
+        """Make the folder, with what its runs have in common. Raises InputError where that cannot be written."""
+        tree = yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(self._settings_path, json.dumps(self._settings(), indent=2) + "\n")
+            replace_text(self.config_path, tree)
+        except OSError as error:
+            raise InputError(
+                f"--out: cannot write to '{self.folder}' ({error.strerror}); choose another folder"
+            ) from None
+
+    def _check_evaluation(self, name: str, config: Config, first: Config) -> None:
+        if not config.data.eval:
+            raise InputError("data.eval: a comparison needs held-out prompts; add some")
+        if (config.data.eval, config.eval) != (first.data.eval, first.eval):
+            raise InputError(
+                f"variant {name}: data.eval or eval differs from the other variants': nothing to compare by"
+            )
+        if 1 not in config.eval.k:
+            raise InputError(f"eval.k: a comparison needs pass@1; add 1 to {config.eval.k}")
+        if config.eval.temperature == 0.0 and max(self.final_k) > 1:
+            raise InputError("eval.temperature: at 0 all samples are the same; raise it, or set --final-k 1")
+        names = [task.name or default_name(task.source) for task in config.data.eval]
+        for task in self.counted:
+            if task not in names:
+                raise InputError(f"--count: there is no evaluation task '{task}'; there are {', '.join(names)}")
+
+    def _check_data(self, configs: Mapping[str, Config]) -> None:
+        """Load each set of data once, before all the runs do."""
+        loaded: dict[str, int] = {}
+        for name, config in configs.items():
+            data = config.data.model_dump_json()
+            if data not in loaded:
+                loaded[data] = len(unique_prompts(load_tasks(config)[0]))
+            try:
+                require_enough_prompts(config, loaded[data])
+            except InputError as error:
+                raise InputError(f"variant {name}: {error}") from None
+
+    def _check_folder(self) -> None:
+        path = self._settings_path
+        if not path.exists():
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise InputError(f"--out: '{self.folder}' exists and holds no comparison; choose another folder")
+            return
+        if json.loads(path.read_text(encoding="utf-8")) != self._settings():
+            raise InputError(
+                f"{path}: this folder holds a comparison of another configuration, budget or final k; give another "
+                "folder with --out"
+            )
+        for run in self.runs():
+            try:
+                refuse_another_run(run.folder, self._config(run.variant, run.seed))
+            except InputError as error:
+                why = str(error).partition(";")[0]
+                raise InputError(f"variant {run.variant}: {why}; delete that run, or give another --out") from None
 
     def _settings(self) -> dict[str, Any]:
         return {"config": json.loads(json.dumps(self.tree)), "rollouts": self.rollouts, "final_k": list(self.final_k)}
 
+    def _config(self, name: str, seed: int) -> Config:
+        return parse_config(_with(self.tree, self._own(name, seed)), f"variant {name}")
+
     def _overrides(self, name: str, seed: int, folder: Path) -> Overrides:
-        config = parse_config(_with(self.tree, self._own(name, seed)), f"variant {name}")
-        steps = math.ceil(self.rollouts / (config.sampling.prompts_per_step * config.sampling.group_size))
-        budget = (f"run.steps={steps}", f"run.max_rollouts={self.rollouts}")
-        return (*self._grid(config), f"run.seed={seed}", *self._own(name, seed), *budget, f"run.dir={folder}")
+        config = self._config(name, seed)
+        oversample = config.gate.oversample if isinstance(config.gate, LiloGateConfig) else 1
+        a_step = config.sampling.prompts_per_step * config.sampling.group_size * oversample
+        budget = (f"run.steps={math.ceil(self.rollouts / a_step)}", f"run.max_rollouts={self.rollouts}")
+        return (*self._grid(config), *self._own(name, seed), *budget, f"run.dir={json.dumps(str(folder))}")
 
     def _own(self, name: str, seed: int) -> Overrides:
-        return tuple(override.replace("{seed}", str(seed)) for override in self.variants[name])
+        own = (override.replace("{seed}", str(seed)) for override in self.variants[name])
+        return (f"run.seed={seed}", *own)
 
     def _grid(self, config: Config) -> Overrides:
         if config.eval.every or config.eval.every_rollouts:
@@ -141,8 +200,8 @@ def _variants_file(path: Path) -> dict[str, Overrides]:
     for name, overrides in tree.items():
         if not isinstance(overrides, list) or not all(isinstance(text, str) and "=" in text for text in overrides):
             raise InputError(f"{path}: variant '{name}' must be a list of section.key=value, e.g. [recipe=grpo]")
-        if not isinstance(name, str) or "/" in name or name.startswith("."):
-            raise InputError(f"{path}: variant {name!r} must have a name that can be a folder's")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InputError(f"{path}: variant {name!r} must have a name of letters, digits, spaces and . + = - _")
     return {name: tuple(overrides) for name, overrides in tree.items()}
 
 

@@ -48,7 +48,7 @@ def learning_curves(
     plt = pyplot()
     names = [name for name, variant in results.variants.items() if variant.runs]
     means = {name: _mean_curve(results.variants[name], spent[name], k) for name in names}
-    shown = [name for name in names if name != results.baseline]
+    shown = [name for name in names if name != results.baseline] or [results.baseline]
     columns = min(COLUMNS, len(shown)) or 1
     lines = -(-len(shown) // columns) or 1
     figure, panels = plt.subplots(
@@ -59,9 +59,10 @@ def learning_curves(
             panel.plot(*means[other], color=OTHERS, linewidth=0.6, zorder=1)
         for seed, run in results.variants[name].runs.items():
             panel.plot(spent[name][seed], run.curve.of(k), color=OWN, linewidth=0.5, alpha=0.5, zorder=2)
-        if results.baseline in means:
-            panel.plot(*means[results.baseline], color=BASELINE, linewidth=1.4, label=results.baseline, zorder=3)
-        panel.plot(*means[name], color=OWN, linewidth=1.8, label=name, zorder=4)
+        panel.plot(*means[name], color=OWN, linewidth=1.8, zorder=4)
+        (baseline,) = panel.plot(*means[results.baseline], color=BASELINE, linewidth=1.4, zorder=3)
+        if panel is panels.flat[0]:
+            panel.legend([baseline], [results.baseline], frameon=False, fontsize=7, loc="lower right", handlelength=1.2)
         if k == 1:
             panel.axhline(results.target, color="grey", linewidth=0.7, linestyle=":")
         panel.set_title(name, fontsize=9, color=OWN, fontweight="bold")
@@ -69,9 +70,6 @@ def learning_curves(
         panel.set_visible(False)
     for column in range(columns):  # the lowest that is visible in each column
         panels.flat[(len(shown) - 1 - column) // columns * columns + column].tick_params(labelbottom=True)
-    panels.flat[0].legend(
-        handles=panels.flat[0].get_lines()[-3:-2], frameon=False, fontsize=7, loc="lower right", handlelength=1.2
-    )
     figure.supxlabel(unit, fontsize=9)
     figure.supylabel(f"held-out pass@{k}", fontsize=9)
     figure.tight_layout()
@@ -82,7 +80,11 @@ def intervals(results: Results, measure: str, label: str, path: Path) -> None:
     """Every variant's mean and 95% interval of one measure, with its seeds as dots, best at the top."""
     plt = pyplot()
     rows = [
-        (name, variant.summary[measure], [run.measure(measure, results.target) for run in variant.runs.values()])
+        (
+            name,
+            variant.summary[measure],
+            [run.measure(measure, results.target, results.rollouts) for run in variant.runs.values()],
+        )
         for name, variant in results.variants.items()
         if variant.summary[measure] is not None
     ]

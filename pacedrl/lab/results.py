@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from pacedrl.lab.measures import MEASURES, RunResult
+from pacedrl.lab.measures import MEASURES, RunResult, spent_to_reach
 from pacedrl.lab.statistics import Interval, bootstrap_interval, paired_difference
 
 TARGET_SHARE = 0.9
@@ -45,6 +45,17 @@ class Results(BaseModel):
     """Of held-out pass@1, mean over the evaluation tasks."""
     variants: dict[str, VariantResult]
 
+    def cost_ratio(self, name: str) -> float | None:
+        """Rollouts to the target, in the baseline's, over the seeds of both; None where the baseline's is 0."""
+        own, base = self.variants[name].runs, self.variants[self.baseline].runs
+        costs = [
+            [spent_to_reach(r.curve.rollouts, r.curve.accuracy, self.target, self.rollouts) for r in (own[s], base[s])]
+            for s in own
+            if s in base
+        ]
+        below = sum(cost for _, cost in costs)
+        return sum(cost for cost, _ in costs) / below if below else None
+
     @classmethod
     def load(cls, path: Path) -> Results:
         """Read results.json. Raises pydantic's ValidationError where it is none."""
@@ -52,7 +63,7 @@ class Results(BaseModel):
 
 
 def default_target(baseline: Sequence[RunResult]) -> float:
-    """What the baseline reaches with most of its rollouts, means over its seeds. Raises ValueError without any."""
+    """What the baseline reaches with most of its rollouts, means over its seeds, of which there must be one."""
     start = float(np.mean([run.curve.accuracy[0] for run in baseline]))
     end = float(np.mean([run.curve.accuracy[-1] for run in baseline]))
     return round(start + TARGET_SHARE * (end - start), 4)
@@ -64,6 +75,7 @@ def variant_result(
     failures: Mapping[int, str],
     baseline: Mapping[int, RunResult],
     target: float,
+    budget: float,
 ) -> VariantResult:
     """Means and differences of one variant, over its seeds."""
     ks = sorted(next(iter(runs.values())).pass_at_k) if runs else []
@@ -71,25 +83,25 @@ def variant_result(
         overrides=list(overrides),
         runs=dict(runs),
         failures=dict(failures),
-        reached=sum(run.reaches(target) for run in runs.values()),
-        summary={name: _summary(name, list(runs.values()), target) for name in MEASURES},
+        reached=sum(run.reaches(target, budget) for run in runs.values()),
+        summary={name: _summary(name, list(runs.values()), target, budget) for name in MEASURES},
         pass_at_k={k: bootstrap_interval([run.pass_at_k[k] for run in runs.values()]) for k in ks},
-        versus_baseline={name: _difference(name, runs, baseline, target) for name in MEASURES},
+        versus_baseline={name: _difference(name, runs, baseline, target, budget) for name in MEASURES},
     )
 
 
-def _summary(name: str, runs: Sequence[RunResult], target: float) -> Interval | None:
-    values = [value for run in runs if (value := run.measure(name, target)) is not None]
+def _summary(name: str, runs: Sequence[RunResult], target: float, budget: float) -> Interval | None:
+    values = [value for run in runs if (value := run.measure(name, target, budget)) is not None]
     return bootstrap_interval(values) if values else None
 
 
 def _difference(
-    name: str, runs: Mapping[int, RunResult], baseline: Mapping[int, RunResult], target: float
+    name: str, runs: Mapping[int, RunResult], baseline: Mapping[int, RunResult], target: float, budget: float
 ) -> Interval | None:
-    pairs = [
-        (run.measure(name, target), baseline[seed].measure(name, target))
+    values = [
+        (run.measure(name, target, budget), baseline[seed].measure(name, target, budget))
         for seed, run in runs.items()
         if seed in baseline
     ]
-    known = [(own, base) for own, base in pairs if own is not None and base is not None]
+    known = [(own, base) for own, base in values if own is not None and base is not None]
     return paired_difference([own for own, _ in known], [base for _, base in known]) if known else None

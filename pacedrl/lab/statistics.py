@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 
 RESAMPLES = 10_000
+FEWEST_RESAMPLED = 5
 _T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
@@ -18,7 +19,7 @@ _T_975 = (
 
 
 class Interval(BaseModel):
-    """A mean over seeds and its 95% bootstrap interval; of one seed both ends are None, for nothing is known."""
+    """A mean over seeds and its 95% interval; of one seed both ends are None, for nothing is known."""
 
     mean: float
     low: float | None
@@ -34,16 +35,20 @@ def bootstrap_interval(values: Sequence[float]) -> Interval:
     """Mean over seeds with its expanded percentile interval (Hesterberg 2015, The American Statistician 69:4, §3.3).
 
     The plain percentile interval is too narrow for few seeds: 5 of them give about 82% where 95% is promised. Its
-    quantiles are moved outwards to Φ(−√(n/(n−1))·t), which for normal data gives back Student's interval. As wide as
-    the range of the seeds at most. Raises ValueError for no values.
+    quantiles are moved outwards to Φ(−√(n/(n−1))·t), which for normal data gives back Student's interval. A bootstrap
+    is as wide as the range of the seeds at most, which for two to four of them is too narrow whatever the quantiles:
+    there it is Student's interval itself. Raises ValueError for no values.
     """
     if not values:
         raise ValueError("no seeds to average over")
     data, n = np.asarray(values, dtype=np.float64), len(values)
     if n == 1:
         return Interval(mean=float(data[0]), low=None, high=None)
-    rows = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
     t = _T_975[n - 2] if n - 2 < len(_T_975) else NormalDist().inv_cdf(0.975)
+    if n < FEWEST_RESAMPLED:
+        half = t * float(data.std(ddof=1)) / math.sqrt(n)
+        return Interval(mean=float(data.mean()), low=float(data.mean()) - half, high=float(data.mean()) + half)
+    rows = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
     tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * t)
     low, high = np.quantile(data[rows].mean(axis=1), [tail, 1.0 - tail])
     return Interval(mean=float(data.mean()), low=float(low), high=float(high))

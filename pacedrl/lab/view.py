@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -43,7 +44,7 @@ class LiveTable:
     def ended(self, run: Run, failure: str | None) -> None:
         if failure is not None or not self.console.is_terminal:
             what = "finished" if failure is None else f"FAILED: {failure} (all it said: {run.log})"
-            self.console.print(f"{run.variant}, seed {run.seed}: {what}", markup=False, highlight=False)
+            self.console.print(f"{run.variant}, seed {run.seed}: {what}", markup=False, highlight=False, soft_wrap=True)
 
     def _table(self, progress: Progress) -> Table:
         table = Table("variant", "finished", "failed", "running now", box=box.SIMPLE_HEAD)
@@ -59,10 +60,11 @@ class LiveTable:
         row = _last_row(run.folder / "metrics.jsonl")
         if row is None:
             return "starting"
-        return f"{row['rollouts/generated'] / self.plan.rollouts:.0%}, reward {row['reward/mean']:.2f}"
+        reward = "none judged" if row["reward/mean"] is None else f"reward {row['reward/mean']:.2f}"
+        return f"{row['rollouts/generated'] / self.plan.rollouts:.0%}, {reward}"
 
 
-def _last_row(path: Path) -> dict[str, float] | None:
+def _last_row(path: Path) -> dict[str, Any] | None:
     """The last whole line."""
     if not path.exists():
         return None
@@ -70,7 +72,7 @@ def _last_row(path: Path) -> dict[str, float] | None:
         file.seek(max(path.stat().st_size - 16384, 0))
         lines = file.read().split(b"\n")[:-1]
     try:
-        row: dict[str, float] = json.loads(lines[-1])
+        row: dict[str, Any] = json.loads(lines[-1])
     except (IndexError, ValueError):
         return None
     return row
@@ -80,7 +82,7 @@ def results_table(results: Results) -> Table:
     """Means and intervals over seeds; differences to the baseline that are told from none are bold."""
     seeds = "1 seed" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds"
     title = f"{seeds}, {results.rollouts:,} rollouts each, target {results.target:.3f}"
-    table = Table("variant", *(MEASURES[name] for name in SHOWN), title=title, box=box.SIMPLE_HEAD)
+    table = Table("variant", "seeds", *(MEASURES[name] for name in SHOWN), title=title, box=box.SIMPLE_HEAD)
     for name, variant in results.variants.items():
         cells = []
         for measure in SHOWN:
@@ -90,7 +92,8 @@ def results_table(results: Results) -> Table:
             difference = variant.versus_baseline[measure]
             differs = name != results.baseline and difference is not None and difference.excludes_zero
             cells.append(f"[bold]{text}[/bold]" if differs else text)
-        table.add_row(name if name != results.baseline else f"{name} (baseline)", *cells)
+        label = name if name != results.baseline else f"{name} (baseline)"
+        table.add_row(label, f"{len(variant.runs)}/{len(results.seeds)}", *cells)
     return table
 
 

@@ -9,7 +9,6 @@ that a restarted one would meet.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from pacedrl.policy.sampler import SamplingSettings
 from pacedrl.rollouts import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.worker import die_with
+from pacedrl.training.run_folder import replace_text
 from pacedrl.training.trainer import Trainer, TrainingStopped
 
 
@@ -51,10 +51,8 @@ def _evaluate(trainer: Trainer, samples: int, ks: Sequence[int]) -> None:
     settings = SamplingSettings(samples, usual.max_new_tokens, usual.temperature, usual.top_p, usual.batch_size)
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         results = evaluate(trainer.policy, pool, trainer.eval_tasks, trainer.prompt_ids, settings, ks, config.run.seed)
-    partial = config.run.dir / (FINAL + ".partial")
     text = json.dumps({"results": [result.as_dict() for result in results]}, indent=2)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, config.run.dir / FINAL)
+    replace_text(config.run.dir / FINAL, text + "\n")
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def find_tests(prompt: Prompt) -> dict[str, Any]:
         setup = [*(columns.get("test_imports") or []), columns.get("test_setup_code") or ""]
         return _code(prompt, "\n".join(setup), "\n".join(columns["test_list"]))
     for value in (prompt.answer, *(columns.get(column) for column in PAIR_COLUMNS)):
-        pairs = _pairs(value)
+        pairs = _pairs(value, columns)
         if pairs is not None:
             return pairs
     raise JudgeError(
@@ -192,15 +192,18 @@ def _code(prompt: Prompt, setup: str, code: str) -> dict[str, Any]:
     return {"kind": "code", "name": name, "prompt": source, "setup": setup, "code": code}
 
 
-def _pairs(value: Any) -> dict[str, Any] | None:
-    """Inputs and outputs, if ``value`` holds some."""
+def _pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
+    """Inputs and outputs, if ``value`` holds some. A function's name may be in the row's metadata (LiveCodeBench)."""
     value = _json(value)
     if isinstance(value, list) and value and all(isinstance(item, dict) and "input" in item for item in value):
-        names = {(item.get("metadata") or {}).get("func_name") for item in value}
+        names = {_function_name(item) or _function_name(columns) for item in value}
+        name = names.pop() if len(names) == 1 else None
+        if name is None and any(item.get("testtype") == "functional" for item in value):
+            raise JudgeError("the row's tests call a function, but no 'metadata' with 'func_name' says which")
         value = {
             "inputs": [item["input"] for item in value],
             "outputs": [item.get("output") for item in value],
-            "fn_name": names.pop() if len(names) == 1 else None,
+            "fn_name": name,
         }
     if not isinstance(value, dict) or "inputs" not in value or "outputs" not in value:
         return None
@@ -215,6 +218,11 @@ def _pairs(value: Any) -> dict[str, Any] | None:
             "outputs": [_json(item) for item in outputs],
         }
     return {"kind": "program", "inputs": list(map(_text, inputs)), "outputs": list(map(_text, outputs))}
+
+
+def _function_name(row: dict[str, Any]) -> str | None:
+    metadata = _json(row.get("metadata"))
+    return metadata.get("func_name") if isinstance(metadata, dict) else None
 
 
 def _arguments(value: Any) -> list[Any]:

@@ -83,11 +83,16 @@ def _is_short(known: dict[str, Any] | None) -> bool:
 def _passes(judge: Judge, candidate: Candidate, job: dict[str, Any]) -> bool:
     try:
         candidate.load(job["code"], program=job["tests"]["kind"] == "program")
+    except BaseException:  # whatever the completion's own definitions raise
+        return False
+    try:
         passed = judge(candidate)
     except UnusableError:
         raise
-    except BaseException:  # a failed assertion, a lost candidate, a result the tests choke on, SystemExit
-        return False
+    except BaseException as error:  # a failed assertion, a lost candidate, a result the tests choke on, SystemExit
+        if candidate.asked or candidate.lost:
+            return False
+        raise UnusableError(f"the row's tests do not work: {type(error).__name__}: {error}") from None
     if not candidate.asked:
         raise UnusableError("the row's tests never call the function that they test")
     return passed and not candidate.lost
@@ -219,6 +224,10 @@ def _free_names(tree: ast.AST) -> set[str]:
             case ast.Name(id=name, ctx=ast.Load()):
                 read.add(name)
             case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.AsyncFunctionDef(name=name) | ast.MatchMapping(rest=str(name)):
+                bound.add(name)
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
                 bound.add(name)
             case ast.alias(name=name, asname=asname):
                 bound.add(asname or name.partition(".")[0])

@@ -70,7 +70,7 @@ def load_task(config: TaskConfig) -> Task:
     ``answer`` column that became ``Prompt.answer``. Rows with the same prompt and answer are kept once. The columns
     are found on the first row. Raises InputError: one line that names the file and the row.
     """
-    name = config.name or _default_name(config.source)
+    name = config.name or default_name(config.source)
     verifier = config.verifier or _default_verifier(config.source)
     check_spec(verifier, config.verifier_options)
     parts = _parts(config)
@@ -98,7 +98,7 @@ def _parts(config: TaskConfig) -> tuple[RewardPart, ...]:
     return tuple(RewardPart(part.name, part.verifier, part.weight, part.options) for part in config.extra_rewards)
 
 
-def _default_name(source: str) -> str:
+def default_name(source: str) -> str:
     if not is_file(source):
         return source
     name = Path(source).name

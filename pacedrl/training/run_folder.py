@@ -44,17 +44,17 @@ class RunFolder:
             raise InputError(
                 f"run.dir: cannot write to '{self.path}' ({error.strerror}); choose another with run.dir=PATH"
             ) from None
-        self._refuse_another_run()
+        refuse_another_run(self.path, config)
 
     def open_at(self, step: int) -> None:
         """Write the configuration; drop log lines of later steps and any half-written one: they will come again."""
         resolved = dump_config(self.config) | {"versions": _versions()}
-        _replace(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+        replace_text(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         for name in LOGS:
             path = self.path / name
             if path.exists():
                 kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-                _replace(path, "".join(line + "\n" for line in kept))
+                replace_text(path, "".join(line + "\n" for line in kept))
 
     def log(self, name: str, row: Mapping[str, Any]) -> None:
         """Append one JSON object; numbers that are not finite are written as null."""
@@ -66,17 +66,19 @@ class RunFolder:
         path = self.path / name
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
-    def _refuse_another_run(self) -> None:
-        path = self.path / "config.yaml"
-        if not path.exists():
-            return
-        before, now = _settings(_read_config(path)), _settings(self.config)
-        for field, value in now.items():
-            if field not in before or before[field] != value:
-                raise InputError(
-                    f"{path}: this run was started with {field} = {before.get(field)!r}, the config now says "
-                    f"{value!r}; undo the change, or start another run with run.dir=PATH"
-                )
+
+def refuse_another_run(folder: Path, config: Config) -> None:
+    """Raise InputError when the folder holds a run whose settings differ in what a run must keep."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    before, now = _settings(_read_config(path)), _settings(config)
+    for field, value in now.items():
+        if field not in before or before[field] != value:
+            raise InputError(
+                f"{path}: this run was started with {field} = {before.get(field)!r}, the config now says "
+                f"{value!r}; undo the change, or start another run with run.dir=PATH"
+            )
 
 
 def _read_config(path: Path) -> Config:
@@ -102,7 +104,8 @@ def _versions() -> dict[str, str]:
     return {package.__name__: str(package.__version__) for package in packages} | {"python": platform.python_version()}
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

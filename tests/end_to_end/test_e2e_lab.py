@@ -60,7 +60,7 @@ def test_results_are_those_of_the_runs_logs(compared: tuple[CommandLine, Result]
             pairs = [(row["held/pass@2"] + row["other/pass@2"]) / 2 for row in evals]
             assert run.curve.pass_at_k == {2: pytest.approx(pairs, abs=1e-5)}
             assert run.curve.accuracy == pytest.approx(means, abs=1e-5)
-            assert run.measure("area", 0.5) == pytest.approx(area(evaluated, means), abs=1e-5)
+            assert run.measure("area", 0.5, ROLLOUTS) == pytest.approx(area(evaluated, means, ROLLOUTS), abs=1e-5)
             mixed = [len(set(rewards)) > 1 for row in groups for rewards in row["rewards"]]
             assert run.mixed_groups == pytest.approx(np.mean(mixed), abs=1e-5)
             assert run.estimate_mae is None
@@ -94,7 +94,10 @@ def test_a_failure_is_reported_and_costs_the_others_nothing(compared: tuple[Comm
     assert broken.runs == {}
     assert all("model.name" in reason and "nowhere" in reason for reason in broken.failures.values())
     assert result.err.count("pacedrl: failed: broken, seed") == 2
-    assert "broken, seed 1: model.name" in (cli.folder / "out/page.md").read_text()
+    page = (cli.folder / "out/page.md").read_text()
+    assert "broken, seed 1: model.name" in page
+    assert "| broken | 0/2 |" in page
+    assert "| lilo | 2/2 |" in page
 
 
 def test_the_page_opens_from_disk_and_says_who_won(compared: tuple[CommandLine, Result]) -> None:
@@ -124,6 +127,14 @@ def test_what_is_finished_is_not_repeated_and_more_can_be_added(compared: tuple[
     refused = compare(cli, recipes="grpo", out="more", rollouts=ROLLOUTS + 16)
     assert refused.code == 2
     assert "holds a comparison of another configuration, budget or final k" in refused.err
+    cli.write("w.yaml", {"again": ["recipe=grpo", "run.seed=7{seed}", "objective.clip_low=0.1"]})
+    named = ["--recipes", "grpo,again", "--rollouts", str(ROLLOUTS), "--seeds", "2", "--final-k", "1,4"]
+    changed = cli("compare", "c.yaml", *named, "--variants", "w.yaml", "--out", "more")
+    assert changed.code == 2
+    assert (
+        "variant again: more/runs/again/seed0/config.yaml: this run was started with objective.clip_low" in changed.err
+    )
+    assert (cli.folder / "more/results.json").read_bytes() != first  # that of the shorter list, untouched
 
 
 def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_results(
@@ -175,17 +186,41 @@ def processes_of(folder: Path) -> list[int]:
             "--count: there is no evaluation task 'heldd'; there are held, other",
         ),
         (["--variants", "bad.yaml"], "bad.yaml: variant 'mine' must be a list of section.key=value"),
+        (["--variants", "name.yaml"], "name.yaml: variant 'a|b' must have a name of letters, digits"),
+        (["--variants", "other.yaml"], "variant b: data.eval or eval differs from the other variants'"),
+        (["--recipes", "grpo", "--target", "nan"], "--target: expected an accuracy above 0, at most 1, got nan"),
+        (["--recipes", "grpo", "eval.k=[2]"], "eval.k: a comparison needs pass@1; add 1 to [2]"),
+        (["--recipes", "grpo", "eval.temperature=0"], "eval.temperature: at 0 all samples are the same"),
+        (["--recipes", "grpo", "data.train.source=no.jsonl"], "no.jsonl"),
+        (["--recipes", "lilo", "sampling.prompts_per_step=40"], "variant lilo: sampling.prompts_per_step: 40 × gate"),
+        (
+            ["--recipes", "dapo", "optimizer.schedule=linear"],
+            "variant dapo: optimizer.schedule: with gate.name=dynamic",
+        ),
         (["--recipes", "grpo", "optimizer.learning_rate=x"], "variant grpo: optimizer.learning_rate: input should be"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(cli: CommandLine, arguments: list[str], message: str) -> None:
     cli.write("c.yaml", tiny_comparison())
     cli.write("bad.yaml", {"mine": "recipe=grpo"})
+    cli.write("name.yaml", {"a|b": ["recipe=grpo"]})
+    cli.write("other.yaml", {"a": ["recipe=grpo"], "b": ["recipe=grpo", "eval.samples=3"]})
     result = cli("compare", "c.yaml", "--rollouts", "64", "--out", "out", *arguments)
     assert result.code == 2
     assert message in result.err
     assert result.err.count("\n") == 1
     assert not (cli.folder / "out").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(cli: CommandLine) -> None:
+    cli.write("c.yaml", tiny_comparison())
+    (cli.folder / "mine").mkdir()
+    (cli.folder / "mine/config.yaml").write_text("precious: true\n")
+    for out in ("mine", "c.yaml"):
+        result = cli("compare", "c.yaml", "--recipes", "grpo", "--rollouts", "64", "--out", out)
+        assert result.code == 2
+        assert f"--out: '{out}' exists and holds no comparison; choose another folder" in result.err
+    assert (cli.folder / "mine/config.yaml").read_text() == "precious: true\n"
 
 
 def test_calibration_is_measured_on_fresh_samples(cli: CommandLine) -> None:

@@ -127,6 +127,9 @@ def test_functions_of_pairs():
     assert reward("def double(x):\n    return tuple(2 * x) if isinstance(x, list) else 2 * x", row) == 1.0
     assert reward("def double(x):\n    return 4", row) == 0.0
     assert reward(DOUBLE, tests=[{"input": "2", "output": "4", "metadata": {"func_name": "double"}}]) == 1.0
+    row = {"tests": [{"input": "2", "output": "4", "testtype": "functional"}], "metadata": '{"func_name": "double"}'}
+    assert reward(DOUBLE, **row) == 1.0
+    assert reward("def double(x):\n    return x", **row) == 0.0
 
 
 def test_assertions():
@@ -135,6 +138,16 @@ def test_assertions():
     assert reward(f"```python\n{DOUBLE}```", **row) == 1.0
     assert reward("def double(x):\n    return [*x, *x] if isinstance(x, tuple) else 2 * x", **row) == 0.0
     assert reward("def twice(x):\n    return 2 * x", **row) == 0.0
+
+
+def test_names_that_tests_bind_in_any_way_are_not_the_candidate_s():
+    test = (
+        "async def helper(x):\n    return x\n"
+        "match [1, 2, {'k': 3}]:\n    case [first, *others, {**more}]:\n        assert double(first) == 2\n"
+        "match 3:\n    case whole:\n        assert double(whole) == 6 and others == [2] and more == {'k': 3}\n"
+    )
+    assert reward(DOUBLE, test=test) == 1.0
+    assert reward("def double(x):\n    return x", test=test) == 0.0
 
 
 def test_exceptions_arrive_as_the_nearest_built_in_one():
@@ -176,6 +189,9 @@ def test_helpers_of_the_prompt_are_the_prompt_s_in_the_tests():
         ({"test_list": ["assert double(1) == triple(1)"]}, "names that nothing defines: double, triple"),
         ({"test_list": ["assert double(1) == 2"], "test_imports": ["import nothing"]}, "ModuleNotFoundError"),
         ({"test_list": ["double"]}, "never call the function"),
+        ({"test": "import nothing_there\nassert double(1) == 2"}, "the row's tests do not work: ModuleNotFoundError"),
+        ({"test": "assert [].x == double(1)"}, "the row's tests do not work: AttributeError"),
+        ({"tests": [{"input": "1", "output": "2", "testtype": "functional"}]}, "no 'metadata' with 'func_name'"),
         ({"test_list": ["assert double(print)"]}, "the row's tests pass a builtin_function_or_method is no plain data"),
         ({"test": "def check(c):\n    pass", "entry_point": "double"}, "never call the function"),
     ],
