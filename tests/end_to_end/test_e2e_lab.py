@@ -148,6 +148,7 @@ def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_res
     command += ["--seeds", "2", "--final-k", "1,4", "--jobs", "2"]
     for variant, log, stop in (("grpo", "metrics.jsonl", "kill"), ("lilo", "eval.jsonl", "interrupt")):
         running = cli.start(*command, real=True)
+        assert eventually(lambda: bool(processes_of(cli.folder)), 60)  # the logs may be of the round before
         path = cli.folder / f"out/runs/{variant}/seed0/{log}"
         assert eventually(lambda path=path: path.exists() and path.read_text().count("\n") >= 2, 60)  # type: ignore[misc]
         getattr(running, stop)()
