@@ -1,6 +1,7 @@
 """The command line: thin verbs over the library.
 
-Exit codes: 0 success, 1 training had to stop, 2 bad input (one line on standard error), 130 Ctrl-C (state saved).
+Exit codes: 0 success, 1 training had to stop (compare: some of its runs failed), 2 bad input (one line on standard
+error), 130 Ctrl-C (state saved).
 """
 
 from __future__ import annotations

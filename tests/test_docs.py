@@ -226,3 +226,8 @@ def test_the_readmes_shares_of_rollouts_are_the_results_file() -> None:
         assert cost is not None
         assert share == f"{cost.mean / base.mean:.2f}"
     assert {name for name, variant in results.variants.items() if variant.reached == 0} == {"dapo", "lilo"}
+    even = Results.load(ROOT / "docs/results/skills_even.json")
+    paced, plus = (even.variants[name].versus_baseline["area"] for name in ("paced", "paced_plus"))
+    assert even.baseline == "grpo"
+    assert paced is not None and paced.excludes_zero and paced.mean < 0.0  # noqa: PT018
+    assert plus is not None and not plus.excludes_zero  # noqa: PT018

@@ -140,6 +140,10 @@ def test_sizes_of_a_buffer_do_not_turn_replay_on() -> None:
         ({"recipe": "tb_groupmean", "replay": {"enabled": True}}, "replay.enabled: replay, on"),
         ({"recipe": "grpo", "selection": {"method": "nearest"}}, "selection.method: 'nearest' needs an estimator"),
         ({"selection": {"method": "thompson"}}, "selection.method: 'thompson' needs a posterior"),
+        (
+            {"recipe": "paced_plus", "partition": {"z_score_rewards": True}},
+            "partition.z_score_rewards: only trajectory",
+        ),
         ({"objective": {"log_z": "blended"}}, "objective.log_z: 'blended' needs a posterior"),
         ({"objective": {"name": "tb"}}, "objective.name: unknown 'tb'; expected one of 'trajectory_balance', 'grpo'"),
         ({"objective": {"clip_low": 0.1}}, "unknown key 'objective.clip_low' of objective.name = trajectory_balance"),

@@ -1,4 +1,4 @@
-"""Write a results page out of the results beside it: make results-skills, make results-words.
+"""Write a results page out of the results beside it: make results-skills.
 
     python docs/results/build.py skills                      # redraw from docs/results/*.json
     python docs/results/build.py skills --from runs/results  # copy the results of finished comparisons first
@@ -35,13 +35,16 @@ PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|difference|error):(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["skills", "words"])
+    pages = [path.name.removesuffix(".template.md") for path in sorted(HERE.glob("*.template.md"))]
+    parser.add_argument("name", choices=pages)
     parser.add_argument("--from", dest="runs", type=Path, help="folder of the comparisons")
     options = parser.parse_args()
     template = (HERE / f"{options.name}.template.md").read_text(encoding="utf-8")
     if options.runs:
-        for kind, argument in PLACEHOLDER.findall(template):
-            copy(kind, argument, options.runs)
+        for source, target in dict.fromkeys(
+            pair for found in PLACEHOLDER.findall(template) for pair in needed(*found, options.runs)
+        ):
+            shutil.copyfile(source, target)
     (HERE / f"{options.name}.md").write_text(page(template, HERE), encoding="utf-8")
 
 
@@ -109,16 +112,17 @@ def calibration_name(argument: str) -> str:
     return f"{comparison}_{variant}_seed{seed}"
 
 
-def copy(kind: str, argument: str, runs: Path) -> None:
-    """The results that a placeholder reads."""
+def needed(kind: str, argument: str, runs: Path) -> list[tuple[Path, Path]]:
+    """The results that a placeholder reads: where a comparison left them, and where they are kept."""
+    comparison, *rest = argument.split("/")
     if kind in ("calibration", "error"):
-        comparison, variant, seed = argument.split("/")[:3]
+        variant, seed = rest[:2]
         source = runs / comparison / "runs" / variant / f"seed{seed}" / "calibration.json"
-        shutil.copyfile(source, HERE / f"{calibration_name(f'{comparison}/{variant}/{seed}')}.json")
-    else:
-        comparison = argument.split("/")[0]
-        shutil.copyfile(runs / comparison / "results.json", HERE / f"{comparison}.json")
-        shutil.copyfile(runs / comparison / "times.json", HERE / f"{comparison}.times.json")
+        return [(source, HERE / f"{calibration_name(f'{comparison}/{variant}/{seed}')}.json")]
+    return [
+        (runs / comparison / "results.json", HERE / f"{comparison}.json"),
+        (runs / comparison / "times.json", HERE / f"{comparison}.times.json"),
+    ]
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ class Config(Section):
                 f"estimator.name: '{estimator}' reads accuracy off log Z, and FlowRL's, fitted to z-scored rewards, "
                 "holds none; set estimator.name to counts or none"
             )
+        if self.partition.z_score_rewards and log_z != "learned":
+            raise ValueError("partition.z_score_rewards: only trajectory balance with objective.log_z=learned heeds it")
         if self.replay.enabled and (log_z in (None, "group_mean") or estimator == "none"):
             raise ValueError(
                 f"replay.enabled: replay, on in recipe '{self.recipe}' or in the config, needs trajectory balance "

@@ -81,8 +81,9 @@ class TaskConfig(Section):
     chat: bool = False
     """Send a plain-text prompt as one user message through the chat template."""
     verifier: str | None = None
-    """``math``, ``exact``, ``numeric``, ``gym``, ``path/to/file.py:function`` or ``package.module:function``. From
-    Python also a function itself, of TRL's signature and at the top level of a module."""
+    """``math``, ``exact``, ``numeric``, ``code``, ``countdown``, ``knights_knaves``, ``gym``,
+    ``path/to/file.py:function`` or ``package.module:function``. From Python also a function itself, of TRL's signature
+    and at the top level of a module."""
     verifier_options: dict[str, Any] = {}
     """Of the built-in verifiers ``math`` and ``code``."""
     extra_rewards: list[RewardPartConfig] = []

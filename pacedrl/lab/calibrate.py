@@ -63,7 +63,7 @@ class Checkpoint(BaseModel):
 
 
 class Bin(BaseModel):
-    """Prompts of a group, of all checkpoints, whose estimates lie in one tenth of [0, 1]."""
+    """Prompts of a group, of all checkpoints, whose estimates lie in one tenth of [0, 1]; beyond it, in the nearest."""
 
     predicted: float
     observed: float
@@ -111,25 +111,13 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
             groups = _groups(trainer.scheduler, config.sampling.prompts_per_step, prompts, config.run.seed)
             estimates = _estimates(trainer.scheduler, last_means.until(step), reads_z)
             rewards = _sampled(trainer, policy, pool, settings, groups, step)
-            checkpoint = Checkpoint(
-                step=step, prompts={}, noise={}, observed={}, scores={}, beta_kl=_beta_kl(run, before, step)
-            )
-            for group, rows in groups.items():
-                rows = [row for row in rows if rewards[row]]  # a prompt whose completions nobody could judge has none
-                if not rows:
-                    continue
-                observed = np.array([np.mean(rewards[row]) for row in rows])
-                smoothed = (observed * samples + 0.5) / (samples + 1)
-                checkpoint.prompts[group] = len(rows)
-                checkpoint.noise[group] = float(np.sqrt(2 * smoothed * (1 - smoothed) / (np.pi * samples)).mean())
-                checkpoint.observed[group] = float(observed.mean())
-                checkpoint.scores[group] = {
-                    name: _scores(values[rows], observed, [rewards[row] for row in rows])
-                    for name, values in estimates.items()
-                }
+            # A prompt whose completions nobody could judge has no truth.
+            judged = {group: [row for row in rows if rewards[row]] for group, rows in groups.items()}
+            judged = {group: rows for group, rows in judged.items() if rows}
+            checkpoints.append(_checkpoint(step, judged, rewards, estimates, samples, _beta_kl(run, before, step)))
+            for group, rows in judged.items():
                 for name, values in estimates.items():
-                    pairs[group].setdefault(name, []).append((values[rows], observed))
-            checkpoints.append(checkpoint)
+                    pairs[group].setdefault(name, []).append((values[rows], _means(rewards, rows)))
             before = step
     reliability = {
         group: {name: _reliability(parts) for name, parts in named.items()} for group, named in pairs.items()
@@ -137,6 +125,41 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
     return Calibration(
         run=str(run), recipe=config.recipe, samples=samples, checkpoints=checkpoints, reliability=reliability
     )
+
+
+def _checkpoint(
+    step: int,
+    groups: dict[Group, list[int]],
+    rewards: dict[int, list[float]],
+    estimates: dict[str, Floats],
+    samples: int,
+    beta_kl: float | None,
+) -> Checkpoint:
+    observed = {group: _means(rewards, rows) for group, rows in groups.items()}
+    return Checkpoint(
+        step=step,
+        prompts={group: len(rows) for group, rows in groups.items()},
+        noise={group: _noise(values, samples) for group, values in observed.items()},
+        observed={group: float(values.mean()) for group, values in observed.items()},
+        scores={
+            group: {
+                name: _scores(values[rows], observed[group], [rewards[row] for row in rows])
+                for name, values in estimates.items()
+            }
+            for group, rows in groups.items()
+        },
+        beta_kl=beta_kl,
+    )
+
+
+def _means(rewards: dict[int, list[float]], rows: Sequence[int]) -> Floats:
+    return np.array([np.mean(rewards[row]) for row in rows])
+
+
+def _noise(observed_P: Floats, samples: int) -> float:
+    """E|p̄ − p| of a mean of that many rewards of 0 and 1, in the normal approximation √(2p(1 − p)/πS)."""
+    smoothed_P = (observed_P * samples + 0.5) / (samples + 1)
+    return float(np.sqrt(2 * smoothed_P * (1 - smoothed_P) / (np.pi * samples)).mean())
 
 
 def _groups(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -> dict[Group, list[int]]:

@@ -39,8 +39,8 @@ class Progress:
 def run_all(
     plan: Plan,
     jobs: int,
-    update: Callable[[Progress], None] = lambda progress: None,
-    ended: Callable[[Run, str | None], None] = lambda run, failure: None,
+    update: Callable[[Progress], None],
+    ended: Callable[[Run, str | None], None],
 ) -> dict[tuple[str, int], str]:
     """Run what is not finished, ``jobs`` at a time; the failures. KeyboardInterrupt passes, once the runs have saved.
 

@@ -13,11 +13,11 @@ from pacedrl.errors import InputError
 from pacedrl.lab import plots
 from pacedrl.lab.measures import MEASURES
 from pacedrl.lab.results import Results, VariantResult
-from pacedrl.lab.view import failures, interval_text
+from pacedrl.lab.view import failures, interval_text, measure_text
 
 Times = Mapping[str, Mapping[int, Sequence[float]]]
 
-TABLE = ("rollouts_to_target", "area", "final", "distinct_correct", "mixed_groups", "estimate_mae")
+TABLE = ("rollouts_to_target", "tokens_to_target", "area", "final", "distinct_correct", "mixed_groups", "estimate_mae")
 
 _HTML = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -171,29 +171,24 @@ def _cost(variant: VariantResult) -> str:
 
 def _table(results: Results) -> str:
     ks = sorted(next(variant.pass_at_k for variant in results.variants.values() if variant.pass_at_k))
-    shown = [k for k in (8, ks[-1]) if k in ks and k != 1]
+    shown = sorted({k for k in (8, ks[-1]) if k in ks} - {1})
     header = [
         "variant",
         "seeds",
         *(MEASURES[name] for name in TABLE),
-        *(f"final pass@{k}" for k in dict.fromkeys(shown)),
+        *(f"final pass@{k}" for k in shown),
     ]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     ranked = sorted(results.variants.items(), key=lambda pair: _mean_cost(pair[1]))
     for name, variant in ranked:
         cells = [_cell(results, name, measure) for measure in TABLE]
-        cells += [interval_text(variant.pass_at_k.get(k)) for k in dict.fromkeys(shown)]
+        cells += [interval_text(variant.pass_at_k.get(k)) for k in shown]
         lines.append(f"| {name} | {len(variant.runs)}/{len(results.seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(results: Results, name: str, measure: str) -> str:
-    variant = results.variants[name]
-    text = interval_text(variant.summary[measure], measure)
-    if measure.endswith("_to_target") and variant.reached < len(variant.runs):
-        text = f"≥ {text} ({variant.reached}/{len(variant.runs)})"
-    difference = variant.versus_baseline[measure]
-    differs = name != results.baseline and difference is not None and difference.excludes_zero
+    text, differs = measure_text(results, name, measure)
     return f"**{text}**" if differs else text
 
 

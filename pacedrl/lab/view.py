@@ -84,17 +84,27 @@ def results_table(results: Results) -> Table:
     title = f"{seeds}, {results.rollouts:,} rollouts each, target {results.target:.3f}"
     table = Table("variant", "seeds", *(MEASURES[name] for name in SHOWN), title=title, box=box.SIMPLE_HEAD)
     for name, variant in results.variants.items():
-        cells = []
-        for measure in SHOWN:
-            text = interval_text(variant.summary[measure], measure)
-            if measure == "rollouts_to_target" and variant.reached < len(variant.runs):
-                text = f"≥ {text}, {variant.reached} of {len(variant.runs)} reached it"
-            difference = variant.versus_baseline[measure]
-            differs = name != results.baseline and difference is not None and difference.excludes_zero
-            cells.append(f"[bold]{text}[/bold]" if differs else text)
+        cells = [measure_text(results, name, measure) for measure in SHOWN]
         label = name if name != results.baseline else f"{name} (baseline)"
-        table.add_row(label, f"{len(variant.runs)}/{len(results.seeds)}", *cells)
+        table.add_row(
+            label,
+            f"{len(variant.runs)}/{len(results.seeds)}",
+            *(f"[bold]{text}[/bold]" if differs else text for text, differs in cells),
+        )
     return table
+
+
+def measure_text(results: Results, name: str, measure: str) -> tuple[str, bool]:
+    """A variant's mean and interval of one measure, and whether it is told from the baseline's.
+
+    Costs of a target that only n of m seeds reached are ``≥ mean (low–high) (n/m)``.
+    """
+    variant = results.variants[name]
+    text = interval_text(variant.summary[measure], measure)
+    if measure.endswith("_to_target") and variant.reached < len(variant.runs):
+        text = f"≥ {text} ({variant.reached}/{len(variant.runs)})"
+    difference = variant.versus_baseline[measure]
+    return text, name != results.baseline and difference is not None and difference.excludes_zero
 
 
 def interval_text(interval: Interval | None, measure: str = "") -> str:

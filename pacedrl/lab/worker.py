@@ -2,8 +2,8 @@
 
     python -m pacedrl.lab.worker PARENT CONFIG.yaml SAMPLES K,K,... section.key=value ...
 
-Exit codes as of ``pacedrl train``. Ends when the process PARENT does: a comparison that was killed leaves no run behind
-that a restarted one would meet.
+Exit codes as of ``pacedrl train``. On Linux it ends when the process PARENT does: a comparison that was killed leaves
+no run behind that a restarted one would meet.
 """
 
 from __future__ import annotations

@@ -73,13 +73,18 @@ def code_reward(prompt: Prompt, text: str, settings: CodeSettings) -> float:
     tests = find_tests(prompt)
     name = prompt.columns.get("entry_point")
     code = {"text": extract(text), "prompt": _prompt_source(prompt) if name else "", "entry_point": name}
-    job: dict[str, Any] = {"token": secrets.token_hex(16), "code": code, "tests": _recall(tests, settings)}
+    row = _row_key(tests, settings) if tests["kind"] == "evalplus" else None
+    known = _answers.get(row) if row else None
+    asked_s = CANONICAL_LIMIT_S if row and known is None else 0.0
+    token = secrets.token_hex(16)
+    job = {"token": token, "code": code, "tests": tests | ({"known": known} if known else {})}
     with tempfile.TemporaryFile() as errors, _judging(job, settings, errors) as descriptor:
-        report = _Report(descriptor, job["token"])
-        first = report.line(START_LIMIT_S + (CANONICAL_LIMIT_S if _asks_canonical(job["tests"]) else 0.0))
+        report = _Report(descriptor, token)
+        first = report.line(START_LIMIT_S + asked_s)
         if "started" not in first:
             raise JudgeError(_why_not_started(first, errors))
-        _remember(tests, settings, first["known"])
+        if row and first["known"]:
+            _remember(row, first["known"])
         last = report.line(max(settings.timeout_s, min(CANONICAL_FACTOR * first["started"], CANONICAL_LIMIT_S)))
         if "unusable" in last:
             raise JudgeError(last["unusable"])
@@ -101,21 +106,10 @@ def _row_key(tests: dict[str, Any], settings: CodeSettings) -> bytes:
     return hashlib.sha256(json.dumps([tests, settings.memory_mb]).encode("ascii")).digest()
 
 
-def _recall(tests: dict[str, Any], settings: CodeSettings) -> dict[str, Any]:
-    """The tests, with what the canonical solution once answered, if that is remembered."""
-    known = _answers.get(_row_key(tests, settings)) if _asks_canonical(tests) else None
-    return {**tests, "known": known} if known else tests
-
-
-def _remember(tests: dict[str, Any], settings: CodeSettings, known: dict[str, Any] | None) -> None:
-    if known is not None:
-        _answers.setdefault(_row_key(tests, settings), known)
-        if len(_answers) > _REMEMBERED:
-            del _answers[next(iter(_answers))]
-
-
-def _asks_canonical(tests: dict[str, Any]) -> bool:
-    return tests["kind"] == "evalplus" and "known" not in tests
+def _remember(row: bytes, known: dict[str, Any]) -> None:
+    _answers.setdefault(row, known)
+    if len(_answers) > _REMEMBERED:
+        del _answers[next(iter(_answers))]
 
 
 def extract(text: str) -> str:

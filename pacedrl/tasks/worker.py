@@ -73,7 +73,10 @@ def _send(connection: socket.socket, message: Any) -> None:
 
 
 def die_with(parent: int) -> None:
-    """A stuck verifier does not notice that its socket closed, so Linux is asked to kill it with its parent."""
+    """End this process when ``parent`` does, on Linux; elsewhere nothing sees to it.
+
+    A stuck verifier, for one, does not notice that its socket closed.
+    """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -113,6 +113,9 @@ class Trainer:
         """
         interrupted = False
         self.folder.open_at(self.step)
+        self.evaluated = (-1, 0)
+        for row in self.folder.rows("eval.jsonl")[-1:]:
+            self.evaluated = (row["step"], row["rollouts/generated"])
         self.view.start(self.step, self.config.run.steps)
         try:
             with InterruptGuard() as self.guard, self.trackers:
@@ -259,13 +262,13 @@ class Trainer:
         return self.step >= self.config.run.steps or (budget is not None and self.rollouts >= budget)
 
     def _evaluation_due(self) -> bool:
-        done = self.folder.rows("eval.jsonl")
-        if not self.eval_tasks or any(row["step"] == self.step for row in done):
+        step, generated = self.evaluated
+        if not self.eval_tasks or step == self.step:
             return False
         if self.step == 0 or self._finished:
             return True
         steps, rollouts = self.config.eval.every, self.config.eval.every_rollouts
-        passed = rollouts > 0 and self.rollouts // rollouts > done[-1]["rollouts/generated"] // rollouts
+        passed = rollouts > 0 and self.rollouts // rollouts > generated // rollouts
         return passed or (steps > 0 and self.step % steps == 0)
 
     def _evaluate(self) -> list[TaskResult]:
@@ -287,6 +290,7 @@ class Trainer:
         for result in results:
             row |= result.flat()
         self.folder.log("eval.jsonl", row)
+        self.evaluated = (self.step, self.rollouts)
         self.trackers.log({f"eval/{name}": value for name, value in row.items() if name != "step"}, self.step)
         self.view.evaluation(self.step, results)
         return results

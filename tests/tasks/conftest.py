@@ -1,8 +1,12 @@
-"""Files of rows."""
+"""Files of rows, and a verifier that does what it is told."""
 
 import json
+import textwrap
 
 import pytest
+from pool_helpers import JUDGES, prompt
+
+from pacedrl.tasks import Job
 
 
 @pytest.fixture
@@ -21,3 +25,17 @@ def write(tmp_path):
 def rows_file(write):
     """A JSONL file of the rows given."""
     return lambda *rows: write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory):
+    """The file of a verifier that does what the completion says."""
+    path = tmp_path_factory.mktemp("judges") / "judges.py"
+    path.write_text(textwrap.dedent(JUDGES), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def behave(judges):
+    """Jobs for it."""
+    return lambda *texts: [Job(f"{judges}:behave", prompt(), text) for text in texts]

@@ -1,0 +1,54 @@
+"""What calibration counts, against closed forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pacedrl.lab.calibrate import _LastMeans, _noise, _reliability, _scores
+
+
+def test_scores_of_two_prompts() -> None:
+    scores = _scores(np.array([0.75, 0.0]), np.array([0.5, 0.25]), [[1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    assert scores.mae == pytest.approx(0.25)
+    assert scores.bias == pytest.approx(0.0)
+    assert scores.brier == pytest.approx((0.0625 + 0.5625 + 0.0 + 0.0 + 0.0 + 1.0) / 6)
+    assert scores.spearman == pytest.approx(1.0)
+
+
+def test_no_estimate_has_a_lower_brier_score_than_each_prompts_own_mean() -> None:
+    rewards = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
+    own = np.array([0.25, 0.75])
+    best = _scores(own, own, rewards)
+    assert best.brier == pytest.approx(np.mean(own * (1 - own)))
+    assert all(_scores(own + shift, own, rewards).brier > best.brier for shift in (-0.1, 0.05, 0.3))
+    assert _scores(np.array([0.5, 0.5]), own, rewards).spearman is None
+
+
+def test_prompts_fall_into_tenths_of_the_estimate_and_those_beyond_into_the_nearest() -> None:
+    parts = [(np.array([-0.5, 0.05, 0.1]), np.array([0.0, 0.2, 0.3])), (np.array([1.9, 1.0]), np.array([1.0, 0.8]))]
+    bins = _reliability(parts)
+    assert [(bin_.prompts, bin_.observed) for bin_ in bins] == [(2, 0.1), (1, 0.3), (2, 0.9)]
+    assert [bin_.predicted for bin_ in bins] == pytest.approx([-0.225, 0.1, 1.45])
+
+
+@pytest.mark.parametrize(("accuracy", "tolerance"), [(0.5, 0.03), (0.1, 0.1), (0.02, 0.35)])
+def test_noise_is_about_what_a_mean_of_samples_is_off_by(accuracy: float, tolerance: float) -> None:
+    rng = np.random.default_rng(0)
+    means = rng.binomial(32, accuracy, size=20_000) / 32
+    assert _noise(means, 32) == pytest.approx(np.abs(means - accuracy).mean(), rel=tolerance)
+
+
+def test_last_means_are_those_of_the_log_up_to_the_step(tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "keys": ["a", "b"], "rewards": [[1.0, 0.0], [None, None]]},
+        {"step": 2, "keys": ["a", "c"], "rewards": [[1.0, None], [0.0, 0.0]]},
+    ]
+    (tmp_path / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    means = _LastMeans(tmp_path, ["a", "b", "c"])
+    assert means.until(0).tolist() == [0.5, 0.5, 0.5]
+    assert means.until(1).tolist() == [0.5, 0.5, 0.5]
+    assert means.until(2).tolist() == [1.0, 0.5, 0.0]
