@@ -43,7 +43,9 @@ def judged(text, mode="bubblewrap", **row):
     settings = CodeSettings(mode, timeout_s=TIMEOUT_S, memory_mb=512)
     start = time.monotonic()
     reward = code_reward(
-        Prompt("key", "task", "Solve it.", row.pop("answer", None), row), textwrap.dedent(text), settings
+        Prompt("key", "task", "Solve it.", row.pop("answer", None), row),
+        textwrap.dedent(text).replace("REPOSITORY", str(Path(__file__).parents[2])),
+        settings,
     )
     assert time.monotonic() - start < TIMEOUT_S + code.START_LIMIT_S
     return reward
@@ -184,7 +186,7 @@ FORGERIES = {
     "expected values in files": """
         import os
         def solve(x):
-            for root in ("/proc", "/tmp", "/program", "/dev/fd", "/work", "/home", "/root", "."):
+            for root in ("/proc", "/tmp", "/program", "/dev/fd", "REPOSITORY", "/home", "/root", "."):
                 for folder, _, files in os.walk(root):
                     for name in files:
                         try: text = open(os.path.join(folder, name), errors="replace").read(1 << 20)

@@ -209,7 +209,7 @@ CANNOT = [
     "os.environ['PATH']",
     "os.listdir('/proc')[0]",
     "os.listdir('/root/.ssh')",
-    "os.listdir('/work')",
+    f"os.listdir({str(Path(__file__).parent)!r})",
     "open('/hostile_here', 'w')",
     "open(sys.modules['pacedrl.tasks.' + PROGRAM].__file__, 'a')",
     "open(os.__file__, 'a')",
