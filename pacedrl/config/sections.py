@@ -151,7 +151,8 @@ class OptimizerConfig(Section):
     """Passes over a step's completions."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     tokens_per_micro_batch: Positive = 16384
-    """Padded tokens (prompt and completion) in one forward and backward pass."""
+    """Tokens in one forward and backward pass: completions and their distinct prompts; on a model whose attention does
+    not let completions share a prompt, rows padded to the longest."""
     gradient_checkpointing: bool = False
 
 

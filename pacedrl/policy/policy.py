@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
+from pacedrl.policy.attention import attention, current_pattern, packed_hidden, shared_prefix, takes_patterns
 from pacedrl.policy.loading import find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import token_logprobs
 from pacedrl.types import Message
@@ -31,6 +32,9 @@ class Policy:
     Weights are float32; on a GPU the forward pass runs under bfloat16 autocast, on a CPU in float32 (bfloat16 is
     hundreds of times slower on most CPUs). Dropout is always off: TB compares the log-probabilities of one policy at
     two times, not of two random subnetworks.
+
+    Where the model's attention allows it (``takes_patterns``), completions are decoded and trained with the patterns of
+    `pacedrl.policy.attention`: a prompt passes through the model once for all its completions.
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
@@ -40,6 +44,7 @@ class Policy:
         # peft wraps the model and injects its layers in place: the model inside is the adapted causal LM.
         self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head = find_head(self.causal_lm)
+        self.takes_patterns = takes_patterns(self.causal_lm)
         eos = self.causal_lm.generation_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [eos]
         self.eos_ids = sorted({i for i in [*eos_ids, tokenizer.eos_token_id] if i is not None})
@@ -67,6 +72,11 @@ class Policy:
         """Tokens the model was made for, where its config says so."""
         limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit is not None else None
+
+    @property
+    def config(self) -> Any:
+        """The text model's, which its layers share."""
+        return self.causal_lm.get_decoder().config
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The trainable ones."""
@@ -151,7 +161,7 @@ class Policy:
         for layer in layers:
             # transformers checkpoints layers in training mode only; the layer itself must run as in eval mode.
             layer.training = layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(_checkpoint_in_eval_mode, layer)
+            layer._gradient_checkpointing_func = partial(_checkpoint_in_eval_mode, layer, self.config)
         try:
             yield
         finally:
@@ -160,6 +170,10 @@ class Policy:
 
     def _hidden_before(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> Tensor:
         """Last hidden states at the positions that predict completion tokens, all sequences' end to end: [K, H]."""
+        if self.takes_patterns:
+            packed = shared_prefix(prompt_ids, completion_ids, self.device)
+            with self.autocast(), attention(self.config, packed):
+                return packed_hidden(self.causal_lm.get_decoder(), packed)
         sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
         hidden_BLH, _ = self._hidden(sequences)
         pairs = zip(prompt_ids, completion_ids, strict=True)
@@ -181,13 +195,15 @@ class Policy:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
 
-def _checkpoint_in_eval_mode(layer: torch.nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-    """Run a layer under activation checkpointing with dropout off, now and when it is recomputed."""
+def _checkpoint_in_eval_mode(layer: torch.nn.Module, config: Any, function: Callable[..., Any], *inputs: Any) -> Any:
+    """Run a layer under activation checkpointing with dropout off and one attention, now and when it is recomputed."""
+    pattern = current_pattern()
 
     def run(*values: Any) -> Any:
         mode, layer.training = layer.training, False
         try:
-            return function(*values)
+            with attention(config, pattern):
+                return function(*values)
         finally:
             layer.training = mode
 

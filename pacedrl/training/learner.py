@@ -125,7 +125,7 @@ class Learner:
         size = BatchSize(len(batch), sum(len(sequence.completion_ids) for sequence in batch))
         self.optimizer.zero_grad(set_to_none=True)
         with self.policy.gradient_checkpointing(self.config.gradient_checkpointing):
-            for rows in micro_batches(batch, self.config.tokens_per_micro_batch):
+            for rows in micro_batches(batch, self.config.tokens_per_micro_batch, self.policy.takes_patterns):
                 tick()
                 ratios, gap, sums = self._micro_batch([batch[i] for i in rows], size)
                 largest_gap = float(np.maximum(largest_gap, gap))  # NaN stays NaN

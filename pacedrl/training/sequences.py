@@ -41,11 +41,33 @@ class TrainingSequence:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-def micro_batches(batch: Sequence[TrainingSequence], token_budget: int) -> list[list[int]]:
-    """Indices in groups whose padded size, rows × longest, stays within the budget; similar lengths together.
+def micro_batches(batch: Sequence[TrainingSequence], token_budget: int, shared_prompts: bool) -> list[list[int]]:
+    """Indices in groups of which each costs the model at most ``token_budget`` tokens, or is a single sequence.
 
-    A sequence longer than the budget gets a micro-batch of its own.
+    With ``shared_prompts`` a group costs its distinct prompts and its completions, and those of one prompt stay
+    together; without, its rows padded to the longest, and similar lengths stay together.
     """
+    return _packed(batch, token_budget) if shared_prompts else _padded(batch, token_budget)
+
+
+def _packed(batch: Sequence[TrainingSequence], token_budget: int) -> list[list[int]]:
+    groups: list[list[int]] = []
+    used = 0
+    last: Sequence[int] | None = None
+    for i in sorted(range(len(batch)), key=lambda i: (len(batch[i].prompt_ids), *batch[i].prompt_ids, len(batch[i]))):
+        sequence = batch[i]
+        added = len(sequence.completion_ids) if sequence.prompt_ids == last else len(sequence)
+        if groups and used + added <= token_budget:
+            groups[-1].append(i)
+            used += added
+        else:
+            groups.append([i])
+            used = len(sequence)
+        last = sequence.prompt_ids
+    return groups
+
+
+def _padded(batch: Sequence[TrainingSequence], token_budget: int) -> list[list[int]]:
     groups: list[list[int]] = []
     for i in sorted(range(len(batch)), key=lambda i: len(batch[i])):
         if groups and (len(groups[-1]) + 1) * len(batch[i]) <= token_budget:
@@ -65,7 +87,7 @@ def sequence_logprobs(
 ) -> list[list[float]]:
     """log π of every completion token, one list a sequence, in the order given. ``tick``: before each micro-batch."""
     logprobs: list[list[float]] = [[]] * len(batch)
-    for rows in micro_batches(batch, token_budget):
+    for rows in micro_batches(batch, token_budget, policy.takes_patterns):
         tick()
         part = [batch[i] for i in rows]
         logprobs_BT, _, _ = policy.logprobs(

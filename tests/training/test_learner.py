@@ -156,7 +156,7 @@ def test_micro_batches_and_checkpointing_change_nothing_but_rounding(
     expected = Learner(whole, UNCLIPPED, 10, 1.0, BALANCE).update(batch, 0)
     learner = Learner(split, UNCLIPPED.model_copy(update=change), 10, 1.0, BALANCE)
     actual = learner.update(batch, 0, lambda: ticks.append(1))
-    assert len(ticks) == len(micro_batches(batch, learner.config.tokens_per_micro_batch)) + 1
+    assert len(ticks) == len(micro_batches(batch, learner.config.tokens_per_micro_batch, shared_prompts=True)) + 1
     assert_same(values(split), values(whole), atol=1e-5)
     assert actual.log_ratio_B == pytest.approx(expected.log_ratio_B, abs=1e-4)
     assert actual.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=1e-5, nan_ok=True)

@@ -15,9 +15,9 @@ def sized(length: int) -> TrainingSequence:
 
 
 @given(st.lists(st.integers(2, 60), max_size=30), st.integers(1, 200))
-def test_micro_batches_partition_the_batch_within_the_budget(lengths: list[int], budget: int) -> None:
+def test_padded_micro_batches_partition_the_batch_within_the_budget(lengths: list[int], budget: int) -> None:
     batch = [sized(length) for length in lengths]
-    groups = micro_batches(batch, budget)
+    groups = micro_batches(batch, budget, shared_prompts=False)
     assert sorted(i for group in groups for i in group) == list(range(len(batch)))
     for group in groups:
         assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
@@ -25,3 +25,24 @@ def test_micro_batches_partition_the_batch_within_the_budget(lengths: list[int],
         shortest = min(lengths[i] for i in following)
         assert max(lengths[i] for i in group) <= shortest  # similar lengths together
         assert (len(group) + 1) * shortest > budget  # and as many as fit
+
+
+PROMPTS = [[1], [2], [1, 1, 1], [3] * 20]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=30), st.integers(1, 80))
+def test_packed_micro_batches_count_each_prompt_once(pairs: list[tuple[int, int]], budget: int) -> None:
+    batch = [TrainingSequence(list(PROMPTS[prompt]), [7] * length, 0.0, None) for prompt, length in pairs]
+
+    def cost(group: list[int]) -> int:
+        prompts = {tuple(batch[i].prompt_ids) for i in group}
+        return sum(map(len, prompts)) + sum(len(batch[i].completion_ids) for i in group)
+
+    groups = micro_batches(batch, budget, shared_prompts=True)
+    assert sorted(i for group in groups for i in group) == list(range(len(batch)))
+    for group in groups:
+        assert len(group) == 1 or cost(group) <= budget
+    for group, following in itertools.pairwise(groups):
+        assert cost([*group, following[0]]) > budget  # as many as fit
+    order = [tuple(batch[i].prompt_ids) for group in groups for i in group]
+    assert len(list(itertools.groupby(order))) == len(set(order))  # a prompt's completions together

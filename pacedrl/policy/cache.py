@@ -1,0 +1,126 @@
+"""A key-value cache for decoding many rows that come and go: allocated ahead, written in place, never concatenated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from pacedrl.errors import InputError
+
+
+class ColumnCache:
+    """Keys and values of up to ``row_capacity`` sequences, decoded together a token at a time.
+
+    All rows write one column at the same time, ``end``, so the tokens of row i lie in the columns ``start_B[i]`` to
+    ``end``. In use are the rows below ``rows`` and the columns from ``first``. ``cache`` is what a model takes as
+    ``past_key_values``.
+    """
+
+    def __init__(self, row_capacity: int, column_capacity: int, device: torch.device) -> None:
+        self.row_capacity = row_capacity
+        self.column_capacity = column_capacity
+        self.rows = self.first = self.end = 0
+        self.start_B = torch.zeros(row_capacity, dtype=torch.long, device=device)
+        self.cache = Cache(layers=[])
+
+    def insert(self, prefilled: Cache, lengths: Sequence[int], repeats: int) -> None:
+        """Add each left-padded prompt that a model has read into ``prefilled``, ``repeats`` times.
+
+        Raises InputError for a cache that is not of one key and value a token.
+        """
+        width = max(lengths)
+        if not self.cache.layers:
+            self.cache.layers = [_Layer(self, layer, width) for layer in prefilled.layers]
+        if self.end < width or self.rows == 0:
+            self._move_to(width)
+        rows = slice(self.rows, self.rows + len(lengths) * repeats)
+        for own, layer in zip(self.cache.layers, prefilled.layers, strict=True):
+            for buffer, states in zip((own.keys, own.values), (layer.keys, layer.values), strict=True):
+                buffer[rows, :, self.first : self.end - width] = 0.0  # masked, but 0 · inf would not be 0
+                buffer[rows, :, self.end - width : self.end] = states.repeat_interleave(repeats, dim=0)
+        length_P = torch.tensor(lengths, device=self.start_B.device)
+        self.start_B[rows] = self.end - length_P.repeat_interleave(repeats)
+        self.rows = rows.stop
+        self.first = int(self.start_B[: self.rows].min())
+
+    def remove(self, gone: Collection[int]) -> tuple[list[int], list[int]]:
+        """Drop rows. The last ones take their places: returns (places taken, rows that took them)."""
+        left = self.rows - len(gone)
+        places = [row for row in gone if row < left]
+        movers = [row for row in range(left, self.rows) if row not in gone]
+        if places:
+            for layer in self.cache.layers:
+                for buffer in (layer.keys, layer.values):
+                    buffer[places, :, self.first : self.end] = buffer[movers, :, self.first : self.end]
+            self.start_B[places] = self.start_B[movers]
+        self.rows = left
+        self.first = int(self.start_B[:left].min()) if left else self.end
+        return places, movers
+
+    def make_room(self) -> None:
+        """See to it that there is a column to write: drop those no row uses any more, or double the buffers."""
+        if self.end < self.column_capacity:
+            return
+        if self.first < self.column_capacity // 2:
+            self.column_capacity *= 2
+            self._move_to(self.end)
+        else:
+            self._move_to(self.end - self.first)
+
+    def _move_to(self, end: int) -> None:
+        """Have the columns in use end at ``end``, in larger buffers where the capacity has grown."""
+        self.column_capacity = max(self.column_capacity, end + 1)
+        width = self.end - self.first
+        for layer in self.cache.layers:
+            layer.keys = self._moved(layer.keys, end, width)
+            layer.values = self._moved(layer.values, end, width)
+        self.start_B += end - self.end
+        self.first, self.end = end - width, end
+
+    def _moved(self, buffer: Tensor, end: int, width: int) -> Tensor:
+        used = buffer[: self.rows, :, self.first : self.end]
+        if buffer.shape[2] < self.column_capacity:
+            buffer = buffer.new_zeros(*buffer.shape[:2], self.column_capacity, buffer.shape[3])
+        else:
+            used = used.clone()
+        buffer[: self.rows, :, end - width : end] = used
+        return buffer
+
+
+class _Layer(CacheLayerMixin):  # type: ignore[misc]
+    is_sliding = False
+
+    def __init__(self, owner: ColumnCache, like: Any, width: int) -> None:
+        super().__init__()
+        for states in (like.keys, like.values):
+            if states is None or states.ndim != 4 or states.shape[2] != width:
+                raise InputError(f"model.name: its cache ({type(like).__name__}) cannot be shared by completions")
+        self.owner = owner
+        shape = (owner.row_capacity, like.keys.shape[1], owner.column_capacity)
+        self.keys = like.keys.new_zeros(*shape, like.keys.shape[3])
+        self.values = like.values.new_zeros(*shape, like.values.shape[3])
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        used = self.owner
+        self.keys[: used.rows, :, used.end] = key_states[:, :, 0]
+        self.values[: used.rows, :, used.end] = value_states[:, :, 0]
+        columns = slice(used.first, used.end + 1)
+        return self.keys[: used.rows, :, columns], self.values[: used.rows, :, columns]
+
+    def get_seq_length(self) -> int:
+        return self.owner.end - self.owner.first
+
+    def get_mask_sizes(self, *_: Any) -> tuple[int, int]:
+        return self.get_seq_length() + 1, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length

@@ -1,0 +1,81 @@
+"""From logits to tokens, by inverting the cumulative distribution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 256
+"""Tokens whose weights are first summed: the cumulative sum then runs over V/256 blocks and one block's tokens."""
+
+
+def draw_tokens(
+    logits_RV: Tensor, uniform_RM: Tensor, temperature: float = 1.0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """M tokens a row, one for each uniform number in [0, 1), and their log-probabilities, both [R, M].
+
+    Log-probabilities are of the tempered distribution before top-p truncation. Temperature 0 takes the likeliest token
+    and its log-probability at temperature 1. ``logits_RV`` is overwritten.
+    """
+    logits_RV = logits_RV.float()
+    if temperature not in (0.0, 1.0):
+        logits_RV /= temperature
+    weight_RV = logits_RV.sub_(logits_RV.amax(dim=-1, keepdim=True)).exp_()
+    if temperature == 0.0:
+        token_RM = weight_RV.argmax(dim=-1, keepdim=True).expand_as(uniform_RM)
+        total_R1 = weight_RV.sum(dim=-1, keepdim=True)
+    else:
+        block_RN = block_sums(weight_RV)
+        total_R1 = block_RN.sum(dim=-1, keepdim=True).float()
+        if top_p < 1.0:
+            nucleus_RV = truncate(weight_RV, total_R1, top_p)
+            token_RM = invert(nucleus_RV, block_sums(nucleus_RV), uniform_RM)
+        else:
+            token_RM = invert(weight_RV, block_RN, uniform_RM)
+    return token_RM, weight_RV.gather(1, token_RM).log() - total_R1.log()
+
+
+def block_sums(weight_RV: Tensor) -> Tensor:
+    """Sums over runs of BLOCK tokens, the last perhaps shorter: float64 [R, blocks]."""
+    # In double precision: parallel sums on a GPU are not monotone to the last digit, and a token of weight 0 must not
+    # slip into such a gap.
+    whole = weight_RV.shape[1] // BLOCK * BLOCK
+    whole_RNC = weight_RV[:, :whole].view(len(weight_RV), -1, BLOCK)
+    sums_RN = whole_RNC.sum(dim=-1, dtype=torch.float64)
+    if whole == weight_RV.shape[1]:
+        return sums_RN
+    return torch.cat([sums_RN, weight_RV[:, whole:].sum(dim=-1, keepdim=True, dtype=torch.float64)], dim=1)
+
+
+def invert(weight_RV: Tensor, block_RN: Tensor, uniform_RM: Tensor) -> Tensor:
+    """The first token whose cumulative weight exceeds uniform · total, [R, M]; never one of weight 0."""
+    cumulative_RN = block_RN.cumsum(dim=-1)
+    threshold_RM = _below(uniform_RM * cumulative_RN[:, -1:], cumulative_RN[:, -1:])
+    block_RM = _search(cumulative_RN, threshold_RM)
+    before_RM = cumulative_RN.gather(1, block_RM) - block_RN.gather(1, block_RM)
+    index_RMC = block_RM[..., None] * BLOCK + torch.arange(BLOCK, device=weight_RV.device)
+    beyond_RMC = index_RMC >= weight_RV.shape[1]
+    index_RMC = index_RMC.clamp_max(weight_RV.shape[1] - 1)
+    inside_RMC = weight_RV.gather(1, index_RMC.flatten(1)).view_as(index_RMC).masked_fill(beyond_RMC, 0.0)
+    cumulative_RMC = inside_RMC.cumsum(dim=-1, dtype=torch.float64)
+    rest_RM1 = _below((threshold_RM - before_RM)[..., None], cumulative_RMC[..., -1:])
+    token_RM = block_RM * BLOCK + _search(cumulative_RMC, rest_RM1).squeeze(-1)
+    return token_RM.clamp_max(weight_RV.shape[1] - 1)
+
+
+def _below(value: Tensor, bound: Tensor) -> Tensor:
+    """``value``, which rounding may have lifted to the bound itself, or pushed under 0, in [0, bound)."""
+    return torch.minimum(value.clamp_min(0.0), torch.nextafter(bound, torch.zeros_like(bound)))
+
+
+def _search(cumulative: Tensor, threshold: Tensor) -> Tensor:
+    found = torch.searchsorted(cumulative, threshold, right=True)
+    # Not-a-number logits compare as nothing: keep the index valid and let the learner's alarm speak.
+    return found.clamp_max(cumulative.shape[-1] - 1)
+
+
+def truncate(weight_RV: Tensor, total_R1: Tensor, top_p: float) -> Tensor:
+    """Zero all but the smallest set of heaviest tokens that together reach ``top_p`` of the total."""
+    descending_RV, order_RV = (weight_RV / total_R1).sort(dim=-1, descending=True)
+    before_RV = descending_RV.cumsum(dim=-1) - descending_RV
+    return weight_RV.masked_fill(torch.zeros_like(order_RV).bool().scatter(1, order_RV, before_RV >= top_p), 0.0)

@@ -1,0 +1,142 @@
+"""Completions that share a prompt's forward pass, and decoding by our own attention, on several architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PhiConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from pacedrl.policy.attention import attention, shared_prefix
+from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import SamplingSettings, sample
+
+Build = Callable[[PretrainedConfig], Policy]
+CPU = torch.device("cpu")
+SIZE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 259,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED: dict[str, Any] = SIZE | {"num_key_value_heads": 2}
+OPT = OPTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, vocab_size=259)
+OPT.max_position_embeddings, OPT.word_embed_proj_dim = 64, 16
+USUAL = {
+    "llama": LlamaConfig(**GROUPED),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=16),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=259, n_positions=64, eos_token_id=2, bos_token_id=1),
+    "gpt_neox": GPTNeoXConfig(**SIZE),
+    "phi": PhiConfig(**SIZE),
+    "opt": OPT,
+}
+UNUSUAL = {
+    "gemma2, capped scores and sliding windows": Gemma2Config(**GROUPED, head_dim=8, sliding_window=4),
+    "mistral, sliding windows": MistralConfig(**GROUPED, sliding_window=4),
+}
+PROMPTS = [[1, 9, 8, 7], [1, 5], [1, 9, 8, 7], [1, 5], [1, 9, 8, 7], [1, 30, 31, 32, 33, 34, 35]]
+COMPLETIONS = [[40, 41, 42, 2], [2], [43], [44, 45, 46, 47, 48, 2], [49, 2], [50, 51]]
+
+
+def gradients(policy: Policy, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probabilities, and the gradient of a sum of them in which every token weighs differently."""
+    logprobs_BT, _, _ = policy.logprobs(PROMPTS, COMPLETIONS)
+    policy.model.zero_grad()
+    (logprobs_BT * weights).sum().backward()  # type: ignore[no-untyped-call]
+    return logprobs_BT.detach(), {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("config", USUAL.values(), ids=USUAL)
+def test_sharing_prompts_changes_neither_logprobs_nor_gradients(
+    random_policy: Build, config: PretrainedConfig, checkpointing: bool
+) -> None:
+    policy = random_policy(config)
+    assert policy.takes_patterns
+    weights = torch.randn(len(PROMPTS), 6, generator=torch.Generator().manual_seed(1))
+    with policy.gradient_checkpointing(checkpointing):
+        ours, our_gradients = gradients(policy, weights)
+    policy.takes_patterns = False
+    theirs, their_gradients = gradients(policy, weights)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert our_gradients.keys() == their_gradients.keys()
+    rounding = 1e-6 * max(float(gradient.abs().max()) for gradient in their_gradients.values())
+    for name, expected in their_gradients.items():
+        torch.testing.assert_close(our_gradients[name], expected, rtol=1e-3, atol=rounding)
+
+
+@pytest.mark.parametrize("config", UNUSUAL.values(), ids=UNUSUAL)
+def test_models_whose_attention_is_their_own_keep_it(random_policy: Build, config: PretrainedConfig) -> None:
+    policy = random_policy(config)
+    assert not policy.takes_patterns
+    logprobs_BT, _, _ = policy.logprobs(PROMPTS, COMPLETIONS)
+    for i, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        logits = policy.model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        expected_T = torch.log_softmax(logits, dim=-1)[torch.arange(len(completion)), torch.tensor(completion)]
+        torch.testing.assert_close(logprobs_BT[i, : len(completion)], expected_T, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [*USUAL.values(), *UNUSUAL.values()], ids=[*USUAL, *UNUSUAL])
+def test_greedy_decoding_is_what_transformers_generates(random_policy: Build, config: PretrainedConfig) -> None:
+    """With rows that leave, join and outgrow the cache: two groups at once of five, up to 20 new tokens."""
+    policy = random_policy(config)
+    prompts = [[1, 9, 8, 7], [1, 5], [1, 30, 31, 32, 33, 34, 35], [1, 60, 61], [1, 5, 5, 5, 5, 5]]
+    found = dict(sample(policy, prompts, SamplingSettings(2, 20, temperature=0.0, batch_size=4), [0] * 5))
+    for i, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        expected = policy.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=0
+        )
+        assert [completion.token_ids for completion in found[i]] == [expected[0, len(prompt) :].tolist()] * 2
+
+
+def test_a_layer_that_asks_for_more_than_a_pattern_can_do_is_not_given_one(random_policy: Build) -> None:
+    policy = random_policy(MistralConfig(**GROUPED, sliding_window=4))
+    packed = shared_prefix(PROMPTS, COMPLETIONS, CPU)
+    with (
+        pytest.raises(NotImplementedError, match="MistralAttention asks for sliding_window"),
+        attention(policy.config, packed),
+    ):
+        policy.causal_lm.get_decoder()(input_ids=packed.token_N[None], position_ids=packed.position_N[None])
+    assert policy.config._attn_implementation == "sdpa"  # the model is as it was
+
+
+TOKENS = st.integers(3, 5)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=3), st.lists(TOKENS, min_size=1)), min_size=1))
+def test_a_packed_row_holds_every_distinct_prompt_once(pairs: list[tuple[list[int], list[int]]]) -> None:
+    prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
+    packed = shared_prefix(prompts, completions, CPU)
+    distinct = {tuple(prompt) for prompt in prompts}
+    assert len(packed.token_N) == sum(map(len, distinct)) + sum(len(c) - 1 for c in completions)
+    assert len(packed.before_K) == sum(map(len, completions))
+    place = iter(packed.before_K.tolist())
+    for prompt, completion in pairs:
+        for t, before in enumerate([prompt[-1], *completion[:-1]]):
+            at = next(place)
+            assert int(packed.token_N[at]) == before
+            assert int(packed.position_N[at]) == len(prompt) - 1 + t
