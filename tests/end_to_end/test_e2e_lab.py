@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
@@ -31,11 +32,13 @@ def tiny_comparison() -> dict[str, Any]:
     return tree
 
 
-def compare(cli: CommandLine, *extra: str, recipes: str, out: str = "out", rollouts: int = ROLLOUTS) -> Result:
+def compare(
+    cli: CommandLine, *extra: str, recipes: str, out: str = "out", rollouts: int = ROLLOUTS, seeds: int = 2
+) -> Result:
     cli.write("c.yaml", tiny_comparison())
     cli.write("v.yaml", VARIANTS)
     named = ["--recipes", recipes, "--variants", "v.yaml", "--rollouts", str(rollouts), "--out", out]
-    return cli("compare", "c.yaml", *named, "--seeds", "2", "--final-k", "1,4", "--jobs", "2", *extra, real=True)
+    return cli("compare", "c.yaml", *named, "--seeds", str(seeds), "--final-k", "1,4", "--jobs", "2", *extra, real=True)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,15 @@ def test_what_is_finished_is_not_repeated_and_more_can_be_added(compared: tuple[
     del full["variants"]["broken"]
     assert shorter == full
     kept = (cli.folder / "more/results.json").read_bytes()
+    assert compare(cli, recipes="lilo", out="more", seeds=1).code == 0  # what it does not name is kept all the same
+    assert (cli.folder / "more/results.json").read_bytes() == kept
+    with (cli.folder / "more/.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        busy = compare(cli, recipes="grpo", out="more")
+    assert (busy.code, busy.err) == (
+        2,
+        "pacedrl: --out: another comparison is at work in 'more'; wait for it, or choose another folder\n",
+    )
     refused = compare(cli, recipes="grpo", out="more", rollouts=ROLLOUTS + 16)
     assert refused.code == 2
     assert "holds a comparison of another configuration, budget or final k" in refused.err
