@@ -1,4 +1,4 @@
-"""SVAMP's word problems as chat prompts with two worked examples, for the results on words: make results-words.
+"""SVAMP's word problems as plain text after two answered ones, for the results on words: make results-words.
 
     python docs/results/words_rows.py SVAMP.json FOLDER
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 ROWS = {"train": range(700), "held_out": range(920, 984)}
-EXAMPLES = [
-    ("A pen costs 5 dollars. A book costs 12 dollars more. How much does the book cost?", "5 + 12 = 17"),
-    ("There were 28 birds in a tree and 9 of them flew away. How many birds are left?", "28 - 9 = 19"),
+ANSWERED = [
+    ("A pen costs 5 dollars. A book costs 12 dollars more. How much does the book cost?", "17"),
+    ("There were 28 birds in a tree and 9 of them flew away. How many birds are left?", "19"),
 ]
 
 
@@ -28,18 +28,14 @@ def main() -> None:
     problems = json.loads(options.svamp.read_text(encoding="utf-8"))
     options.folder.mkdir(parents=True, exist_ok=True)
     for name, rows in ROWS.items():
-        lines = [json.dumps({"prompt": chat(problems[i]), "answer": problems[i]["Answer"]}) for i in rows]
+        lines = [json.dumps({"prompt": prompt(problems[i]), "answer": problems[i]["Answer"]}) for i in rows]
         (options.folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def chat(problem: dict[str, Any]) -> list[dict[str, str]]:
-    """The worked examples as earlier turns, then the problem."""
-    turns = [
-        {"role": role, "content": text}
-        for example in EXAMPLES
-        for role, text in zip(("user", "assistant"), example, strict=True)
-    ]
-    return [*turns, {"role": "user", "content": f"{problem['Body']}. {problem['Question']}"}]
+def prompt(problem: dict[str, Any]) -> str:
+    """The answered problems, then this one."""
+    answered = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in ANSWERED)
+    return f"{answered}Question: {problem['Body']}. {problem['Question']}\nAnswer:"
 
 
 if __name__ == "__main__":

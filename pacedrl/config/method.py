@@ -169,6 +169,12 @@ class PartitionConfig(Section):
     """Accuracy estimate of every prompt before anything was observed."""
     embedding: Literal["mean", "last"] = "mean"
     """Of a prompt: the initial policy's last hidden state, mean over its tokens or of the last one."""
+    projection: Positive | None = None
+    """Principal components of the embeddings that log Z reads; all of the embedding unless given. For very many
+    prompts."""
+    rescore_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the prompts whose estimate is computed anew each step; below 1 the others' are up to 1/share steps
+    old."""
     z_score_rewards: bool = False
     """Fit log Z to rewards standardised in their group, as FlowRL does, and so to no accuracy: for an ablation."""
 

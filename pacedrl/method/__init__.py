@@ -15,7 +15,7 @@ from pacedrl.method.objectives import (
     sequence_log_ratio,
     trajectory_balance,
 )
-from pacedrl.method.partition import LogPartition, PartitionLearner
+from pacedrl.method.partition import LogPartition, PartitionLearner, project
 from pacedrl.method.replay import ReplayBuffer, ReplayEntry
 from pacedrl.method.scheduler import DifficultyScheduler, Rollouts
 from pacedrl.method.selection import most_learnable, uninformative
@@ -37,6 +37,7 @@ __all__ = [
     "group_relative_advantage",
     "k3_divergence",
     "most_learnable",
+    "project",
     "sequence_log_ratio",
     "trajectory_balance",
     "trajectory_balance_advantage",

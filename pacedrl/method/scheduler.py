@@ -37,6 +37,7 @@ from pacedrl.method.estimator import (
 )
 from pacedrl.method.partition import LogPartition, PartitionLearner
 from pacedrl.method.replay import ReplayBuffer, ReplayEntry
+from pacedrl.method.scores import PartitionScores
 from pacedrl.method.selection import NEVER, Indices, SelectionMethod, select, selection_score
 
 State = dict[str, Any]
@@ -86,6 +87,8 @@ class DifficultyScheduler:
         cooldown_steps: steps a prompt rests after use.
         prior_strength: of ``combined``: how many completions log Z's estimate is worth, > 0; None: learned.
         discount: of ``counts`` and ``combined``: what is left of older results at each visit, in [0, 1].
+        rescore_share: share of the prompts whose log Z is computed anew after each fit, in (0, 1]; below 1 the others'
+            estimates are up to 1/share steps old, which is quicker where there are very many (`PartitionScores`).
         seed: of selection and dropout. Both are derived from (seed, step): there is no generator state to save.
     """
 
@@ -104,6 +107,7 @@ class DifficultyScheduler:
         cooldown_steps: int = 0,
         prior_strength: float | None = 4.0,
         discount: float = 0.5,
+        rescore_share: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.keys = list(keys)
@@ -118,8 +122,10 @@ class DifficultyScheduler:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
         self.embeddings_NH = embeddings_NH
         self.learner = learner
-        if learner is None and embeddings_NH is not None:
-            self.learner = PartitionLearner(LogPartition(embeddings_NH, beta).to(embeddings_NH.device))
+        self.scores: PartitionScores | None = None
+        if embeddings_NH is not None:
+            self.learner = learner or PartitionLearner(LogPartition(embeddings_NH, beta).to(embeddings_NH.device))
+            self.scores = PartitionScores(self.learner, embeddings_NH, rescore_share)
         self.replay_buffer = replay if replay is not None else ReplayBuffer()
         self.selection = selection
         self.estimator = estimator
@@ -133,7 +139,6 @@ class DifficultyScheduler:
         self.last_used_N: Indices = np.full(len(self.keys), NEVER, dtype=np.int64)
         self.visits_N: Indices = np.zeros(len(self.keys), dtype=np.int64)
         self._truth_N: Floats = np.full(len(self.keys), np.nan)
-        self._partition_accuracy_N: Floats | None = None
 
     def beliefs(self) -> Beliefs:
         """What the estimator believes of every prompt's accuracy now."""
@@ -164,12 +169,12 @@ class DifficultyScheduler:
 
     def log_z(self, keys: Sequence[str]) -> Tensor:
         """log Z_φ of the prompts named, float32 [len(keys)], on the CPU, without gradient."""
-        return torch.from_numpy(self.partition_accuracy()[self._rows(keys)] / self._partition().beta).float()
+        return torch.from_numpy(self._scores().of(self._rows(keys)) / self._scores().learner.beta).float()
 
     def advantage(self, keys: Sequence[str], reward_B: ArrayLike) -> Tensor:
         """A = r/β − log Z_φ(x) of each completion, float32 [B], on the CPU."""
         reward = torch.as_tensor(np.asarray(reward_B, dtype=np.float32))
-        return trajectory_balance_advantage(reward, self.log_z(keys), self._partition().beta)
+        return trajectory_balance_advantage(reward, self.log_z(keys), self._scores().learner.beta)
 
     def set_truth(self, accuracy_N: ArrayLike) -> None:
         """True accuracies of all prompts, in the order of ``keys``, for the estimator ``oracle``."""
@@ -185,7 +190,9 @@ class DifficultyScheduler:
         """
         rng = np.random.default_rng([self.seed, self.step, len(exclude)] if exclude else [self.seed, self.step])
         score_N = selection_score(self.selection, self.beliefs(), self.visits_N, self.target_accuracy, rng)
-        allowed = np.setdiff1d(np.arange(len(self.keys)), self._rows(exclude))
+        taken_N = np.zeros(len(self.keys), dtype=bool)
+        taken_N[self._rows(exclude)] = True
+        allowed = np.flatnonzero(~taken_N)
         chosen = select(
             score_N[allowed],
             self.last_used_N[allowed],
@@ -219,7 +226,7 @@ class DifficultyScheduler:
             metrics["replay/admitted"] = float(self.replay_buffer.add(self._replay_candidates(judged, priority)))
             self._count(results)
             parts = [judged] if replayed is None else [judged, _judged(replayed)]
-            metrics["loss/partition"] = math.nan if self.learner is None else self._fit(self.learner, parts)
+            metrics["loss/partition"] = math.nan if self.scores is None else self._fit(self.scores, parts)
         used = np.unique(self._rows(fresh.keys))
         self.last_used_N[used] = self.step
         self.visits_N[used] += 1
@@ -237,6 +244,7 @@ class DifficultyScheduler:
             "wrong": torch.from_numpy(self.counts.wrong_N.copy()),
             "prior_strength": self.prior_strength.state_dict(),
             "learner": None if self.learner is None else self.learner.state_dict(),
+            "scores": None if self.scores is None else self.scores.state_dict(),
             "replay": self.replay_buffer.state_dict(),
         }
 
@@ -260,24 +268,21 @@ class DifficultyScheduler:
         self.prior_strength.load_state_dict(state["prior_strength"])
         if self.learner is not None:
             self.learner.load_state_dict(state["learner"])
+        if self.scores is not None:
+            self.scores.load_state_dict(state["scores"], rows)
         self.replay_buffer.load_state_dict(state["replay"])
-        self._partition_accuracy_N = None
-
-    def _partition(self) -> PartitionLearner:
-        if self.learner is None:
-            raise ValueError("this scheduler was made without embeddings, so it has no log Z")
-        return self.learner
 
     def partition_accuracy(self) -> Floats:
         """β·log Z_φ of every prompt, whatever the estimator; recomputed only after a fit.
 
         Raises ValueError where there is no log Z.
         """
-        learner = self._partition()
-        if self._partition_accuracy_N is None:
-            assert self.embeddings_NH is not None
-            self._partition_accuracy_N = learner.accuracy(self.embeddings_NH).double().cpu().numpy()
-        return self._partition_accuracy_N
+        return self._scores().all()
+
+    def _scores(self) -> PartitionScores:
+        if self.scores is None:
+            raise ValueError("this scheduler was made without embeddings, so it has no log Z")
+        return self.scores
 
     def _rows(self, keys: Collection[str]) -> Indices:
         return np.fromiter((self.index[key] for key in keys), dtype=np.int64, count=len(keys))
@@ -301,27 +306,26 @@ class DifficultyScheduler:
             variance_P = np.array(
                 [np.var(rewards, ddof=1) if len(rewards) > 1 else 0.0 for rewards in results.values()]
             )
-            prior_P = self.partition_accuracy()[rows].clip(*PRIOR_RANGE)
+            prior_P = self._scores().of(rows).clip(*PRIOR_RANGE)
             self.prior_strength.observe(prior_P, right_P / trials_P, variance_P, trials_P)
         self.counts.observe(rows, right_P, trials_P)
 
-    def _fit(self, learner: PartitionLearner, parts: list[Rollouts]) -> float:
+    def _fit(self, scores: PartitionScores, parts: list[Rollouts]) -> float:
         """Fit log Z to what has a target; NaN when nothing has."""
-        assert self.embeddings_NH is not None
         rows = np.concatenate([self._rows(part.keys) for part in parts])
         target_B = np.concatenate([np.asarray(part.partition_reward_B) for part in parts])
         log_ratio_B = np.concatenate([np.asarray(part.log_ratio_B) for part in parts])
         known = ~np.isnan(target_B)
         if not known.any():
             return math.nan
-        seed = int(np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0])
-        self._partition_accuracy_N = None
-        return learner.fit(
-            self.embeddings_NH[torch.from_numpy(rows[known])],
+        loss = scores.learner.fit(
+            scores.embeddings_NH[torch.from_numpy(rows[known])],
             torch.from_numpy(target_B[known]).float(),
             torch.from_numpy(log_ratio_B[known]).float(),
-            seed,
+            seed=int(np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0]),
         )
+        scores.fitted(np.unique(rows))
+        return loss
 
     def _state_metrics(self) -> dict[str, float]:
         entries = self.replay_buffer.entries

@@ -6,11 +6,13 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy, Pooling
 
 TOKENS_PER_BATCH = 16384
@@ -27,40 +29,48 @@ def prompt_embeddings(
     progress: Callable[[int], None] = lambda done: None,
     pooling: Pooling = "mean",
 ) -> Tensor:
-    """Last hidden states of ``policy``, mean over each prompt or of its last token: float32 [N, H] on the CPU.
+    """Last hidden states of ``policy``, mean over each prompt or of its last token: float16 [N, H] on the CPU.
 
-    Cached by content: the file's name hashes the model's weights, the pooling and the prompts' token ids. ``progress``
+    Memory-mapped from a cache, and written to it batch by batch: a million prompts of 1,536 features are 3 GB on disk.
+    Do not write to it. The file's name hashes the model's weights, the pooling and the prompts' token ids. ``progress``
     is called with the number of prompts embedded by each batch.
+
+    Raises InputError for a model with a hidden state beyond what float16 holds.
     """
     digest = hashlib.sha256(f"{policy.fingerprint()} {pooling} ".encode())
     for ids in prompt_ids:
         digest.update(",".join(map(str, ids)).encode() + b";")
-    path = cache_folder() / "embeddings" / f"{digest.hexdigest()[:32]}.safetensors"
-    if path.exists():
-        cached: Tensor = load_file(path)["embeddings"]
-        return cached
-    embeddings_NH = _embed_all(policy, prompt_ids, progress, pooling)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({"embeddings": embeddings_NH}, partial)
-    partial.replace(path)
-    return embeddings_NH
+    path = cache_folder() / "embeddings" / f"{digest.hexdigest()[:32]}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        _embed_all(policy, prompt_ids, progress, pooling, partial)
+        partial.replace(path)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write: torch knows no read-only tensors
 
 
 def _embed_all(
-    policy: Policy, prompt_ids: Sequence[Sequence[int]], progress: Callable[[int], None], pooling: Pooling
-) -> Tensor:
+    policy: Policy,
+    prompt_ids: Sequence[Sequence[int]],
+    progress: Callable[[int], None],
+    pooling: Pooling,
+    path: Path,
+) -> None:
     by_length = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    rows: list[Tensor] = []
+    file: np.memmap[Any, np.dtype[np.float16]] | None = None
     start = 0
     while start < len(by_length):
         end = start + 1
         while end < len(by_length) and (end - start + 1) * len(prompt_ids[by_length[end]]) <= TOKENS_PER_BATCH:
             end += 1
-        rows.append(policy.embed([prompt_ids[i] for i in by_length[start:end]], pooling))
+        rows = policy.embed([prompt_ids[i] for i in by_length[start:end]], pooling).numpy()
+        if np.abs(rows).max() > np.finfo(np.float16).max:
+            raise InputError(f"model.name: a prompt's hidden state reaches {np.abs(rows).max():.3g}, beyond float16")
+        if file is None:
+            shape = (len(prompt_ids), rows.shape[1])
+            file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        file[by_length[start:end]] = rows
         progress(end - start)
         start = end
-    sorted_NH = torch.cat(rows)
-    embeddings_NH = torch.empty_like(sorted_NH)
-    embeddings_NH[by_length] = sorted_NH
-    return embeddings_NH
+    assert file is not None
+    file.flush()

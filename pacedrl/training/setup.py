@@ -150,6 +150,7 @@ def build_scheduler(config: Config, keys: Sequence[str], embeddings_NH: Tensor |
         target_accuracy=config.selection.target_accuracy,
         explore_fraction=config.selection.explore_fraction,
         cooldown_steps=config.selection.cooldown_steps,
+        rescore_share=config.partition.rescore_share,
         seed=config.run.seed,
         **evidence,
     )

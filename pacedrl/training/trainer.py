@@ -23,6 +23,7 @@ import torch
 from pacedrl.config import Config
 from pacedrl.errors import InputError
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
+from pacedrl.method import project
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
@@ -349,7 +350,14 @@ class Trainer:
             return None
         self.view.phase("embedding prompts", len(self.prompts))
         ids = [self.prompt_ids[key] for key in self.prompts]
-        return prompt_embeddings(self.policy, ids, self.view.advance, self.config.partition.embedding)
+        settings = self.config.partition
+        embeddings_NH = prompt_embeddings(self.policy, ids, self.view.advance, settings.embedding)
+        if settings.projection is None:
+            return embeddings_NH
+        try:
+            return project(embeddings_NH, settings.projection)
+        except ValueError as error:
+            raise InputError(f"partition.projection: {error}; lower it, or leave it out") from None
 
     def _refuse_foreign(self, folder: Path) -> None:
         """Raise InputError for a checkpoint of another version or model, or of prompts that are gone."""

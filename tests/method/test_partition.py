@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pacedrl.method import LogPartition, PartitionLearner
+from pacedrl.method import LogPartition, PartitionLearner, partition
 
 BETA = 0.05
 
@@ -74,10 +74,12 @@ def test_same_seed_same_fit_other_seed_other_dropout() -> None:
     assert not torch.equal(fitted(1), fitted(2))
 
 
-def test_chunked_scoring_equals_whole() -> None:
+def test_chunked_scoring_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = PartitionLearner(LogPartition(embeddings(50), BETA))
     learner.fit(embeddings(50), torch.rand(50), torch.zeros(50), seed=0)
-    assert torch.allclose(learner.accuracy(embeddings(50), chunk=7), learner.accuracy(embeddings(50)), atol=1e-6)
+    whole = learner.accuracy(embeddings(50))
+    monkeypatch.setattr(partition, "CHUNK", 7)
+    assert torch.allclose(learner.accuracy(embeddings(50)), whole, atol=1e-6)
 
 
 def test_matrices_learn_at_a_rate_that_shrinks_with_their_fan_in() -> None:
