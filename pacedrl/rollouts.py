@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from pacedrl.config import Config
-from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings, sample
+from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.seeding import derive_seed
 from pacedrl.types import Group, Prompt
 
@@ -26,7 +25,7 @@ def evaluation_settings(config: Config) -> SamplingSettings:
 
 
 def sample_groups(
-    policy: Policy,
+    sampler: Sampler,
     prompts: Sequence[Prompt],
     prompt_ids: Mapping[str, list[int]],
     settings: SamplingSettings,
@@ -43,7 +42,7 @@ def sample_groups(
     ids = [prompt_ids[prompt.key] for prompt in prompts]
     seeds = [derive_seed(*seed, prompt.key) for prompt in prompts]
     done: dict[int, Group] = {}
-    for i, completions in sample(policy, ids, settings, seeds, tick):
+    for i, completions in sampler.sample(ids, settings, seeds, tick):
         done[i] = Group(prompts[i], ids[i], completions)
         finished(done[i])
         advance(len(completions))

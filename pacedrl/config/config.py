@@ -87,6 +87,8 @@ class Config(Section):
             )
         if self.partition.z_score_rewards and log_z != "learned":
             raise ValueError("partition.z_score_rewards: only trajectory balance with objective.log_z=learned heeds it")
+        if self.sampling.ahead and estimator == "oracle":
+            raise ValueError("sampling.ahead: the oracle's accuracies are of the present policy; set it to false")
         if self.replay.enabled and (log_z in (None, "group_mean") or estimator == "none"):
             raise ValueError(
                 f"replay.enabled: replay, on in recipe '{self.recipe}' or in the config, needs trajectory balance "

@@ -42,6 +42,8 @@ class GrpoConfig(Section):
     kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the k3 divergence from the initial policy; above 0 costs a forward pass of it. GRPO's paper used 0.04,
     later work 0."""
+    sampler_weight_cap: Annotated[float, Field(gt=0.0)] = 2.0
+    """Most that a token's loss is weighted by π_old/π_sampler, where sampler and trainer differ (vLLM)."""
 
 
 class FlowRlConfig(Section):

@@ -135,6 +135,14 @@ class SamplingConfig(Section):
     max_new_tokens: Positive = 3072
     batch_size: Positive = 256
     """Sequences decoded at once."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What draws the completions: the model itself, or vLLM in the same process (needs the ``vllm`` extra)."""
+    gpu_memory: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    """Share of the GPU's memory for vLLM's weights and cache; the rest is for training."""
+    ahead: bool = False
+    """Sample the next step's completions while this step trains: they come from the policy one step older, and their
+    prompts are chosen before this step's results are known. Trajectory balance allows for it. Costs a second copy of
+    the weights."""
 
 
 class OptimizerConfig(Section):

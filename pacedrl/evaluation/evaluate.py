@@ -9,8 +9,7 @@ from typing import Any
 from pacedrl.errors import InputError
 from pacedrl.evaluation.answers import stated_answer
 from pacedrl.evaluation.metrics import Estimate, PromptResult, summarise
-from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.rollouts import sample_groups
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
@@ -45,7 +44,7 @@ class TaskResult:
 
 
 def evaluate(
-    policy: Policy,
+    sampler: Sampler,
     pool: VerifierPool,
     tasks: Sequence[Task],
     prompt_ids: Mapping[str, list[int]],
@@ -66,7 +65,7 @@ def evaluate(
         raise ValueError(f"pass@{max(ks)} needs at least {max(ks)} samples a prompt, not {settings.group_size}")
     results = []
     for task in tasks:
-        groups = sample_groups(policy, task.prompts, prompt_ids, settings, (seed, "eval"), tick, advance)
+        groups = sample_groups(sampler, task.prompts, prompt_ids, settings, (seed, "eval"), tick, advance)
         score_groups(pool, groups, {task.name: replace(task, parts=())})
         results.append(_result(task, groups, ks))
     return results

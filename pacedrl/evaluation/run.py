@@ -10,6 +10,7 @@ from pacedrl.errors import InputError
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import TransformersSampler
 from pacedrl.rollouts import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.training.setup import encode_tasks, load_tasks
@@ -63,6 +64,7 @@ def run_evaluation(config: Config, view: View) -> list[TaskResult]:
     policy = Policy.load(config.model, resolve_device(config.run.device))
     tasks, prompt_ids = encode_tasks(policy, tasks, config)
     view.phase("evaluating", sum(len(task.prompts) for task in tasks) * config.eval.samples)
-    settings = evaluation_settings(config)
+    settings, k, seed = evaluation_settings(config), config.eval.k, config.run.seed
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
-        return evaluate(policy, pool, tasks, prompt_ids, settings, config.eval.k, config.run.seed, advance=view.advance)
+        sampler = TransformersSampler(policy)
+        return evaluate(sampler, pool, tasks, prompt_ids, settings, k, seed, advance=view.advance)

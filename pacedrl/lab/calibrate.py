@@ -20,7 +20,7 @@ from pacedrl.method import DifficultyScheduler
 from pacedrl.method.estimator import FLAT_MEAN, FLAT_STRENGTH, Floats, spearman
 from pacedrl.method.scheduler import PRIOR_RANGE
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.policy.sampler import SamplingSettings, TransformersSampler
 from pacedrl.rollouts import sample_groups, training_settings
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.scoring import score_groups
@@ -220,7 +220,8 @@ def _sampled(
     prompts = [trainer.prompts[trainer.scheduler.keys[row]] for row in rows]
     trainer.view.phase(f"step {step}", len(prompts) * settings.group_size)
     seed = (trainer.config.run.seed, "calibrate", step)
-    sampled = sample_groups(policy, prompts, trainer.prompt_ids, settings, seed, advance=trainer.view.advance)
+    sampler = TransformersSampler(policy)
+    sampled = sample_groups(sampler, prompts, trainer.prompt_ids, settings, seed, advance=trainer.view.advance)
     score_groups(pool, sampled, {task.name: task for task in trainer.train_tasks})
     return {row: group.rewards for row, group in zip(rows, sampled, strict=True)}
 

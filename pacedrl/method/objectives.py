@@ -50,6 +50,8 @@ def clipped_policy_gradient(
     length: float | None = None,
     kl_coefficient: float = 0.0,
     reference_logprobs_BT: Tensor | None = None,
+    sampler_logprobs_BT: Tensor | None = None,
+    sampler_weight_cap: float = 2.0,
     normalizer: float | None = None,
 ) -> tuple[Tensor, Metrics]:
     """The GRPO family: −min(ρ·A, clip(ρ, 1 − clip_low, 1 + clip_high)·A) of every token, ρ = π_θ/π_old.
@@ -62,10 +64,13 @@ def clipped_policy_gradient(
     - GSPO, arXiv 2507.18071: ``ratio`` "sequence", ρ = exp(mean_t(log π_θ − log π_old)), one for all tokens.
 
     The papers do not say whose log-probabilities of π_old; our trainer takes its own, as TRL does, since the sampler's
-    may differ by more than a narrow clip.
+    may differ by more than a narrow clip. What that leaves uncorrected is corrected where ``sampler_logprobs_BT`` are
+    given: each token's loss is weighted by min(π_old/π_sampler, ``sampler_weight_cap``), detached (truncated importance
+    sampling, Yao et al., 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
 
     Metrics: ``loss/objective``, ``objective/clipped`` (share of a sequence's tokens where the clip took the gradient,
-    mean over sequences) and ``kl/reference`` (k3, nats a token, mean over sequences; only with a reference).
+    mean over sequences), ``kl/reference`` (k3, nats a token, mean over sequences; only with a reference) and
+    ``objective/weight`` (that of the sampler's mismatch, mean over tokens and sequences; only with the sampler's).
     """
     count = _count(advantage_B, normalizer)
     advantage_B1, tokens_B = advantage_B.detach()[:, None], mask_BT.sum(dim=1).clamp_min(1)
@@ -79,6 +84,11 @@ def clipped_policy_gradient(
     metrics = {
         "objective/clipped": (_masked((clipped_BT < unclipped_BT).float(), mask_BT).sum(dim=1) / tokens_B).sum() / count
     }
+    if sampler_logprobs_BT is not None:
+        mismatch_BT = _masked(old_logprobs_BT - sampler_logprobs_BT, mask_BT).detach()
+        weight_BT = mismatch_BT.exp().clamp_max(sampler_weight_cap)
+        loss_BT = weight_BT * loss_BT
+        metrics["objective/weight"] = (_masked(weight_BT, mask_BT).sum(dim=1) / tokens_B).sum() / count
     if reference_logprobs_BT is not None:
         kl_BT = k3_divergence(logprobs_BT, reference_logprobs_BT, mask_BT)
         loss_BT = loss_BT + kl_coefficient * kl_BT

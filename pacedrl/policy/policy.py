@@ -82,6 +82,17 @@ class Policy:
         """The trainable ones."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights by their names in the model's own checkpoints; those of an adapter added to what it adapts."""
+        changes: dict[int, Tensor] = {}
+        for module in self.causal_lm.modules():
+            if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
+                changes[id(module.base_layer.weight)] = module.get_delta_weight(module.active_adapters[0])
+        for name, weight in self.causal_lm.named_parameters():
+            if ".lora_" not in name:
+                change = changes.get(id(weight))
+                yield name.replace(".base_layer", ""), weight.detach() if change is None else weight.detach() + change
+
     def fingerprint(self) -> str:
         return model_fingerprint(self.causal_lm)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,46 @@ class SamplingSettings:
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 256
+
+
+class Sampler(Protocol):
+    """What draws completions: `TransformersSampler`, or vLLM (`pacedrl.policy.vllm_sampler`)."""
+
+    def sync(self, policy: Policy) -> None:
+        """Draw from these weights from now on."""
+        ...
+
+    def sample(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        tick: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield (index of the prompt, its G completions) as groups finish. What ``tick`` raises ends sampling."""
+        ...
+
+
+class TransformersSampler:
+    """Draws from the policy itself, or from a copy of its own that only `sync` changes."""
+
+    def __init__(self, policy: Policy, own_copy: bool = False) -> None:
+        self.policy = policy.frozen_copy() if own_copy else policy
+
+    @torch.no_grad()
+    def sync(self, policy: Policy) -> None:
+        if policy is not self.policy:
+            for own, new in zip(self.policy.model.parameters(), policy.model.parameters(), strict=True):
+                own.copy_(new)
+
+    def sample(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        tick: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        return sample(self.policy, prompt_ids, settings, seeds, tick)
 
 
 def sample(

@@ -34,7 +34,7 @@ class Alarms:
             "truncated": metrics["completion/truncated"] > TRUNCATED_SHARE,
             "unmixed": self.unmixed_steps >= UNMIXED_STEPS,
             "errors": metrics["verifier/errors"] > VERIFIER_ERROR_SHARE * metrics["rollouts/step"],
-            "mismatch": metrics["mismatch/logprob_mean"] > MISMATCH_NATS,
+            "mismatch": metrics["mismatch/logprob_mean"] > MISMATCH_NATS and metrics["rollouts/age"] == 0,
             "capped": metrics["gate/capped"] > 0,
             "not finite": metrics["optim/skipped_updates"] > 0,
         }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from pacedrl.config import DynamicGateConfig, GateConfig, LiloGateConfig
 from pacedrl.method import most_learnable, uninformative
-from pacedrl.types import Group
+from pacedrl.types import Completion, Group, Prompt
 
 REASONS = ("all_right", "all_wrong", "all_equal", "unjudged", "less_learnable", "surplus")
 
@@ -28,12 +31,60 @@ class Collected:
     batches: int = 0
     capped: bool = False
     """The gate was not satisfied: the step trains on fewer than P groups."""
+    policy_step: int = 0
+    """Steps that the policy which sampled them had been trained for."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each phase: select, generate, verify."""
 
     def metrics(self) -> dict[str, float]:
         """``gate/...``: groups kept, groups dropped by reason, batches sampled, and whether a cap was hit."""
         dropped = {f"gate/dropped_{reason}": float(self.dropped[reason]) for reason in REASONS}
         counts = {"gate/kept": len(self.kept), "gate/batches": self.batches, "gate/capped": self.capped}
         return dropped | {name: float(value) for name, value in counts.items()}
+
+
+def dump_collected(collected: Collected) -> dict[str, Any]:
+    """As a checkpoint keeps it: tensors and plain values, prompts by key; not how long it took."""
+    completions = [completion for group in collected.sampled for completion in group.completions]
+    place = {id(group): i for i, group in enumerate(collected.sampled)}
+    return {
+        "keys": [group.prompt.key for group in collected.sampled],
+        "sizes": [len(group.completions) for group in collected.sampled],
+        "kept": [place[id(group)] for group in collected.kept],
+        "dropped": dict(collected.dropped),
+        "batches": collected.batches,
+        "capped": collected.capped,
+        "policy_step": collected.policy_step,
+        "lengths": [len(completion.token_ids) for completion in completions],
+        "token_ids": torch.tensor([token for completion in completions for token in completion.token_ids]),
+        "logprobs": torch.tensor([value for completion in completions for value in completion.logprobs]),
+        "judged": [[c.text, c.finish_reason, c.reward, c.error, c.parts] for c in completions],
+    }
+
+
+def load_collected(
+    state: Mapping[str, Any], prompts: Mapping[str, Prompt], prompt_ids: Mapping[str, list[int]]
+) -> Collected:
+    """What `dump_collected` gave."""
+    ids = iter(torch.split(state["token_ids"], state["lengths"]))
+    logprobs = iter(torch.split(state["logprobs"], state["lengths"]))
+    judged = iter(state["judged"])
+    sampled = [
+        Group(
+            prompts[key],
+            prompt_ids[key],
+            [Completion(next(ids).tolist(), next(logprobs).tolist(), *next(judged)) for _ in range(size)],
+        )
+        for key, size in zip(state["keys"], state["sizes"], strict=True)
+    ]
+    return Collected(
+        sampled,
+        [sampled[i] for i in state["kept"]],
+        Counter(state["dropped"]),
+        state["batches"],
+        state["capped"],
+        state["policy_step"],
+    )
 
 
 def collect(gate: GateConfig, count: int, select: Select, rollout: Rollout) -> Collected:

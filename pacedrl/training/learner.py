@@ -167,12 +167,13 @@ class Learner:
         )
         anchor_BT = self._anchors(batch, logprobs_BT.detach())
         advantage_B = torch.tensor([sequence.advantage for sequence in batch], device=self.policy.device)
-        inputs = LossInputs(logprobs_BT, anchor_BT, mask_BT, advantage_B, self._references(batch))
+        sampled_BT = self._sampled(batch, anchor_BT)
+        inputs = LossInputs(logprobs_BT, anchor_BT, mask_BT, advantage_B, sampled_BT, self._references(batch))
         loss, metrics = self.loss(inputs, size)
         loss.backward()  # type: ignore[no-untyped-call]
         fresh_B = torch.tensor([not sequence.replayed for sequence in batch], device=self.policy.device)
         log_ratio_BT = (logprobs_BT.detach() - anchor_BT) * mask_BT
-        gap_BT = (logprobs_BT.detach() - self._sampled(batch, anchor_BT)).abs() * (mask_BT & fresh_B[:, None])
+        gap_BT = (logprobs_BT.detach() - sampled_BT).abs() * (mask_BT & fresh_B[:, None])
         sums = {name: float(value) for name, value in metrics.items()} | {
             "kl/old": float(-log_ratio_BT[fresh_B].sum()),
             "entropy": float((entropy_BT * mask_BT)[fresh_B].sum()),

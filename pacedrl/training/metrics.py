@@ -25,6 +25,11 @@ class Stopwatch:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Seconds that phases took by another watch."""
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+
     def metrics(self) -> dict[str, float]:
         """``time/PHASE`` of each, and ``time/step`` since the watch was made."""
         phases = {f"time/{name}": seconds for name, seconds in self.seconds.items()}

@@ -33,13 +33,15 @@ from pacedrl.method.objectives import Metrics
 class LossInputs:
     """A micro-batch as the losses of `pacedrl.method.objectives` take it; gradient flows into ``logprobs_BT`` alone.
 
-    ``reference_logprobs_BT`` is None where the objective reads none.
+    ``sampler_logprobs_BT`` are the sampler's, the anchor's where it is the sampler's; ``reference_logprobs_BT`` is None
+    where the objective reads none.
     """
 
     logprobs_BT: Tensor
     anchor_logprobs_BT: Tensor
     mask_BT: Tensor
     advantage_B: Tensor
+    sampler_logprobs_BT: Tensor
     reference_logprobs_BT: Tensor | None = None
 
 
@@ -72,6 +74,8 @@ def policy_loss(
                 length=lengths[objective.aggregation],
                 kl_coefficient=objective.kl_coefficient,
                 reference_logprobs_BT=reference_BT,
+                sampler_logprobs_BT=inputs.sampler_logprobs_BT,
+                sampler_weight_cap=objective.sampler_weight_cap,
                 normalizer=batch.sequences,
             )
         case FlowRlConfig():

@@ -19,6 +19,7 @@ from pacedrl.config import (
 from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer
 from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import Sampler, TransformersSampler
 from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.code import START_LIMIT_S, CodeSettings
 from pacedrl.tasks.datasets import Task, load_task
@@ -127,6 +128,15 @@ def require_oracle_tasks(config: Config, tasks: Sequence[Task]) -> None:
             f"estimator.name: the oracle computes the probability of the one right answer, so it needs the verifier "
             f"'exact' and sampling.top_p = 1, but {what}; choose another estimator or recipe"
         )
+
+
+def build_sampler(config: Config, policy: Policy) -> Sampler:
+    """What draws the run's completions. Raises InputError where the engine is not installed."""
+    if config.sampling.engine == "vllm":
+        from pacedrl.policy.vllm_sampler import VllmSampler
+
+        return VllmSampler(policy, config.sampling)
+    return TransformersSampler(policy, own_copy=config.sampling.ahead)
 
 
 def build_scheduler(config: Config, keys: Sequence[str], embeddings_NH: Tensor | None) -> DifficultyScheduler:

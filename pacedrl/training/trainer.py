@@ -1,7 +1,7 @@
 """The training loop.
 
 prompts  = scheduler.select(P)
-groups   = sample(prompts, G); score(groups)
+groups   = sample(prompts, G); score(groups)     with sampling.ahead: those of the next step, during this one's update
 kept     = gate(groups)                          may drop some and ask for more
 replayed = scheduler.replay()
 update   = learner.update(kept, replayed, advantages of the objective)
@@ -12,7 +12,8 @@ log; evaluate; checkpoint
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,14 +28,14 @@ from pacedrl.method import project
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.rollouts import evaluation_settings, sample_groups, training_settings
+from pacedrl.rollouts import evaluation_settings
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import Scorer, add_overlong_penalty
+from pacedrl.training.actor import Actor
 from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
 from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, save_checkpoint
-from pacedrl.training.collect import Collected, collect
+from pacedrl.training.collect import Collected, dump_collected, load_collected
 from pacedrl.training.interrupt import Interrupted, InterruptGuard
 from pacedrl.training.learner import Learner
 from pacedrl.training.metrics import Stopwatch, group_row, rollout_metrics, sample_rows
@@ -42,6 +43,7 @@ from pacedrl.training.objective import policy_loss
 from pacedrl.training.run_folder import RunFolder
 from pacedrl.training.sequences import TrainingSequence, sequence_logprobs, true_accuracies
 from pacedrl.training.setup import (
+    build_sampler,
     build_scheduler,
     encode_tasks,
     load_tasks,
@@ -55,7 +57,7 @@ from pacedrl.training.trackers import Trackers
 from pacedrl.training.view import SilentView, View
 from pacedrl.types import Group
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """Of what a checkpoint holds besides the policy; counts up when that changes."""
 
 
@@ -91,6 +93,8 @@ class Trainer:
         train, held_out = load_tasks(config)
         torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
         self.policy = Policy.load(config.model, device)
+        self.pending: Collected | None = None
+        """Sampled ahead."""
         encoded, self.prompt_ids = encode_tasks(self.policy, [*train, *held_out], config)
         self.train_tasks, self.eval_tasks = encoded[: len(train)], encoded[len(train) :]
         self.reward_parts = reward_parts(config, self.train_tasks)
@@ -148,12 +152,18 @@ class Trainer:
 
     def _step(self) -> None:
         clock = Stopwatch()
-        collected = self._collect(clock)
-        with clock.phase("update"):
-            replayed = self.scheduler.replay()
-            reference = self._reference_logprobs if self.config.needs_reference else None
-            batch = training_batch(collected.kept, replayed, self.prompt_ids, self.scheduler, self.config, reference)
-            update = self.learner.update(batch, self.step, self.guard.check)
+        collected = self.pending or self._collect()
+        clock.add(collected.seconds)
+        with self._ahead(collected) as following:
+            with clock.phase("update"):
+                replayed = self.scheduler.replay()
+                reference = self._reference_logprobs if self.config.needs_reference else None
+                batch = training_batch(
+                    collected.kept, replayed, self.prompt_ids, self.scheduler, self.config, reference
+                )
+                update = self.learner.update(batch, self.step, self.guard.check)
+            with clock.phase("wait"):
+                self.pending = following()
         sampled = [group.prompt.key for group in collected.sampled]
         estimates = dict(zip(sampled, self.scheduler.accuracy_estimate(sampled).tolist(), strict=True))
         with clock.phase("observe"):
@@ -162,6 +172,7 @@ class Trainer:
             trains_z = self.config.replay.train_partition and replayed
             again = replayed_rollouts(replayed, update.log_ratio_B[judged:]) if trains_z else None
             observed = self.scheduler.observe(fresh, again)
+        age = self.step - collected.policy_step
         self.step += 1
         self._count(collected, update.trained)
         skipped = update.skipped > 0 and not update.applied
@@ -174,6 +185,7 @@ class Trainer:
             "optim/skipped_updates": float(update.skipped),
             "optim/skipped_total": self.skipped,
             "replay/trained": float(len(replayed)),
+            "rollouts/age": float(age),
         }
         metrics = (
             counters
@@ -185,30 +197,21 @@ class Trainer:
         metrics["kl/old_beta"] = getattr(self.config.objective, "beta", math.nan) * metrics["kl/old"]
         self._report(metrics | clock.metrics(), collected.sampled, estimates)
 
-    def _collect(self, clock: Stopwatch) -> Collected:
-        """Select, sample and judge, as often as the gate wants."""
+    def _collect(self) -> Collected:
+        self.sampler.sync(self.policy)
+        return self.actor.collect(self.step, self.step, self.guard.check)
 
-        def select(count: int, exclude: Collection[str]) -> list[str]:
-            with clock.phase("select"):
-                if self.config.estimator.name == "oracle" and not exclude:  # the policy does not change within a step
-                    self.scheduler.set_truth(self._true_accuracies())
-                left = len(self.prompts) - len(exclude)
-                return self.scheduler.select(min(count, left), exclude)
-
-        def rollout(keys: list[str]) -> list[Group]:
-            # Judged as they are done, while others are still being sampled: "verify" is what is left after that.
-            with Scorer(self.pool, {task.name: task for task in self.train_tasks}) as scorer:
-                with clock.phase("generate"):
-                    groups = self._sample(keys, scorer.add)
-                with clock.phase("verify"):
-                    scorer.wait()
-            reward = self.config.reward
-            if reward.overlong_buffer:
-                limit = self.config.sampling.max_new_tokens
-                add_overlong_penalty(groups, limit, reward.overlong_buffer, reward.overlong_penalty)
-            return groups
-
-        return collect(self.config.gate, self.config.sampling.prompts_per_step, select, rollout)
+    @contextmanager
+    def _ahead(self, collected: Collected) -> Iterator[Callable[[], Collected | None]]:
+        """Where ``sampling.ahead`` says so, sample the next step's groups meanwhile, with the policy as it is now."""
+        rollouts = self.rollouts + sum(len(group.completions) for group in collected.sampled)
+        if not self.config.sampling.ahead or self._ends_at(self.step + 1, rollouts):
+            yield lambda: None
+            return
+        self.sampler.sync(self.policy)
+        taken = [group.prompt.key for group in collected.sampled]
+        with self.actor.ahead(self.step + 1, self.step, taken) as following:
+            yield following
 
     def _count(self, collected: Collected, trained: int) -> None:
         completions = [completion for group in collected.sampled for completion in group.completions]
@@ -237,15 +240,6 @@ class Trainer:
             self.guard.check,
         )
 
-    def _sample(self, keys: list[str], finished: Callable[[Group], None]) -> list[Group]:
-        settings = training_settings(self.config)
-        prompts = [self.prompts[key] for key in keys]
-        seed = (self.config.run.seed, "sample", self.step)
-        self.view.phase("sampling", len(prompts) * settings.group_size)
-        return sample_groups(
-            self.policy, prompts, self.prompt_ids, settings, seed, self.guard.check, self.view.advance, finished
-        )
-
     def _report(self, metrics: dict[str, float], groups: list[Group], estimates: Mapping[str, float]) -> None:
         row = {"step": self.step} | metrics
         for sample in sample_rows(groups, estimates, self.config.run.samples_per_step):
@@ -259,8 +253,11 @@ class Trainer:
 
     @property
     def _finished(self) -> bool:
+        return self._ends_at(self.step, self.rollouts)
+
+    def _ends_at(self, step: int, rollouts: int) -> bool:
         budget = self.config.run.max_rollouts
-        return self.step >= self.config.run.steps or (budget is not None and self.rollouts >= budget)
+        return step >= self.config.run.steps or (budget is not None and rollouts >= budget)
 
     def _evaluation_due(self) -> bool:
         step, generated = self.evaluated
@@ -276,8 +273,9 @@ class Trainer:
         settings = evaluation_settings(self.config)
         prompts = sum(len(task.prompts) for task in self.eval_tasks)
         self.view.phase("evaluating", prompts * settings.group_size)
+        self.sampler.sync(self.policy)
         results = evaluate(
-            self.policy,
+            self.sampler,
             self.pool,
             self.eval_tasks,
             self.prompt_ids,
@@ -312,6 +310,7 @@ class Trainer:
                 "unmixed_in_a_row": self.alarms.unmixed_steps,
                 "alarms_said": sorted(self.alarms.said),
                 "initial_policy": self.initial_policy,
+                "pending": None if self.pending is None else dump_collected(self.pending),
             },
             "optimizer": self.learner.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -340,6 +339,18 @@ class Trainer:
             config.sampling.temperature,
             partial(policy_loss, config.objective, config.sampling.max_new_tokens),
             config.run.seed,
+        )
+        self.sampler = build_sampler(config, self.policy)
+        self.actor = Actor(
+            config,
+            self.scheduler,
+            self.sampler,
+            self.pool,
+            self.train_tasks,
+            self.prompts,
+            self.prompt_ids,
+            self.view,
+            self._true_accuracies,
         )
         if saved:
             self._restore(saved[0])
@@ -384,4 +395,6 @@ class Trainer:
         state = load_checkpoint_state(folder, "trainer")
         self.step, self.rollouts, self.trained = state["step"], state["rollouts"], state["trained"]
         self.tokens, self.skipped = state["tokens"], state["skipped"]
+        if state["pending"] is not None:
+            self.pending = load_collected(state["pending"], self.prompts, self.prompt_ids)
         self.alarms = Alarms(set(state["alarms_said"]), state["unmixed_in_a_row"], state["skipped_in_a_row"])

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from cli_process import CommandLine, FinishedRun, tiny_run
+
+from pacedrl import Config, Trainer
 
 
 @pytest.fixture
@@ -15,6 +20,21 @@ def cli(tmp_path: Path) -> CommandLine:
     folder = tmp_path / "here"
     folder.mkdir()
     return CommandLine(folder)
+
+
+@pytest.fixture
+def trainer_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
+    """A real trainer of the tiny model, in a folder of its own."""
+    monkeypatch.setenv("PACEDRL_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+    made: list[Trainer] = []
+
+    def build(**sections: Any) -> Trainer:
+        tree = tiny_run(str(tmp_path / f"run-{len(made)}"), **sections)
+        made.append(Trainer(Config.model_validate(tree)))
+        return made[-1]
+
+    return build
 
 
 @pytest.fixture(scope="session")

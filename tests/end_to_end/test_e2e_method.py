@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,24 +14,8 @@ from cli_process import tiny_run
 from pacedrl import Config, Trainer
 from pacedrl.training.learner import Update
 from pacedrl.training.sequences import TrainingSequence
-from pacedrl.types import Group
 
 TrainerFactory = Callable[..., Trainer]
-
-
-@pytest.fixture
-def trainer_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerFactory:
-    """A real trainer of the tiny model, in a folder of its own."""
-    monkeypatch.setenv("PACEDRL_CACHE", str(tmp_path / "cache"))
-    torch.set_num_threads(1)
-    made: list[Trainer] = []
-
-    def build(**sections: Any) -> Trainer:
-        tree = tiny_run(str(tmp_path / f"run-{len(made)}"), **sections)
-        made.append(Trainer(Config.model_validate(tree)))
-        return made[-1]
-
-    return build
 
 
 def metrics(trainer: Trainer) -> list[dict[str, Any]]:
@@ -99,20 +82,20 @@ def test_the_final_estimate_agrees_with_held_out_accuracy(long_trained: Trainer)
 def record_selection(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, set[str], set[str]]]:
     """After each step: all estimates when it began, the keys selected, and the keys sampled."""
     seen: list[tuple[np.ndarray, set[str], set[str]]] = []
-    select, sample = trainer.scheduler.select, trainer._sample
+    select, sample = trainer.scheduler.select, trainer.actor.sample
     estimates: list[np.ndarray] = []
 
     def selecting(count: int, exclude: Collection[str]) -> list[str]:
         estimates.append(trainer.scheduler.accuracy_estimates().copy())
         return select(count, exclude)
 
-    def sampling(keys: list[str], finished: Callable[[Group], None]) -> Any:
-        groups = sample(keys, finished)
+    def sampling(step: int, keys: list[str], *rest: Any) -> Any:
+        groups = sample(step, keys, *rest)
         seen.append((estimates[-1], set(keys), {group.prompt.key for group in groups}))
         return groups
 
     monkeypatch.setattr(trainer.scheduler, "select", selecting)
-    monkeypatch.setattr(trainer, "_sample", sampling)
+    monkeypatch.setattr(trainer.actor, "sample", sampling)
     return seen
 
 

@@ -15,7 +15,7 @@ from pacedrl.evaluation import evaluate as evaluate_module
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.evaluation.metrics import Estimate
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.policy.sampler import SamplingSettings, TransformersSampler
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.skills import skill_rows
@@ -58,7 +58,7 @@ def run(policy: Policy, pool: VerifierPool) -> Run:
         **more: object,
     ) -> list[TaskResult]:
         ids = {prompt.key: policy.encode(prompt.content) for task in tasks for prompt in task.prompts}
-        return evaluate(policy, pool, tasks, ids, settings, ks, seed, **more)  # type: ignore[arg-type]
+        return evaluate(TransformersSampler(policy), pool, tasks, ids, settings, ks, seed, **more)  # type: ignore[arg-type]
 
     return evaluated
 

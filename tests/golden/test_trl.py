@@ -36,6 +36,7 @@ from pacedrl.assets import TINY_MODEL
 from pacedrl.config import GrpoConfig, ModelConfig
 from pacedrl.method import group_relative_advantage
 from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import TransformersSampler
 from pacedrl.rollouts import sample_groups, training_settings
 from pacedrl.tasks.skills import skill_rows
 from pacedrl.training.learner import Learner, Update
@@ -185,7 +186,8 @@ def sampled_groups(policy: Policy, config: Config, reward: Reward) -> list[Group
     chosen = skills[: config.sampling.prompts_per_step]
     prompts = [Prompt(str(i), "skills", row["prompt"], row["answer"]) for i, row in enumerate(chosen)]
     prompt_ids = {prompt.key: policy.encode(prompt.content) for prompt in prompts}
-    groups = sample_groups(policy, prompts, prompt_ids, training_settings(config), (0, "golden"))
+    sampler = TransformersSampler(policy)
+    groups = sample_groups(sampler, prompts, prompt_ids, training_settings(config), (0, "golden"))
     for group in groups:
         for completion in group.completions:
             (completion.reward,) = reward(completions=[completion.text], answer=[group.prompt.answer])

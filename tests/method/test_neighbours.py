@@ -52,6 +52,26 @@ def test_at_the_behaviour_policy_it_is_the_policy_gradient() -> None:
     assert new.grad[0, :2].tolist() == pytest.approx([-2.0 / 2 / 2 * 2] * 2)
 
 
+def test_the_samplers_mismatch_weighs_each_token_up_to_a_cap_and_not_the_kl() -> None:
+    new, old = ratios([1.1, 0.9], [1.0, 1.0, 1.0])
+    mismatch = torch.tensor([[0.5, 7.0, math.nan], [1.0, 1.5, 3.0]])  # π_old/π_sampler
+    sampler = old - mismatch.log()
+    loss, metrics = clipped_policy_gradient(
+        new, old, MASK, torch.tensor([2.0, -1.0]), sampler_logprobs_BT=sampler, sampler_weight_cap=2.0
+    )
+    good = -(0.5 * 1.1 + 2.0 * 0.9) * 2.0 / 2
+    bad = (1.0 + 1.5 + 2.0) / 3
+    assert loss.item() == pytest.approx((good + bad) / 2)
+    assert metrics["objective/weight"].item() == pytest.approx(((0.5 + 2.0) / 2 + 4.5 / 3) / 2)
+    loss.backward()
+    assert new.grad is not None
+    assert new.grad[0, :2].tolist() == pytest.approx([-0.5 * 1.1 * 2 / 4, -2.0 * 0.9 * 2 / 4])
+    still = torch.zeros(2)
+    reference = {"kl_coefficient": 0.5, "reference_logprobs_BT": old - 1.0}
+    with_cap = clipped_policy_gradient(new, old, MASK, still, sampler_logprobs_BT=sampler, **reference)[0]
+    assert with_cap.item() == pytest.approx(clipped_policy_gradient(new, old, MASK, still, **reference)[0].item())
+
+
 def test_clip_higher_lets_good_tokens_rise_further() -> None:
     new, old = ratios([1.25, 1.25])
     mask, advantage = torch.ones(1, 2), torch.tensor([1.0])

@@ -11,6 +11,7 @@ from pacedrl.training.alarms import Alarms
 GOOD = {
     "reward/mixed_groups": 0.5,
     "optim/skipped": 0.0,
+    "rollouts/age": 0.0,
     "optim/skipped_updates": 0.0,
     "completion/truncated": 0.0,
     "verifier/errors": 0.0,

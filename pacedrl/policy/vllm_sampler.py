@@ -1,0 +1,119 @@
+"""Sampling completions with vLLM in the same process, given the policy's weights without a detour over the disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from pacedrl.config import SamplingConfig
+from pacedrl.errors import InputError
+from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.types import Completion, FinishReason
+
+
+class VllmSampler:
+    """vLLM's continuous batching, paged cache and prefix caching, on weights that `sync` gives it.
+
+    Log-probabilities are those that vLLM drew from: of the tempered distribution, and after top-p truncation, unlike
+    `pacedrl.policy.sampler`'s. Groups are seeded each on its own, but what is drawn may still depend on the batch, to
+    the rounding of vLLM's kernels.
+
+    Raises InputError without the ``vllm`` extra, or for a model that vLLM does not know.
+    """
+
+    def __init__(self, policy: Policy, config: SamplingConfig) -> None:
+        # In this process, so that weights can be handed over as they are. Read by vLLM when it is imported.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        try:
+            self.vllm: Any = __import__("vllm")
+        except ImportError as error:
+            raise InputError(
+                f'sampling.engine=vllm needs the package vllm ({error}): pip install "pacedrl[vllm]", or set '
+                "sampling.engine=transformers"
+            ) from None
+        self.policy = policy
+        with tempfile.TemporaryDirectory() as folder:
+            policy.causal_lm.config.save_pretrained(folder)
+            try:
+                self.llm = self.vllm.LLM(
+                    model=folder,
+                    skip_tokenizer_init=True,
+                    load_format="dummy",
+                    dtype="bfloat16" if policy.device.type == "cuda" else "float32",
+                    max_model_len=config.max_prompt_tokens + config.max_new_tokens,
+                    max_num_seqs=config.batch_size,
+                    gpu_memory_utilization=config.gpu_memory,
+                    enable_prefix_caching=True,
+                    logprobs_mode="processed_logprobs",
+                    generation_config="vllm",
+                )
+            except (ValueError, RuntimeError, NotImplementedError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(f"sampling.engine: vLLM cannot run this model: {reason}") from None
+        self.sync(policy)
+
+    @torch.no_grad()
+    def sync(self, policy: Policy) -> None:
+        """Hand the weights over and forget what was cached of the old ones."""
+        # vLLM's own way of loading again: it undoes and redoes what it made of the weights for its kernels.
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": policy.weights()})
+        if policy.device.type == "cpu" and policy.causal_lm.config.get_text_config().tie_word_embeddings:
+            self.llm.apply_model(_pack_head)
+        self.llm.reset_prefix_cache()
+
+    def sample(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        tick: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield (index of the prompt, its G completions) as groups finish. What ``tick`` raises ends sampling."""
+        engine = self.llm.llm_engine
+        names = {
+            engine.add_request(f"{i}-{seed}", {"prompt_token_ids": list(ids)}, self._parameters(settings, seed)): i
+            for i, (ids, seed) in enumerate(zip(prompt_ids, seeds, strict=True))
+        }
+        try:
+            while engine.has_unfinished_requests():
+                tick()
+                for output in engine.step():
+                    if output.finished:
+                        number = int(output.request_id.partition("-")[0])
+                        group = [self._completion(one) for one in output.outputs]
+                        yield number, group * (settings.group_size // len(group))
+        finally:
+            if engine.has_unfinished_requests():
+                engine.abort_request(list(names), internal=True)
+
+    def _parameters(self, settings: SamplingSettings, seed: int) -> Any:
+        return self.vllm.SamplingParams(
+            n=settings.group_size if settings.temperature > 0 else 1,  # all are the same
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_new_tokens,
+            seed=seed % 2**31,
+            logprobs=0,  # of the token drawn alone
+            stop_token_ids=self.policy.eos_ids,
+            ignore_eos=True,  # ours are among the stop tokens
+            detokenize=False,
+            output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completion(self, output: Any) -> Completion:
+        ids = [int(i) for i in output.token_ids]
+        logprobs = [float(row[i].logprob) for row, i in zip(output.logprobs, ids, strict=True)]
+        reason: FinishReason = "stop" if ids[-1] in self.policy.eos_ids else "length"
+        text = self.policy.decode(ids[:-1] if reason == "stop" else ids)
+        return Completion(ids, logprobs, text, reason)
+
+
+def _pack_head(model: Any) -> None:
+    """For the kernels of vLLM 0.32 on a CPU: loading again passes over a head whose weight is the embedding's."""
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)

@@ -1,0 +1,121 @@
+"""Sampling one step ahead; and estimates for very many prompts, rescored a share at a time. Both in real runs."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cli_process import CommandLine, tiny_run
+from crashes import kill_in_the_middle_of_a_row, signal_at
+from test_e2e_resume import STEPS, assert_same_run
+
+from pacedrl.training.batch import judged_completions
+from pacedrl.training.collect import dump_collected, load_collected
+from pacedrl.training.trainer import Trainer
+
+TrainerFactory = Callable[..., Trainer]
+AHEAD = {"sampling": {"ahead": True}}
+
+
+def test_each_batch_is_sampled_by_the_policy_before_the_last_update(
+    trainer_of: TrainerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(run={"steps": 5}, **AHEAD)
+    weights: list[list[torch.Tensor]] = []
+    batches: list[Any] = []
+    update = trainer.learner.update
+
+    def recorded(batch: Any, *rest: Any) -> Any:
+        weights.append([parameter.detach().clone() for parameter in trainer.policy.parameters()])
+        batches.append([sequence for sequence in batch if not sequence.replayed])
+        return update(batch, *rest)
+
+    monkeypatch.setattr(trainer.learner, "update", recorded)
+    trainer.train()
+    rows = trainer.folder.rows("metrics.jsonl")
+    assert [row["rollouts/age"] for row in rows] == [0, 1, 1, 1, 1]
+    assert [row["rollouts/generated"] for row in rows] == [16 * step for step in range(1, 6)]
+    for step, batch in enumerate(batches):
+        with torch.no_grad():
+            for parameter, value in zip(trainer.policy.parameters(), weights[max(step - 1, 0)], strict=True):
+                parameter.copy_(value)
+            logprobs_BT, _, mask_BT = trainer.policy.logprobs(
+                [s.prompt_ids for s in batch], [s.completion_ids for s in batch]
+            )
+        for sequence, row, mask in zip(batch, logprobs_BT, mask_BT, strict=True):
+            assert sequence.anchor_logprobs == pytest.approx(row[mask].tolist(), abs=1e-4)
+
+
+def test_prompts_under_way_are_not_taken_again(trainer_of: TrainerFactory) -> None:
+    trainer = trainer_of(run={"steps": 6}, **AHEAD)
+    trainer.train()
+    keys = [set(row["keys"]) for row in trainer.folder.rows("groups.jsonl")]
+    assert all(len(chosen) == 4 for chosen in keys)
+    assert all(not before & after for before, after in itertools.pairwise(keys))
+
+
+def test_nothing_is_sampled_that_is_not_trained_on(trainer_of: TrainerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(run={"steps": 50, "max_rollouts": 40}, **AHEAD)
+    sampled: list[int] = []
+    sample = trainer.actor.sample
+    monkeypatch.setattr(trainer.actor, "sample", lambda step, *rest: sampled.append(step) or sample(step, *rest))
+    assert trainer.train().rollouts == 48
+    assert sampled == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        pytest.param(kill_in_the_middle_of_a_row("metrics.jsonl", 8), id="killed"),
+        pytest.param(signal_at("pacedrl.training.learner:Learner._apply", 6, signal.SIGINT), id="updating"),
+        pytest.param(signal_at("pacedrl.training.learner:Learner.accumulate_gradient", 6, signal.SIGINT), id="before"),
+    ],
+)
+def test_a_run_ahead_resumes_bit_for_bit(cli: CommandLine, crash: Any) -> None:
+    whole, cut = (cli.write(f"{name}.yaml", tiny_run(name, run={"steps": STEPS}, **AHEAD)) for name in ("whole", "cut"))
+    assert cli("train", whole).code == 0
+    assert cli("train", cut, patch=crash).code != 0
+    result = cli("train", cut)
+    assert result.code == 0, result.err
+    assert_same_run(cli.folder / "cut", cli.folder / "whole")
+
+
+def test_groups_under_way_survive_a_checkpoint(trainer_of: TrainerFactory) -> None:
+    trainer = trainer_of(run={"steps": 2}, **AHEAD)
+    collected = trainer.actor.collect(0, 0, lambda: None)
+    collected.dropped["surplus"] = 2
+    again = load_collected(dump_collected(collected), trainer.prompts, trainer.prompt_ids)
+    again.seconds = collected.seconds
+    assert again == collected
+    assert [id(group) for group in again.kept] == [id(group) for group in again.sampled]
+    assert judged_completions(again.kept) == judged_completions(collected.kept)
+    trainer.pool.close()
+
+
+def test_the_oracle_cannot_look_ahead(cli: CommandLine) -> None:
+    cli.write("c.yaml", tiny_run(recipe="oracle", **AHEAD))
+    result = cli("train", "c.yaml")
+    assert result.code == 2
+    assert "sampling.ahead: the oracle's accuracies are of the present policy" in result.err
+
+
+MANY: dict[str, Any] = {"partition": {"rescore_share": 0.25, "projection": 8}}
+
+
+def test_estimates_rescored_in_turn_on_projected_embeddings_resume_bit_for_bit(cli: CommandLine) -> None:
+    whole, cut = (cli.write(f"{name}.yaml", tiny_run(name, run={"steps": STEPS}, **MANY)) for name in ("whole", "cut"))
+    assert cli("train", whole).code == 0
+    assert cli("train", cut, patch=kill_in_the_middle_of_a_row("metrics.jsonl", 8)).code == -signal.SIGKILL
+    assert cli("train", cut).code == 0
+    assert_same_run(cli.folder / "cut", cli.folder / "whole")
+
+
+def test_a_projection_to_more_than_there_is_is_refused(cli: CommandLine) -> None:
+    cli.write("c.yaml", tiny_run(partition={"projection": 65}))
+    result = cli("train", "c.yaml")
+    assert result.code == 2
+    assert "partition.projection: cannot project" in result.err

@@ -1,0 +1,198 @@
+"""Sampling with the real vLLM, on a CPU: `make test-vllm` sets up an environment of its own and runs this."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pacedrl.cli import main
+from pacedrl.config import ModelConfig, SamplingConfig
+from pacedrl.errors import InputError
+from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import SamplingSettings, sample
+from pacedrl.policy.vllm_sampler import VllmSampler
+from pacedrl.types import Completion
+
+INSTALLED = importlib.util.find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed: run `make test-vllm`")
+CPU = torch.device("cpu")
+CONFIG = SamplingConfig(max_prompt_tokens=32, max_new_tokens=16, batch_size=64)
+
+
+@pytest.mark.skipif(INSTALLED, reason="vllm is installed")
+def test_without_vllm_the_engine_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("sampling: {max_new_tokens: 16, engine: vllm}\nrun: {steps: 1}\n")
+    assert main(["train", str(config), f"run.dir={tmp_path / 'run'}", "sampling.prompts_per_step=2"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("pacedrl: sampling.engine=vllm needs the package vllm")
+    assert error.endswith('pip install "pacedrl[vllm]", or set sampling.engine=transformers')
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that vLLM's kernels for CPUs take (heads of 64), with the tiny model's tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=64,
+            vocab_size=259,
+            max_position_embeddings=128,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            tie_word_embeddings=True,
+            initializer_range=0.08,
+        )
+    )
+    model.save_pretrained(folder)
+    Policy.load(ModelConfig(), CPU).tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> Iterator[tuple[Policy, VllmSampler]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        policy = Policy.load(ModelConfig(name=str(folder)), CPU)
+        yield policy, VllmSampler(policy, CONFIG)
+
+
+PROMPTS = [[1, 40, 41, 42, 43], [1, 50], [1, 60, 61, 62]]
+
+
+def drawn(sampler: VllmSampler, settings: SamplingSettings) -> list[list[Completion]]:
+    found = dict(sampler.sample(PROMPTS, settings, [7, 11, 2**60 + 13]))
+    assert sorted(found) == [0, 1, 2]
+    return [found[i] for i in range(3)]
+
+
+def assert_logprobs_are_the_policys(policy: Policy, groups: list[list[Completion]], temperature: float) -> None:
+    prompts = [prompt for prompt, group in zip(PROMPTS, groups, strict=True) for _ in group]
+    completions = [completion for group in groups for completion in group]
+    with torch.no_grad():
+        logprobs_BT, _, mask_BT = policy.logprobs(prompts, [c.token_ids for c in completions], temperature)
+    for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
+        assert completion.logprobs == pytest.approx(row[mask].tolist(), abs=1e-4)
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_greedy_is_what_our_own_sampler_draws(both: tuple[Policy, VllmSampler]) -> None:
+    policy, sampler = both
+    settings = SamplingSettings(2, 12, temperature=0.0)
+    own = dict(sample(policy, PROMPTS, settings, [0, 0, 0]))
+    for i, group in enumerate(drawn(sampler, settings)):
+        assert [c.token_ids for c in group] == [c.token_ids for c in own[i]]
+        assert [c.finish_reason for c in group] == [c.finish_reason for c in own[i]]
+
+
+@pytest.mark.slow
+@needs_vllm
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_behaviour_logprobs_are_those_of_the_policy_at_every_sync(
+    both: tuple[Policy, VllmSampler], temperature: float
+) -> None:
+    policy, sampler = both
+    settings = SamplingSettings(4, 12, temperature=temperature)
+    before = drawn(sampler, settings)
+    assert_logprobs_are_the_policys(policy, before, temperature)
+    assert len({tuple(c.token_ids) for c in before[0]}) > 1
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    sampler.sync(policy)
+    after = drawn(sampler, settings)  # the same prompts: what was cached of them is of the old weights
+    assert_logprobs_are_the_policys(policy, after, temperature)
+    assert [c.token_ids for c in after[0]] != [c.token_ids for c in before[0]]
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_first_tokens_follow_the_softmax(both: tuple[Policy, VllmSampler]) -> None:
+    policy, sampler = both
+    found = dict(sampler.sample([PROMPTS[0]], SamplingSettings(3000, 1), [5]))
+    counts = Counter(c.token_ids[0] for c in found[0])
+    with torch.no_grad():
+        probability = torch.softmax(policy.model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1], dim=-1)
+    common = [i for i in range(259) if 3000 * float(probability[i]) >= 5]
+    statistic = sum((counts[i] - 3000 * float(probability[i])) ** 2 / (3000 * float(probability[i])) for i in common)
+    assert len(common) > 20
+    assert statistic < len(common) + 4 * (2 * len(common)) ** 0.5
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_what_tick_raises_ends_sampling_and_the_next_call_is_clean(both: tuple[Policy, VllmSampler]) -> None:
+    _, sampler = both
+    calls: list[int] = []
+
+    def tick() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(sampler.sample(PROMPTS, SamplingSettings(2, 12), [1, 2, 3], tick))
+    assert len(drawn(sampler, SamplingSettings(2, 4))) == 3
+
+
+@pytest.mark.slow
+@needs_vllm
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize("ahead", [False, True], ids=["in step", "ahead"])
+def test_a_run_trains_on_what_vllm_samples(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Any, ahead: bool
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("PACEDRL_CACHE", str(tmp_path / "cache"))
+    tree = {
+        "run": {"dir": str(tmp_path / "run"), "steps": 4},
+        "model": {"name": str(folder)} | ({"lora": lora} if lora else {}),
+        "data": {
+            "train": {"source": "skills", "options": {"size": 24}},
+            "eval": {"source": "skills", "split": "test", "options": {"size": 4}},
+        },
+        "sampling": {
+            "prompts_per_step": 4,
+            "group_size": 4,
+            "max_prompt_tokens": 48,
+            "max_new_tokens": 8,
+            "engine": "vllm",
+            "ahead": ahead,
+        },
+        "optimizer": {"learning_rate": 1e-3},
+        "eval": {"samples": 2, "k": [1]},
+        "verifier": {"workers": 1},
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps(tree))
+    assert main(["train", str(tmp_path / "c.yaml")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["rollouts/age"] for row in rows] == ([0, 1, 1, 1] if ahead else [0] * 4)
+    gaps = [row["mismatch/logprob_mean"] for row in rows]
+    if ahead:  # the policy has moved since
+        assert min(gaps[1:]) > 10 * gaps[0]
+    assert all(gap < 1e-4 for gap in (gaps[:1] if ahead else gaps))
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_what_vllm_does_not_know_is_refused(tmp_path: Path) -> None:
+    policy = Policy.load(ModelConfig(), CPU)
+    policy.causal_lm.config.architectures = ["NoSuchModel"]
+    with pytest.raises(InputError, match=r"sampling\.engine: vLLM cannot run this model"):
+        VllmSampler(policy, CONFIG)
