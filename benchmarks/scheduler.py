@@ -1,0 +1,113 @@
+"""What selection, observation and replay cost as prompts grow: time, memory, and how both grow.
+
+    python benchmarks/scheduler.py              # 10^4, 10^5 and 10^6 prompts; some minutes, 4 GB of disk
+    python benchmarks/scheduler.py --sizes 10000,100000 --steps 3
+
+Made-up prompts with 1,536 features (the hidden size of a 1.5B model) in a memory-mapped float16 file, as a run has
+them; a step is 128 prompts of 8 completions, 64 of 128 replayed. Three ways of keeping the estimates: of the whole
+embedding, of 128 principal components, and of those with a tenth rescored each step. A run first spends ``prepare``
+once (the moments of the features, the projection, the first estimates). "Peak" is how far the process grew beyond the
+mapped file. Prints a table of medians over the steps and of growth from one size to the next; the paper's steps take
+308 to 1,086 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pacedrl.method import DifficultyScheduler, Rollouts, project
+
+PROMPTS, COMPLETIONS, TOKENS = 128, 8, 512
+PAPER_STEP_S = 308.0
+WAYS: dict[str, dict[str, Any]] = {
+    "whole embedding": {"components": None, "share": 1.0},
+    "128 components": {"components": 128, "share": 1.0},
+    "128 components, a tenth rescored": {"components": 128, "share": 0.1},
+}
+PHASES = ("prepare", "select", "observe", "replay")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="10000,100000,1000000")
+    parser.add_argument("--features", type=int, default=1536)
+    parser.add_argument("--steps", type=int, default=5)
+    options = parser.parse_args()
+    sizes = [int(size) for size in options.sizes.split(",")]
+    context = multiprocessing.get_context("spawn")
+    for name, way in WAYS.items():
+        print(
+            f"\n{name}\n{'prompts':>10}"
+            + "".join(f"{phase:>12}" for phase in PHASES)
+            + f"{'step share':>12}{'peak':>10}"
+        )
+        before: dict[str, float] | None = None
+        for size in sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "embeddings.npy"
+                write_embeddings(path, size, options.features)
+                with context.Pool(1) as pool:  # a process of its own, so that memory is this size's alone
+                    found = pool.apply(measure, (path, way["components"], way["share"], options.steps))
+            cells = "".join(f"{found[phase]:>10.3f} s" for phase in PHASES)
+            share = sum(found[phase] for phase in PHASES[1:]) / PAPER_STEP_S
+            print(f"{size:>10,}{cells}{share:>11.3%}{found['peak'] / 2**20:>7.0f} MB")
+            if before is not None:
+                print(f"{'growth':>10}" + "".join(f"{found[p] / max(before[p], 1e-9):>11.1f}×" for p in PHASES))
+            before = found
+
+
+def write_embeddings(path: Path, prompts: int, features: int) -> None:
+    """Sixteen factors, noise, and the large offset that hidden states share."""
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(16, features)).astype(np.float32)
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(prompts, features))
+    for start in range(0, prompts, 8192):
+        rows = min(8192, prompts - start)
+        factors = rng.normal(size=(rows, 16)).astype(np.float32)
+        noise = rng.normal(size=(rows, features)).astype(np.float32)
+        file[start : start + rows] = 10.0 + factors @ mixing + noise
+    file.flush()
+
+
+def measure(path: Path, components: int | None, share: float, steps: int) -> dict[str, float]:
+    """Seconds of each phase, medians over the steps, and bytes by which memory peaked."""
+    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    torch.manual_seed(0)
+    mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
+    begin = time.perf_counter()
+    embeddings = mapped if components is None else project(mapped, components)
+    keys = [f"{i:016x}" for i in range(len(mapped))]
+    scheduler = DifficultyScheduler(keys, embeddings, estimator="combined", rescore_share=share)
+    scheduler.accuracy_estimates()
+    seconds: dict[str, list[float]] = {"prepare": [time.perf_counter() - begin]}
+    rng = np.random.default_rng(1)
+    for _ in range(steps):
+        clock = time.perf_counter()
+        chosen = scheduler.select(PROMPTS)
+        seconds.setdefault("select", []).append(time.perf_counter() - clock)
+        clock = time.perf_counter()
+        scheduler.replay()
+        seconds.setdefault("replay", []).append(time.perf_counter() - clock)
+        names = [key for key in chosen for _ in range(COMPLETIONS)]
+        ids, logprobs = [[1] * TOKENS] * len(names), [[-0.5] * TOKENS] * len(names)
+        rollouts = Rollouts(names, rng.integers(0, 2, len(names)).astype(float), 0.0, ids, logprobs)
+        clock = time.perf_counter()
+        scheduler.observe(rollouts)
+        seconds.setdefault("observe", []).append(time.perf_counter() - clock)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - started
+    return {phase: float(np.median(values)) for phase, values in seconds.items()} | {
+        "peak": float(grown - mapped.numel() * 2)
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""One training step, ours beside TRL's GRPOTrainer: the same model, prompts, number of tokens and machine.
+
+    python benchmarks/step.py                        # SmolLM2-135M on 2 cores: about half an hour
+    python benchmarks/step.py --steps 1 --checkpointing    # TRL as it comes: slower, and with less memory
+
+GRPO on both sides, 8 prompts of about 95 tokens × 8 completions of exactly 64 new tokens, float32, AdamW; each side
+in a process of its own, one after the other, the first step of each not counted. Ours is ``recipe=grpo``; what the
+scheduler adds in the other recipes is in benchmarks/scheduler.py. TRL's micro-batches hold 8 sequences, its default;
+its default gradient checkpointing is off unless asked for, for it only costs time where memory suffices. Prints medians
+and ranges of seconds and tokens per second for each phase, their ratios, peak memory, and what share of the machine's
+matrix-multiply limit, measured in the same run, our generation and update reach. ``make smollm2`` fetches the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS, COMPLETIONS = 8, 8
+PHASES = ("generate", "verify", "update", "step")
+Measured = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--checkpointing", action="store_true", help="TRL with its default gradient checkpointing")
+    parser.add_argument("--tokens-per-micro-batch", type=int, default=640, help="ours")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_model(folder / "model")
+        rate = matmul_rate()
+        print(f"matrix multiply: {rate / 1e9:.0f} GFLOP/s; {torch.get_num_threads()} threads", flush=True)
+        found: dict[str, Measured] = {}
+        for side, function in (("ours", ours), ("trl", trl)):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                found[side] = pool.apply(function, (folder, options))
+            report(side, found[side], options.new_tokens)
+    ratios = {phase: median(found["trl"], phase) / median(found["ours"], phase) for phase in PHASES}
+    print("TRL's seconds to ours: " + ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in ratios.items()))
+    print(f"peak memory, ours to TRL's: {found['ours']['peak'] / found['trl']['peak']:.2f}")
+    limits = least_seconds(found["ours"], options.new_tokens, rate)
+    reached = {phase: seconds / median(found["ours"], phase) for phase, seconds in limits.items()}
+    print("of the limit, ours: " + ", ".join(f"{phase} {share:.0%}" for phase, share in reached.items()))
+    if options.json:
+        options.json.write_text(
+            json.dumps({"rate": rate, "ratios": ratios, "reached": reached} | found, indent=1) + "\n"
+        )
+
+
+def save_model(folder: Path) -> None:
+    """The GGUF file's weights as a folder that both sides load."""
+    from pacedrl.config import ModelConfig
+    from pacedrl.policy.policy import Policy
+
+    source = ROOT / "models" / "smollm2"
+    files = sorted(source.glob("*.gguf"))
+    if not files:
+        raise SystemExit(f"{source} holds no model: run `make smollm2`")
+    Policy.load(ModelConfig(name=str(source), gguf_file=files[0].name), torch.device("cpu")).save(folder)
+
+
+def prompts(steps: int) -> list[str]:
+    """Word problems of about 95 tokens, all different."""
+    return [
+        f"Farmer {i} has {12 + i % 7} fields. On each field stand {30 + i % 11} apple trees and {5 + i % 3} pear "
+        "trees. Every apple tree bears four baskets of apples a year, every pear tree three baskets of pears, and one "
+        "basket in ten is lost on the way to the market in the town. A basket of apples sells for nine coins, one of "
+        "pears for eleven. How many coins does the farmer take home after a year? Work it out step by step."
+        for i in range(PROMPTS * (steps + 1))
+    ]
+
+
+def reward(completions: list[str], **_: Any) -> list[float]:
+    """Something cheap that differs within groups."""
+    return [float(len(set(str(text))) % 2) for text in completions]
+
+
+def matmul_rate() -> float:
+    """FLOP/s of float32 matrix multiplication at the update's shapes."""
+    a, b = torch.randn(640, 576), torch.randn(576, 1536)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(200):
+            a @ b
+        best = max(best, 200 * 2 * 640 * 576 * 1536 / (time.perf_counter() - start))
+    return best
+
+
+def ours(folder: Path, options: argparse.Namespace) -> Measured:
+    from pacedrl import Config, Trainer
+
+    data = folder / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": text, "answer": "0"}) + "\n" for text in prompts(options.steps)))
+    tree = {
+        "recipe": "grpo",
+        "run": {"dir": str(folder / "run"), "steps": options.steps + 1},
+        "model": {"name": str(folder / "model")},
+        "data": {"train": {"source": str(data), "verifier": f"{Path(__file__).resolve()}:reward"}},
+        "sampling": {
+            "prompts_per_step": PROMPTS,
+            "group_size": COMPLETIONS,
+            "max_prompt_tokens": 256,
+            "max_new_tokens": options.new_tokens,
+        },
+        "optimizer": {"mini_batches": 1, "tokens_per_micro_batch": options.tokens_per_micro_batch},
+        "checkpoint": {"every": 1000},
+        "verifier": {"check_gold": False},
+    }
+    trainer = Trainer(Config.model_validate(tree))
+    trainer.policy.eos_ids = [-1]  # no token ends a completion
+    trainer.train()
+    rows = trainer.folder.rows("metrics.jsonl")
+    assert all(row["completion/length_mean"] == options.new_tokens for row in rows)
+    lengths = [len(trainer.prompt_ids[key]) for key in trainer.prompts]
+    parameters = sum(parameter.numel() for parameter in trainer.policy.parameters())
+    return {
+        "seconds": {phase: [row[f"time/{phase}"] for row in rows[1:]] for phase in PHASES},
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "prompt_tokens": statistics.mean(lengths),
+        "head": trainer.policy.head.weight_VH.numel(),
+        "body": parameters - trainer.policy.head.weight_VH.numel(),
+    }
+
+
+def trl(folder: Path, options: argparse.Namespace) -> Measured:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
+
+    class Timed(GRPOTrainer):  # type: ignore[misc, valid-type]
+        def _generate(self, *arguments: Any, **named: Any) -> Any:
+            return timed("generate", super()._generate, *arguments, **named)
+
+        def _calculate_rewards(self, *arguments: Any, **named: Any) -> Any:
+            return timed("verify", super()._calculate_rewards, *arguments, **named)
+
+    def timed(phase: str, function: Any, *arguments: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*arguments, **named)
+        seconds[phase].append(time.perf_counter() - start)
+        return result
+
+    class Steps(TrainerCallback):  # type: ignore[misc, valid-type]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds["step"].append(time.perf_counter() - self.start)
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    settings = GRPOConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=COMPLETIONS,
+        gradient_accumulation_steps=PROMPTS,
+        num_generations=COMPLETIONS,
+        max_completion_length=options.new_tokens,
+        generation_kwargs={"min_new_tokens": options.new_tokens},
+        max_steps=options.steps + 1,
+        learning_rate=1e-6,
+        gradient_checkpointing=options.checkpointing,
+        bf16=False,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        shuffle_dataset=False,
+    )
+    rows = Dataset.from_list([{"prompt": text} for text in prompts(options.steps)])
+    trainer = Timed(model, reward, settings, train_dataset=rows, processing_class=tokenizer, callbacks=[Steps()])
+    trainer.train()
+    tokens = [len(tokenizer(text).input_ids) for text in prompts(options.steps)]
+    parts = zip(seconds["step"], seconds["generate"], seconds["verify"], strict=True)
+    seconds["update"] = [step - generate - verify for step, generate, verify in parts]
+    return {
+        "seconds": {phase: values[1:] for phase, values in seconds.items()},
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "prompt_tokens": statistics.mean(tokens),
+    }
+
+
+def report(side: str, measured: Measured, new_tokens: int) -> None:
+    print(f"{side} ({measured['prompt_tokens']:.0f} prompt tokens, peak {measured['peak'] / 2**30:.1f} GiB)")
+    for phase in PHASES:
+        values = measured["seconds"][phase]
+        rate = PROMPTS * COMPLETIONS * new_tokens / statistics.median(values)
+        print(
+            f"  {phase:9}{statistics.median(values):9.2f} s ({min(values):.2f}-{max(values):.2f}, {len(values)} steps)"
+            f"{rate:9.0f} new tokens/s",
+            flush=True,
+        )
+
+
+def median(measured: Measured, phase: str) -> float:
+    return float(statistics.median(measured["seconds"][phase]))
+
+
+def least_seconds(measured: Measured, new_tokens: int, rate: float) -> dict[str, float]:
+    """Matrix multiplications alone, at the measured rate: two FLOP a weight and token forward, four backward.
+
+    Prompts pass through once; a new token's logits are computed once to draw it, and forward, again and backward (four
+    times) to learn from it.
+    """
+    body, head = measured["body"], measured["head"]
+    prompt_tokens, new = PROMPTS * measured["prompt_tokens"], PROMPTS * COMPLETIONS * new_tokens
+    generate = 2 * body * (prompt_tokens + new) + 2 * head * new
+    update = 6 * body * (prompt_tokens + new) + 8 * head * new
+    return {"generate": generate / rate, "update": update / rate}
+
+
+if __name__ == "__main__":
+    main()
