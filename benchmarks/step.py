@@ -20,15 +20,39 @@ import resource
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPTS, COMPLETIONS = 8, 8
 PHASES = ("generate", "verify", "update", "step")
 Measured = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both sides do. ``rows`` have a prompt and an answer; a step takes the next ``prompts`` of them."""
+
+    model: Path
+    rows: list[dict[str, str]]
+    prompts: int
+    completions: int
+    new_tokens: int
+    forced: bool
+    """No completion ends before ``new_tokens``."""
+    steps: int
+    """Counted; one more comes first."""
+    tokens_per_micro_batch: int
+    trl_batch: int
+    """Sequences in TRL's micro-batches."""
+    checkpointing: bool = False
+    learning_rate: float = 1e-6
+
+    @property
+    def sequences(self) -> int:
+        return self.prompts * self.completions
 
 
 def main() -> None:
@@ -40,25 +64,41 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        save_model(folder / "model")
+        model = Path(name) / "model"
+        save_model(model)
+        work = Work(
+            model=model,
+            rows=word_problems(8 * (options.steps + 1)),
+            prompts=8,
+            completions=8,
+            new_tokens=options.new_tokens,
+            forced=True,
+            steps=options.steps,
+            tokens_per_micro_batch=options.tokens_per_micro_batch,
+            trl_batch=8,
+            checkpointing=options.checkpointing,
+        )
         rate = matmul_rate()
         print(f"matrix multiply: {rate / 1e9:.0f} GFLOP/s; {torch.get_num_threads()} threads", flush=True)
-        found: dict[str, Measured] = {}
-        for side, function in (("ours", ours), ("trl", trl)):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found[side] = pool.apply(function, (folder, options))
-            report(side, found[side], options.new_tokens)
-    ratios = {phase: median(found["trl"], phase) / median(found["ours"], phase) for phase in PHASES}
-    print("TRL's seconds to ours: " + ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in ratios.items()))
-    print(f"peak memory, ours to TRL's: {found['ours']['peak'] / found['trl']['peak']:.2f}")
-    limits = least_seconds(found["ours"], options.new_tokens, rate)
+        found = compare(work)
+    limits = least_seconds(work, found["ours"], rate)
     reached = {phase: seconds / median(found["ours"], phase) for phase, seconds in limits.items()}
     print("of the limit, ours: " + ", ".join(f"{phase} {share:.0%}" for phase, share in reached.items()))
     if options.json:
-        options.json.write_text(
-            json.dumps({"rate": rate, "ratios": ratios, "reached": reached} | found, indent=1) + "\n"
-        )
+        options.json.write_text(json.dumps({"rate": rate, "reached": reached} | found, indent=1) + "\n")
+
+
+def compare(work: Work) -> dict[str, Measured]:
+    """Both sides, one after the other, each in a process of its own; prints what they took, and the ratios."""
+    found: dict[str, Measured] = {}
+    for side, function in (("ours", ours), ("trl", trl)):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[side] = pool.apply(function, (work,))
+        report(side, found[side], work)
+    ratios = {phase: median(found["trl"], phase) / median(found["ours"], phase) for phase in PHASES}
+    print("TRL's seconds to ours: " + ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in ratios.items()))
+    print(f"peak memory, ours to TRL's: {found['ours']['peak'] / found['trl']['peak']:.2f}")
+    return found
 
 
 def save_model(folder: Path) -> None:
@@ -73,20 +113,21 @@ def save_model(folder: Path) -> None:
     Policy.load(ModelConfig(name=str(source), gguf_file=files[0].name), torch.device("cpu")).save(folder)
 
 
-def prompts(steps: int) -> list[str]:
-    """Word problems of about 95 tokens, all different."""
-    return [
+def word_problems(count: int) -> list[dict[str, str]]:
+    """Of about 95 tokens, all different."""
+    texts = [
         f"Farmer {i} has {12 + i % 7} fields. On each field stand {30 + i % 11} apple trees and {5 + i % 3} pear "
         "trees. Every apple tree bears four baskets of apples a year, every pear tree three baskets of pears, and one "
         "basket in ten is lost on the way to the market in the town. A basket of apples sells for nine coins, one of "
         "pears for eleven. How many coins does the farmer take home after a year? Work it out step by step."
-        for i in range(PROMPTS * (steps + 1))
+        for i in range(count)
     ]
+    return [{"prompt": text, "answer": "0"} for text in texts]
 
 
-def reward(completions: list[str], **_: Any) -> list[float]:
-    """Something cheap that differs within groups."""
-    return [float(len(set(str(text))) % 2) for text in completions]
+def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+    """1 for the answer, and for half of all other texts: something that differs within groups."""
+    return [float(text.strip() == a or len(set(text)) % 2) for text, a in zip(completions, answer, strict=True)]
 
 
 def matmul_rate() -> float:
@@ -101,43 +142,50 @@ def matmul_rate() -> float:
     return best
 
 
-def ours(folder: Path, options: argparse.Namespace) -> Measured:
+def ours(work: Work) -> Measured:
     from pacedrl import Config, Trainer
 
-    data = folder / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": text, "answer": "0"}) + "\n" for text in prompts(options.steps)))
+    folder = Path(tempfile.mkdtemp(dir=work.model.parent))
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in work.rows))
     tree = {
         "recipe": "grpo",
-        "run": {"dir": str(folder / "run"), "steps": options.steps + 1},
-        "model": {"name": str(folder / "model")},
+        "run": {"dir": str(folder / "run"), "steps": work.steps + 1},
+        "model": {"name": str(work.model)},
         "data": {"train": {"source": str(data), "verifier": f"{Path(__file__).resolve()}:reward"}},
         "sampling": {
-            "prompts_per_step": PROMPTS,
-            "group_size": COMPLETIONS,
+            "prompts_per_step": work.prompts,
+            "group_size": work.completions,
             "max_prompt_tokens": 256,
-            "max_new_tokens": options.new_tokens,
+            "max_new_tokens": work.new_tokens,
         },
-        "optimizer": {"mini_batches": 1, "tokens_per_micro_batch": options.tokens_per_micro_batch},
+        "optimizer": {
+            "mini_batches": 1,
+            "tokens_per_micro_batch": work.tokens_per_micro_batch,
+            "learning_rate": work.learning_rate,
+        },
         "checkpoint": {"every": 1000},
         "verifier": {"check_gold": False},
     }
     trainer = Trainer(Config.model_validate(tree))
-    trainer.policy.eos_ids = [-1]  # no token ends a completion
+    if work.forced:
+        trainer.policy.eos_ids = [-1]  # no token ends a completion
     trainer.train()
     rows = trainer.folder.rows("metrics.jsonl")
-    assert all(row["completion/length_mean"] == options.new_tokens for row in rows)
+    assert not work.forced or all(row["completion/length_mean"] == work.new_tokens for row in rows)
     lengths = [len(trainer.prompt_ids[key]) for key in trainer.prompts]
     parameters = sum(parameter.numel() for parameter in trainer.policy.parameters())
     return {
         "seconds": {phase: [row[f"time/{phase}"] for row in rows[1:]] for phase in PHASES},
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "prompt_tokens": statistics.mean(lengths),
+        "new_tokens": statistics.mean(row["completion/length_mean"] for row in rows[1:]),
         "head": trainer.policy.head.weight_VH.numel(),
         "body": parameters - trainer.policy.head.weight_VH.numel(),
     }
 
 
-def trl(folder: Path, options: argparse.Namespace) -> Measured:
+def trl(work: Work) -> Measured:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -164,46 +212,51 @@ def trl(folder: Path, options: argparse.Namespace) -> Measured:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds["step"].append(time.perf_counter() - self.start)
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(work.model)
     settings = GRPOConfig(
-        output_dir=str(folder / "trl"),
-        per_device_train_batch_size=COMPLETIONS,
-        gradient_accumulation_steps=PROMPTS,
-        num_generations=COMPLETIONS,
-        max_completion_length=options.new_tokens,
-        generation_kwargs={"min_new_tokens": options.new_tokens},
-        max_steps=options.steps + 1,
-        learning_rate=1e-6,
-        gradient_checkpointing=options.checkpointing,
+        output_dir=tempfile.mkdtemp(dir=work.model.parent),
+        per_device_train_batch_size=work.trl_batch,
+        gradient_accumulation_steps=work.sequences // work.trl_batch,
+        num_generations=work.completions,
+        max_completion_length=work.new_tokens,
+        generation_kwargs={"min_new_tokens": work.new_tokens} if work.forced else None,
+        max_steps=work.steps + 1,
+        learning_rate=work.learning_rate,
+        gradient_checkpointing=work.checkpointing,
         bf16=False,
         use_cpu=True,
         save_strategy="no",
         report_to="none",
+        logging_steps=1,
         disable_tqdm=True,
         shuffle_dataset=False,
     )
-    rows = Dataset.from_list([{"prompt": text} for text in prompts(options.steps)])
+    rows = Dataset.from_list(work.rows)
     trainer = Timed(model, reward, settings, train_dataset=rows, processing_class=tokenizer, callbacks=[Steps()])
     trainer.train()
-    tokens = [len(tokenizer(text).input_ids) for text in prompts(options.steps)]
+    tokens = [len(tokenizer(row["prompt"]).input_ids) for row in work.rows]
+    lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
     parts = zip(seconds["step"], seconds["generate"], seconds["verify"], strict=True)
     seconds["update"] = [step - generate - verify for step, generate, verify in parts]
     return {
         "seconds": {phase: values[1:] for phase, values in seconds.items()},
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "prompt_tokens": statistics.mean(tokens),
+        "new_tokens": statistics.mean(lengths[1:]),
     }
 
 
-def report(side: str, measured: Measured, new_tokens: int) -> None:
-    print(f"{side} ({measured['prompt_tokens']:.0f} prompt tokens, peak {measured['peak'] / 2**30:.1f} GiB)")
+def report(side: str, measured: Measured, work: Work) -> None:
+    shape = f"{measured['prompt_tokens']:.0f} prompt and {measured['new_tokens']:.1f} new tokens"
+    print(f"{side} ({shape}, peak {measured['peak'] / 2**30:.1f} GiB)")
     for phase in PHASES:
         values = measured["seconds"][phase]
-        rate = PROMPTS * COMPLETIONS * new_tokens / statistics.median(values)
+        median_s = statistics.median(values)
+        rollouts, tokens = work.sequences / median_s, work.sequences * measured["new_tokens"] / median_s
         print(
-            f"  {phase:9}{statistics.median(values):9.2f} s ({min(values):.2f}-{max(values):.2f}, {len(values)} steps)"
-            f"{rate:9.0f} new tokens/s",
+            f"  {phase:9}{median_s:9.3f} s ({min(values):.3f}-{max(values):.3f}, {len(values)} steps)"
+            f"{rollouts:9.1f} rollouts/s{tokens:9.0f} tokens/s",
             flush=True,
         )
 
@@ -212,14 +265,14 @@ def median(measured: Measured, phase: str) -> float:
     return float(statistics.median(measured["seconds"][phase]))
 
 
-def least_seconds(measured: Measured, new_tokens: int, rate: float) -> dict[str, float]:
+def least_seconds(work: Work, measured: Measured, rate: float) -> dict[str, float]:
     """Matrix multiplications alone, at the measured rate: two FLOP a weight and token forward, four backward.
 
     Prompts pass through once; a new token's logits are computed once to draw it, and forward, again and backward (four
     times) to learn from it.
     """
     body, head = measured["body"], measured["head"]
-    prompt_tokens, new = PROMPTS * measured["prompt_tokens"], PROMPTS * COMPLETIONS * new_tokens
+    prompt_tokens, new = work.prompts * measured["prompt_tokens"], work.sequences * measured["new_tokens"]
     generate = 2 * body * (prompt_tokens + new) + 2 * head * new
     update = 6 * body * (prompt_tokens + new) + 8 * head * new
     return {"generate": generate / rate, "update": update / rate}
