@@ -162,6 +162,9 @@ class OptimizerConfig(Section):
     """Tokens in one forward and backward pass: completions and their distinct prompts; on a model whose attention does
     not let completions share a prompt, rows padded to the longest."""
     gradient_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass: a third more time for a fraction of the memory."""
+    activation_offload: bool = False
+    """Keep activations in the host's memory until the backward pass: for a GPU that is short of its own."""
 
 
 class VerifierConfig(Section):

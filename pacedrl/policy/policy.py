@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
-from pacedrl.policy.attention import attention, current_pattern, packed_hidden, shared_prefix, takes_patterns
+from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
 from pacedrl.policy.loading import find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import token_logprobs
 from pacedrl.types import Message
@@ -157,28 +154,6 @@ class Policy:
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
-    @contextmanager
-    def gradient_checkpointing(self, enabled: bool) -> Iterator[None]:
-        """Recompute each layer's activations in the backward pass, for as long as the context lasts.
-
-        Raises InputError for a model whose layers transformers cannot checkpoint.
-        """
-        if not enabled:
-            yield
-            return
-        layers = [module for module in self.causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if not layers:
-            raise InputError(f"optimizer.gradient_checkpointing: {type(self.causal_lm).__name__} does not support it")
-        for layer in layers:
-            # transformers checkpoints layers in training mode only; the layer itself must run as in eval mode.
-            layer.training = layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(_checkpoint_in_eval_mode, layer, self.config)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.training = layer.gradient_checkpointing = False
-
     def _hidden_before(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> Tensor:
         """Last hidden states at the positions that predict completion tokens, all sequences' end to end: [K, H]."""
         if self.takes_patterns:
@@ -204,18 +179,3 @@ class Policy:
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
-
-
-def _checkpoint_in_eval_mode(layer: torch.nn.Module, config: Any, function: Callable[..., Any], *inputs: Any) -> Any:
-    """Run a layer under activation checkpointing with dropout off and one attention, now and when it is recomputed."""
-    pattern = current_pattern()
-
-    def run(*values: Any) -> Any:
-        mode, layer.training = layer.training, False
-        try:
-            with attention(config, pattern):
-                return function(*values)
-        finally:
-            layer.training = mode
-
-    return checkpoint(run, *inputs, use_reentrant=False)

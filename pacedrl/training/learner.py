@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pacedrl.config import OptimizerConfig
 from pacedrl.method.objectives import Metrics as TensorMetrics
+from pacedrl.policy.activations import activation_offload, gradient_checkpointing
 from pacedrl.policy.policy import Policy
 from pacedrl.seeding import derive_seed
 from pacedrl.training.objective import BatchSize, LossInputs
@@ -124,7 +125,7 @@ class Learner:
         log_ratio_B = [0.0] * len(batch)
         size = BatchSize(len(batch), sum(len(sequence.completion_ids) for sequence in batch))
         self.optimizer.zero_grad(set_to_none=True)
-        with self.policy.gradient_checkpointing(self.config.gradient_checkpointing):
+        with gradient_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing):
             for rows in micro_batches(batch, self.config.tokens_per_micro_batch, self.policy.takes_patterns):
                 tick()
                 ratios, gap, sums = self._micro_batch([batch[i] for i in rows], size)
@@ -160,11 +161,12 @@ class Learner:
         Returns each sequence's log-ratio, the largest gap between sampler and trainer at a fresh token, and sums over
         fresh tokens and sequences for `_apply` to turn into means.
         """
-        logprobs_BT, entropy_BT, mask_BT = self.policy.logprobs(
-            [sequence.prompt_ids for sequence in batch],
-            [sequence.completion_ids for sequence in batch],
-            self.temperature,
-        )
+        with activation_offload(self.policy.causal_lm, self.config.activation_offload):
+            logprobs_BT, entropy_BT, mask_BT = self.policy.logprobs(
+                [sequence.prompt_ids for sequence in batch],
+                [sequence.completion_ids for sequence in batch],
+                self.temperature,
+            )
         anchor_BT = self._anchors(batch, logprobs_BT.detach())
         advantage_B = torch.tensor([sequence.advantage for sequence in batch], device=self.policy.device)
         sampled_BT = self._sampled(batch, anchor_BT)

@@ -23,6 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from pacedrl.policy.activations import gradient_checkpointing
 from pacedrl.policy.attention import attention, shared_prefix
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
@@ -76,7 +77,7 @@ def test_sharing_prompts_changes_neither_logprobs_nor_gradients(
     policy = random_policy(config)
     assert policy.takes_patterns
     weights = torch.randn(len(PROMPTS), 6, generator=torch.Generator().manual_seed(1))
-    with policy.gradient_checkpointing(checkpointing):
+    with gradient_checkpointing(policy.causal_lm, checkpointing):
         ours, our_gradients = gradients(policy, weights)
     policy.takes_patterns = False
     theirs, their_gradients = gradients(policy, weights)

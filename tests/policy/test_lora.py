@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pacedrl.config import LoraConfig, ModelConfig
+from pacedrl.policy.activations import gradient_checkpointing
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 
@@ -61,7 +62,7 @@ def test_the_adapter_gets_its_gradient_also_with_checkpointing(
     prompts: IDS, completions: IDS, checkpointing: bool
 ) -> None:
     policy = adapted()
-    with policy.gradient_checkpointing(checkpointing):
+    with gradient_checkpointing(policy.causal_lm, checkpointing):
         policy.logprobs(prompts, completions)[0].sum().backward()
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,8 @@ from transformers import (
 
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
+from pacedrl.policy import activations
+from pacedrl.policy.activations import activation_offload, gradient_checkpointing
 from pacedrl.policy.loading import find_head
 from pacedrl.policy.policy import Policy
 
@@ -170,7 +172,7 @@ def test_checkpointing_recomputes_and_changes_no_gradient(policy: Policy, prompt
 
     def run(enabled: bool) -> tuple[dict[str, Tensor], int]:
         calls.clear()
-        with policy.gradient_checkpointing(enabled):
+        with gradient_checkpointing(policy.causal_lm, enabled):
             policy.logprobs(prompts, completions)[0].sum().backward()
         return gradients(policy), len(calls)
 
@@ -185,8 +187,35 @@ def test_checkpointing_recomputes_and_changes_no_gradient(policy: Policy, prompt
     assert not any(module.training for module in policy.model.modules())
 
 
+def test_offloading_moves_activations_and_no_weights_and_changes_no_gradient(
+    policy: Policy, prompts: IDS, completions: IDS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy.logprobs(prompts, completions)[0].sum().backward()
+    plain = gradients(policy)
+    moved: list[Tensor] = []
+    to_host = activations._to_host
+
+    def noted(weights: Collection[int], tensor: Tensor) -> tuple[torch.device, Tensor]:
+        device, host = to_host(weights, tensor)
+        moved.extend([tensor] if host is not tensor else [])
+        return device, host
+
+    monkeypatch.setattr(activations, "OFFLOADED_ELEMENTS", 64)
+    monkeypatch.setattr(activations, "_to_host", noted)
+    with activation_offload(policy.causal_lm, True):
+        logprobs_BT, _, _ = policy.logprobs(prompts, completions)
+    assert len(moved) > 10
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    assert not weights & {tensor.untyped_storage().data_ptr() for tensor in moved}
+    for tensor in moved:  # what is kept is a copy
+        tensor.detach().zero_()
+    logprobs_BT.sum().backward()
+    for name, gradient in gradients(policy).items():
+        assert torch.equal(gradient, plain[name]), name
+
+
 def test_checkpointing_ends_with_its_context_also_on_an_exception(policy: Policy) -> None:
-    with pytest.raises(KeyboardInterrupt), policy.gradient_checkpointing(True):
+    with pytest.raises(KeyboardInterrupt), gradient_checkpointing(policy.causal_lm, True):
         raise KeyboardInterrupt
     assert not any(module.training for module in policy.model.modules())
     assert not policy.model.is_gradient_checkpointing
@@ -202,7 +231,7 @@ def test_checkpointing_switches_no_dropout_on(
     config.max_position_embeddings, config.word_embed_proj_dim = 64, 16
     policy = random_policy(config)
     expected = policy.logprobs(prompts, completions)[0].detach()
-    with policy.gradient_checkpointing(True):
+    with gradient_checkpointing(policy.causal_lm, True):
         torch.testing.assert_close(policy.logprobs(prompts, completions)[0].detach(), expected)
 
 
