@@ -46,8 +46,8 @@ class Alarms:
         match name:
             case "truncated":
                 return (
-                    f"{metrics['completion/truncated']:.0%} of completions were cut at {max_new_tokens} tokens and "
-                    "could not earn a reward: raise sampling.max_new_tokens, or ask for shorter answers"
+                    f"{metrics['completion/truncated']:.0%} of completions were cut at {max_new_tokens} tokens: where "
+                    "the answer comes later, raise sampling.max_new_tokens, or ask for shorter answers"
                 )
             case "unmixed":
                 return (
