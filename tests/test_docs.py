@@ -231,3 +231,20 @@ def test_the_readmes_shares_of_rollouts_are_the_results_file() -> None:
     assert even.baseline == "grpo"
     assert paced is not None and paced.excludes_zero and paced.mean < 0.0  # noqa: PT018
     assert plus is not None and not plus.excludes_zero  # noqa: PT018
+
+
+def test_what_the_page_on_words_counts_is_what_was_counted() -> None:
+    seen = yaml.safe_load((ROOT / "docs/results/words_seen.yaml").read_text())
+    page = " ".join((ROOT / "docs/results/words.md").read_text(encoding="utf-8").split())
+
+    def both(recipe: str, name: str) -> list[int]:
+        values = [seen[f"{recipe}/{seed}"][name] for seed in (500, 501)]
+        return [round(100 * value) if name == "its_share" else value for value in values]
+
+    assert "`paced` trained on {} and {} different problems".format(*both("paced", "different")) in page
+    assert f"(on one of them {max(both('paced', 'commonest_drawn'))} times)" in page
+    assert "`paced_plus` saw {} and {}".format(*both("paced_plus", "different")) in page
+    assert "in {}% and {}% of the completions kept".format(*both("grpo", "its_share")) in page
+    assert "`paced_plus` in {}% and {}%".format(*both("paced_plus", "its_share")) in page
+    shares, answers = both("paced", "its_share"), both("paced", "commonest_answer")
+    assert f'answered "{answers[0]}" to {shares[0]}% and "{answers[1]}" to {shares[1]}%' in page

@@ -10,10 +10,9 @@ from pacedrl.errors import InputError
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import TransformersSampler
 from pacedrl.rollouts import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.training.setup import encode_tasks, load_tasks
+from pacedrl.training.setup import build_sampler, encode_tasks, load_tasks
 from pacedrl.training.view import View
 
 DEFAULT_SAMPLES = 8
@@ -64,7 +63,7 @@ def run_evaluation(config: Config, view: View) -> list[TaskResult]:
     policy = Policy.load(config.model, resolve_device(config.run.device))
     tasks, prompt_ids = encode_tasks(policy, tasks, config)
     view.phase("evaluating", sum(len(task.prompts) for task in tasks) * config.eval.samples)
+    sampler = build_sampler(config, policy)
     settings, k, seed = evaluation_settings(config), config.eval.k, config.run.seed
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
-        sampler = TransformersSampler(policy)
         return evaluate(sampler, pool, tasks, prompt_ids, settings, k, seed, advance=view.advance)

@@ -49,6 +49,7 @@ def _evaluate(trainer: Trainer, samples: int, ks: Sequence[int]) -> None:
     config = trainer.config
     usual = evaluation_settings(config)
     settings = SamplingSettings(samples, usual.max_new_tokens, usual.temperature, usual.top_p, usual.batch_size)
+    trainer.sampler.sync(trainer.policy)
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         results = evaluate(trainer.sampler, pool, trainer.eval_tasks, trainer.prompt_ids, settings, ks, config.run.seed)
     text = json.dumps({"results": [result.as_dict() for result in results]}, indent=2)

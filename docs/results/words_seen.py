@@ -1,0 +1,60 @@
+"""What the runs of the results on words trained on and came to answer: make results-words.
+
+    python docs/results/words_seen.py runs/results/words
+
+For each run of the comparison: how many different problems it drew, how often the commonest one, and what share of the
+completions in samples.jsonl from its last ten steps begin with the commonest number. Writes words_seen.yaml beside this
+file; the page quotes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LAST_STEPS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", type=Path)
+    folder = parser.parse_args().comparison
+    results = json.loads((folder / "results.json").read_text())
+    seen = {
+        f"{name}/{seed}": summary(folder / "runs" / name / f"seed{seed}")
+        for name, variant in results["variants"].items()
+        for seed in variant["runs"]
+    }
+    (Path(__file__).parent / "words_seen.yaml").write_text(yaml.safe_dump(seen, sort_keys=False))
+    for run, values in seen.items():
+        print(run, values)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def summary(run: Path) -> dict[str, Any]:
+    drawn = Counter(key for row in rows(run / "groups.jsonl") for key in row["keys"])
+    samples = rows(run / "samples.jsonl")
+    last = max(row["step"] for row in samples)
+    shown = [row["completion"] for row in samples if row["step"] > last - LAST_STEPS]
+    numbers = Counter(match[0] if (match := re.match(r"\s*\d+", text)) else "none" for text in shown)
+    number, count = numbers.most_common(1)[0]
+    return {
+        "draws": drawn.total(),
+        "different": len(drawn),
+        "commonest_drawn": max(drawn.values()),
+        "commonest_answer": number.strip(),
+        "its_share": round(count / len(shown), 3),
+    }
+
+
+if __name__ == "__main__":
+    main()
