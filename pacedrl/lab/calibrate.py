@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
+from torch import Tensor
 
-from pacedrl.config import load_config
+from pacedrl.config import Config, load_config
 from pacedrl.errors import InputError
 from pacedrl.lab.measures import read_rows
 from pacedrl.method import DifficultyScheduler
 from pacedrl.method.estimator import FLAT_MEAN, FLAT_STRENGTH, Floats, spearman
 from pacedrl.method.scheduler import PRIOR_RANGE
+from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings, TransformersSampler
 from pacedrl.rollouts import sample_groups, training_settings
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.scoring import score_groups
 from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state
-from pacedrl.training.trainer import Trainer
+from pacedrl.training.setup import (
+    build_sampler,
+    build_scheduler,
+    encode_tasks,
+    initial_embeddings,
+    load_tasks,
+    unique_prompts,
+)
 from pacedrl.training.view import View
 
 PRIOR_STRENGTH = 4.0
@@ -91,33 +100,28 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
     folders = list_checkpoints(run)
     if not folders:
         raise InputError(f"{run}: this run has no checkpoint yet; let it train for checkpoint.every steps first")
-    trainer = Trainer(config, view)
-    trainer.pool.close()
-    last_means = _LastMeans(run, trainer.scheduler.keys)
+    bench = _Bench(config, view)
+    last_means = _LastMeans(run, bench.scheduler.keys)
     pairs: dict[Group, dict[str, list[tuple[Floats, Floats]]]] = {group: {} for group in GROUPS}
     checkpoints = []
     # FlowRL's log Z is of z-scored rewards, and no accuracy.
-    reads_z = trainer.scheduler.learner is not None and config.objective.name != "flowrl"
-    settings = training_settings(config)
-    settings = SamplingSettings(
-        samples, settings.max_new_tokens, settings.temperature, settings.top_p, settings.batch_size
-    )
+    reads_z = config.needs_partition and config.objective.name != "flowrl"
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         before = 0
         for folder in folders:
             step = checkpoint_step(folder)
-            trainer.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
-            policy = Policy.load(config.model, trainer.policy.device, folder)
-            groups = _groups(trainer.scheduler, config.sampling.prompts_per_step, prompts, config.run.seed)
-            estimates = _estimates(trainer.scheduler, last_means.until(step), reads_z)
-            rewards = _sampled(trainer, policy, pool, settings, groups, step)
+            bench.load(folder)
+            groups = _groups(bench.scheduler, config.sampling.prompts_per_step, prompts, config.run.seed)
+            estimates = _estimates(bench.scheduler, last_means.until(step), reads_z)
+            rows = sorted({row for part in groups.values() for row in part})
+            rewards = bench.rewards(pool, rows, samples, step)
             # A prompt whose completions nobody could judge has no truth.
-            judged = {group: [row for row in rows if rewards[row]] for group, rows in groups.items()}
-            judged = {group: rows for group, rows in judged.items() if rows}
+            judged = {group: [row for row in part if rewards[row]] for group, part in groups.items()}
+            judged = {group: part for group, part in judged.items() if part}
             checkpoints.append(_checkpoint(step, judged, rewards, estimates, samples, _beta_kl(run, before, step)))
-            for group, rows in judged.items():
+            for group, part in judged.items():
                 for name, values in estimates.items():
-                    pairs[group].setdefault(name, []).append((values[rows], _means(rewards, rows)))
+                    pairs[group].setdefault(name, []).append((values[part], _means(rewards, part)))
             before = step
     reliability = {
         group: {name: _reliability(parts) for name, parts in named.items()} for group, named in pairs.items()
@@ -125,6 +129,41 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
     return Calibration(
         run=str(run), recipe=config.recipe, samples=samples, checkpoints=checkpoints, reliability=reliability
     )
+
+
+class _Bench:
+    """What a run's checkpoints are put on: its prompts and scheduler, and the engine it samples with."""
+
+    def __init__(self, config: Config, view: View) -> None:
+        self.config, self.view = config, view
+        train, _ = load_tasks(config)
+        self.device = resolve_device(config.run.device)
+        policy = Policy.load(config.model, self.device)
+        self.tasks, self.prompt_ids = encode_tasks(policy, train, config)
+        self.prompts = unique_prompts(self.tasks)
+        self.scheduler = build_scheduler(config, [prompt.key for prompt in self.prompts], self._embeddings(policy))
+        self.sampler = build_sampler(config, policy)
+
+    def _embeddings(self, policy: Policy) -> Tensor | None:
+        if not self.config.needs_partition:
+            return None
+        self.view.phase("embedding prompts", len(self.prompts))
+        ids = [self.prompt_ids[prompt.key] for prompt in self.prompts]
+        return initial_embeddings(self.config, policy, ids, self.view.advance)
+
+    def load(self, folder: Path) -> None:
+        self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
+        self.sampler.sync(Policy.load(self.config.model, self.device, folder))
+
+    def rewards(self, pool: VerifierPool, rows: Sequence[int], samples: int, step: int) -> dict[int, list[float]]:
+        """Row → rewards of the completions, of ``samples`` drawn as in training, that could be judged."""
+        settings = replace(training_settings(self.config), group_size=samples)
+        prompts = [self.prompts[row] for row in rows]
+        self.view.phase(f"step {step}", len(prompts) * samples)
+        seed = (self.config.run.seed, "calibrate", step)
+        sampled = sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, advance=self.view.advance)
+        score_groups(pool, sampled, {task.name: task for task in self.tasks})
+        return {row: group.rewards for row, group in zip(rows, sampled, strict=True)}
 
 
 def _checkpoint(
@@ -205,25 +244,6 @@ class _LastMeans:
                         means[key] = float(np.mean(judged))
         elsewhere = float(np.mean(list(means.values()))) if means else FLAT_MEAN
         return np.array([means.get(key, elsewhere) for key in self._keys])
-
-
-def _sampled(
-    trainer: Trainer,
-    policy: Policy,
-    pool: VerifierPool,
-    settings: SamplingSettings,
-    groups: dict[Group, list[int]],
-    step: int,
-) -> dict[int, list[float]]:
-    """Row → rewards of the completions that could be judged."""
-    rows = sorted({row for part in groups.values() for row in part})
-    prompts = [trainer.prompts[trainer.scheduler.keys[row]] for row in rows]
-    trainer.view.phase(f"step {step}", len(prompts) * settings.group_size)
-    seed = (trainer.config.run.seed, "calibrate", step)
-    sampler = TransformersSampler(policy)
-    sampled = sample_groups(sampler, prompts, trainer.prompt_ids, settings, seed, advance=trainer.view.advance)
-    score_groups(pool, sampled, {task.name: task for task in trainer.train_tasks})
-    return {row: group.rewards for row, group in zip(rows, sampled, strict=True)}
 
 
 def _scores(estimate_P: Floats, observed_P: Floats, rewards_P: Sequence[Sequence[float]]) -> Scores:

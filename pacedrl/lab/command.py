@@ -16,7 +16,7 @@ from pacedrl.lab.calibrate import calibrate as calibrate_run
 from pacedrl.lab.calibration_page import calibration_table, write_calibration
 from pacedrl.lab.page import require_page, write_page
 from pacedrl.lab.plan import Plan, read_variants
-from pacedrl.lab.view import LiveTable, failures, results_table
+from pacedrl.lab.view import LiveTable, failures, results_table, unjudged
 from pacedrl.training.view import ConsoleView
 
 EXIT_SOME_FAILED = 1
@@ -42,6 +42,8 @@ def compare(options: argparse.Namespace) -> int:
     Console().print(results_table(results))
     page = write_page(plan.folder, results, times, f"{options.config.stem}: {', '.join(whole.variants)}")
     print(f"Results: {plan.folder / lab.RESULTS}\nPage: {page}")
+    for line in unjudged(results):
+        print(f"pacedrl: warning: {line}", file=sys.stderr)
     for line in failures(results):
         print(f"pacedrl: failed: {line}", file=sys.stderr)
     return EXIT_SOME_FAILED if failed else 0

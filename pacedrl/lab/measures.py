@@ -55,6 +55,8 @@ class RunResult(BaseModel):
     """Share of sampled groups whose rewards differ, over the run."""
     estimate_mae: float | None
     """Mean |p̂ − p̄| over the run; None for recipes that estimate nothing."""
+    verifier_errors: int
+    """Completions of the run that the verifier could not judge: generated, paid for, and left out of training."""
 
     def measure(self, name: str, target: float, budget: float) -> float | None:
         """One of ``MEASURES``; None where the run has no such thing. Costs and area are up to ``budget`` rollouts."""
@@ -133,6 +135,7 @@ def read_run(folder: Path, counted: Sequence[str] = ()) -> RunResult:
         distinct_correct=float(np.mean([task["distinct_correct"]["mean"] for task in figures])),
         mixed_groups=_mixed_groups(folder),
         estimate_mae=float(np.mean(errors)) if errors else None,
+        verifier_errors=sum(int(row["verifier/errors"]) for row in steps),
     )
 
 

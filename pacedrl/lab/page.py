@@ -13,7 +13,7 @@ from pacedrl.errors import InputError
 from pacedrl.lab import plots
 from pacedrl.lab.measures import MEASURES
 from pacedrl.lab.results import Results, VariantResult
-from pacedrl.lab.view import failures, interval_text, measure_text
+from pacedrl.lab.view import failures, interval_text, measure_text, unjudged
 
 Times = Mapping[str, Mapping[int, Sequence[float]]]
 
@@ -109,8 +109,14 @@ def section(results: Results, times: Times, folder: Path, prefix: str = "") -> s
         "machine, so read these as rough."
     )
     parts.append(drawn("seconds", "Against time", caption, plots.learning_curves, 1, times, "seconds of training"))
-    failed = "".join(f"- {html.escape(line)}\n" for line in failures(results))
-    return "\n".join([*parts, f"Runs that failed:\n\n{failed}" if failed else "No run failed.\n"])
+    parts.append(f"Runs that failed:\n\n{_listed(failures(results))}" if failures(results) else "No run failed.\n")
+    if unjudged(results):
+        parts.append(f"Verdicts that failed:\n\n{_listed(unjudged(results))}")
+    return "\n".join(parts)
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "".join(f"- {html.escape(line)}\n" for line in lines)
 
 
 def _ks_on_the_way(results: Results) -> list[int]:

@@ -123,3 +123,13 @@ def failures(results: Results) -> Sequence[str]:
         for name, variant in results.variants.items()
         for seed, reason in variant.failures.items()
     ]
+
+
+def unjudged(results: Results) -> Sequence[str]:
+    """A line for each variant whose verifier failed on completions."""
+    counts = {name: sum(run.verifier_errors for run in v.runs.values()) for name, v in results.variants.items()}
+    return [
+        f"{name}: the verifier failed on {count:,} completions, which were left out of training"
+        for name, count in counts.items()
+        if count
+    ]

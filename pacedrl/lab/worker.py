@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pacedrl.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
@@ -18,7 +19,6 @@ from pacedrl.config import load_config
 from pacedrl.errors import InputError
 from pacedrl.evaluation.evaluate import evaluate
 from pacedrl.lab.measures import FINAL
-from pacedrl.policy.sampler import SamplingSettings
 from pacedrl.rollouts import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.worker import die_with
@@ -47,8 +47,7 @@ def main(parent: int, config: Path, samples: int, ks: Sequence[int], overrides: 
 def _evaluate(trainer: Trainer, samples: int, ks: Sequence[int]) -> None:
     """Write final.json, whole or not at all."""
     config = trainer.config
-    usual = evaluation_settings(config)
-    settings = SamplingSettings(samples, usual.max_new_tokens, usual.temperature, usual.top_p, usual.batch_size)
+    settings = replace(evaluation_settings(config), group_size=samples)
     trainer.sampler.sync(trainer.policy)
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         results = evaluate(trainer.sampler, pool, trainer.eval_tasks, trainer.prompt_ids, settings, ks, config.run.seed)

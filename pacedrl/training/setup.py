@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from pacedrl.config import (
     TrajectoryBalanceConfig,
 )
 from pacedrl.errors import InputError
-from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer
+from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer, project
+from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import Sampler, TransformersSampler
 from pacedrl.tasks.answers import JudgeError
@@ -137,6 +138,23 @@ def build_sampler(config: Config, policy: Policy) -> Sampler:
 
         return VllmSampler(policy, config.sampling)
     return TransformersSampler(policy, own_copy=config.sampling.ahead)
+
+
+def initial_embeddings(
+    config: Config, policy: Policy, prompt_ids: Sequence[Sequence[int]], advance: Callable[[int], None]
+) -> Tensor:
+    """What log Z reads of each prompt, [N, H] or [N, ``partition.projection``].
+
+    ``policy`` is the initial one, also when a run is resumed: Z reads the same embeddings all run long. Raises
+    InputError for a projection to more dimensions than there are.
+    """
+    embeddings_NH = prompt_embeddings(policy, prompt_ids, advance, config.partition.embedding)
+    if config.partition.projection is None:
+        return embeddings_NH
+    try:
+        return project(embeddings_NH, config.partition.projection)
+    except ValueError as error:
+        raise InputError(f"partition.projection: {error}; lower it, or leave it out") from None
 
 
 def build_scheduler(config: Config, keys: Sequence[str], embeddings_NH: Tensor | None) -> DifficultyScheduler:

@@ -24,8 +24,6 @@ import torch
 from pacedrl.config import Config
 from pacedrl.errors import InputError
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
-from pacedrl.method import project
-from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import evaluation_settings
@@ -46,6 +44,7 @@ from pacedrl.training.setup import (
     build_sampler,
     build_scheduler,
     encode_tasks,
+    initial_embeddings,
     load_tasks,
     require_enough_prompts,
     require_oracle_tasks,
@@ -121,7 +120,7 @@ class Trainer:
         self.evaluated = (-1, 0)
         for row in self.folder.rows("eval.jsonl")[-1:]:
             self.evaluated = (row["step"], row["rollouts/generated"])
-        self.view.start(self.step, self.config.run.steps)
+        self.view.start(self.step, self._steps_at_most())
         try:
             with InterruptGuard() as self.guard, self.trackers:
                 self._loop()
@@ -259,6 +258,14 @@ class Trainer:
         budget = self.config.run.max_rollouts
         return step >= self.config.run.steps or (budget is not None and rollouts >= budget)
 
+    def _steps_at_most(self) -> int:
+        """The step that ends the run, or a later one where a gate has more generated than P·G a step."""
+        budget, sampling = self.config.run.max_rollouts, self.config.sampling
+        if budget is None:
+            return self.config.run.steps
+        a_step = sampling.prompts_per_step * sampling.group_size
+        return min(self.config.run.steps, self.step + max(math.ceil((budget - self.rollouts) / a_step), 0))
+
     def _evaluation_due(self) -> bool:
         step, generated = self.evaluated
         if not self.eval_tasks or step == self.step:
@@ -356,19 +363,11 @@ class Trainer:
             self._restore(saved[0])
 
     def _embeddings(self) -> torch.Tensor | None:
-        """Always of the initial policy, also when resuming: Z reads the same embeddings all run long."""
         if not self.config.needs_partition:
             return None
         self.view.phase("embedding prompts", len(self.prompts))
         ids = [self.prompt_ids[key] for key in self.prompts]
-        settings = self.config.partition
-        embeddings_NH = prompt_embeddings(self.policy, ids, self.view.advance, settings.embedding)
-        if settings.projection is None:
-            return embeddings_NH
-        try:
-            return project(embeddings_NH, settings.projection)
-        except ValueError as error:
-            raise InputError(f"partition.projection: {error}; lower it, or leave it out") from None
+        return initial_embeddings(self.config, self.policy, ids, self.view.advance)
 
     def _refuse_foreign(self, folder: Path) -> None:
         """Raise InputError for a checkpoint of another version or model, or of prompts that are gone."""

@@ -22,6 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ROLLOUTS = 96  # six steps of 4 × 4
 VARIANTS = {"again": ["recipe=grpo", "run.seed=7{seed}"], "broken": ["recipe=grpo", "model.name=nowhere"]}
 
+PICKY = """
+def judge(prompts, completions, answer):
+    return [None if text[:1] in "01234" else float(text == gold) for text, gold in zip(completions, answer)]
+"""
+
 
 def tiny_comparison() -> dict[str, Any]:
     tree = tiny_run(eval={"every": 0, "every_rollouts": 32, "samples": 2, "k": [1, 2]})
@@ -281,6 +286,41 @@ def test_calibrating_what_is_no_run_says_so(cli: CommandLine) -> None:
     result = cli("calibrate", "run")
     assert result.code == 2
     assert "this run has no checkpoint yet" in result.err
+
+
+def test_completions_nobody_could_judge_are_in_the_results(cli: CommandLine) -> None:
+    """A verifier that gives up on some answers: paid for, so said."""
+    cli.write("picky.py", PICKY)
+    rows = [{"prompt": f"copy:{i}=", "answer": str(i)} for i in range(1000, 9999, 562)]
+    cli.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    task = {"source": "rows.jsonl", "name": "rows", "verifier": "picky.py:judge"}
+    tree = tiny_comparison()
+    cli.write("c.yaml", tree | {"data": {"train": [task], "eval": tree["data"]["eval"]}})
+    result = cli(
+        "compare",
+        "c.yaml",
+        "--recipes",
+        "grpo,paced",
+        "--rollouts",
+        "32",
+        "--seeds",
+        "1",
+        "--final-k",
+        "1",
+        "--out",
+        "out",
+    )
+    assert result.code == 0, result.err
+    results = Results.load(cli.folder / "out/results.json")
+    page = (cli.folder / "out/page.md").read_text()
+    for name, variant in results.variants.items():
+        (run,) = variant.runs.values()
+        groups = cli.rows(f"out/runs/{name}/seed0/groups.jsonl")
+        unjudged = sum(reward is None for row in groups for rewards in row["rewards"] for reward in rewards)
+        assert run.verifier_errors == unjudged > 0
+        line = f"{name}: the verifier failed on {unjudged} completions, which were left out of training"
+        assert line in page
+        assert f"pacedrl: warning: {line}" in result.err
 
 
 @pytest.mark.slow
