@@ -1,9 +1,10 @@
-"""SVAMP's word problems as plain text after two answered ones, for the results on words: make results-words.
+"""SVAMP's word problems, to be answered by an equation, for the results on words: make results-words.
 
     python docs/results/words_rows.py SVAMP.json FOLDER
 
-writes FOLDER/train.jsonl (rows 0 to 699) and FOLDER/held_out.jsonl (rows 920 to 983), columns ``prompt`` and
-``answer``.
+Of the problems solved by one operation on two whole numbers (762 of 1,000) it writes FOLDER/warm_up.jsonl (rows 0 to
+269, for words_base.py), FOLDER/train.jsonl (rows 270 to 899) and FOLDER/held_out.jsonl (rows 900 to 999), columns
+``prompt``, ``answer`` (countdown's: the two numbers and what they should make) and ``equation``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-ROWS = {"train": range(700), "held_out": range(920, 984)}
-ANSWERED = [
-    ("A pen costs 5 dollars. A book costs 12 dollars more. How much does the book cost?", "17"),
-    ("There were 28 birds in a tree and 9 of them flew away. How many birds are left?", "19"),
-]
+ROWS = {"warm_up": range(270), "train": range(270, 900), "held_out": range(900, 1000)}
 
 
 def main() -> None:
@@ -28,14 +25,22 @@ def main() -> None:
     problems = json.loads(options.svamp.read_text(encoding="utf-8"))
     options.folder.mkdir(parents=True, exist_ok=True)
     for name, rows in ROWS.items():
-        lines = [json.dumps({"prompt": prompt(problems[i]), "answer": problems[i]["Answer"]}) for i in rows]
-        (options.folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        written = [json.dumps(row) for i in rows if (row := one_operation(problems[i])) is not None]
+        (options.folder / f"{name}.jsonl").write_text("\n".join(written) + "\n", encoding="utf-8")
 
 
-def prompt(problem: dict[str, Any]) -> str:
-    """The answered problems, then this one."""
-    answered = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in ANSWERED)
-    return f"{answered}Question: {problem['Body']}. {problem['Question']}\nAnswer:"
+def one_operation(problem: dict[str, Any]) -> dict[str, Any] | None:
+    """The problem as a row; None if it takes more than one operation, or numbers that are not whole."""
+    parts = problem["Equation"].strip("() ").split()
+    if len(parts) != 3 or any(float(number) % 1 for number in (parts[0], parts[2], problem["Answer"])):
+        return None
+    left, right = int(float(parts[0])), int(float(parts[2]))
+    question = f"{problem['Body']}. {problem['Question']} Answer with an equation."
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "answer": {"numbers": [left, right], "target": int(problem["Answer"])},
+        "equation": f"{left} {parts[1]} {right}",
+    }
 
 
 if __name__ == "__main__":
