@@ -1,0 +1,299 @@
+"""TRL: its GRPOTrainer, with prompts selected by estimated accuracy, trajectory balance for the loss, and replay.
+
+    from trl import GRPOConfig
+    from pacedrl.integrations.trl import PacedTrainer
+
+    trainer = PacedTrainer(model, accuracy_reward, GRPOConfig(...), train_dataset=dataset)
+    trainer.train()
+
+Everything else is TRL's: models, peft, vLLM, reward functions, logging, checkpoints, several processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from pacedrl.errors import InputError
+from pacedrl.method import DifficultyScheduler, Rollouts, trajectory_balance
+from pacedrl.policy.embeddings import prompt_embeddings
+from pacedrl.policy.policy import Policy
+from pacedrl.training.state import load_state, save_state
+from pacedrl.types import prompt_key
+
+try:
+    from accelerate.utils import broadcast_object_list, gather_object
+    from datasets import Dataset
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+    from trl import GRPOTrainer
+except ImportError as error:
+    raise InputError(f'pacedrl.integrations.trl needs trl ({error}): pip install "pacedrl[trl]"') from None
+
+SchedulerFactory = Callable[[list[str], Tensor], DifficultyScheduler]
+"""From prompt keys and embeddings [N, H]."""
+STATE = "scheduler"
+"""In a checkpoint's folder, with the suffixes of `pacedrl.training.state`."""
+NOT_APPLIED = {"beta": 0.0, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "entropy_coef": 0.0}
+"""Settings of GRPO's loss with the values that ask for nothing. What this loss would not do must not be asked for."""
+
+
+@dataclass
+class _Row:
+    """A sequence of the batch. One that could not be judged has the weight 0: it is there for its number alone."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    advantage: float = 0.0
+    anchor_logprobs: list[float] | None = None
+    """log μ; None or NaN: the current policy's."""
+    weight: float = 1.0
+
+
+@dataclass
+class _Fresh:
+    """What this process sampled last, one entry a completion; the learner's side is filled in as it trains."""
+
+    keys: list[str]
+    verdict_B: list[float]
+    """Of the first reward function; NaN where it gave none."""
+    rows: list[_Row]
+    logprobs: dict[int, list[float]] = field(default_factory=dict)
+    """log μ, of the rows trained on."""
+    log_ratio: dict[int, float] = field(default_factory=dict)
+
+
+class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer with PACED-RL (arXiv 2602.12642): selection, trajectory balance and replay.
+
+    Before each generation the scheduler names the prompts, with what it knows then: the data loader's order is not
+    used, only its length. The first reward function is the verdict, in [0, 1], that accuracy is estimated of; the
+    others shape only what the policy is trained on. A reward of None leaves the completion out. ``loss_type``,
+    ``epsilon`` and ``scale_rewards`` do not apply. With vLLM the behaviour policy is vLLM's, and its importance
+    sampling correction does not apply either, for trajectory balance needs none.
+
+    Args:
+        model, reward_funcs, args, train_dataset, and any other by name: as GRPOTrainer's.
+        scheduler: makes the scheduler; the default has the paper's settings. To change them:
+            ``functools.partial(DifficultyScheduler, estimator="combined", cooldown_steps=3)``.
+
+    Raises InputError for a dataset that cannot be indexed or has too few prompts, for images and tools, and for
+    settings of GRPO's loss that would have no effect.
+    """
+
+    _name = "PACED-RL"
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any,
+        args: Any = None,
+        train_dataset: Any = None,
+        *,
+        scheduler: SchedulerFactory = DifficultyScheduler,
+        **others: Any,
+    ) -> None:
+        super().__init__(model, reward_funcs, args, train_dataset, **others)
+        self._refuse_what_has_no_effect()
+        self.row_of = _rows_by_key(self.train_dataset)
+        self.prompts_per_step = self.args.generation_batch_size // self.num_generations
+        if len(self.row_of) < self.prompts_per_step:
+            raise InputError(
+                f"train_dataset: {self.prompts_per_step} prompts a generation asked for, but it has only "
+                f"{len(self.row_of)} different ones"
+            )
+        self.prompt_ids = self._all_prompt_ids()
+        policy = Policy(self.accelerator.unwrap_model(self.model), self._tokenizer, self.accelerator.device)
+        with policy.adapter_off():
+            embeddings_NH = prompt_embeddings(policy, list(self.prompt_ids.values()))
+        self.scheduler = scheduler(list(self.row_of), embeddings_NH)
+
+    def _refuse_what_has_no_effect(self) -> None:
+        for name, nothing in NOT_APPLIED.items():
+            if getattr(self.args, name) != nothing:
+                raise InputError(
+                    f"GRPOConfig.{name}: belongs to GRPO's loss and has no effect here, but is "
+                    f"{getattr(self.args, name)}; leave it out"
+                )
+        if not isinstance(self.train_dataset, Dataset):
+            raise InputError(
+                f"train_dataset: prompts are chosen by what was seen of them, so it must be a datasets.Dataset, not "
+                f"{type(self.train_dataset).__name__}"
+            )
+        if self._is_vlm or self.tools or self.environment_factories is not None:
+            raise InputError("PacedTrainer trains on text of one turn: no images, tools or environments")
+
+    def _all_prompt_ids(self) -> dict[str, list[int]]:
+        prompts = [self.train_dataset[row]["prompt"] for row in self.row_of.values()]
+        ids, _, _ = self._tokenize_prompts(prompts)
+        return dict(zip(self.row_of, ids, strict=True))
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self.model.training:
+            evaluated: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            return evaluated
+        keys = self._select(len(inputs))
+        batch = super()._generate_and_score_completions([self.train_dataset[self.row_of[key]] for key in keys])
+        return self._batch(keys, batch)
+
+    def _select(self, count: int) -> list[str]:
+        """Keys of this process's completions, the G of a prompt side by side."""
+        chosen = [self.scheduler.select(self.prompts_per_step)]
+        broadcast_object_list(chosen)
+        keys = [key for key in chosen[0] for _ in range(self.num_generations)]
+        first = self.accelerator.process_index * count
+        return keys[first : first + count]
+
+    def _calculate_rewards(self, *arguments: Any, **named: Any) -> Tensor:
+        rewards_BF: Tensor = super()._calculate_rewards(*arguments, **named)
+        self._rewards_BF = rewards_BF
+        return rewards_BF
+
+    def _batch(self, keys: list[str], batch: dict[str, Any]) -> dict[str, Any]:
+        """What the policy is trained on: fresh rows, this process's share of the replayed, and as many without weight
+        as it takes for the micro-batches to be of one size."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        rewards_BF = self._rewards_BF[rank * len(keys) :][: len(keys)].cpu().double()
+        verdict_B = self._verdicts(rewards_BF)
+        total_B = (rewards_BF * self.reward_weights.cpu()).nansum(dim=1)
+        advantage_B = self.scheduler.advantage(keys, total_B.numpy()).tolist()
+        anchors = batch.get("sampling_per_token_logps", batch.get("old_per_token_logps"))
+        rows = []
+        for i, key in enumerate(keys):
+            kept = batch["completion_mask"][i].bool()
+            ids = batch["completion_ids"][i][kept].tolist()  # none of a truncated completion that is to be left out
+            anchor = None if anchors is None else anchors[i][kept].tolist()
+            if ids and not math.isnan(verdict_B[i]):
+                rows.append(_Row(self.prompt_ids[key], ids, advantage_B[i], anchor))
+            else:
+                rows.append(_Row(self.prompt_ids[key], [self._tokenizer.pad_token_id], weight=0.0))
+        self._fresh = _Fresh(keys, verdict_B, rows)
+        replayed = self.scheduler.replay()
+        again_M = self.scheduler.advantage([e.key for e in replayed], [e.reward for e in replayed]).tolist()
+        replays = [
+            _Row(self.prompt_ids[entry.key], list(entry.token_ids), advantage, list(entry.logprobs))
+            for entry, advantage in zip(replayed, again_M, strict=True)
+        ]
+        self._count_sequences(sum(row.weight for row in rows), len(replays))
+        every = [*rows, *replays[rank::processes]]
+        blank = _Row(rows[0].prompt_ids, [self._tokenizer.pad_token_id], weight=0.0)
+        return self._tensors([*every, *[blank] * (-len(every) % self.args.steps_per_generation)])
+
+    def _verdicts(self, rewards_BF: Tensor) -> list[float]:
+        verdict_B = [float(value) for value in rewards_BF[:, 0]]
+        wrong = [value for value in verdict_B if not (math.isnan(value) or 0.0 <= value <= 1.0)]
+        if wrong:
+            raise InputError(
+                f"reward_funcs: the first, {self.reward_func_names[0]}, must give rewards in [0, 1], for accuracy is "
+                f"their mean, but gave {wrong[0]:g}"
+            )
+        return verdict_B
+
+    def _count_sequences(self, fresh: float, replayed: int) -> None:
+        """Sequences that one optimiser step is taken on, per process: gradients are averaged over processes."""
+        everywhere = sum(gather_object([fresh])) + replayed
+        steps = self.args.steps_per_generation / self.args.gradient_accumulation_steps
+        self._sequences = max(everywhere / self.accelerator.num_processes / steps, 1.0)
+
+    def _tensors(self, rows: Sequence[_Row]) -> dict[str, Tensor]:
+        pad_id = self._tokenizer.pad_token_id
+
+        def padded(sequences: Sequence[Sequence[float]], value: float, dtype: torch.dtype, side: str) -> Tensor:
+            tensors = [torch.tensor(sequence, dtype=dtype) for sequence in sequences]
+            return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+
+        prompts, completions = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
+        nothing = [[math.nan] * len(row.completion_ids) for row in rows]
+        anchors = [row.anchor_logprobs or none for row, none in zip(rows, nothing, strict=True)]
+        tensors = {
+            "prompt_ids": padded(prompts, pad_id, torch.long, "left"),
+            "prompt_mask": padded([[1] * len(ids) for ids in prompts], 0, torch.long, "left"),
+            "completion_ids": padded(completions, pad_id, torch.long, "right"),
+            "completion_mask": padded([[1] * len(ids) for ids in completions], 0, torch.long, "right"),
+            "anchor_logps": padded(anchors, math.nan, torch.float32, "right"),
+            "advantages": torch.tensor([row.advantage for row in rows]),
+            "weight": torch.tensor([row.weight for row in rows]),
+            "number": torch.arange(len(rows)),
+        }
+        return {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        if "number" not in inputs:  # an evaluation's
+            evaluated: Tensor = super()._compute_loss(model, inputs)
+            return evaluated
+        ids_BL = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        attention_BL = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        logprobs_BT, entropy_BT, _ = self._get_per_token_logps_and_entropies(
+            model, ids_BL, attention_BL, inputs["completion_ids"].shape[1], compute_entropy=True
+        )
+        anchor_BT = torch.where(inputs["anchor_logps"].isnan(), logprobs_BT.detach(), inputs["anchor_logps"])
+        mask_BT = inputs["completion_mask"].bool() & (inputs["weight"] > 0)[:, None]
+        loss, metrics = trajectory_balance(logprobs_BT, anchor_BT, mask_BT, inputs["advantages"], self._sequences)
+        self._remember(inputs["number"].tolist(), logprobs_BT.detach(), anchor_BT, mask_BT)
+        logged = {"delta_abs": metrics["objective/delta_abs"] * self.current_gradient_accumulation_steps}
+        logged["entropy"] = (entropy_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
+        for name, value in logged.items():
+            self._metrics["train"][name].append(self.accelerator.gather(value).mean().item())
+        return loss
+
+    def _remember(self, numbers: list[int], logprobs_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> None:
+        """Keep what the scheduler will observe of the fresh rows."""
+        log_ratio_B = ((logprobs_BT - anchor_BT) * mask_BT).sum(dim=1).tolist()
+        for i, number in enumerate(numbers):
+            if number < len(self._fresh.rows) and bool(mask_BT[i].any()):
+                self._fresh.logprobs[number] = anchor_BT[i][mask_BT[i]].tolist()
+                self._fresh.log_ratio[number] = log_ratio_B[i]
+
+    def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+        loss: Tensor = super().training_step(*arguments, **named)
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
+            self._observe()
+        return loss
+
+    def _observe(self) -> None:
+        """Every process's scheduler sees every process's completions, so all stay the same."""
+        fresh = self._fresh
+        trained = [i in fresh.log_ratio for i in range(len(fresh.keys))]
+        seen = [
+            (key, verdict, fresh.log_ratio.get(i, 0.0), row.completion_ids if kept else None, fresh.logprobs.get(i, []))
+            for i, (key, verdict, row, kept) in enumerate(
+                zip(fresh.keys, fresh.verdict_B, fresh.rows, trained, strict=True)
+            )
+        ]
+        keys, verdicts, log_ratios, token_ids, logprobs = zip(*gather_object(seen), strict=True)
+        metrics = self.scheduler.observe(Rollouts(keys, verdicts, log_ratios, token_ids, logprobs))
+        for name, value in metrics.items():
+            if not math.isnan(value):
+                self._metrics["train"][name].append(value)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            save_state(folder, STATE, self.scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            try:
+                state = load_state(Path(checkpoint), STATE)
+            except FileNotFoundError:
+                raise InputError(
+                    f"{checkpoint}: holds no {STATE}.json, so it was not saved by PacedTrainer, or not to its end; "
+                    "resume from another"
+                ) from None
+            self.scheduler.load_state_dict(state)
+
+
+def _rows_by_key(dataset: Any) -> dict[str, int]:
+    """The first row of each different one, by a hash of all it holds."""
+    rows: dict[str, int] = {}
+    for i, row in enumerate(dataset):
+        rows.setdefault(prompt_key(row["prompt"], {name: value for name, value in row.items() if name != "prompt"}), i)
+    return rows

@@ -1,0 +1,252 @@
+"""PacedTrainer is TRL's trainer doing what ours does: real training of the tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig
+
+from pacedrl import Config, Trainer
+from pacedrl.config import ModelConfig
+from pacedrl.errors import InputError
+from pacedrl.integrations.trl import PacedTrainer
+from pacedrl.method import DifficultyScheduler
+from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.seeding import derive_seed
+from pacedrl.tasks.skills import skill_rows
+from pacedrl.training.setup import build_scheduler
+from pacedrl.types import Completion
+
+PROMPTS, GROUP, NEW = 4, 4, 12
+RATE = 2e-4
+ROWS = [{"prompt": row["prompt"], "answer": row["answer"]} for row in skill_rows(size=48, seed=3)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    Policy.load(ModelConfig(), torch.device("cpu")).save(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACEDRL_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+
+def right(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
+    return [float(text.strip() == gold) for text, gold in zip(completions, answer, strict=True)]
+
+
+def trainer_of(
+    model: Path, out: Path, reward: Any = right, rows: Any = None, make: Any = DifficultyScheduler, **settings: Any
+) -> PacedTrainer:
+    arguments = {
+        "per_device_train_batch_size": PROMPTS * GROUP // 2,
+        "gradient_accumulation_steps": 2,
+        "num_generations": GROUP,
+        "max_completion_length": NEW,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    } | settings
+    data = Dataset.from_list(ROWS) if rows is None else rows
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    config = GRPOConfig(output_dir=str(out), **arguments)
+    return PacedTrainer(causal_lm, reward, config, data, processing_class=tokenizer, scheduler=make)
+
+
+def ours(folder: Path, model: Path) -> Trainer:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    tree = {
+        "run": {"dir": str(folder / "ours"), "steps": 2, "device": "cpu"},
+        "model": {"name": str(model)},
+        "data": {"train": {"source": str(folder / "rows.jsonl"), "verifier": "exact"}},
+        "sampling": {"prompts_per_step": PROMPTS, "group_size": GROUP, "max_prompt_tokens": 64, "max_new_tokens": NEW},
+        "optimizer": {"learning_rate": RATE, "weight_decay": 0.0},
+    }
+    return Trainer(Config.model_validate(tree))
+
+
+def as_configured(config: Config) -> Callable[[list[str], torch.Tensor], DifficultyScheduler]:
+    """The scheduler that our trainer makes of its configuration, initial log Z included."""
+
+    def make(keys: list[str], embeddings_NH: torch.Tensor) -> DifficultyScheduler:
+        torch.manual_seed(derive_seed(config.run.seed, "partition"))
+        return build_scheduler(config, keys, embeddings_NH)
+
+    return make
+
+
+class Recorded:
+    """A sampler that gives our trainer the completions that TRL's sampled, a step at a time."""
+
+    def __init__(self, policy: Policy, steps: list[dict[tuple[int, ...], list[list[int]]]]) -> None:
+        self.policy = policy
+        self.steps = steps
+
+    def sync(self, policy: Policy) -> None: ...
+
+    def sample(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        tick: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        step = self.steps.pop(0)
+        assert {tuple(ids) for ids in prompt_ids} == set(step)  # both have chosen the same prompts
+        for i, prompt in enumerate(prompt_ids):
+            completions = step[tuple(prompt)]
+            with torch.no_grad():
+                logprobs_BT, _, mask_BT = self.policy.logprobs([prompt] * len(completions), completions)
+            yield (
+                i,
+                [
+                    Completion(ids, row[mask].tolist(), self.policy.decode(ids), "length")
+                    for ids, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True)
+                ],
+            )
+
+
+def test_two_steps_are_those_of_our_trainer_on_the_same_completions(tmp_path: Path, model: Path) -> None:
+    own = ours(tmp_path, model)
+    theirs = trainer_of(model, tmp_path / "theirs", make=as_configured(own.config), max_steps=2)
+    steps: list[dict[tuple[int, ...], list[list[int]]]] = []
+    replayed: list[int] = []
+    observe = theirs._observe
+
+    def recorded() -> None:
+        step: dict[tuple[int, ...], list[list[int]]] = {}
+        for row in theirs._fresh.rows:
+            step.setdefault(tuple(row.prompt_ids), []).append(row.completion_ids)
+        steps.append(step)
+        replayed.append(len(theirs.scheduler.replay()))
+        observe()
+
+    theirs._observe = recorded
+    theirs.train()
+    after = [parameter.detach() for parameter in theirs.model.parameters()]
+    assert [len(step) for step in steps] == [PROMPTS, PROMPTS]
+    assert replayed[0] == 0 < replayed[1]  # the second step trained on some again
+    own.sampler = own.actor.sampler = Recorded(own.policy, steps)
+    initial = [parameter.detach().clone() for parameter in own.policy.parameters()]
+    own.train()
+    moved = max(float((a - b).detach().abs().max()) for a, b in zip(own.policy.parameters(), initial, strict=True))
+    assert moved > RATE  # two steps of Adam
+    for mine, their in zip(own.policy.parameters(), after, strict=True):
+        torch.testing.assert_close(mine, their, atol=1e-5, rtol=0.0)
+    mine_N, theirs_N = own.scheduler.accuracy_estimates(), theirs.scheduler.accuracy_estimates()
+    assert mine_N == pytest.approx(theirs_N, abs=1e-5)
+    assert mine_N.std() > 1e-3  # fitted
+    assert [e.token_ids for e in own.scheduler.replay()] == [e.token_ids for e in theirs.scheduler.replay()]
+    assert len(own.scheduler.replay()) > 0
+
+
+def test_prompts_are_chosen_with_what_the_step_before_taught(tmp_path: Path, model: Path) -> None:
+    trainer = trainer_of(model, tmp_path)
+    chosen: list[list[str]] = []
+    select = trainer.scheduler.select
+
+    def recorded(count: int) -> list[str]:
+        chosen.append(select(count))
+        assert trainer.scheduler.step == len(chosen) - 1  # all steps before have been observed
+        return chosen[-1]
+
+    trainer.scheduler.select = recorded  # type: ignore[method-assign, assignment]
+    trainer.train()
+    assert len(chosen) == 3
+    visits = dict(zip(trainer.scheduler.keys, trainer.scheduler.visits_N.tolist(), strict=True))
+    for key, count in visits.items():
+        assert count == sum(key in keys for keys in chosen)
+    logged = [row for row in trainer.state.log_history if "accuracy/mae" in row]
+    assert [row["step"] for row in logged] == [1, 2, 3]
+    assert all(0.0 <= row["accuracy/observed_mean"] <= 1.0 for row in logged)
+    assert logged[0]["accuracy/observed_mean"] == pytest.approx(logged[0]["reward"], abs=1e-6)
+    assert all(row["delta_abs"] > 0.0 for row in logged)
+    figures = trainer.evaluate(Dataset.from_list(ROWS[:4]))
+    assert 0.0 <= figures["eval_reward"] <= 1.0
+    assert trainer.scheduler.step == 3  # an evaluation teaches the scheduler nothing
+
+
+def test_a_resumed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, model: Path) -> None:
+    whole = trainer_of(model, tmp_path / "whole", max_steps=4)
+    whole.train()
+    half = trainer_of(model, tmp_path / "half", max_steps=4, save_strategy="steps", save_steps=2)
+    half.train()
+    resumed = trainer_of(model, tmp_path / "half", max_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "half/checkpoint-2"))
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert resumed.scheduler.step == 4
+    assert resumed.scheduler.accuracy_estimates().tolist() == whole.scheduler.accuracy_estimates().tolist()
+    (tmp_path / "half/checkpoint-2/scheduler.json").unlink()
+    (tmp_path / "half/checkpoint-2/scheduler.safetensors").unlink()
+    with pytest.raises(InputError, match=r"checkpoint-2: holds no scheduler.json"):
+        trainer_of(model, tmp_path / "half").train(resume_from_checkpoint=str(tmp_path / "half/checkpoint-2"))
+
+
+def test_what_nobody_could_judge_is_left_out(tmp_path: Path, model: Path) -> None:
+    def picky(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float | None]:
+        verdicts = right(completions, answer)
+        return [None if i % 4 == 0 else verdict for i, verdict in enumerate(verdicts)]
+
+    trainer = trainer_of(model, tmp_path, reward=picky, max_steps=1)
+    seen: list[Any] = []
+    observe = trainer.scheduler.observe
+
+    def recorded(fresh: Any) -> Any:
+        seen.append(fresh)
+        return observe(fresh)
+
+    trainer.scheduler.observe = recorded  # type: ignore[method-assign, assignment]
+    trainer.train()
+    assert trainer._sequences == 12.0
+    (fresh,) = seen
+    for i in range(16):
+        assert (fresh.token_ids[i] is None) == (i % 4 == 0)
+        assert (fresh.reward_B[i] != fresh.reward_B[i]) == (i % 4 == 0)
+
+
+def test_a_second_reward_shapes_the_policy_and_not_the_estimate(tmp_path: Path, model: Path) -> None:
+    def short(completions: Sequence[str], **_: Any) -> list[float]:
+        return [-float(len(text)) for text in completions]
+
+    def final(reward: Any, name: str) -> PacedTrainer:
+        trainer = trainer_of(model, tmp_path / name, reward=reward, max_steps=1)
+        trainer.train()
+        return trainer
+
+    plain, shaped = final(right, "plain"), final([right, short], "shaped")
+    assert plain._fresh.verdict_B == shaped._fresh.verdict_B
+    assert plain.scheduler.accuracy_estimates().tolist() == shaped.scheduler.accuracy_estimates().tolist()
+    pairs = zip(plain.model.parameters(), shaped.model.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(InputError, match=r"the first, short, must give rewards in \[0, 1\].* but gave -"):
+        final([short, right], "wrong")
+
+
+def test_what_it_cannot_do_is_refused_before_training(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(InputError, match=r"GRPOConfig.beta: belongs to GRPO's loss .* is 0.04"):
+        trainer_of(model, tmp_path, beta=0.04)
+    with pytest.raises(InputError, match=r"must be a datasets.Dataset, not IterableDataset"):
+        trainer_of(model, tmp_path, rows=IterableDataset.from_generator(lambda: iter(ROWS)))
+    with pytest.raises(InputError, match=r"4 prompts a generation asked for, but it has only 3 different ones"):
+        trainer_of(model, tmp_path, rows=Dataset.from_list([*ROWS[:3], *ROWS[:3]]))
