@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pacedrl.config import Config, TaskConfig, dump_config, load_config, parse_config
 from pacedrl.errors import InputError
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").rglob("*.yaml"))
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:
@@ -95,6 +95,19 @@ def test_one_of_several_tasks_cannot_be_overridden(tmp_path: Path) -> None:
     file.write_text("data: {train: [{source: a.csv}, {source: b.csv}]}\n")
     with pytest.raises(InputError, match=r"data\.train.*several"):
         load_config(file, ["data.train.limit=3"])
+
+
+def test_a_key_given_twice_is_refused_and_merging_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("run: {steps: 5}\nmodel: {name: tiny}\nrun: {seed: 1}\n")
+    with pytest.raises(InputError, match=r"c\.yaml: not valid YAML: 'run' is given twice .*line 3"):
+        load_config(file)
+    file.write_text("data:\n  train: &t {source: a.csv, name: a}\n  eval: {<<: *t, name: b}\n")
+    config = load_config(file)
+    assert [(task.source, task.name) for task in (*config.data.train, *config.data.eval)] == [
+        ("a.csv", "a"),
+        ("a.csv", "b"),
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "# only a comment\n", "{}\n"])

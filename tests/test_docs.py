@@ -149,7 +149,7 @@ def test_every_setting_named_in_readme_and_docs_exists() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_is_a_valid_configuration(path: Path) -> None:
     assert load_config(path).run.steps == config_tree(path)["run"]["steps"]
 

@@ -1,10 +1,10 @@
-"""What the runs of the results on words trained on and came to answer: make results-words.
+"""What the runs of the results on words trained on, and which operations they came to answer with: make results-words.
 
     python docs/results/words_seen.py runs/results/words
 
-For each run of the comparison: how many different problems it drew, how often the commonest one, and what share of the
-completions in samples.jsonl from its last ten steps begin with the commonest number. Writes words_seen.yaml beside this
-file; the page quotes it.
+For each run of the comparison: how many problems it drew, how many different ones, how often the commonest; and which
+share of the completions in samples.jsonl from its last ten steps has each operation, the first in the text. Writes
+words_seen.yaml beside this file; the page quotes it.
 """
 
 from __future__ import annotations
@@ -45,14 +45,12 @@ def summary(run: Path) -> dict[str, Any]:
     samples = rows(run / "samples.jsonl")
     last = max(row["step"] for row in samples)
     shown = [row["completion"] for row in samples if row["step"] > last - LAST_STEPS]
-    numbers = Counter(match[0] if (match := re.match(r"\s*\d+", text)) else "none" for text in shown)
-    number, count = numbers.most_common(1)[0]
+    signs = Counter(match[0] if (match := re.search(r"[-+*/]", text)) else "none" for text in shown)
     return {
         "draws": drawn.total(),
         "different": len(drawn),
         "commonest_drawn": max(drawn.values()),
-        "commonest_answer": number.strip(),
-        "its_share": round(count / len(shown), 3),
+        "answers": {sign: round(count / len(shown), 3) for sign, count in sorted(signs.items())},
     }
 
 

@@ -74,7 +74,8 @@ class TaskConfig(Section):
     split: str = "train"
     """Split of a hub dataset; ``train`` or ``test`` of the built-in skills. Ignored for files."""
     columns: dict[Literal["prompt", "answer"], str] = {}
-    """Which columns hold the prompt and the answer. verl-style and TRL-style rows need no mapping."""
+    """Which columns hold the prompt and the answer, or dotted paths into them (``final_answer.0``). verl-style and
+    TRL-style rows need no mapping."""
     prompt_template: str | None = None
     """Builds the prompt from columns, e.g. ``"{Body}. {Question}"``; the result is the user's message or the text."""
     system_prompt: str | None = None

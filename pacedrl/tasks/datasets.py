@@ -168,9 +168,12 @@ def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row
 
 
 def _value(row: Row, path: str, where: str) -> Any:
-    """The value at a column, or at a dotted path into one."""
+    """The value at a column, or at a dotted path into one: keys of objects, places in lists from 0."""
     value: Any = row
     for part in [path] if path in row else path.split("."):
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+            continue
         if not isinstance(value, dict) or part not in value:
             close = difflib.get_close_matches(path, row, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""

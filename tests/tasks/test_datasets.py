@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pacedrl.config import TaskConfig
+from pacedrl.errors import InputError
 from pacedrl.tasks import load_task
 from pacedrl.tasks.verifiers import gold_completion, judge, resolve
 from pacedrl.types import prompt_key
@@ -195,6 +196,10 @@ def test_columns_map_names_and_dotted_paths(rows_file):
     (got,) = load(path, columns={"prompt": "in.text", "answer": "x.y"}).prompts
     assert (got.content, got.answer) == ("q", "z")
     assert got.columns == row
+    path = rows_file({"prompt": "q", "final_answer": ["first", "second"]})
+    assert load(path, columns={"answer": "final_answer.1"}).prompts[0].answer == "second"
+    with pytest.raises(InputError, match=r"no column 'final_answer.2'"):
+        load(path, columns={"answer": "final_answer.2"})
 
 
 def test_templates_and_chat(rows_file):
