@@ -134,17 +134,19 @@ def _train(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from pacedrl.scale.ranks import connect
     from pacedrl.training.trainer import Trainer, TrainingStopped
     from pacedrl.training.view import ConsoleView, before_after_table
 
-    with ConsoleView() as view:
+    ranks = connect()
+    with ConsoleView(quiet=not ranks.main) as view:
         trainer = Trainer(config, view)
         try:
             summary = trainer.train()
         except TrainingStopped as stopped:
             print(f"pacedrl: {stopped}", file=sys.stderr)
             return EXIT_STOPPED
-    console = Console()
+    console = Console(quiet=not ranks.main)
     if summary.interrupted:
         console.print(f"Stopped after step {summary.step}; the same command resumes it.", highlight=False)
         return EXIT_INTERRUPTED

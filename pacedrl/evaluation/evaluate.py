@@ -11,10 +11,11 @@ from pacedrl.evaluation.answers import stated_answer
 from pacedrl.evaluation.metrics import Estimate, PromptResult, summarise
 from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.rollouts import sample_groups
+from pacedrl.scale.ranks import Ranks
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.scoring import score_groups
-from pacedrl.types import Group
+from pacedrl.types import Group, Prompt
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ def evaluate(
     seed: int,
     tick: Callable[[], None] = lambda: None,
     advance: Callable[[int], None] = lambda completions: None,
+    ranks: Ranks | None = None,
 ) -> list[TaskResult]:
     """Sample ``settings.group_size`` completions of every prompt of every task, judge and summarise them.
 
     The same seed draws the same random numbers whatever the policy, so that two policies are compared on common ones.
+    ``ranks`` are processes among which the prompts are shared out; all return the same.
 
     Raises ValueError when some k exceeds the number of samples, and InputError when the verifier could not judge enough
     completions of a task.
@@ -65,9 +68,13 @@ def evaluate(
         raise ValueError(f"pass@{max(ks)} needs at least {max(ks)} samples a prompt, not {settings.group_size}")
     results = []
     for task in tasks:
-        groups = sample_groups(sampler, task.prompts, prompt_ids, settings, (seed, "eval"), tick, advance)
-        score_groups(pool, groups, {task.name: replace(task, parts=())})
-        results.append(_result(task, groups, ks))
+
+        def judged(prompts: Sequence[Prompt], task: Task = task) -> list[Group]:
+            groups = sample_groups(sampler, prompts, prompt_ids, settings, (seed, "eval"), tick, advance)
+            score_groups(pool, groups, {task.name: replace(task, parts=())})
+            return groups
+
+        results.append(_result(task, (ranks or Ranks()).share(task.prompts, judged), ks))
     return results
 
 

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from pacedrl.config import Config
-from pacedrl.method import DifficultyScheduler
 from pacedrl.policy.sampler import Sampler
 from pacedrl.rollouts import sample_groups, training_settings
+from pacedrl.scale.ranks import Ranks
+from pacedrl.scale.scheduler import Scheduler
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.scoring import Scorer, add_overlong_penalty
@@ -35,12 +36,13 @@ class Actor:
         prompts, prompt_ids: by key.
         view: shows how far sampling is.
         true_accuracies: of all prompts, for the estimator ``oracle``.
+        ranks: the processes among which a step's prompts are shared out.
     """
 
     def __init__(
         self,
         config: Config,
-        scheduler: DifficultyScheduler,
+        scheduler: Scheduler,
         sampler: Sampler,
         pool: VerifierPool,
         tasks: Sequence[Task],
@@ -48,6 +50,7 @@ class Actor:
         prompt_ids: Mapping[str, list[int]],
         view: View,
         true_accuracies: Callable[[], list[float]],
+        ranks: Ranks,
     ) -> None:
         self.config = config
         self.scheduler = scheduler
@@ -58,6 +61,7 @@ class Actor:
         self.prompt_ids = prompt_ids
         self.view = view
         self.true_accuracies = true_accuracies
+        self.ranks = ranks
 
     def collect(self, step: int, policy_step: int, tick: Tick, taken: Collection[str] = ()) -> Collected:
         """The judged groups of ``step``, sampled by the policy of ``policy_step``.
@@ -76,6 +80,9 @@ class Actor:
                 return self.scheduler.select(min(count, left), [*exclude, *taken])
 
         def rollout(keys: list[str]) -> list[Group]:
+            return self.ranks.share(keys, own_rollout)
+
+        def own_rollout(keys: Sequence[str]) -> list[Group]:
             # Judged as they are done, while others are still being sampled: "verify" is what is left after that.
             with Scorer(self.pool, self.tasks) as scorer:
                 with clock.phase("generate"):
@@ -111,7 +118,7 @@ class Actor:
             finally:
                 given_up.set()
 
-    def sample(self, step: int, keys: list[str], tick: Tick, finished: Callable[[Group], None]) -> list[Group]:
+    def sample(self, step: int, keys: Sequence[str], tick: Tick, finished: Callable[[Group], None]) -> list[Group]:
         """The groups of the prompts named, each handed to ``finished`` when it is whole."""
         settings = training_settings(self.config)
         prompts = [self.prompts[key] for key in keys]

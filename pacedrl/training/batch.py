@@ -9,7 +9,8 @@ from itertools import repeat
 import torch
 
 from pacedrl.config import Config, FlowRlConfig, GrpoConfig, TrajectoryBalanceConfig
-from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts, group_relative_advantage
+from pacedrl.method import ReplayEntry, Rollouts, group_relative_advantage
+from pacedrl.scale.scheduler import Scheduler
 from pacedrl.training.objective import fresh_advantages, group_index, replayed_advantages
 from pacedrl.training.sequences import TrainingSequence
 from pacedrl.types import Completion, Group
@@ -26,7 +27,7 @@ def training_batch(
     groups: Sequence[Group],
     replayed: Sequence[ReplayEntry],
     prompt_ids: Mapping[str, list[int]],
-    scheduler: DifficultyScheduler,
+    scheduler: Scheduler,
     config: Config,
     reference: ReferenceLogprobs | None = None,
 ) -> list[TrainingSequence]:
@@ -80,7 +81,7 @@ def replayed_rollouts(replayed: Sequence[ReplayEntry], log_ratio_B: Sequence[flo
 
 
 def _fresh(
-    groups: Sequence[Group], scheduler: DifficultyScheduler, config: Config, reference: ReferenceLogprobs | None
+    groups: Sequence[Group], scheduler: Scheduler, config: Config, reference: ReferenceLogprobs | None
 ) -> list[TrainingSequence]:
     judged = judged_completions(groups)
     if not judged:
@@ -103,7 +104,7 @@ def _fresh(
 
 
 def _replayed(
-    replayed: Sequence[ReplayEntry], prompt_ids: Mapping[str, list[int]], scheduler: DifficultyScheduler, config: Config
+    replayed: Sequence[ReplayEntry], prompt_ids: Mapping[str, list[int]], scheduler: Scheduler, config: Config
 ) -> list[TrainingSequence]:
     if not replayed:
         return []

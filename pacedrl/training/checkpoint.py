@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
 from pacedrl.training.state import load_state, save_state
 
 State = dict[str, Any]
+STATE_FORMAT = 2
+"""Of what a checkpoint holds besides the policy; counts up when that changes."""
 NAME = re.compile(r"step-(\d{5,})")
 
 
@@ -60,6 +64,30 @@ def checkpoint_step(folder: Path) -> int:
 def load_checkpoint_state(folder: Path, name: str) -> Any:
     """One part of the training state, as it was given to `save_checkpoint`."""
     return load_state(folder / "state", name)
+
+
+def refuse_foreign(folder: Path, model: str, fingerprint: str, keys: Container[str]) -> None:
+    """Raise InputError for a checkpoint of another version or model, or of prompts that are gone.
+
+    ``fingerprint`` is the initial policy's, ``keys`` those of the prompts there are.
+    """
+    state = load_checkpoint_state(folder, "trainer")
+    if state.get("format") != STATE_FORMAT:
+        raise InputError(
+            f"{folder}: another version of pacedrl wrote this checkpoint, and this one cannot read its state; go "
+            "on with that version, or start another run with run.dir=PATH"
+        )
+    if state["initial_policy"] != fingerprint:
+        raise InputError(
+            f"{folder}: this checkpoint belongs to another model than model.name = '{model}'; start another run with "
+            "run.dir=PATH"
+        )
+    gone = [key for key in load_checkpoint_state(folder, "scheduler")["keys"] if key not in keys]
+    if gone:
+        raise InputError(
+            f"{folder}: {len(gone)} prompts that this run was trained on are no longer in data.train; put them "
+            "back, or start another run with run.dir=PATH"
+        )
 
 
 def _flush(folder: Path) -> None:

@@ -17,6 +17,7 @@ from pacedrl.config import OptimizerConfig
 from pacedrl.method.objectives import Metrics as TensorMetrics
 from pacedrl.policy.activations import activation_offload, gradient_checkpointing
 from pacedrl.policy.policy import Policy
+from pacedrl.scale.ranks import Ranks
 from pacedrl.seeding import derive_seed
 from pacedrl.training.objective import BatchSize, LossInputs
 from pacedrl.training.sequences import TrainingSequence, micro_batches, sequence_logprobs
@@ -72,10 +73,18 @@ class Learner:
         temperature: of sampling; log-probabilities are taken at the same.
         loss: the objective's.
         seed: of the split into mini-batches.
+        ranks: the processes among which the sequences of an optimiser step are shared out.
     """
 
     def __init__(
-        self, policy: Policy, config: OptimizerConfig, total_steps: int, temperature: float, loss: Loss, seed: int = 0
+        self,
+        policy: Policy,
+        config: OptimizerConfig,
+        total_steps: int,
+        temperature: float,
+        loss: Loss,
+        seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         self.policy = policy
         self.config = config
@@ -83,6 +92,7 @@ class Learner:
         self.temperature = temperature
         self.loss = loss
         self.seed = seed
+        self.ranks = ranks or Ranks()
         self.optimizer = torch.optim.AdamW(
             policy.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -122,19 +132,21 @@ class Learner:
         """
         totals: Metrics = {}
         largest_gap = 0.0
-        log_ratio_B = [0.0] * len(batch)
+        own = batch[self.ranks.part([len(sequence) for sequence in batch])]
+        own_ratios = [0.0] * len(own)
         size = BatchSize(len(batch), sum(len(sequence.completion_ids) for sequence in batch))
         self.optimizer.zero_grad(set_to_none=True)
         with gradient_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing):
-            for rows in micro_batches(batch, self.config.tokens_per_micro_batch, self.policy.takes_patterns):
+            for rows in micro_batches(own, self.config.tokens_per_micro_batch, self.policy.takes_patterns):
                 tick()
-                ratios, gap, sums = self._micro_batch([batch[i] for i in rows], size)
+                ratios, gap, sums = self._micro_batch([own[i] for i in rows], size)
                 largest_gap = float(np.maximum(largest_gap, gap))  # NaN stays NaN
                 for i, ratio in zip(rows, ratios, strict=True):
-                    log_ratio_B[i] = ratio
+                    own_ratios[i] = ratio
                 for name, value in sums.items():
                     totals[name] = totals.get(name, 0.0) + value
-        return totals | {"mismatch/logprob_max": largest_gap}, log_ratio_B
+        self.ranks.sum_gradients(self.policy.parameters())
+        return _joined(self.ranks.gather((totals, largest_gap, own_ratios)))
 
     def _with_anchors(self, batch: Sequence[TrainingSequence], tick: Callable[[], None]) -> Sequence[TrainingSequence]:
         """The batch with every μ given, where the policy will have moved before some sequence is trained on."""
@@ -142,8 +154,12 @@ class Learner:
         if not without or self.config.mini_batches * self.config.epochs == 1:
             return batch
         budget = self.config.tokens_per_micro_batch
-        own = sequence_logprobs(self.policy, [batch[i] for i in without], self.temperature, budget, tick)
-        anchors = dict(zip(without, own, strict=True))
+
+        def logprobs(part: Sequence[TrainingSequence]) -> list[list[float]]:
+            return sequence_logprobs(self.policy, part, self.temperature, budget, tick)
+
+        sequences = [batch[i] for i in without]
+        anchors = dict(zip(without, self.ranks.share(sequences, logprobs, list(map(len, sequences))), strict=True))
         return [replace(s, anchor_logprobs=anchors[i]) if i in anchors else s for i, s in enumerate(batch)]
 
     def _mini_batches(self, size: int, step: int) -> Iterator[list[int]]:
@@ -237,6 +253,16 @@ class Learner:
 
 
 def _nothing() -> None: ...
+
+
+def _joined(parts: Sequence[tuple[Metrics, float, list[float]]]) -> tuple[Metrics, list[float]]:
+    """What `Learner.accumulate_gradient` measured, of all processes."""
+    totals: Metrics = {}
+    for sums, _, _ in parts:
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + value
+    gap = float(np.max([gap for _, gap, _ in parts]))  # NaN stays NaN
+    return totals | {"mismatch/logprob_max": gap}, [ratio for _, _, ratios in parts for ratio in ratios]
 
 
 def _means(measured: Sequence[Metrics]) -> Metrics:

@@ -16,7 +16,6 @@ from pacedrl.config import (
     TrajectoryBalanceConfig,
 )
 from pacedrl.method import (
-    DifficultyScheduler,
     blended_baseline,
     clipped_policy_gradient,
     flow_balance,
@@ -27,6 +26,7 @@ from pacedrl.method import (
     trajectory_balance_advantage,
 )
 from pacedrl.method.objectives import Metrics
+from pacedrl.scale.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def policy_loss(
 
 def fresh_advantages(
     objective: ObjectiveConfig,
-    scheduler: DifficultyScheduler,
+    scheduler: Scheduler,
     keys: Sequence[str],
     reward_B: Tensor,
     old_log_ratio_B: Tensor,
@@ -133,7 +133,7 @@ def fresh_advantages(
 
 
 def replayed_advantages(
-    objective: ObjectiveConfig, scheduler: DifficultyScheduler, keys: Sequence[str], reward_B: Tensor
+    objective: ObjectiveConfig, scheduler: Scheduler, keys: Sequence[str], reward_B: Tensor
 ) -> Tensor:
     """Of replayed completions, which have no group beside them: the estimate alone is their baseline, [B].
 

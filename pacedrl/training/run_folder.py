@@ -28,13 +28,20 @@ step computes."""
 class RunFolder:
     """``config.yaml`` and the line-by-line ``LOGS`` in the folder of a run.
 
-    Making one makes the folder but writes nothing into it. Raises InputError when the folder cannot be written to or
+    Making one makes the folder but writes nothing into it. Of several processes only one ``writes``; the others' only
+    looks. Raises InputError when the folder cannot be written to or
     holds a run of another configuration.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, writes: bool = True) -> None:
         self.config = config
         self.path = config.run.dir
+        self.writes = writes
+        if writes:
+            self._require_writable()
+        refuse_another_run(self.path, config)
+
+    def _require_writable(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -44,10 +51,11 @@ class RunFolder:
             raise InputError(
                 f"run.dir: cannot write to '{self.path}' ({error.strerror}); choose another with run.dir=PATH"
             ) from None
-        refuse_another_run(self.path, config)
 
     def open_at(self, step: int) -> None:
         """Write the configuration; drop log lines of later steps and any half-written one: they will come again."""
+        if not self.writes:
+            return
         resolved = dump_config(self.config) | {"versions": _versions()}
         replace_text(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         for name in LOGS:
@@ -58,6 +66,8 @@ class RunFolder:
 
     def log(self, name: str, row: Mapping[str, Any]) -> None:
         """Append one JSON object; numbers that are not finite are written as null."""
+        if not self.writes:
+            return
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(row), ensure_ascii=True) + "\n")
 

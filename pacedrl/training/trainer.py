@@ -22,17 +22,25 @@ from typing import Any
 import torch
 
 from pacedrl.config import Config
-from pacedrl.errors import InputError
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import evaluation_settings
+from pacedrl.scale.ranks import connect
+from pacedrl.scale.scheduler import Scheduler, shared
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.training.actor import Actor
 from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
-from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, save_checkpoint
+from pacedrl.training.checkpoint import (
+    STATE_FORMAT,
+    checkpoint_step,
+    list_checkpoints,
+    load_checkpoint_state,
+    refuse_foreign,
+    save_checkpoint,
+)
 from pacedrl.training.collect import Collected, dump_collected, load_collected
 from pacedrl.training.interrupt import Interrupted, InterruptGuard
 from pacedrl.training.learner import Learner
@@ -56,9 +64,6 @@ from pacedrl.training.trackers import Trackers
 from pacedrl.training.view import SilentView, View
 from pacedrl.types import Group
 
-STATE_FORMAT = 2
-"""Of what a checkpoint holds besides the policy; counts up when that changes."""
-
 
 class TrainingStopped(Exception):
     """Training cannot go on as it is; the state was saved. The message says why and what to change."""
@@ -79,14 +84,15 @@ class Trainer:
     """Post-trains a model as its configuration says; a run folder that holds a checkpoint is resumed.
 
     Building one loads everything and checks the input; `train` runs the loop. The folder is written to only once the
-    input has been found good.
+    input has been found good. Of several processes (`pacedrl.scale`) each builds one.
 
     Raises InputError for bad input.
     """
 
     def __init__(self, config: Config, view: View | None = None) -> None:
         self.config = config
-        self.view = view or SilentView()
+        self.ranks = connect()
+        self.view = view or SilentView(quiet=not self.ranks.main)
         self.trackers = Trackers(config)
         device = resolve_device(config.run.device)
         train, held_out = load_tasks(config)
@@ -104,7 +110,7 @@ class Trainer:
         try:
             if config.verifier.check_gold:
                 require_some_gold(self.pool, [*self.train_tasks, *self.eval_tasks])
-            self.folder = RunFolder(config)
+            self.folder = RunFolder(config, writes=self.ranks.main)
             self._build_or_resume()
         except BaseException:
             self.pool.close()
@@ -118,7 +124,7 @@ class Trainer:
         interrupted = False
         self.folder.open_at(self.step)
         self.evaluated = (-1, 0)
-        for row in self.folder.rows("eval.jsonl")[-1:]:
+        for row in self.ranks.broadcast(self.folder.rows("eval.jsonl")[-1:]):
             self.evaluated = (row["step"], row["rollouts/generated"])
         self.view.start(self.step, self._steps_at_most())
         try:
@@ -134,6 +140,8 @@ class Trainer:
 
     def _loop(self) -> None:
         while True:
+            if self.ranks.count > 1 and self.ranks.any(self.guard.requested):
+                raise Interrupted
             if self._evaluation_due():
                 self._evaluate()
             if self._finished:
@@ -160,7 +168,7 @@ class Trainer:
                 batch = training_batch(
                     collected.kept, replayed, self.prompt_ids, self.scheduler, self.config, reference
                 )
-                update = self.learner.update(batch, self.step, self.guard.check)
+                update = self.learner.update(batch, self.step, self._tick)
             with clock.phase("wait"):
                 self.pending = following()
         sampled = [group.prompt.key for group in collected.sampled]
@@ -196,9 +204,14 @@ class Trainer:
         metrics["kl/old_beta"] = getattr(self.config.objective, "beta", math.nan) * metrics["kl/old"]
         self._report(metrics | clock.metrics(), collected.sampled, estimates)
 
+    def _tick(self) -> None:
+        # Several processes stop together, between steps: one that left a step would leave the others waiting.
+        if self.ranks.count == 1:
+            self.guard.check()
+
     def _collect(self) -> Collected:
         self.sampler.sync(self.policy)
-        return self.actor.collect(self.step, self.step, self.guard.check)
+        return self.actor.collect(self.step, self.step, self._tick)
 
     @contextmanager
     def _ahead(self, collected: Collected) -> Iterator[Callable[[], Collected | None]]:
@@ -220,14 +233,13 @@ class Trainer:
 
     def _reference_logprobs(self, batch: Sequence[TrainingSequence]) -> list[list[float]]:
         policy = self.initial or self.policy
+        temperature, budget = self.config.sampling.temperature, self.config.optimizer.tokens_per_micro_batch
+
+        def logprobs(part: Sequence[TrainingSequence]) -> list[list[float]]:
+            return sequence_logprobs(policy, part, temperature, budget, self._tick)
+
         with policy.adapter_off():
-            return sequence_logprobs(
-                policy,
-                batch,
-                self.config.sampling.temperature,
-                self.config.optimizer.tokens_per_micro_batch,
-                self.guard.check,
-            )
+            return self.ranks.share(batch, logprobs, [len(sequence) for sequence in batch])
 
     def _true_accuracies(self) -> list[float]:
         return true_accuracies(
@@ -236,7 +248,7 @@ class Trainer:
             self.prompt_ids,
             self.config.sampling.temperature,
             self.config.optimizer.tokens_per_micro_batch,
-            self.guard.check,
+            self._tick,
         )
 
     def _report(self, metrics: dict[str, float], groups: list[Group], estimates: Mapping[str, float]) -> None:
@@ -289,8 +301,9 @@ class Trainer:
             settings,
             self.config.eval.k,
             self.config.run.seed,
-            self.guard.check,
+            self._tick,
             self.view.advance,
+            self.ranks,
         )
         row: dict[str, float] = {"step": self.step, "rollouts/generated": self.rollouts}
         for result in results:
@@ -302,6 +315,9 @@ class Trainer:
         return results
 
     def _save(self) -> None:
+        self.ranks.decide(self._write_checkpoint)
+
+    def _write_checkpoint(self) -> None:
         saved = list_checkpoints(self.folder.path)
         if self.step == 0 or (saved and checkpoint_step(saved[-1]) == self.step):
             return
@@ -329,11 +345,12 @@ class Trainer:
         self.step = self.rollouts = self.trained = self.tokens = self.skipped = 0
         self.alarms = Alarms()
         self.initial_policy = self.policy.fingerprint()
-        saved = list_checkpoints(config.run.dir)[-1:]
+        saved = self.ranks.broadcast(list_checkpoints(config.run.dir)[-1:])
         if saved:
-            self._refuse_foreign(saved[0])
+            refuse_foreign(saved[0], config.model.name, self.initial_policy, self.prompts)
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
-        self.scheduler = build_scheduler(config, list(self.prompts), self._embeddings())
+        own = build_scheduler(config, list(self.prompts), self._embeddings()) if self.ranks.main else None
+        self.scheduler: Scheduler = shared(own, self.ranks)
         # Under LoRA the initial policy is the policy without its adapter.
         needs_copy = config.needs_reference and config.model.lora is None
         self.initial = self.policy.frozen_copy() if needs_copy else None
@@ -346,11 +363,13 @@ class Trainer:
             config.sampling.temperature,
             partial(policy_loss, config.objective, config.sampling.max_new_tokens),
             config.run.seed,
+            self.ranks,
         )
         self.sampler = build_sampler(config, self.policy)
+        line = self.ranks.twin() if config.sampling.ahead else self.ranks
         self.actor = Actor(
             config,
-            self.scheduler,
+            shared(own, line),
             self.sampler,
             self.pool,
             self.train_tasks,
@@ -358,6 +377,7 @@ class Trainer:
             self.prompt_ids,
             self.view,
             self._true_accuracies,
+            line,
         )
         if saved:
             self._restore(saved[0])
@@ -368,25 +388,6 @@ class Trainer:
         self.view.phase("embedding prompts", len(self.prompts))
         ids = [self.prompt_ids[key] for key in self.prompts]
         return initial_embeddings(self.config, self.policy, ids, self.view.advance)
-
-    def _refuse_foreign(self, folder: Path) -> None:
-        """Raise InputError for a checkpoint of another version or model, or of prompts that are gone."""
-        if load_checkpoint_state(folder, "trainer").get("format") != STATE_FORMAT:
-            raise InputError(
-                f"{folder}: another version of pacedrl wrote this checkpoint, and this one cannot read its state; go "
-                "on with that version, or start another run with run.dir=PATH"
-            )
-        if load_checkpoint_state(folder, "trainer")["initial_policy"] != self.initial_policy:
-            raise InputError(
-                f"{folder}: this checkpoint belongs to another model than model.name = '{self.config.model.name}'; "
-                "start another run with run.dir=PATH"
-            )
-        gone = [key for key in load_checkpoint_state(folder, "scheduler")["keys"] if key not in self.prompts]
-        if gone:
-            raise InputError(
-                f"{folder}: {len(gone)} prompts that this run was trained on are no longer in data.train; put them "
-                "back, or start another run with run.dir=PATH"
-            )
 
     def _restore(self, folder: Path) -> None:
         self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))

@@ -28,7 +28,10 @@ class View(Protocol):
 
 
 class SilentView:
-    """Shows nothing but warnings, on standard error."""
+    """Shows nothing but warnings, on standard error; ``quiet``: not even those."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
 
     def start(self, step: int, total: int) -> None: ...
     def phase(self, name: str, total: int) -> None: ...
@@ -38,7 +41,7 @@ class SilentView:
     def stop(self) -> None: ...
 
     def warn(self, text: str) -> None:
-        Console(stderr=True).print(f"warning: {text}", markup=False, style="yellow")
+        self.console.print(f"warning: {text}", markup=False, style="yellow")
 
 
 class ConsoleView:
@@ -50,8 +53,8 @@ class ConsoleView:
     LINES = 20
     """Lines at most, over a run, where there is no terminal."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self.total = 0
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -62,7 +65,7 @@ class ConsoleView:
             TextColumn("/"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
         self.bar = self.progress.add_task("loading", total=None, figures="")
         self.inner = self.progress.add_task("", total=None, figures="", visible=False)
