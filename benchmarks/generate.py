@@ -11,6 +11,7 @@ Prints medians and ranges of seconds, tokens per second and the ratio to ours. `
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         save_model(Path(name))
@@ -62,6 +64,8 @@ def main() -> None:
             f"{name:15}{median:8.2f} s ({min(values):.2f}-{max(values):.2f}, {len(values)} rounds)"
             f"{PROMPTS * COMPLETIONS * new / median:8.0f} tokens/s{median / own:8.2f} of ours"
         )
+    if options.json:
+        options.json.write_text(json.dumps(seconds, indent=1) + "\n")
 
 
 def ours(policy: Policy, prompt_ids: list[list[int]], new: int) -> int:

@@ -10,9 +10,11 @@ each way in a process of its own. The plain way is ``log_softmax(hidden @ head.T
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import resource
 import time
+from pathlib import Path
 
 import torch
 
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--hidden", type=int, default=896)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     found = {}
     for way in WAYS:
@@ -35,6 +38,9 @@ def main() -> None:
         print(f"{way:6}{memory / 2**30:8.2f} GiB beyond inputs and weights{seconds:8.1f} s   sum {total:.4f}")
     memory, seconds = (found["ours"][i] / found["plain"][i] for i in (0, 1))
     print(f"ours to plain: memory {memory:.3f}, time {seconds:.2f}")
+    if options.json:
+        named = {way: dict(zip(("bytes", "seconds"), figures, strict=False)) for way, figures in found.items()}
+        options.json.write_text(json.dumps(named, indent=1) + "\n")
 
 
 def measure(way: str, tokens: int, vocabulary: int, hidden: int) -> tuple[float, float, float]:

@@ -14,6 +14,7 @@ mapped file. Prints a table of medians over the steps and of growth from one siz
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import resource
 import tempfile
@@ -41,9 +42,11 @@ def main() -> None:
     parser.add_argument("--sizes", default="10000,100000,1000000")
     parser.add_argument("--features", type=int, default=1536)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     context = multiprocessing.get_context("spawn")
+    everything: dict[str, dict[int, dict[str, float]]] = {name: {} for name in WAYS}
     for name, way in WAYS.items():
         print(
             f"\n{name}\n{'prompts':>10}"
@@ -62,7 +65,9 @@ def main() -> None:
             print(f"{size:>10,}{cells}{share:>11.3%}{found['peak'] / 2**20:>7.0f} MB")
             if before is not None:
                 print(f"{'growth':>10}" + "".join(f"{found[p] / max(before[p], 1e-9):>11.1f}×" for p in PHASES))
-            before = found
+            before = everything[name][size] = found
+    if options.json:
+        options.json.write_text(json.dumps(everything, indent=1) + "\n")
 
 
 def write_embeddings(path: Path, prompts: int, features: int) -> None:

@@ -2,15 +2,19 @@
 
     python benchmarks/tiny.py                # 20 steps of 32 prompts × 8 completions on each side: some minutes
 
-The skills that ship with the package, at most 16 new tokens, completions end when they end; TRL takes all 256 sequences
-of a step as one micro-batch. Prints what `benchmarks/step.py` prints.
+The skills that ship with the package, at most 16 new tokens, completions end when they end. TRL twice: as it comes
+(micro-batches of 8 sequences, gradient checkpointing), and with what suits a model as small as this (all 256 sequences
+of a step as one micro-batch, no checkpointing), which is what ours does. Prints what `benchmarks/step.py` prints.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from step import Work, compare
@@ -19,10 +23,16 @@ from pacedrl.config import ModelConfig
 from pacedrl.policy.policy import Policy
 from pacedrl.tasks.skills import skill_rows
 
+TRL: dict[str, dict[str, Any]] = {
+    "as it comes": {"trl_batch": 8, "checkpointing": True},
+    "tuned": {"trl_batch": 256, "checkpointing": False},
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "model"
@@ -40,7 +50,12 @@ def main() -> None:
             trl_batch=256,
             learning_rate=2e-4,
         )
-        compare(work)
+        found = {}
+        for name, settings in TRL.items():
+            print(f"\nTRL {name}: {settings}")
+            found[name] = compare(replace(work, **settings))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
