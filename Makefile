@@ -48,9 +48,10 @@ results-skills: $(VENV)/dev.stamp  ## every recipe and ablation on the tiny mode
 WORDS := paced,paced_plus,grpo,dapo
 SVAMP := data/SVAMP.json
 
-results-words: $(VENV)/dev.stamp smollm2  ## four recipes on SmolLM2-135M and SVAMP's word problems (1.5 hours on 2 cores; SVAMP=PATH)
+results-words: $(VENV)/dev.stamp smollm2  ## four recipes on SmolLM2-135M and SVAMP's equations (1.7 hours on 2 cores; SVAMP=PATH)
 	$(BIN)/python docs/results/words_rows.py $(SVAMP) runs/results/words_rows
-	$(BIN)/pacedrl compare docs/results/words.yaml --recipes $(WORDS) --seeds 2 --first-seed 500 --rollouts 1920 --final-k 1,4,16 --out runs/results/words
+	test -d runs/results/words_rows/base || $(BIN)/python docs/results/words_base.py models/smollm2 runs/results/words_rows/warm_up.jsonl runs/results/words_rows/base
+	$(BIN)/pacedrl compare docs/results/words.yaml --recipes $(WORDS) --seeds 4 --first-seed 500 --rollouts 1920 --final-k 1,4,16 --out runs/results/words
 	$(BIN)/python docs/results/words_seen.py runs/results/words
 	$(BIN)/python docs/results/build.py words --from runs/results
 

@@ -237,14 +237,16 @@ def test_what_the_page_on_words_counts_is_what_was_counted() -> None:
     seen = yaml.safe_load((ROOT / "docs/results/words_seen.yaml").read_text())
     page = " ".join((ROOT / "docs/results/words.md").read_text(encoding="utf-8").split())
 
-    def both(recipe: str, name: str) -> list[int]:
-        values = [seen[f"{recipe}/{seed}"][name] for seed in (500, 501)]
-        return [round(100 * value) if name == "its_share" else value for value in values]
+    def of(recipe: str, name: str) -> list[float]:
+        return [seen[f"{recipe}/{seed}"][name] for seed in range(500, 504)]
 
-    assert "`paced` trained on {} and {} different problems".format(*both("paced", "different")) in page
-    assert f"(on one of them {max(both('paced', 'commonest_drawn'))} times)" in page
-    assert "`paced_plus` saw {} and {}".format(*both("paced_plus", "different")) in page
-    assert "in {}% and {}% of the completions kept".format(*both("grpo", "its_share")) in page
-    assert "`paced_plus` in {}% and {}%".format(*both("paced_plus", "its_share")) in page
-    shares, answers = both("paced", "its_share"), both("paced", "commonest_answer")
-    assert f'answered "{answers[0]}" to {shares[0]}% and "{answers[1]}" to {shares[1]}%' in page
+    def span(values: list[float]) -> str:
+        return f"{min(values):g} to {max(values):g}"
+
+    assert f"observed is {span(of('paced', 'rank_correlation'))} (over the seeds)" in page
+    assert f"that of `paced_plus` {span(of('paced_plus', 'rank_correlation'))}" in page
+    assert f"`paced` drew {span(of('paced', 'different'))} different problems" in page
+    assert f"`paced_plus` {span(of('paced_plus', 'different'))}" in page
+    assert of("grpo", "different") == of("grpo", "draws") == [240] * 4
+    share = sum(of("dapo", "trained_fresh")) / sum(of("dapo", "generated"))
+    assert f"`dapo` trained on {share:.0%} of what it generated" in page

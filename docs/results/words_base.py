@@ -44,7 +44,9 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         print(f"{first + len(batch)}/{len(rows)}: {loss.item():.3f} nats a token", flush=True)
-    policy.save(options.out)
+    partial = options.out.with_name(options.out.name + ".partial")  # the folder is there once it is whole
+    policy.save(partial)
+    partial.rename(options.out)
 
 
 if __name__ == "__main__":

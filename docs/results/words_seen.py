@@ -2,9 +2,10 @@
 
     python docs/results/words_seen.py runs/results/words
 
-For each run of the comparison: how many problems it drew, how many different ones, how often the commonest; and which
-share of the completions in samples.jsonl from its last ten steps has each operation, the first in the text. Writes
-words_seen.yaml beside this file; the page quotes it.
+For each run of the comparison: how many problems it drew, how many different ones, how often the commonest; how many of
+the completions generated were trained on; how well estimates ranked the prompts of a step, by Spearman's correlation
+with what was then observed, mean over the steps; and which share of the completions in samples.jsonl from its last ten
+steps has each operation, the first in the text. Writes words_seen.yaml beside this file; the page quotes it.
 """
 
 from __future__ import annotations
@@ -45,11 +46,17 @@ def summary(run: Path) -> dict[str, Any]:
     samples = rows(run / "samples.jsonl")
     last = max(row["step"] for row in samples)
     shown = [row["completion"] for row in samples if row["step"] > last - LAST_STEPS]
+    steps = rows(run / "metrics.jsonl")
+    ranks = [row["accuracy/spearman"] for row in steps]
+    known = [value for value in ranks if value is not None]
     signs = Counter(match[0] if (match := re.search(r"[-+*/]", text)) else "none" for text in shown)
     return {
         "draws": drawn.total(),
         "different": len(drawn),
         "commonest_drawn": max(drawn.values()),
+        "generated": steps[-1]["rollouts/generated"],
+        "trained_fresh": round(steps[-1]["rollouts/trained"] - sum(row["replay/trained"] for row in steps)),
+        "rank_correlation": round(sum(known) / len(known), 3) if known else None,
         "answers": {sign: round(count / len(shown), 3) for sign, count in sorted(signs.items())},
     }
 
