@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ class Ranks:
 
     def twin(self) -> Ranks:
         """The same processes on a line of their own, for a second thread."""
-        return Ranks(self.index, self.count, dist.new_group(backend="gloo") if self.count > 1 else None)
+        return Ranks(self.index, self.count, _objects() if self.count > 1 else None)
 
     def broadcast(self, value: Value) -> Value:
         """The value that the main process gives."""
@@ -104,12 +105,9 @@ class Ranks:
 
     def part(self, costs: Sequence[float]) -> slice:
         """This process's of as many parts, about equal in cost, of a sequence of things with these costs."""
-        ends = np.cumsum(costs)
-        bounds = [0.0, *(ends[-1] * (i + 1) / self.count for i in range(self.count))] if len(ends) else [0.0, 0.0]
-        if not len(ends):
-            return slice(0, 0)
-        middles = ends - np.asarray(costs) / 2
-        first, last = np.searchsorted(middles, [bounds[self.index], bounds[self.index + 1]])
+        middles = np.cumsum(costs) - np.asarray(costs) / 2
+        bounds = np.array([self.index, self.index + 1]) / self.count * sum(costs)
+        first, last = np.searchsorted(middles, bounds)
         return slice(int(first), int(last))
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -136,6 +134,12 @@ def _sum(bucket: list[torch.Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def _objects() -> Any:
+    """A group of all processes that Python objects are exchanged in."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+@cache
 def connect() -> Ranks:
     """The processes that ``torchrun`` or ``accelerate launch`` started, or this one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -145,4 +149,4 @@ def connect() -> Ranks:
         dist.init_process_group(backend, timeout=PATIENCE)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+    return Ranks(dist.get_rank(), dist.get_world_size(), _objects())

@@ -120,15 +120,21 @@ def test_a_run_goes_on_with_another_number_of_processes_and_bit_for_bit_with_the
     assert all(bool((tensor == whole[name]).all()) for name, tensor in exact.items())
 
 
-def test_interrupted_together_and_resumed(trained: Path) -> None:
-    tree = tiny_run("long", recipe="paced", run={"steps": 400}, eval={"every": 0})
-    (trained / "long.yaml").write_text(yaml.safe_dump(tree))
-    process = launch(trained, 2, "-m", "pacedrl.cli", "train", "long.yaml")
-    log = trained / "long/metrics.jsonl"
+def under_way(folder: Path, name: str) -> subprocess.Popen[str]:
+    """A long run of two processes that has come to its third step."""
+    tree = tiny_run(name, recipe="paced", run={"steps": 400}, eval={"every": 0})
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    process = launch(folder, 2, "-m", "pacedrl.cli", "train", f"{name}.yaml")
+    log = folder / name / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 3):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    return process
+
+
+def test_interrupted_together_and_resumed(trained: Path) -> None:
+    process = under_way(trained, "long")
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     assert "Stopped after step" in out
@@ -137,14 +143,7 @@ def test_interrupted_together_and_resumed(trained: Path) -> None:
 
 
 def test_when_one_process_is_killed_the_others_end(trained: Path) -> None:
-    tree = tiny_run("killed", recipe="paced", run={"steps": 400}, eval={"every": 0})
-    (trained / "killed.yaml").write_text(yaml.safe_dump(tree))
-    process = launch(trained, 2, "-m", "pacedrl.cli", "train", "killed.yaml")
-    log = trained / "killed/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    process = under_way(trained, "killed")
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
     assert len(ranks) == 2
     started = time.monotonic()
