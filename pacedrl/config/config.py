@@ -29,6 +29,7 @@ from pacedrl.config.sections import (
     RewardConfig,
     RunConfig,
     SamplingConfig,
+    ScaleConfig,
     TrackingConfig,
     VerifierConfig,
 )
@@ -51,6 +52,7 @@ class Config(Section):
     partition: PartitionConfig = PartitionConfig()
     replay: ReplayConfig = ReplayConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    scale: ScaleConfig = ScaleConfig()
     verifier: VerifierConfig = VerifierConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -89,6 +91,8 @@ class Config(Section):
             raise ValueError("partition.z_score_rewards: only trajectory balance with objective.log_z=learned heeds it")
         if self.sampling.ahead and estimator == "oracle":
             raise ValueError("sampling.ahead: the oracle's accuracies are of the present policy; set it to false")
+        if self.scale.shard and self.optimizer.activation_offload:
+            raise ValueError("optimizer.activation_offload: not with scale.shard, whose gathered weights it would move")
         if self.replay.enabled and (log_z in (None, "group_mean") or estimator == "none"):
             raise ValueError(
                 f"replay.enabled: replay, on in recipe '{self.recipe}' or in the config, needs trajectory balance "

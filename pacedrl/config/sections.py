@@ -168,6 +168,14 @@ class OptimizerConfig(Section):
     """Keep activations in the host's memory until the backward pass: for a GPU that is short of its own."""
 
 
+class ScaleConfig(Section):
+    """What the processes of a run share, where ``torchrun`` or ``accelerate launch`` started several."""
+
+    shard: bool = False
+    """Split weights, gradients and optimiser state among the processes (FSDP2), not the completions alone. Each also
+    keeps the weights in one piece to sample from."""
+
+
 class VerifierConfig(Section):
     """The processes that judge completions."""
 

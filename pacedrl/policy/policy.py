@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,8 @@ from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
 from pacedrl.policy.loading import find_head, load_model_and_tokenizer, model_fingerprint
-from pacedrl.policy.logprobs import token_logprobs
+from pacedrl.policy.logprobs import Head, token_logprobs
+from pacedrl.scale.sharding import Sharded, whole
 from pacedrl.types import Message
 
 Pooling = Literal["mean", "last"]
@@ -40,7 +43,7 @@ class Policy:
         self.device = device
         # peft wraps the model and injects its layers in place: the model inside is the adapted causal LM.
         self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.head = find_head(self.causal_lm)
+        self._head = find_head(self.causal_lm)
         self.takes_patterns = takes_patterns(self.causal_lm)
         eos = self.causal_lm.generation_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [eos]
@@ -48,6 +51,7 @@ class Policy:
         if not self.eos_ids:
             raise InputError("model.name: neither the model nor its tokenizer names an end-of-sequence token")
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+        self._sharded: Sharded | None = None
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device, folder: Path | None = None) -> Policy:
@@ -58,6 +62,20 @@ class Policy:
         """A policy of the same weights that no training reaches."""
         copy = deepcopy(self.model)
         return Policy(copy.requires_grad_(False), self.tokenizer, self.device)
+
+    def shard(self) -> None:
+        """Split the weights among all processes: from here on they compute, load and save together."""
+        self._sharded = Sharded(self.causal_lm)
+
+    @property
+    def sharded(self) -> bool:
+        return self._sharded is not None
+
+    @property
+    def head(self) -> Head:
+        """How last hidden states become logits, with the weights as they are now."""
+        linear = self.causal_lm.get_output_embeddings()
+        return replace(self._head, weight_VH=linear.weight, bias_V=linear.bias)
 
     def adapter_off(self) -> AbstractContextManager[Any]:
         """Under LoRA, the model without its adapter, for as long as the context lasts; else the model as it is."""
@@ -80,7 +98,10 @@ class Policy:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights by their names in the model's own checkpoints; those of an adapter added to what it adapts."""
+        """The weights by their names in the model's own checkpoints; those of an adapter added to what it adapts.
+
+        Whole, also where they are split: all processes must go through them.
+        """
         changes: dict[int, Tensor] = {}
         for module in self.causal_lm.modules():
             if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
@@ -88,7 +109,8 @@ class Policy:
         for name, weight in self.causal_lm.named_parameters():
             if ".lora_" not in name:
                 change = changes.get(id(weight))
-                yield name.replace(".base_layer", ""), weight.detach() if change is None else weight.detach() + change
+                total = weight.detach() if change is None else weight.detach() + change
+                yield name.replace(".base_layer", ""), whole(total)
 
     def fingerprint(self) -> str:
         return model_fingerprint(self.causal_lm)
@@ -131,13 +153,18 @@ class Policy:
         ``temperature`` divides the logits, as in sampling: the policy that is trained is the one that was sampled.
         """
         lengths = [len(ids) for ids in completion_ids]
-        hidden_KH = self._hidden_before(prompt_ids, completion_ids)
-        target_K = self._tensor([token for ids in completion_ids for token in ids])
-        logprob_K, entropy_K = token_logprobs(hidden_KH, self.head, target_K, temperature)
+        compute = partial(self._token_logprobs, prompt_ids, completion_ids, temperature)
+        logprob_K, entropy_K = compute() if self._sharded is None else self._sharded.run(compute)
         logprobs_BT = pad_sequence(list(torch.split(logprob_K, lengths)), batch_first=True)
         entropy_BT = pad_sequence(list(torch.split(entropy_K, lengths)), batch_first=True)
         mask_BT = torch.arange(max(lengths), device=self.device) < self._tensor(lengths)[:, None]
         return logprobs_BT, entropy_BT, mask_BT
+
+    def keep_in_step(self) -> None:
+        """Go through a forward pass, and a backward pass of no gradient, with processes that have more to do."""
+        logprobs_BT, _, _ = self.logprobs([self.eos_ids[:1]], [self.eos_ids[:1]])
+        if logprobs_BT.requires_grad:
+            (0.0 * logprobs_BT.sum()).backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def embed(self, prompt_ids: Sequence[Sequence[int]], pooling: Pooling = "mean") -> Tensor:
@@ -149,10 +176,34 @@ class Policy:
         total_PH = (hidden_PLH.float() * mask_PL[..., None]).sum(dim=1)
         return (total_PH / mask_PL.sum(dim=1, keepdim=True)).cpu()
 
-    def save(self, folder: Path) -> None:
-        """Weights (or the adapter) as safetensors and the tokenizer, loadable by transformers (or peft)."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Weights (or the adapter) as safetensors and the tokenizer, loadable by transformers (or peft).
+
+        ``weights``: of a policy that is split, its `trained_weights`.
+        """
+        self.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
+
+    def trained_weights(self, keep: bool) -> dict[str, Tensor] | None:
+        """Of a policy that is split, what `save` needs, gathered by all processes for those that ``keep`` it."""
+        if not self.sharded:
+            return None
+        adapted = self.model is not self.causal_lm
+        named = self.model.state_dict(keep_vars=True)
+        gathered: dict[int, Tensor] = {}  # by identity: what is tied stays tied
+        for value in named.values():
+            if id(value) not in gathered and (value.requires_grad or not adapted):
+                tensor = whole(value.detach())
+                gathered[id(value)] = tensor.cpu() if keep else tensor.new_empty(0)
+        return {name: gathered[id(value)] for name, value in named.items() if id(value) in gathered}
+
+    def _token_logprobs(
+        self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each completion token, all sequences' end to end."""
+        hidden_KH = self._hidden_before(prompt_ids, completion_ids)
+        target_K = self._tensor([token for ids in completion_ids for token in ids])
+        return token_logprobs(hidden_KH, self.head, target_K, temperature)
 
     def _hidden_before(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> Tensor:
         """Last hidden states at the positions that predict completion tokens, all sequences' end to end: [K, H]."""

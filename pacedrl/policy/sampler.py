@@ -14,6 +14,7 @@ from pacedrl.policy.attention import Decoding, attention
 from pacedrl.policy.cache import ColumnCache
 from pacedrl.policy.draw import draw_tokens
 from pacedrl.policy.policy import Policy
+from pacedrl.scale.sharding import whole
 from pacedrl.types import Completion, FinishReason
 
 COLUMNS_AHEAD = 256
@@ -59,7 +60,7 @@ class TransformersSampler:
     def sync(self, policy: Policy) -> None:
         if policy is not self.policy:
             for own, new in zip(self.policy.model.parameters(), policy.model.parameters(), strict=True):
-                own.copy_(new)
+                own.copy_(whole(new))
 
     def sample(
         self,

@@ -92,16 +92,22 @@ class Ranks:
         if self.count == 1:
             return list(make(items))
         own = items[self.part(costs or [1.0] * len(items))]
-        result: tuple[list[Made], Exception | None]
+        return [made for part in self.together(lambda: list(make(own)) if own else []) for made in part]
+
+    def together(self, work: Callable[[], Value]) -> list[Value]:
+        """What every process makes of it; what one raises is raised by all."""
+        result: Any
         try:
-            result = (list(make(own)) if own else [], None)
+            result = (work(), None)
         except Exception as error:
-            result = ([], error)
+            if self.count == 1:
+                raise
+            result = (None, error)
         results = self.gather(result)
         for _, failure in results:
             if failure is not None:
                 raise failure
-        return [made for part, _ in results for made in part]
+        return [value for value, _ in results]
 
     def part(self, costs: Sequence[float]) -> slice:
         """This process's of as many parts, about equal in cost, of a sequence of things with these costs."""

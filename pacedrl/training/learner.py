@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +17,10 @@ from pacedrl.method.objectives import Metrics as TensorMetrics
 from pacedrl.policy.activations import activation_offload, gradient_checkpointing
 from pacedrl.policy.policy import Policy
 from pacedrl.scale.ranks import Ranks
+from pacedrl.scale.sharding import join_optimizer_states, own_part, whole
 from pacedrl.seeding import derive_seed
 from pacedrl.training.objective import BatchSize, LossInputs
-from pacedrl.training.sequences import TrainingSequence, micro_batches, sequence_logprobs
+from pacedrl.training.sequences import TrainingSequence, model_passes, sequence_logprobs
 
 Metrics = dict[str, float]
 Loss = Callable[[LossInputs, BatchSize], tuple[Tensor, TensorMetrics]]
@@ -137,7 +137,7 @@ class Learner:
         size = BatchSize(len(batch), sum(len(sequence.completion_ids) for sequence in batch))
         self.optimizer.zero_grad(set_to_none=True)
         with gradient_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing):
-            for rows in micro_batches(own, self.config.tokens_per_micro_batch, self.policy.takes_patterns):
+            for rows in model_passes(self.policy, own, self.config.tokens_per_micro_batch, self.ranks):
                 tick()
                 ratios, gap, sums = self._micro_batch([own[i] for i in rows], size)
                 largest_gap = float(np.maximum(largest_gap, gap))  # NaN stays NaN
@@ -145,7 +145,8 @@ class Learner:
                     own_ratios[i] = ratio
                 for name, value in sums.items():
                     totals[name] = totals.get(name, 0.0) + value
-        self.ranks.sum_gradients(self.policy.parameters())
+        if not self.policy.sharded:  # there they were summed as they came
+            self.ranks.sum_gradients(self.policy.parameters())
         return _joined(self.ranks.gather((totals, largest_gap, own_ratios)))
 
     def _with_anchors(self, batch: Sequence[TrainingSequence], tick: Callable[[], None]) -> Sequence[TrainingSequence]:
@@ -153,13 +154,9 @@ class Learner:
         without = [i for i, sequence in enumerate(batch) if sequence.anchor_logprobs is None]
         if not without or self.config.mini_batches * self.config.epochs == 1:
             return batch
-        budget = self.config.tokens_per_micro_batch
-
-        def logprobs(part: Sequence[TrainingSequence]) -> list[list[float]]:
-            return sequence_logprobs(self.policy, part, self.temperature, budget, tick)
-
-        sequences = [batch[i] for i in without]
-        anchors = dict(zip(without, self.ranks.share(sequences, logprobs, list(map(len, sequences))), strict=True))
+        sequences, budget = [batch[i] for i in without], self.config.tokens_per_micro_batch
+        logprobs = sequence_logprobs(self.policy, sequences, self.temperature, budget, tick, self.ranks)
+        anchors = dict(zip(without, logprobs, strict=True))
         return [replace(s, anchor_logprobs=anchors[i]) if i in anchors else s for i, s in enumerate(batch)]
 
     def _mini_batches(self, size: int, step: int) -> Iterator[list[int]]:
@@ -235,7 +232,7 @@ class Learner:
         if not fresh:
             totals["mismatch/logprob_max"] = math.nan
         parameters = self.policy.parameters()
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)))
         applied = math.isfinite(norm) and math.isfinite(totals["loss/objective"])
         rate = self.config.learning_rate * schedule_factor(self.config, step, self.total_steps)
         if applied:
@@ -246,10 +243,14 @@ class Learner:
         return totals | {"grad_norm": norm, "optim/learning_rate": rate}, applied
 
     def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
+        """The optimiser's state; of a policy that is split, this process's part of it."""
+        state = self.optimizer.state_dict()
+        parts = {i: {name: own_part(tensor) for name, tensor in one.items()} for i, one in state["state"].items()}
+        return state | {"state": parts}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(deepcopy(state))
+    def load_state_dict(self, parts: Sequence[dict[str, Any]]) -> None:
+        """What the `state_dict` of each process was: of one alone, or of all that a policy was split among."""
+        self.optimizer.load_state_dict(join_optimizer_states(parts, self.policy.parameters()))
 
 
 def _nothing() -> None: ...

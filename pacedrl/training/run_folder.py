@@ -20,7 +20,7 @@ from pacedrl.config import Config, dump_config, load_config
 from pacedrl.errors import InputError
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "groups.jsonl")
-FREE_SECTIONS = ("eval", "checkpoint", "tracking", "verifier", "versions")
+FREE_SECTIONS = ("eval", "checkpoint", "tracking", "verifier", "versions", "scale")
 """Sections that may change when a run is resumed, as all of ``run`` but the seed may: they do not alter what a given
 step computes."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pacedrl.policy.policy import Policy
+from pacedrl.scale.ranks import Ranks
 from pacedrl.types import Prompt
 
 
@@ -50,6 +51,17 @@ def micro_batches(batch: Sequence[TrainingSequence], token_budget: int, shared_p
     return _packed(batch, token_budget) if shared_prompts else _padded(batch, token_budget)
 
 
+def model_passes(
+    policy: Policy, batch: Sequence[TrainingSequence], token_budget: int, ranks: Ranks
+) -> Iterator[list[int]]:
+    """`micro_batches` of this process. Where the policy is split, as many passes on every process as on the busiest."""
+    groups = micro_batches(batch, token_budget, policy.takes_patterns)
+    passes = max(ranks.gather(len(groups))) if policy.sharded else len(groups)
+    yield from groups
+    for _ in range(passes - len(groups)):
+        policy.keep_in_step()
+
+
 def _packed(batch: Sequence[TrainingSequence], token_budget: int) -> list[list[int]]:
     groups: list[list[int]] = []
     used = 0
@@ -84,18 +96,24 @@ def sequence_logprobs(
     temperature: float,
     token_budget: int,
     tick: Callable[[], None] = lambda: None,
+    ranks: Ranks | None = None,
 ) -> list[list[float]]:
-    """log π of every completion token, one list a sequence, in the order given. ``tick``: before each micro-batch."""
-    logprobs: list[list[float]] = [[]] * len(batch)
-    for rows in micro_batches(batch, token_budget, policy.takes_patterns):
+    """log π of every completion token, one list a sequence, in the order given.
+
+    ``tick`` is called before each micro-batch. ``ranks``: the processes that share the work, and all get its result.
+    """
+    ranks = ranks or Ranks()
+    own = batch[ranks.part([len(sequence) for sequence in batch])]
+    logprobs: list[list[float]] = [[]] * len(own)
+    for rows in model_passes(policy, own, token_budget, ranks):
         tick()
-        part = [batch[i] for i in rows]
+        part = [own[i] for i in rows]
         logprobs_BT, _, _ = policy.logprobs(
             [sequence.prompt_ids for sequence in part], [sequence.completion_ids for sequence in part], temperature
         )
         for i, row in zip(rows, logprobs_BT.tolist(), strict=True):
-            logprobs[i] = row[: len(batch[i].completion_ids)]
-    return logprobs
+            logprobs[i] = row[: len(own[i].completion_ids)]
+    return [row for part in ranks.gather(logprobs) for row in part]
 
 
 def true_accuracies(
@@ -105,6 +123,7 @@ def true_accuracies(
     temperature: float,
     token_budget: int,
     tick: Callable[[], None] = lambda: None,
+    ranks: Ranks | None = None,
 ) -> list[float]:
     """The probability of each prompt's one right answer: the accuracy that sampling estimates, without its noise.
 
@@ -118,6 +137,6 @@ def true_accuracies(
         for eos in policy.eos_ids:
             batch.append(TrainingSequence(prompt_ids[prompt.key], [*answer, eos], 0.0, None))
     log_probability_N = torch.tensor(
-        [sum(row) for row in sequence_logprobs(policy, batch, temperature, token_budget, tick)], dtype=torch.float64
+        [sum(row) for row in sequence_logprobs(policy, batch, temperature, token_budget, tick, ranks)], dtype=torch.float64
     )
     return [float(p) for p in log_probability_N.exp().view(len(prompts), len(policy.eos_ids)).sum(dim=1)]

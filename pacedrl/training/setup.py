@@ -131,13 +131,16 @@ def require_oracle_tasks(config: Config, tasks: Sequence[Task]) -> None:
         )
 
 
-def build_sampler(config: Config, policy: Policy) -> Sampler:
-    """What draws the run's completions. Raises InputError where the engine is not installed."""
+def build_sampler(config: Config, policy: Policy, splits: bool = False) -> Sampler:
+    """What draws the run's completions. Raises InputError where the engine is not installed.
+
+    A policy that ``splits``, once this is built, is sampled from a copy in one piece.
+    """
     if config.sampling.engine == "vllm":
         from pacedrl.policy.vllm_sampler import VllmSampler
 
         return VllmSampler(policy, config.sampling)
-    return TransformersSampler(policy, own_copy=config.sampling.ahead)
+    return TransformersSampler(policy, own_copy=config.sampling.ahead or splits)
 
 
 def initial_embeddings(

@@ -35,9 +35,9 @@ from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
 from pacedrl.training.checkpoint import (
     STATE_FORMAT,
-    checkpoint_step,
     list_checkpoints,
     load_checkpoint_state,
+    load_optimizer_states,
     refuse_foreign,
     save_checkpoint,
 )
@@ -234,12 +234,8 @@ class Trainer:
     def _reference_logprobs(self, batch: Sequence[TrainingSequence]) -> list[list[float]]:
         policy = self.initial or self.policy
         temperature, budget = self.config.sampling.temperature, self.config.optimizer.tokens_per_micro_batch
-
-        def logprobs(part: Sequence[TrainingSequence]) -> list[list[float]]:
-            return sequence_logprobs(policy, part, temperature, budget, self._tick)
-
         with policy.adapter_off():
-            return self.ranks.share(batch, logprobs, [len(sequence) for sequence in batch])
+            return sequence_logprobs(policy, batch, temperature, budget, self._tick, self.ranks)
 
     def _true_accuracies(self) -> list[float]:
         return true_accuracies(
@@ -249,6 +245,7 @@ class Trainer:
             self.config.sampling.temperature,
             self.config.optimizer.tokens_per_micro_batch,
             self._tick,
+            self.ranks,
         )
 
     def _report(self, metrics: dict[str, float], groups: list[Group], estimates: Mapping[str, float]) -> None:
@@ -315,11 +312,7 @@ class Trainer:
         return results
 
     def _save(self) -> None:
-        self.ranks.decide(self._write_checkpoint)
-
-    def _write_checkpoint(self) -> None:
-        saved = list_checkpoints(self.folder.path)
-        if self.step == 0 or (saved and checkpoint_step(saved[-1]) == self.step):
+        if self.step == 0:
             return
         state = {
             "trainer": {
@@ -338,7 +331,7 @@ class Trainer:
             "optimizer": self.learner.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
-        save_checkpoint(self.folder.path, self.step, self.policy, state, self.config.checkpoint.keep)
+        save_checkpoint(self.folder.path, self.step, self.policy, state, self.config.checkpoint.keep, self.ranks)
 
     def _build_or_resume(self) -> None:
         config = self.config
@@ -356,6 +349,10 @@ class Trainer:
         self.initial = self.policy.frozen_copy() if needs_copy else None
         if saved:
             self.policy = Policy.load(config.model, self.policy.device, saved[0])
+        splits = config.scale.shard and self.ranks.count > 1
+        self.sampler = build_sampler(config, self.policy, splits)
+        if splits:
+            self.policy.shard()
         self.learner = Learner(
             self.policy,
             config.optimizer,
@@ -365,7 +362,6 @@ class Trainer:
             config.run.seed,
             self.ranks,
         )
-        self.sampler = build_sampler(config, self.policy)
         line = self.ranks.twin() if config.sampling.ahead else self.ranks
         self.actor = Actor(
             config,
@@ -391,7 +387,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
-        self.learner.load_state_dict(load_checkpoint_state(folder, "optimizer"))
+        self.learner.load_state_dict(load_optimizer_states(folder))
         state = load_checkpoint_state(folder, "trainer")
         self.step, self.rollouts, self.trained = state["step"], state["rollouts"], state["trained"]
         self.tokens, self.skipped = state["tokens"], state["skipped"]

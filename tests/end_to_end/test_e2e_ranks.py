@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,17 @@ import pytest
 import yaml
 from cli_process import tiny_run
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-RECIPES = ("paced", "grpo", "flowrl")
+RUNS: dict[str, dict[str, Any]] = {
+    "paced": {"recipe": "paced"},
+    "grpo": {"recipe": "grpo"},
+    "flowrl": {"recipe": "flowrl"},
+    "lora": {"recipe": "paced", "model": {"name": "tiny", "lora": {"r": 4, "target_modules": ["q_proj", "up_proj"]}}},
+}
+SPLIT: dict[str, Any] = {"scale": {"shard": True}}
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {"one": (1, {}), "two": (2, {}), "split": (2, SPLIT)}
+"""Processes, and what the configuration says of them."""
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -26,6 +36,35 @@ from pacedrl.config import load_config
 torch.set_num_threads(1)
 for path in sys.argv[1:]:
     Trainer(load_config(Path(path))).train()
+"""
+TROUBLE = """
+import os, sys
+from pathlib import Path
+import torch
+from pacedrl import Trainer
+from pacedrl.config import load_config
+from pacedrl.training.learner import Learner
+
+torch.set_num_threads(1)
+accumulate, steps = Learner._micro_batch, []
+
+def broken(self, batch, size):
+    result = accumulate(self, batch, size)
+    if os.environ["RANK"] == "1" and trainer.step == 1:
+        for parameter in self.policy.parameters():
+            parameter.grad.fill_(float("nan"))
+    return result
+
+Learner._micro_batch = broken
+trainer = Trainer(load_config(Path(sys.argv[1])))
+trainer.train()
+"""
+SLOW_VERIFIER = """
+import os, time
+
+def reward(completions, **columns):
+    time.sleep(2.0 * (os.environ["RANK"] == "1"))
+    return [float(len(text) % 2) for text in completions]
 """
 
 
@@ -50,35 +89,41 @@ def rows(folder: Path, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 
 def weights(folder: Path, step: int = 6) -> dict[str, Any]:
-    return load_file(folder / f"checkpoints/step-{step:05d}/model.safetensors")
+    (file,) = (folder / f"checkpoints/step-{step:05d}").glob("*model.safetensors")
+    return load_file(file)
 
 
-def close(one: Path, other: Path, step: int = 6) -> None:
-    """Of two runs' weights."""
-    theirs = weights(other, step)
-    for name, tensor in weights(one, step).items():
-        assert float((tensor - theirs[name]).abs().max()) < 2e-5, name
+def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest of two runs' weights."""
+    assert one.keys() == other.keys()
+    return max(float((tensor - other[name]).abs().max()) for name, tensor in one.items())
+
+
+def configured(name: str, **sections: Any) -> str:
+    """The configuration of a run called so, three prompts a step: among two processes the shares are not even."""
+    return str(yaml.safe_dump(tiny_run(name, **{"sampling": {"prompts_per_step": 3}} | sections)))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three recipes, trained by one process and by two."""
+    """Four runs in three layouts."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "train.py").write_text(SCRIPT)
-    for count in (1, 2):
-        for recipe in RECIPES:
-            tree = tiny_run(f"{recipe}-{count}", recipe=recipe, sampling={"prompts_per_step": 3})
-            (folder / f"{recipe}-{count}.yaml").write_text(yaml.safe_dump(tree))
-    running = [launch(folder, n, "train.py", *(f"{recipe}-{n}.yaml" for recipe in RECIPES)) for n in (1, 2)]
+    running = []
+    for layout, (processes, scale) in LAYOUTS.items():
+        names = [f"{run}-{layout}" for run in RUNS]
+        for name, sections in zip(names, RUNS.values(), strict=True):
+            (folder / f"{name}.yaml").write_text(configured(name, **sections, **scale))
+        running.append(launch(folder, processes, "train.py", *(f"{name}.yaml" for name in names)))
     for process in running:
         finish(process)
     return folder
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_two_processes_train_what_one_trains(trained: Path, recipe: str) -> None:
-    """Three prompts a step: the shares are not even."""
-    one, two = trained / f"{recipe}-1", trained / f"{recipe}-2"
+@pytest.mark.parametrize("layout", ["two", "split"])
+@pytest.mark.parametrize("run", RUNS)
+def test_two_processes_train_what_one_trains(trained: Path, run: str, layout: str) -> None:
+    one, two = trained / f"{run}-one", trained / f"{run}-{layout}"
     groups = [[(row["keys"], row["rewards"]) for row in rows(folder, "groups.jsonl")] for folder in (one, two)]
     assert groups[0] == groups[1]
     assert len(groups[0]) == 6
@@ -89,35 +134,90 @@ def test_two_processes_train_what_one_trains(trained: Path, recipe: str) -> None
                 assert theirs[name] == pytest.approx(value, rel=2e-3, abs=2e-5), name
     for mine, theirs in zip(rows(one, "eval.jsonl"), rows(two, "eval.jsonl"), strict=True):
         assert theirs == pytest.approx(mine, abs=1e-6)
-    close(one, two)
-    assert (
-        float((weights(one)["model.embed_tokens.weight"] - weights(one, 4)["model.embed_tokens.weight"]).abs().max())
-        > 1e-4
-    )
-    state = {
-        n: json.loads((trained / f"{recipe}-{n}/checkpoints/step-00006/state/scheduler.json").read_text())
-        for n in (1, 2)
-    }
-    replayed = [str(state[n]).count("token_ids") for n in (1, 2)]
+    assert difference(weights(one), weights(two)) < 2e-5
+    assert difference(weights(one), weights(one, 4)) > 1e-4
+    states = [json.loads((run / "checkpoints/step-00006/state/scheduler.json").read_text()) for run in (one, two)]
+    replayed = [str(state).count("token_ids") for state in states]
     assert replayed[0] == replayed[1]
-    assert (replayed[0] > 0) == (recipe == "paced")
+    assert (replayed[0] > 0) == (RUNS[run]["recipe"] == "paced")
 
 
-def test_a_run_goes_on_with_another_number_of_processes_and_bit_for_bit_with_the_same(trained: Path) -> None:
-    tree = tiny_run("half", recipe="paced", sampling={"prompts_per_step": 3}, run={"steps": 2})
-    (trained / "half.yaml").write_text(yaml.safe_dump(tree))
-    command = ("-m", "pacedrl.cli", "train", "half.yaml")
-    first = finish(launch(trained, 2, *command))
-    assert first.count("Run folder: half") == 1  # one of them speaks
-    copies = {}
+def test_a_policy_that_is_split_is_saved_in_one_piece_and_its_optimiser_in_two(trained: Path) -> None:
+    saved = trained / "paced-split/checkpoints/step-00006"
+    whole = AutoModelForCausalLM.from_pretrained(saved)
+    assert difference(dict(whole.named_parameters()), weights(trained / "paced-split")) == 0.0
+    assert (saved / "config.json").read_text() == (trained / "paced-one/checkpoints/step-00006/config.json").read_text()
+    parts = sorted(path.name for path in (saved / "state").glob("optimizer*.safetensors"))
+    assert parts == ["optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"]
+    sizes = [(saved / "state" / part).stat().st_size for part in parts]
+    together = (trained / "paced-one/checkpoints/step-00006/state/optimizer.safetensors").stat().st_size
+    assert max(sizes) < 0.55 * together
+
+
+@pytest.mark.parametrize("layout", ["two", "split"])
+def test_a_run_goes_on_with_another_number_of_processes_and_bit_for_bit_with_the_same(
+    trained: Path, layout: str
+) -> None:
+    processes, scale = LAYOUTS[layout]
+    half = f"half-{layout}"
+    (trained / f"{half}.yaml").write_text(configured(half, recipe="paced", run={"steps": 2}, **scale))
+    command = ("-m", "pacedrl.cli", "train", f"{half}.yaml")
+    first = finish(launch(trained, processes, *command))
+    assert first.count(f"Run folder: {half}") == 1  # one of them speaks
+    running = []
     for count in (1, 2):
-        copies[count] = trained / f"half-{count}"
-        subprocess.run(["cp", "-r", trained / "half", copies[count]], check=True)
-        overrides = (f"run.dir=half-{count}", "run.steps=6")
-        finish(launch(trained, count, *command, *overrides))
-    close(copies[1], trained / "paced-1")
-    exact, whole = weights(copies[2]), weights(trained / "paced-2")
-    assert all(bool((tensor == whole[name]).all()) for name, tensor in exact.items())
+        subprocess.run(["cp", "-r", trained / half, trained / f"{half}-{count}"], check=True)
+        running.append(launch(trained, count, *command, f"run.dir={half}-{count}", "run.steps=6"))
+    for process in running:
+        finish(process)
+    assert difference(weights(trained / f"{half}-1"), weights(trained / "paced-one")) < 2e-5
+    assert difference(weights(trained / f"{half}-2"), weights(trained / f"paced-{layout}")) == 0.0
+
+
+def test_a_policy_is_split_that_was_in_one_piece(trained: Path) -> None:
+    subprocess.run(["cp", "-r", trained / "paced-one", trained / "later"], check=True)
+    shutil.rmtree(trained / "later/checkpoints/step-00006")
+    finish(
+        launch(trained, 2, "-m", "pacedrl.cli", "train", "paced-one.yaml", "run.dir=later", "scale.shard=true")
+    )
+    assert difference(weights(trained / "later"), weights(trained / "paced-one")) < 2e-5
+    assert len(list((trained / "later/checkpoints/step-00006/state").glob("optimizer-*.json"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [{}, SPLIT], ids=["whole", "split"])
+def test_four_processes(trained: Path, scale: dict[str, Any]) -> None:
+    """As one; killed in the middle; resumed on one, two and four."""
+    name = "four-split" if scale else "four"
+    (trained / f"{name}.yaml").write_text(configured(name, recipe="paced", **scale))
+    finish(launch(trained, 4, "-m", "pacedrl.cli", "train", f"{name}.yaml"))
+    assert difference(weights(trained / name), weights(trained / "paced-one")) < 2e-5
+    half = f"{name}-killed"
+    process = launch(trained, 4, "-m", "pacedrl.cli", "train", f"{name}.yaml", f"run.dir={half}")
+    wait_for_steps(trained / half, 3)
+    kill_one(process)
+    assert process.wait(60) != 0
+    for count in (1, 2, 4):
+        again = f"{half}-{count}"
+        subprocess.run(["cp", "-r", trained / half, trained / again], check=True)
+        finish(launch(trained, count, "-m", "pacedrl.cli", "train", f"{name}.yaml", f"run.dir={again}"))
+        gap = difference(weights(trained / again), weights(trained / name))
+        assert gap == 0.0 if count == 4 else gap < 2e-5
+
+
+@pytest.mark.parametrize("scale", [{}, SPLIT], ids=["whole", "split"])
+def test_a_gradient_of_nan_on_one_and_verifiers_slow_on_one(tmp_path: Path, scale: dict[str, Any]) -> None:
+    (tmp_path / "train.py").write_text(TROUBLE)
+    (tmp_path / "slow.py").write_text(SLOW_VERIFIER)
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "copy {i}{i + 1} =", "answer": "x"}}\n' for i in range(8)))
+    task = {"source": "rows.jsonl", "verifier": "slow.py:reward"}
+    sections: dict[str, Any] = {"data": {"train": [task], "eval": []}, "verifier": {"check_gold": False}, **scale}
+    (tmp_path / "run.yaml").write_text(configured("run", recipe="grpo", run={"steps": 3}, **sections))
+    finish(launch(tmp_path, 2, "train.py", "run.yaml"))
+    assert [row["optim/skipped"] for row in rows(tmp_path / "run")] == [0.0, 1.0, 0.0]
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path / "run", 3).values())
+    waited = [row["time/generate"] + row["time/verify"] for row in rows(tmp_path / "run")]
+    assert min(waited) < 2.0  # the main process's own: it is the other that is slow
 
 
 def under_way(folder: Path, name: str) -> subprocess.Popen[str]:
@@ -125,12 +225,22 @@ def under_way(folder: Path, name: str) -> subprocess.Popen[str]:
     tree = tiny_run(name, recipe="paced", run={"steps": 400}, eval={"every": 0})
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     process = launch(folder, 2, "-m", "pacedrl.cli", "train", f"{name}.yaml")
-    log = folder / name / "metrics.jsonl"
+    wait_for_steps(folder / name, 3)
+    return process
+
+
+def wait_for_steps(folder: Path, steps: int) -> None:
+    log = folder / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+    while not (log.exists() and len(log.read_text().splitlines()) >= steps):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    return process
+
+
+def kill_one(process: subprocess.Popen[str]) -> None:
+    """Of the processes that were launched, the last."""
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
 
 
 def test_interrupted_together_and_resumed(trained: Path) -> None:
@@ -144,10 +254,8 @@ def test_interrupted_together_and_resumed(trained: Path) -> None:
 
 def test_when_one_process_is_killed_the_others_end(trained: Path) -> None:
     process = under_way(trained, "killed")
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
-    assert len(ranks) == 2
     started = time.monotonic()
-    os.kill(int(ranks[1]), signal.SIGKILL)
+    kill_one(process)
     out, _ = process.communicate(timeout=60)
     assert time.monotonic() - started < 60
     assert process.returncode != 0

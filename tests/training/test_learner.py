@@ -302,7 +302,7 @@ def test_a_learner_restored_from_disk_goes_on_bit_for_bit(new_policy: NewPolicy,
     copied = new_policy()
     copied.model.load_state_dict(policy.model.state_dict())
     restored = Learner(copied, CONFIG, 10, 1.0, BALANCE)
-    restored.load_state_dict(load_state(tmp_path, "optimizer"))
+    restored.load_state_dict([load_state(tmp_path, "optimizer")])
     for step in range(2, 4):
         one, other = learner.update(batch, step), restored.update(batch, step)
         assert one == other

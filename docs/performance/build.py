@@ -1,0 +1,135 @@
+"""Write docs/performance.md out of the figures beside this file: make performance measures them anew.
+
+    python docs/performance/build.py    # fill docs/performance/template.md in again
+
+Placeholders: ``{table:NAME}``, and for what a sentence quotes ``{ratio:FILE/PHASE}``, TRL's seconds to ours;
+``{figure:NAME}``, see ``FIGURES``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PLACEHOLDER = re.compile(r"\{(table|ratio|figure):([^{}]+)\}")
+PHASES = ("generate", "verify", "update", "step")
+PAPER_STEP_S = 308.0
+"""The shortest step the paper reports."""
+
+
+def main() -> None:
+    template = (HERE / "template.md").read_text(encoding="utf-8")
+    (HERE.parent / "performance.md").write_text(page(template), encoding="utf-8")
+
+
+def page(template: str) -> str:
+    return PLACEHOLDER.sub(lambda match: fill(match[1], match[2]), template)
+
+
+def fill(kind: str, name: str) -> str:
+    if kind == "table":
+        return TABLES[name]()
+    if kind == "ratio":
+        file, phase = name.rsplit("/", 1)
+        return f"{ratio(load(file), phase):.2f}"
+    return FIGURES[name]()
+
+
+def load(name: str) -> Any:
+    """A file's content; ``tiny/as it comes`` is that part of tiny.json."""
+    file, _, part = name.partition("/")
+    content = json.loads((HERE / f"{file}.json").read_text(encoding="utf-8"))
+    return content[part] if part else content
+
+
+def ratio(found: Any, phase: str) -> float:
+    return float(median(found["trl"]["seconds"][phase]) / median(found["ours"]["seconds"][phase]))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def beside_trl(name: str, digits: int, phases: tuple[str, ...] = PHASES) -> str:
+    found = load(name)
+    rows = [
+        [
+            phase,
+            spread(found["ours"]["seconds"][phase], digits),
+            spread(found["trl"]["seconds"][phase], digits),
+            f"{ratio(found, phase):.2f}",
+            f"{found['reached'][phase]:.0%}" if phase in found.get("reached", {}) else "",
+        ]
+        for phase in phases
+    ]
+    peaks = [found[side]["peak"] / 2**30 for side in ("ours", "trl")]
+    rows.append(["peak memory, GiB", f"{peaks[0]:.1f}", f"{peaks[1]:.1f}", f"{peaks[1] / peaks[0]:.2f}", ""])
+    head = ["seconds", "ours", "TRL", "TRL to ours", "of the limit, ours"]
+    return table(head if "reached" in found else head[:4], rows if "reached" in found else [row[:4] for row in rows])
+
+
+def sampling() -> str:
+    found = load("generate")
+    own, tokens = median(found["ours"]), 8 * 8 * 64
+    return table(
+        ["", "seconds", "tokens/s", "to ours"],
+        [
+            [f"`{name}`" if name != "ours" else name, spread(values, 1), f"{tokens / median(values):.0f}"]
+            + [f"{median(values) / own:.2f}"]
+            for name, values in found.items()
+        ],
+    )
+
+
+def breakdown() -> str:
+    found = load("breakdown")
+    kinds = list(next(iter(found.values())))
+    return table(["", *kinds], [[name, *(f"{row[kind]:.0%}" for kind in kinds)] for name, row in found.items()])
+
+
+def scheduler() -> str:
+    phases = ("prepare", "select", "replay", "observe")
+    rows = [
+        [name, f"{int(size):,}", *(f"{found[phase]:.3f}" for phase in phases)]
+        + [f"{sum(found[phase] for phase in phases[1:]) / PAPER_STEP_S:.3%}", f"{found['peak'] / 2**30:.2f}"]
+        for name, sizes in load("scheduler").items()
+        for size, found in sizes.items()
+    ]
+    return table(["estimates of", "prompts", *(f"{p}, s" for p in phases), "of a step", "peak, GiB"], rows)
+
+
+def output_layer() -> str:
+    found = load("memory")
+    rows = [[name, f"{row['bytes'] / 2**30:.2f}", f"{row['seconds']:.1f}"] for name, row in found.items()]
+    return table(["", "peak, GiB", "seconds"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "step": lambda: beside_trl("step", 1),
+    "tiny as it comes": lambda: beside_trl("tiny/as it comes", 3),
+    "tiny tuned": lambda: beside_trl("tiny/tuned", 3),
+    "sampling": sampling,
+    "breakdown": breakdown,
+    "scheduler": scheduler,
+    "memory": output_layer,
+}
+FIGURES: dict[str, Callable[[], str]] = {
+    "rate": lambda: f"{load('step')['rate'] / 1e9:.0f}",
+    "memory": lambda: f"{load('step')['ours']['peak'] / load('step')['trl']['peak']:.2f}",
+    "output memory": lambda: f"{load('memory')['ours']['bytes'] / load('memory')['plain']['bytes']:.3f}",
+    "generate": lambda: f"{median(load('generate')['generate']) / median(load('generate')['ours']):.2f}",
+    "generate_batch": lambda: f"{median(load('generate')['generate_batch']) / median(load('generate')['ours']):.2f}",
+}
+
+if __name__ == "__main__":
+    main()
