@@ -84,8 +84,12 @@ def sampling() -> str:
     return table(
         ["", "seconds", "tokens/s", "to ours"],
         [
-            [f"`{name}`" if name != "ours" else name, spread(values, 1), f"{tokens / median(values):.0f}"]
-            + [f"{median(values) / own:.2f}"]
+            [
+                f"`{name}`" if name != "ours" else name,
+                spread(values, 1),
+                f"{tokens / median(values):.0f}",
+                f"{median(values) / own:.2f}",
+            ]
             for name, values in found.items()
         ],
     )
@@ -100,8 +104,13 @@ def breakdown() -> str:
 def scheduler() -> str:
     phases = ("prepare", "select", "replay", "observe")
     rows = [
-        [name, f"{int(size):,}", *(f"{found[phase]:.3f}" for phase in phases)]
-        + [f"{sum(found[phase] for phase in phases[1:]) / PAPER_STEP_S:.3%}", f"{found['peak'] / 2**30:.2f}"]
+        [
+            name,
+            f"{int(size):,}",
+            *(f"{found[phase]:.3f}" for phase in phases),
+            f"{sum(found[phase] for phase in phases[1:]) / PAPER_STEP_S:.3%}",
+            f"{found['peak'] / 2**30:.2f}",
+        ]
         for name, sizes in load("scheduler").items()
         for size, found in sizes.items()
     ]

@@ -57,9 +57,9 @@ class _TokenLogprobs(torch.autograd.Function):
         logprob_K = torch.empty(len(hidden_KH), dtype=torch.float32, device=hidden_KH.device)
         entropy_K = torch.empty_like(logprob_K)
         for rows in _chunks(len(hidden_KH), len(weight_VH)):
-            logprob_CV = torch.log_softmax(head.logits(hidden_KH[rows]) / temperature, dim=-1)
+            logprob_CV = torch.log_softmax(head.logits(hidden_KH[rows]).div_(temperature), dim=-1)
             logprob_K[rows] = logprob_CV.gather(1, target_K[rows, None]).squeeze(1)
-            entropy_K[rows] = -torch.linalg.vecdot(logprob_CV.exp(), logprob_CV.clamp_min(torch.finfo().min))
+            entropy_K[rows] = -torch.linalg.vecdot(logprob_CV.exp(), logprob_CV.clamp_min_(torch.finfo().min))
         ctx.save_for_backward(hidden_KH, weight_VH, bias_V, target_K)
         ctx.settings = (scale, softcap, temperature)
         ctx.mark_non_differentiable(entropy_K)
@@ -77,7 +77,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for rows in _chunks(len(hidden_KH), len(weight_VH)):
             # d log p[target] / d logits = (onehot − p) / temperature, then back through softcap and scale.
             logits_CV = head.logits(hidden_KH[rows])
-            grad_CV = -torch.softmax(logits_CV / temperature, dim=-1)
+            grad_CV = torch.softmax(logits_CV / temperature, dim=-1).neg_()
             grad_CV.scatter_add_(1, target_K[rows, None], torch.ones_like(grad_CV[:, :1]))
             grad_CV *= (gradients[0][rows] * (scale / temperature)).unsqueeze(1)
             if softcap is not None:
@@ -86,10 +86,18 @@ class _TokenLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_CV @ weight_VH.to(hidden_KH.dtype)
             if grad_weight is not None:
-                grad_weight += grad_CV.T @ hidden_KH[rows]
+                _add_product(grad_weight, grad_CV.T, hidden_KH[rows])
             if grad_bias is not None:
                 grad_bias += grad_CV.sum(dim=0)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, without a tensor of the size of ``total`` in between where the types are the same."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:

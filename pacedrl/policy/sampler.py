@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from pacedrl.policy.attention import Decoding, attention
 from pacedrl.policy.cache import ColumnCache
+from pacedrl.policy.cpu import packed_weights
 from pacedrl.policy.draw import draw_tokens
 from pacedrl.policy.policy import Policy
 from pacedrl.scale.sharding import whole
@@ -92,8 +93,9 @@ def sample(
     Raises InputError for a model whose cache the completions of a prompt cannot share.
     """
     decoder = _Decoder(policy, prompt_ids, settings, seeds, tick)
-    while decoder.busy:
-        yield from decoder.advance()
+    with packed_weights(policy.causal_lm, settings.batch_size):
+        while decoder.busy:
+            yield from decoder.advance()
 
 
 @dataclass

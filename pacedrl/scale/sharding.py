@@ -23,7 +23,8 @@ Made = TypeVar("Made")
 class Sharded(torch.nn.Module):
     """A module whose weights are split among all processes; functions that compute with it run through `forward`.
 
-    Every process must come to as many of those, in the same order (`pacedrl.training.sequences.model_passes`): each needs what the others hold.
+    Every process must come to as many of those, in the same order: each needs what the others hold
+    (`pacedrl.training.sequences.model_passes` sees to it).
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -37,7 +38,9 @@ class Sharded(torch.nn.Module):
         fully_shard(self, mesh=mesh, reshard_after_forward=False)
         for part in self.modules():
             if isinstance(part, FSDPModule):
-                part.set_gradient_divide_factor(1.0)  # losses are shares of the whole batch's: their gradients add up
+                # Losses are shares of the whole batch's: their gradients add up.
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
 
     def forward(self, compute: Callable[[], Made]) -> Made:
         """What ``compute`` returns; tensors in it may carry gradient."""

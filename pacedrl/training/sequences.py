@@ -136,7 +136,6 @@ def true_accuracies(
         answer = policy.tokenizer(str(prompt.answer).strip(), add_special_tokens=False).input_ids
         for eos in policy.eos_ids:
             batch.append(TrainingSequence(prompt_ids[prompt.key], [*answer, eos], 0.0, None))
-    log_probability_N = torch.tensor(
-        [sum(row) for row in sequence_logprobs(policy, batch, temperature, token_budget, tick, ranks)], dtype=torch.float64
-    )
+    logprobs = sequence_logprobs(policy, batch, temperature, token_budget, tick, ranks)
+    log_probability_N = torch.tensor([sum(row) for row in logprobs], dtype=torch.float64)
     return [float(p) for p in log_probability_N.exp().view(len(prompts), len(policy.eos_ids)).sum(dim=1)]

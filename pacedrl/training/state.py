@@ -27,8 +27,7 @@ def load_state(folder: Path, name: str) -> Any:
 def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        # A copy: safetensors refuses tensors that share memory.
-        tensors[name] = value.detach().cpu().clone().contiguous()
+        tensors[name] = _alone(value.detach().cpu().contiguous(), tensors)
         return {"tensor": name}
     if isinstance(value, dict):
         if not all(isinstance(key, str | int) for key in value):
@@ -39,6 +38,13 @@ def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"cannot save a {type(value).__name__}: only tensors, dicts, lists and plain values are kept")
+
+
+def _alone(tensor: torch.Tensor, others: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A copy of what shares memory, which safetensors refuses; an optimiser's state, which shares none, as it is."""
+    start, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+    shares = size > tensor.nbytes or any(other.untyped_storage().data_ptr() == start for other in others.values())
+    return tensor.clone() if shares else tensor
 
 
 def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

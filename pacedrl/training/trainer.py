@@ -23,6 +23,7 @@ import torch
 
 from pacedrl.config import Config
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
+from pacedrl.policy.cpu import keep_freed_memory
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import evaluation_settings
@@ -95,6 +96,8 @@ class Trainer:
         self.view = view or SilentView(quiet=not self.ranks.main)
         self.trackers = Trackers(config)
         device = resolve_device(config.run.device)
+        if device.type == "cpu":
+            keep_freed_memory()
         train, held_out = load_tasks(config)
         torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
         self.policy = Policy.load(config.model, device)

@@ -1,0 +1,44 @@
+"""Parts of an optimiser's state make the whole; between real processes: end_to_end/test_e2e_ranks.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pacedrl.config import parse_config
+from pacedrl.errors import InputError
+from pacedrl.scale.sharding import join_optimizer_states
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 5))
+def test_parts_split_along_the_first_dimension_make_the_whole(rows: list[int], count: int) -> None:
+    parameters = [torch.randn(n, 3) for n in rows]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    whole = optimizer.state_dict()
+    parts = []
+    for k in range(count):  # as FSDP2 splits them: the last ones may get nothing
+        state = {
+            i: {
+                name: tensor if tensor.dim() == 0 else (*torch.chunk(tensor, count), *[tensor[:0]] * count)[k]
+                for name, tensor in names.items()
+            }
+            for i, names in whole["state"].items()
+        }
+        parts.append({"state": state, "param_groups": whole["param_groups"]})
+    joined = join_optimizer_states(parts, parameters)
+    assert joined["param_groups"] == whole["param_groups"]
+    for i, names in whole["state"].items():
+        for name, tensor in names.items():
+            assert torch.equal(joined["state"][i][name], tensor)
+            assert joined["state"][i][name] is not tensor
+
+
+def test_a_split_policy_and_offloaded_activations_are_refused_together() -> None:
+    with pytest.raises((InputError, ValidationError), match=r"activation_offload: not with scale\.shard"):
+        parse_config({"scale": {"shard": True}, "optimizer": {"activation_offload": True}})
