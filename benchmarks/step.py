@@ -187,7 +187,7 @@ def ours(work: Work) -> Measured:
 
 def trl(work: Work) -> Measured:
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
@@ -234,6 +234,7 @@ def trl(work: Work) -> Measured:
     )
     rows = Dataset.from_list(work.rows)
     trainer = Timed(model, reward, settings, train_dataset=rows, processing_class=tokenizer, callbacks=[Steps()])
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     tokens = [len(tokenizer(row["prompt"]).input_ids) for row in work.rows]
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 import yaml
@@ -68,6 +69,16 @@ def test_the_page_of_recipes_has_all_of_them_and_nothing_else() -> None:
         assert arxiv is None or f"arxiv.org/abs/{arxiv.group()}" in RECIPES_PAGE, name
 
 
+def module(folder: str) -> Any:
+    """The script that builds the pages of a folder of docs/."""
+    spec = importlib.util.spec_from_file_location(f"build_{folder}", ROOT / f"docs/{folder}/build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    built = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(built)
+    return built
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/results").glob("*.json")), ids=lambda path: path.name)
 def test_every_results_file_has_the_results_schema(path: Path) -> None:
     if path.name.endswith(".times.json"):
@@ -83,16 +94,18 @@ def test_every_results_file_has_the_results_schema(path: Path) -> None:
 
 @pytest.mark.parametrize("template", sorted((ROOT / "docs/results").glob("*.template.md")), ids=lambda path: path.name)
 def test_results_pages_are_what_their_results_say(template: Path, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("build", ROOT / "docs/results/build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
+    build = module("results")
     page = build.page(template.read_text(encoding="utf-8"), tmp_path)
     assert page == template.with_name(template.name.replace(".template", "")).read_text(encoding="utf-8")
     drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
     assert drawn.keys() == set(re.findall(r"\]\(([\w.-]+\.svg)\)", page))
     assert all((template.parent / name).exists() for name in drawn)
+
+
+def test_the_page_on_performance_says_what_was_measured() -> None:
+    build = module("performance")
+    template = (ROOT / "docs/performance/template.md").read_text(encoding="utf-8")
+    assert build.page(template) == (ROOT / "docs/performance.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_recipes_mixes_settings_that_fit() -> None:

@@ -80,7 +80,7 @@ class PartitionLearner:
     """LogPartition with its own AdamW: evaluation without gradient, fitting to what the rollouts showed.
 
     Args:
-        partition: the module; moved nowhere, so put it where the embeddings are.
+        partition: the module, on the device where it shall be computed; embeddings may be elsewhere.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         fit_steps: optimiser steps on each batch of rollouts.
@@ -113,10 +113,15 @@ class PartitionLearner:
     def beta(self) -> float:
         return self.partition.beta
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.partition.parameters()).device
+
     @torch.no_grad()
     def accuracy(self, embeddings_NH: Tensor) -> Tensor:
         """p̂ of every prompt, shape [N], in eval mode, some thousands at a time."""
-        return torch.cat([self.partition.accuracy(part) for part in torch.split(embeddings_NH, CHUNK)])
+        parts = torch.split(embeddings_NH, CHUNK)
+        return torch.cat([self.partition.accuracy(part.to(self.device)) for part in parts])
 
     def fit(self, embeddings_BH: Tensor, reward_B: Tensor, log_ratio_B: Tensor, seed: int) -> float:
         """Move log Z towards the minimiser of the trajectory-balance loss, mean_B (log Z + log-ratio − r/β)².
@@ -127,10 +132,11 @@ class PartitionLearner:
 
         Returns the β²-scaled loss before the first step.
         """
-        target_B = (reward_B - self.beta * log_ratio_B.detach()).to(embeddings_BH.device, torch.float32)
+        embeddings_BH = embeddings_BH.to(self.device)
+        target_B = (reward_B - self.beta * log_ratio_B.detach()).to(self.device, torch.float32)
         with torch.no_grad():
             before = (self.partition.accuracy(embeddings_BH) - target_B).square().mean().item()
-        cuda = [embeddings_BH.device] if embeddings_BH.device.type == "cuda" else []
+        cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(seed)
             self.partition.train()

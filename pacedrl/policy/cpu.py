@@ -64,8 +64,9 @@ def can_pack() -> bool:
 def keep_freed_memory() -> None:
     """Have this process keep the memory it frees for its next tensors: fresh memory costs ten times what using it does.
 
-    On a CPU a training step frees and asks for gigabytes; the kernel hands out each page empty. For glibc; elsewhere
-    this does nothing. Costs some percent more memory, to fragmentation.
+    On a CPU a training step frees and asks for gigabytes, and the kernel clears each page before it hands it out; on a
+    GPU there is little of either. For glibc; elsewhere this does nothing. Costs some percent more memory, to
+    fragmentation.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pacedrl.config import (
@@ -160,10 +161,13 @@ def initial_embeddings(
         raise InputError(f"partition.projection: {error}; lower it, or leave it out") from None
 
 
-def build_scheduler(config: Config, keys: Sequence[str], embeddings_NH: Tensor | None) -> DifficultyScheduler:
+def build_scheduler(
+    config: Config, keys: Sequence[str], embeddings_NH: Tensor | None, device: torch.device | None = None
+) -> DifficultyScheduler:
     """The difficulty scheduler of the configuration; ``embeddings_NH`` is None where nothing reads log Z.
 
-    Its partition function is initialised from torch's generator.
+    Its partition function is initialised from torch's generator, and computed on ``device``: that of the embeddings
+    unless given.
     """
     estimator = config.estimator
     evidence: dict[str, Any] = {}
@@ -174,7 +178,7 @@ def build_scheduler(config: Config, keys: Sequence[str], embeddings_NH: Tensor |
     return DifficultyScheduler(
         keys,
         embeddings_NH,
-        learner=None if embeddings_NH is None else _partition_learner(config, embeddings_NH),
+        learner=None if embeddings_NH is None else _partition_learner(config, embeddings_NH, device),
         replay=_replay_buffer(config),
         selection=config.selection.method,
         estimator=estimator.name,
@@ -192,7 +196,7 @@ def _replay_buffer(config: Config) -> ReplayBuffer:
     return ReplayBuffer(settings.capacity if settings.enabled else 0, settings.admit, settings.max_age)
 
 
-def _partition_learner(config: Config, embeddings_NH: Tensor) -> PartitionLearner:
+def _partition_learner(config: Config, embeddings_NH: Tensor, device: torch.device | None) -> PartitionLearner:
     # The GRPO family has no β: log Z is fitted to r/β there, without a log-ratio, and only β·log Z is read.
     beta = getattr(config.objective, "beta", TrajectoryBalanceConfig().beta)
     settings = config.partition
@@ -205,7 +209,7 @@ def _partition_learner(config: Config, embeddings_NH: Tensor) -> PartitionLearne
     )
     own = settings.learning_rate
     return PartitionLearner(
-        partition,
+        partition.to(device or embeddings_NH.device),
         learning_rate=config.optimizer.learning_rate if own is None else own,
         weight_decay=settings.weight_decay,
         fit_steps=settings.fit_steps,

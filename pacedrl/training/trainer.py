@@ -96,8 +96,7 @@ class Trainer:
         self.view = view or SilentView(quiet=not self.ranks.main)
         self.trackers = Trackers(config)
         device = resolve_device(config.run.device)
-        if device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory()
         train, held_out = load_tasks(config)
         torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
         self.policy = Policy.load(config.model, device)
@@ -345,7 +344,9 @@ class Trainer:
         if saved:
             refuse_foreign(saved[0], config.model.name, self.initial_policy, self.prompts)
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
-        own = build_scheduler(config, list(self.prompts), self._embeddings()) if self.ranks.main else None
+        own = None
+        if self.ranks.main:
+            own = build_scheduler(config, list(self.prompts), self._embeddings(), self.policy.device)
         self.scheduler: Scheduler = shared(own, self.ranks)
         # Under LoRA the initial policy is the policy without its adapter.
         needs_copy = config.needs_reference and config.model.lora is None

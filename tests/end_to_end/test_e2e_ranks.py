@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 
 RUNS: dict[str, dict[str, Any]] = {
     "paced": {"recipe": "paced"},
-    "grpo": {"recipe": "grpo"},
-    "flowrl": {"recipe": "flowrl"},
+    "grpo": {"recipe": "grpo", "optimizer": {"mini_batches": 2, "gradient_checkpointing": True}},
+    "flowrl": {"recipe": "flowrl", "optimizer": {"tokens_per_micro_batch": 40}},  # not as many passes on each process
     "lora": {"recipe": "paced", "model": {"name": "tiny", "lora": {"r": 4, "target_modules": ["q_proj", "up_proj"]}}},
 }
 SPLIT: dict[str, Any] = {"scale": {"shard": True}}
