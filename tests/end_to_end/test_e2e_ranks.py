@@ -63,7 +63,7 @@ SLOW_VERIFIER = """
 import os, time
 
 def reward(completions, **columns):
-    time.sleep(2.0 * (os.environ["RANK"] == "1"))
+    time.sleep(0.3 * (os.environ["RANK"] == "1"))
     return [float(len(text) % 2) for text in completions]
 """
 
@@ -218,8 +218,7 @@ def test_a_gradient_of_nan_on_one_and_verifiers_slow_on_one(tmp_path: Path, scal
     finish(launch(tmp_path, 2, "train.py", "run.yaml"))
     assert [row["optim/skipped"] for row in rows(tmp_path / "run")] == [0.0, 1.0, 0.0]
     assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path / "run", 3).values())
-    waited = [row["time/generate"] + row["time/verify"] for row in rows(tmp_path / "run")]
-    assert min(waited) < 2.0  # the main process's own: it is the other that is slow
+    assert min(row["time/step"] for row in rows(tmp_path / "run")) > 1.0  # a prompt's four completions, on the other
 
 
 def under_way(folder: Path, name: str) -> subprocess.Popen[str]:
