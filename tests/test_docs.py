@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 VERIFIERS_PAGE = (ROOT / "docs/verifiers.md").read_text(encoding="utf-8")
+SCALE_PAGE = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
 RECIPES_PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
 
 
@@ -69,12 +71,13 @@ def test_the_page_of_recipes_has_all_of_them_and_nothing_else() -> None:
         assert arxiv is None or f"arxiv.org/abs/{arxiv.group()}" in RECIPES_PAGE, name
 
 
-def module(folder: str) -> Any:
-    """The script that builds the pages of a folder of docs/."""
-    spec = importlib.util.spec_from_file_location(f"build_{folder}", ROOT / f"docs/{folder}/build.py")
+def module(folder: str, name: str = "build") -> Any:
+    """A script below docs/; of a folder there, the one that builds its pages."""
+    spec = importlib.util.spec_from_file_location(f"{Path(folder).name}_{name}", ROOT / f"docs/{folder}/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     built = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = built  # dataclasses look there
     spec.loader.exec_module(built)
     return built
 
@@ -100,6 +103,34 @@ def test_results_pages_are_what_their_results_say(template: Path, tmp_path: Path
     drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
     assert drawn.keys() == set(re.findall(r"\]\(([\w.-]+\.svg)\)", page))
     assert all((template.parent / name).exists() for name in drawn)
+
+
+def test_every_line_of_the_page_on_scale_that_trains_names_settings_that_exist() -> None:
+    lines = [command for command in re.findall(r"`([^`]+)`", SCALE_PAGE) if " train " in command]
+    assert len(lines) >= 6
+    for line in lines:
+        before, _, after = line.partition(" train ")
+        assert before == "pacedrl" or re.fullmatch(r"torchrun --nproc-per-node \d -m pacedrl\.cli", before)
+        path, *overrides = shlex.split(after)
+        load_config(ROOT / path, overrides)
+
+
+def test_the_page_on_scale_quotes_the_simulation() -> None:
+    scaling = module("../benchmarks", "scaling")
+    costs = scaling.ASSUMED["7B"]
+
+    def used(prompts: int, devices: int, layout: str) -> float:
+        length_N = scaling.lengths(prompts, 1000.0, 3072)
+        alone = scaling.colocated(costs, length_N, 200, 1).total
+        return float(alone / devices / getattr(scaling, layout)(costs, length_N, 200, devices).total)
+
+    assert used(128, 8, "colocated") == pytest.approx(0.5, abs=0.05)
+    assert used(128, 64, "colocated") == pytest.approx(0.1, abs=0.02)
+    assert [round(used(2048, 64, layout), 2) for layout in ("colocated", "served")] == [0.62, 0.77]
+    step = scaling.colocated(costs, scaling.lengths(2048, 1000.0, 3072), 200, 1024)
+    assert round(step.driver / step.total, 2) == 0.12
+    quoted = " ".join(SCALE_PAGE.split())
+    assert "64 are used to 62% colocated and 77% served. The driver's share is 12% at 1,024 devices" in quoted
 
 
 def test_the_page_on_performance_says_what_was_measured() -> None:
