@@ -51,7 +51,7 @@ class Server:
         try:
             answer = self.call("POST", "/collective_rpc", {"method": "pacedrl_describe"})
         except Lost as lost:
-            if "pacedrl_describe" in str(lost):
+            if "pacedrl_describe" in str(lost):  # its name, in what vLLM says of a method that is not there
                 raise InputError(
                     f"sampling.servers: {self.url} cannot be given weights: start it with "
                     "--worker-extension-cls pacedrl.policy.vllm_worker.WeightReceiver"

@@ -150,13 +150,13 @@ def give(server: Server, workers: Sequence[dict[str, Any]], snapshot: Snapshot, 
     size = len(workers) + 1
     order = {"host": server.own_address, "port": store.port, "size": size, "device": over.type}
     order["weights"] = describe(snapshot.weights)
-    failures: list[Exception] = []
+    failures: list[str] = []  # not the errors themselves, which would keep the group and its connections alive
 
     def sending() -> None:
         try:
             send(store, size, over, snapshot.weights)
         except Exception as error:
-            failures.append(error)
+            failures.append(str(error))
 
     # A server that does not come to the meeting says so here at once; the thread then ends on its own.
     thread = threading.Thread(target=sending, name=f"weights to {server.url}", daemon=True)

@@ -49,7 +49,7 @@ def describe(weights: Weights) -> list[tuple[str, str, list[int]]]:
 
 
 def open_store(address: str, port: int | None = None) -> Any:
-    """Where the two ends meet: that of the other end, or a new one at this machine's address, with a ``port`` to tell."""
+    """Where the two ends meet: a new one at an address of this machine, with a ``port`` to tell, or the other end's."""
     return dist.TCPStore(  # type: ignore[attr-defined]
         address, port or 0, is_master=port is None, wait_for_workers=False, timeout=TIMEOUT
     )

@@ -310,6 +310,9 @@ def test_a_server_that_is_lost_is_looked_for_less_and_less_often(
     sampler = sampler_of(policy, fakes)
     assert sampler.keeper is not None
     sampler.keeper.close()
+    for thread in threading.enumerate():
+        if thread.name.removeprefix("weights of ") in [fake.url for fake in fakes]:
+            thread.join()
     monkeypatch.setattr(vllm_client, "FIRST_DELAY_S", 0.1)
     monkeypatch.setattr(vllm_client, "LAST_DELAY_S", 30.0)
     fakes[1].version = "another run's"
@@ -401,7 +404,7 @@ def test_weights_arrive_as_they_were_sent() -> None:
     store = open_store("127.0.0.1")
     thread = threading.Thread(target=send, args=(store, 2, CPU, weights))
     thread.start()
-    arrived = list(receive(store, 1, 2, CPU, describe(weights)))
+    arrived = list(receive(open_store("127.0.0.1", store.port), 1, 2, CPU, describe(weights)))
     thread.join()
     assert [name for name, _ in arrived] == ["a", "b", "c"]
     for (_, sent), (_, got) in zip(weights, arrived, strict=True):
