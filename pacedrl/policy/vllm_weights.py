@@ -17,7 +17,7 @@ from pacedrl.errors import InputError
 from pacedrl.policy.vllm_client import Lost, Server, delay
 from pacedrl.policy.vllm_worker import TIMEOUT, Weights, describe, open_store, send
 
-LOOK_S = 5.0
+LOOK_S = 2.0
 """Between two looks at a server that has the current weights."""
 TRANSFER_S = 1800.0
 """How long a server may take over its weights, all of them."""
@@ -92,35 +92,40 @@ class WeightKeeper:
     def _keep(self, url: str) -> None:
         server, failures = Server(url), 0
         while not self._closed:
-            snapshot, problem = self._snapshot, None
+            snapshot, given, problem = self._snapshot, False, None
             if snapshot is not None:
                 try:
-                    self._bring_up_to_date(server, snapshot)
+                    given = self._bring_up_to_date(server, snapshot)
                 except Exception as error:  # whatever it is, this server is without the weights, and may yet get them
                     problem = error
                 failures = failures + 1 if problem else 0
             with self._changed:
                 if snapshot is not None:
-                    self._report(url, snapshot, problem)
+                    self._report(url, snapshot, given, problem)
                 self._changed.wait_for(
                     lambda known=snapshot: self._closed or self._snapshot is not known,  # type: ignore[misc]
                     timeout=delay(failures) if failures else LOOK_S,
                 )
 
-    def _report(self, url: str, snapshot: Snapshot, problem: Exception | None) -> None:
-        _, before = self._problems.get(url, ("", None))
+    def _report(self, url: str, snapshot: Snapshot, given: bool, problem: Exception | None) -> None:
+        version, before = self._problems.get(url, ("", None))
         self._problems[url] = (snapshot.version, problem)
         self._changed.notify_all()
-        if (problem is None) != (before is None):
-            log.warning("%s: %s", url, "is back, with the current weights" if problem is None else f"lost: {problem}")
+        again = given and version == snapshot.version  # it had them, and was started anew before anyone looked
+        if problem is not None and before is None:
+            log.warning("%s: lost: %s", url, problem)
+        elif problem is None and (before is not None or again):
+            log.warning("%s: is back, with the current weights", url)
 
-    def _bring_up_to_date(self, server: Server, snapshot: Snapshot) -> None:
+    def _bring_up_to_date(self, server: Server, snapshot: Snapshot) -> bool:
+        """Whether it had to be given them."""
         if server.version() == snapshot.version:
-            return
+            return False
         workers = server.workers()
         require_fit(server, workers, self.tokens)
         with self._sending:
             give(server, workers, snapshot, self.device)
+        return True
 
 
 def require_fit(server: Server, workers: Sequence[dict[str, Any]], tokens: int) -> None:
