@@ -153,9 +153,10 @@ class _Dispatch:
                 desk.asked = False
             else:
                 desk.busy -= 1
-            if isinstance(outcome, Lost):
+            # What is refused of one that was started anew is for whoever started it; the run goes on with the others.
+            if isinstance(outcome, Lost) or (prompt is None and isinstance(outcome, Exception)):
                 self._lose(desk, prompt, str(outcome))
-            elif isinstance(outcome, BaseException):
+            elif isinstance(outcome, Exception):
                 raise outcome
             elif prompt is None:
                 desk.ready, desk.lost_since = True, None
@@ -168,7 +169,7 @@ class _Dispatch:
         """Break off what is under way."""
         for desk in self.desks:
             desk.server.abandon()
-        self.threads.shutdown(cancel_futures=True)
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
     def _look_for_servers(self) -> None:
         now = time.monotonic()

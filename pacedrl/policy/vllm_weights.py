@@ -73,9 +73,10 @@ class WeightKeeper:
                 told = {url: problem for url, (of, problem) in self._problems.items() if of == self._snapshot.version}
                 ready = any(problem is None for problem in told.values())
                 refused = [problem for problem in told.values() if isinstance(problem, InputError)]
-                if refused and (self._published == 1 or not ready):
+                all_told = len(told) == len(self.urls)
+                if refused and (self._published == 1 or (all_told and not ready)):
                     raise refused[0]
-                if ready and len(told) == len(self.urls):
+                if all_told and ready:
                     return self._snapshot.version
                 left = deadline - time.monotonic()
                 if left <= 0.0 and not ready:
@@ -171,8 +172,8 @@ def give(server: Server, workers: Sequence[dict[str, Any]], snapshot: Snapshot, 
     thread.join()
     if failures:
         raise Lost(f"the weights did not get there: {failures[0]}")
-    server.call("POST", "/update_weight_version", {"new_version": snapshot.version})
     server.call("POST", "/resume")
+    server.call("POST", "/update_weight_version", {"new_version": snapshot.version})  # last: only now is it asked
 
 
 def nobody_there(patience_s: float, reasons: dict[str, str]) -> str:

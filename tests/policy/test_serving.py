@@ -127,8 +127,8 @@ def test_samples_are_of_the_weights_last_synced(policy: Policy, fakes: list[Fake
     assert_drawn_from(policy, fresh, prompts)
     assert [one.token_ids for one in stale[0]] != [one.token_ids for one in fresh[0]]
     assert [fake.received for fake in fakes] == [2, 2]
-    transfer = ["/pause?mode=abort", "/collective_rpc", "/update_weight_version", "/resume"]
-    assert [path for path in fakes[0].paths if path in transfer[:1] + transfer[2:]] == (transfer[:1] + transfer[2:]) * 2
+    steps = ["/pause?mode=abort", "/resume", "/update_weight_version"]
+    assert [path for path in fakes[0].paths if path in steps] == steps * 2
 
 
 def test_when_a_server_dies_its_prompts_go_to_another(policy: Policy, fakes: list[FakeVllm]) -> None:
@@ -203,6 +203,36 @@ def test_a_server_lost_before_a_sync_gets_the_newest_weights_alone(policy: Polic
     assert_drawn_from(policy, found, twelve(policy))
     assert [fake.received for fake in fakes] == [2, 2]
     assert fakes[0].asked  # it took part again
+
+
+def test_a_server_started_anew_in_the_wrong_way_is_left_to_whoever_started_it(
+    policy: Policy, fakes: list[FakeVllm]
+) -> None:
+    sampler = sampler_of(policy, fakes, server_patience_s=0.5)
+    fakes[0].missing = {"/weight_info"}
+    assert_drawn_from(policy, drawn(sampler.sample(twelve(policy), SETTINGS, SEEDS)), twelve(policy))
+    assert not fakes[0].asked
+    sampler.sync(policy)
+    fakes[1].die()
+    with pytest.raises(InputError, match=rf"0\.5 s \({fakes[0].url}: .*VLLM_SERVER_DEV_MODE=1.*; {fakes[1].url}: Con"):
+        list(sampler.sample(twelve(policy), SETTINGS, SEEDS))
+
+
+def test_a_server_that_breaks_off_after_a_transfer_is_given_the_weights_again(
+    policy: Policy, fakes: list[FakeVllm]
+) -> None:
+    answer, failed = fakes[0].answer, list[str]()
+
+    def fail_once(path: str, body: Any) -> Any:
+        if path == "/resume" and not failed:
+            failed.append(path)
+            raise Refusal(503, "busy")
+        return answer(path, body)
+
+    fakes[0].answer = fail_once  # type: ignore[method-assign]
+    sampler = sampler_of(policy, fakes[:1])
+    assert_drawn_from(policy, drawn(sampler.sample(twelve(policy), SETTINGS, SEEDS)), twelve(policy))
+    assert fakes[0].received == 2
 
 
 def test_a_server_that_hangs_is_given_up(policy: Policy, fakes: list[FakeVllm]) -> None:

@@ -60,7 +60,7 @@ class FakeVllm:
         self.paused = threading.Event()
         self.spoil()
         self._sockets: set[socket.socket] = set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
+        self._server = _Quiet(("127.0.0.1", self.port), _handler(self))
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -138,6 +138,11 @@ class FakeVllm:
         elif path == "/inference/v1/generate":
             return self.generate(body)
         return {}
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is part of what is tested."""
 
 
 class Refusal(Exception):
