@@ -43,6 +43,7 @@ class VllmSampler:
         self.sleeps = policy.device.type == "cuda" and not config.ahead
         """Whether the GPU is left to training between `rest` and the next `sync`; vLLM has no such thing on a CPU."""
         self.asleep = False
+        several = dist.is_initialized() and dist.get_world_size() > 1  # vLLM itself initialises it, for one
         with tempfile.TemporaryDirectory() as folder:
             policy.causal_lm.config.save_pretrained(folder)
             try:
@@ -59,7 +60,7 @@ class VllmSampler:
                     generation_config="vllm",
                     enable_sleep_mode=self.sleeps,
                     # Where others of the run have a GPU and an engine each: vLLM then takes torch.distributed as it is.
-                    distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
+                    distributed_executor_backend="external_launcher" if several else None,
                 )
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 reason = str(error).strip().splitlines()[0]
