@@ -21,7 +21,7 @@ test-slow: $(VENV)/dev.stamp smollm2  ## the slow tests
 	$(BIN)/pytest -m slow
 
 test-vllm: .venv-vllm/stamp  ## the tests of sampling with vLLM, in an environment of its own (its CPU build)
-	.venv-vllm/bin/pytest -m slow tests/policy/test_vllm.py
+	.venv-vllm/bin/pytest -m slow tests/policy/test_vllm.py tests/policy/test_vllm_server.py
 
 .venv-vllm/stamp: pyproject.toml constraints.txt tests/vllm_requirements.py
 	$(PYTHON) -m venv .venv-vllm

@@ -29,6 +29,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 VERIFIERS_PAGE = (ROOT / "docs/verifiers.md").read_text(encoding="utf-8")
 SCALE_PAGE = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+SERVING_PAGE = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 RECIPES_PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
 
 
@@ -145,6 +146,13 @@ def test_the_page_of_recipes_mixes_settings_that_fit() -> None:
     assert (config.objective.name, config.estimator.name, config.optimizer.epochs) == ("grpo", "combined", 2)
 
 
+def test_the_page_on_serving_shows_a_configuration_with_its_defaults() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", SERVING_PAGE, re.DOTALL)
+    shown = parse_config(yaml.safe_load(text)).sampling
+    assert shown == Config().sampling.model_copy(update={"engine": "vllm_server", "servers": shown.servers})
+    assert len(shown.servers) == 2
+
+
 def test_the_guide_to_verifiers_shows_settings_that_exist_and_names_every_verifier() -> None:
     for text in re.findall(r"```yaml\n(.*?)```", VERIFIERS_PAGE, re.DOTALL):
         config = parse_config(yaml.safe_load(text))
@@ -184,7 +192,7 @@ def settings_by_section() -> dict[str, set[str]]:
 
 
 def test_every_setting_named_in_readme_and_docs_exists() -> None:
-    text = README + ARCHITECTURE + RECIPES_PAGE + VERIFIERS_PAGE
+    text = README + ARCHITECTURE + RECIPES_PAGE + VERIFIERS_PAGE + SERVING_PAGE
     sections = settings_by_section()
     named = set(re.findall(r"`?\b(" + "|".join(sections) + r")\.([a-z_]+)\b(?!\.py|/)", text))
     checked = {(section, field) for section, field in named if field not in ("py", "yaml", "jsonl")}

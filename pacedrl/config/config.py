@@ -91,6 +91,8 @@ class Config(Section):
             raise ValueError("partition.z_score_rewards: only trajectory balance with objective.log_z=learned heeds it")
         if self.sampling.ahead and estimator == "oracle":
             raise ValueError("sampling.ahead: the oracle's accuracies are of the present policy; set it to false")
+        if (self.sampling.engine == "vllm_server") != bool(self.sampling.servers):
+            raise ValueError("sampling.servers: name them for sampling.engine=vllm_server, and only for it")
         if self.scale.shard and self.optimizer.activation_offload:
             raise ValueError("optimizer.activation_offload: not with scale.shard, whose gathered weights it would move")
         if self.replay.enabled and (log_z in (None, "group_mean") or estimator == "none"):

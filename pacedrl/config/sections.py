@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -136,14 +137,30 @@ class SamplingConfig(Section):
     max_new_tokens: Positive = 3072
     batch_size: Positive = 256
     """Sequences decoded at once."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What draws the completions: the model itself, or vLLM in the same process (needs the ``vllm`` extra)."""
+    engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
+    """What draws the completions: the model itself, vLLM in the same process (needs the ``vllm`` extra), or servers."""
+    servers: list[str] = []
+    """URLs of ``vllm serve`` processes, started as docs/serving.md says, which this run has to itself."""
+    server_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
+    """How long a server may take over a prompt's completions; past it the prompt is asked of another."""
+    server_patience_s: Annotated[float, Field(ge=0.0)] = 600.0
+    """How long the run waits for a server when all are lost, before it ends."""
     gpu_memory: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
     """Share of the GPU's memory for vLLM's weights and cache; the rest is for training."""
     ahead: bool = False
     """Sample the next step's completions while this step trains: they come from the policy one step older, and their
     prompts are chosen before this step's results are known. Trajectory balance allows for it. Costs a second copy of
     the weights."""
+
+    @field_validator("servers")
+    @classmethod
+    def _are_urls(cls, servers: list[str]) -> list[str]:
+        for url in servers:
+            if not _names_a_server(url):
+                raise ValueError(f"'{url}' is not of the form http://HOST:PORT")
+        if len({url.rstrip("/") for url in servers}) < len(servers):
+            raise ValueError("a server is named twice")
+        return servers
 
 
 class OptimizerConfig(Section):
@@ -222,6 +239,15 @@ class TrackingConfig(Section):
 
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
     project: str = "pacedrl"
+
+
+def _names_a_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (raises for one out of range)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.path.strip("/") + parts.query
 
 
 def _function_reference(function: Any) -> str:

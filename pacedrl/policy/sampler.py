@@ -34,10 +34,14 @@ class SamplingSettings:
 
 
 class Sampler(Protocol):
-    """What draws completions: `TransformersSampler`, or vLLM (`pacedrl.policy.vllm_sampler`)."""
+    """What draws completions: `TransformersSampler`, or vLLM (`pacedrl.policy.vllm_sampler`, `..vllm_server`)."""
 
     def sync(self, policy: Policy) -> None:
         """Draw from these weights from now on."""
+        ...
+
+    def rest(self) -> None:
+        """Nothing is drawn until the next `sync`: leave the device's memory to others, where that can be done."""
         ...
 
     def sample(
@@ -62,6 +66,9 @@ class TransformersSampler:
         if policy is not self.policy:
             for own, new in zip(self.policy.model.parameters(), policy.model.parameters(), strict=True):
                 own.copy_(whole(new))
+
+    def rest(self) -> None:
+        """Nothing: what would be freed is needed for training too, or is small."""
 
     def sample(
         self,

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pacedrl.config import SamplingConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.policy.vllm_worker import pack_head
 from pacedrl.types import Completion, FinishReason
 
 
@@ -38,6 +40,10 @@ class VllmSampler:
                 "sampling.engine=transformers"
             ) from None
         self.policy = policy
+        self.sleeps = policy.device.type == "cuda" and not config.ahead
+        """Whether the GPU is left to training between `rest` and the next `sync`; vLLM has no such thing on a CPU."""
+        self.asleep = False
+        several = dist.is_initialized() and dist.get_world_size() > 1  # vLLM itself initialises it, for one
         with tempfile.TemporaryDirectory() as folder:
             policy.causal_lm.config.save_pretrained(folder)
             try:
@@ -52,6 +58,9 @@ class VllmSampler:
                     enable_prefix_caching=True,
                     logprobs_mode="processed_logprobs",
                     generation_config="vllm",
+                    enable_sleep_mode=self.sleeps,
+                    # Where others of the run have a GPU and an engine each: vLLM then takes torch.distributed as it is.
+                    distributed_executor_backend="external_launcher" if several else None,
                 )
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 reason = str(error).strip().splitlines()[0]
@@ -60,12 +69,23 @@ class VllmSampler:
 
     @torch.no_grad()
     def sync(self, policy: Policy) -> None:
-        """Hand the weights over and forget what was cached of the old ones."""
+        """Hand the weights over and forget what was cached of the old ones; wakes the engine up."""
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
         # vLLM's own way of loading again: it undoes and redoes what it made of the weights for its kernels.
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": policy.weights()})
         if policy.device.type == "cpu" and policy.causal_lm.config.get_text_config().tie_word_embeddings:
-            self.llm.apply_model(_pack_head)
+            self.llm.apply_model(pack_head)
+        if self.asleep:  # only now: weights in transit and the cache need not fit side by side
+            self.llm.wake_up(tags=["kv_cache"])
+            self.asleep = False
         self.llm.reset_prefix_cache()
+
+    def rest(self) -> None:
+        """Give up the GPU's memory, weights and all: `sync` hands them over anew."""
+        if self.sleeps and not self.asleep:
+            self.llm.sleep(level=2)
+            self.asleep = True
 
     def sample(
         self,
@@ -94,26 +114,33 @@ class VllmSampler:
 
     def _parameters(self, settings: SamplingSettings, seed: int) -> Any:
         return self.vllm.SamplingParams(
-            n=settings.group_size if settings.temperature > 0 else 1,  # all are the same
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_tokens=settings.max_new_tokens,
-            seed=seed % 2**31,
-            logprobs=0,  # of the token drawn alone
-            stop_token_ids=self.policy.eos_ids,
-            ignore_eos=True,  # ours are among the stop tokens
-            detokenize=False,
+            **sampling_parameters(self.policy, settings, seed),
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
 
     def _completion(self, output: Any) -> Completion:
         ids = [int(i) for i in output.token_ids]
-        logprobs = [float(row[i].logprob) for row, i in zip(output.logprobs, ids, strict=True)]
-        reason: FinishReason = "stop" if ids[-1] in self.policy.eos_ids else "length"
-        text = self.policy.decode(ids[:-1] if reason == "stop" else ids)
-        return Completion(ids, logprobs, text, reason)
+        return completion(
+            self.policy, ids, [float(row[i].logprob) for row, i in zip(output.logprobs, ids, strict=True)]
+        )
 
 
-def _pack_head(model: Any) -> None:
-    """For the kernels of vLLM 0.32 on a CPU: loading again passes over a head whose weight is the embedding's."""
-    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+def sampling_parameters(policy: Policy, settings: SamplingSettings, seed: int) -> dict[str, Any]:
+    """How a group is drawn, in the names of vLLM's ``SamplingParams``."""
+    return {
+        "n": settings.group_size if settings.temperature > 0 else 1,  # all are the same
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_tokens": settings.max_new_tokens,
+        "seed": seed % 2**31,
+        "logprobs": 0,  # of the token drawn alone
+        "stop_token_ids": policy.eos_ids,
+        "ignore_eos": True,  # ours are among the stop tokens
+        "detokenize": False,
+    }
+
+
+def completion(policy: Policy, ids: list[int], logprobs: list[float]) -> Completion:
+    """What vLLM drew, as the rest of the package knows it."""
+    reason: FinishReason = "stop" if ids[-1] in policy.eos_ids else "length"
+    return Completion(ids, logprobs, policy.decode(ids[:-1] if reason == "stop" else ids), reason)

@@ -96,6 +96,7 @@ class Actor:
             return groups
 
         collected = collect(self.config.gate, self.config.sampling.prompts_per_step, select, rollout)
+        self.sampler.rest()
         collected.policy_step, collected.seconds = policy_step, clock.seconds
         return collected
 

@@ -22,6 +22,7 @@ from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, 
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import Sampler, TransformersSampler
+from pacedrl.scale.ranks import Ranks
 from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.code import START_LIMIT_S, CodeSettings
 from pacedrl.tasks.datasets import Task, load_task
@@ -132,11 +133,15 @@ def require_oracle_tasks(config: Config, tasks: Sequence[Task]) -> None:
         )
 
 
-def build_sampler(config: Config, policy: Policy, splits: bool = False) -> Sampler:
-    """What draws the run's completions. Raises InputError where the engine is not installed.
+def build_sampler(config: Config, policy: Policy, splits: bool = False, ranks: Ranks | None = None) -> Sampler:
+    """What draws the run's completions. Raises InputError where the engine is not installed, or not to be reached.
 
-    A policy that ``splits``, once this is built, is sampled from a copy in one piece.
+    A policy that ``splits``, once this is built, is sampled from a copy in one piece. ``ranks`` all build one.
     """
+    if config.sampling.engine == "vllm_server":
+        from pacedrl.policy.vllm_server import VllmServerSampler
+
+        return VllmServerSampler(policy, config.sampling, ranks)
     if config.sampling.engine == "vllm":
         from pacedrl.policy.vllm_sampler import VllmSampler
 

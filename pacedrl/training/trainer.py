@@ -354,7 +354,7 @@ class Trainer:
         if saved:
             self.policy = Policy.load(config.model, self.policy.device, saved[0])
         splits = config.scale.shard and self.ranks.count > 1
-        self.sampler = build_sampler(config, self.policy, splits)
+        self.sampler = build_sampler(config, self.policy, splits, self.ranks)
         if splits:
             self.policy.shard()
         self.learner = Learner(

@@ -104,6 +104,8 @@ class Recorded:
 
     def sync(self, policy: Policy) -> None: ...
 
+    def rest(self) -> None: ...
+
     def sample(
         self,
         prompt_ids: Sequence[Sequence[int]],

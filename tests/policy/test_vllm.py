@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from vllm_model import (
+    CPU,
+    INSTALLED,
+    PROMPTS,
+    assert_logprobs_are_the_policys,
+    change,
+    needs_vllm,
+    run_settings,
+    save_random_model,
+)
 
 from pacedrl.cli import main
 from pacedrl.config import ModelConfig, SamplingConfig
@@ -21,9 +32,6 @@ from pacedrl.policy.sampler import SamplingSettings, sample
 from pacedrl.policy.vllm_sampler import VllmSampler
 from pacedrl.types import Completion
 
-INSTALLED = importlib.util.find_spec("vllm") is not None
-needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed: run `make test-vllm`")
-CPU = torch.device("cpu")
 CONFIG = SamplingConfig(max_prompt_tokens=32, max_new_tokens=16, batch_size=64)
 
 
@@ -39,28 +47,8 @@ def test_without_vllm_the_engine_is_refused_in_one_line(capsys: pytest.CaptureFi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that vLLM's kernels for CPUs take (heads of 64), with the tiny model's tokenizer."""
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=64,
-            vocab_size=259,
-            max_position_embeddings=128,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            tie_word_embeddings=True,
-            initializer_range=0.08,
-        )
-    )
-    model.save_pretrained(folder)
-    Policy.load(ModelConfig(), CPU).tokenizer.save_pretrained(folder)
+    save_random_model(folder)
     return folder
 
 
@@ -72,22 +60,10 @@ def both(folder: Path) -> Iterator[tuple[Policy, VllmSampler]]:
         yield policy, VllmSampler(policy, CONFIG)
 
 
-PROMPTS = [[1, 40, 41, 42, 43], [1, 50], [1, 60, 61, 62]]
-
-
 def drawn(sampler: VllmSampler, settings: SamplingSettings) -> list[list[Completion]]:
     found = dict(sampler.sample(PROMPTS, settings, [7, 11, 2**60 + 13]))
     assert sorted(found) == [0, 1, 2]
     return [found[i] for i in range(3)]
-
-
-def assert_logprobs_are_the_policys(policy: Policy, groups: list[list[Completion]], temperature: float) -> None:
-    prompts = [prompt for prompt, group in zip(PROMPTS, groups, strict=True) for _ in group]
-    completions = [completion for group in groups for completion in group]
-    with torch.no_grad():
-        logprobs_BT, _, mask_BT = policy.logprobs(prompts, [c.token_ids for c in completions], temperature)
-    for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
-        assert completion.logprobs == pytest.approx(row[mask].tolist(), abs=1e-4)
 
 
 @pytest.mark.slow
@@ -112,9 +88,7 @@ def test_behaviour_logprobs_are_those_of_the_policy_at_every_sync(
     before = drawn(sampler, settings)
     assert_logprobs_are_the_policys(policy, before, temperature)
     assert len({tuple(c.token_ids) for c in before[0]}) > 1
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    change(policy)
     sampler.sync(policy)
     after = drawn(sampler, settings)  # the same prompts: what was cached of them is of the old weights
     assert_logprobs_are_the_policys(policy, after, temperature)
@@ -160,25 +134,9 @@ def test_a_run_trains_on_what_vllm_samples(
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("PACEDRL_CACHE", str(tmp_path / "cache"))
-    tree = {
-        "run": {"dir": str(tmp_path / "run"), "steps": 4},
-        "model": {"name": str(folder)} | ({"lora": lora} if lora else {}),
-        "data": {
-            "train": {"source": "skills", "options": {"size": 24}},
-            "eval": {"source": "skills", "split": "test", "options": {"size": 4}},
-        },
-        "sampling": {
-            "prompts_per_step": 4,
-            "group_size": 4,
-            "max_prompt_tokens": 48,
-            "max_new_tokens": 8,
-            "engine": "vllm",
-            "ahead": ahead,
-        },
-        "optimizer": {"learning_rate": 1e-3},
-        "eval": {"samples": 2, "k": [1]},
-        "verifier": {"workers": 1},
-    }
+    tree = run_settings(tmp_path / "run", folder, engine="vllm", ahead=ahead)
+    if lora:
+        tree["model"]["lora"] = lora
     (tmp_path / "c.yaml").write_text(json.dumps(tree))
     assert main(["train", str(tmp_path / "c.yaml")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -196,3 +154,23 @@ def test_what_vllm_does_not_know_is_refused(tmp_path: Path) -> None:
     policy.causal_lm.config.architectures = ["NoSuchModel"]
     with pytest.raises(InputError, match=r"sampling\.engine: vLLM cannot run this model"):
         VllmSampler(policy, CONFIG)
+
+
+@pytest.mark.slow
+@needs_vllm
+@pytest.mark.parametrize("shard", [False, True], ids=["whole", "split"])
+def test_two_processes_have_an_engine_each(folder: Path, tmp_path: Path, shard: bool) -> None:
+    tree = run_settings(tmp_path / "run", folder, engine="vllm") | {"scale": {"shard": shard}}
+    (tmp_path / "c.yaml").write_text(json.dumps(tree))
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "PACEDRL_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "pacedrl.cli", "train", str(tmp_path / "c.yaml")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["rollouts/generated"] for row in rows] == [16, 32, 48, 64]
+    assert all(row["mismatch/logprob_mean"] < 1e-4 for row in rows)  # each drew from the weights of that step

@@ -1,0 +1,150 @@
+"""A vLLM server as a training process sees it: over HTTP, and gone at any moment."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+from collections.abc import Sequence
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+from pacedrl.errors import InputError
+
+ANSWER_S = 30.0
+"""How long a server may take over what is quickly done. Its engine answers between two tokens."""
+FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
+KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+"""Seconds and tries until a connection to a machine that has vanished counts as broken, where the system allows."""
+ENDED = ("stop", "length")
+
+
+class Lost(Exception):
+    """The server is not there, or failed at what it was asked. It may be back later."""
+
+
+def delay(failures: int) -> float:
+    """Seconds to wait after so many failures on end: twice as long each time, less up to half at random."""
+    return min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0)
+
+
+class Server:
+    """Calls to one server. What is wrong with it raises `Lost`; what is wrong with how it was started, InputError."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.own_address = ""
+        """By which the server's machine reaches this one; known once it was called."""
+        self._parts = urlsplit(url)
+        self._lock = threading.Lock()
+        self._open: set[HTTPConnection] = set()
+        self._abandoned = False
+
+    def version(self) -> str:
+        """The name that was given to the weights it has."""
+        return str(self.call("GET", "/weight_info")["weight_version"])
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What each of its workers says of itself (`pacedrl.policy.vllm_worker.WeightReceiver`)."""
+        try:
+            answer = self.call("POST", "/collective_rpc", {"method": "pacedrl_describe"})
+        except Lost as lost:
+            if "pacedrl_describe" in str(lost):  # its name, in what vLLM says of a method that is not there
+                raise InputError(
+                    f"sampling.servers: {self.url} cannot be given weights: start it with "
+                    "--worker-extension-cls pacedrl.policy.vllm_worker.WeightReceiver"
+                ) from None
+            raise
+        return list(answer["results"])
+
+    def generate(
+        self, prompt_ids: Sequence[int], parameters: dict[str, Any], version: str, timeout_s: float
+    ) -> list[tuple[list[int], list[float]]]:
+        """Token ids and log-probabilities of the completions of a prompt, all drawn from the weights of ``version``."""
+        body = {"token_ids": list(prompt_ids), "sampling_params": parameters}
+        answer = self.call("POST", "/inference/v1/generate", body, timeout_s)
+        completions = []
+        for choice in sorted(answer["choices"], key=lambda choice: int(choice["index"])):
+            if choice["finish_reason"] not in ENDED:
+                raise Lost(f"it gave a completion up ({choice['finish_reason']})")
+            versions = {span["version"] for span in choice["weight_versions"]}
+            if versions != {version}:
+                raise Lost("it has other weights than the current ones")
+            drawn = choice["logprobs"]["content"]
+            completions.append((list(choice["token_ids"]), [float(token["logprob"]) for token in drawn]))
+        return completions
+
+    def call(self, verb: str, path: str, body: Any = None, timeout_s: float = ANSWER_S) -> Any:
+        """The JSON that it answers."""
+        try:
+            status, text = self._exchange(verb, path, body, timeout_s)
+        except (OSError, HTTPException) as error:
+            raise Lost(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+        if status >= 500:
+            raise Lost(f"HTTP {status} from {path}: {_message(text)}")
+        if status == 404:
+            raise InputError(
+                f"sampling.servers: {self.url} has no {path}: it must be vLLM 0.32 or later, started with "
+                "VLLM_SERVER_DEV_MODE=1 in its environment"
+            )
+        if status >= 400:
+            raise InputError(f"sampling.servers: {self.url}{path} refuses (HTTP {status}): {_message(text)}")
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise Lost(f"{path} answered something else than JSON") from error
+
+    def abandon(self) -> None:
+        """Break off all calls that are under way: they raise `Lost`, and vLLM stops working on them."""
+        with self._lock:
+            self._abandoned = True
+            for connection in self._open:
+                _break(connection)
+
+    def _exchange(self, verb: str, path: str, body: Any, timeout_s: float) -> tuple[int, bytes]:
+        kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
+        connection = kind(str(self._parts.hostname), self._parts.port, timeout=timeout_s)
+        try:
+            connection.connect()
+            self.own_address = connection.sock.getsockname()[0]
+            _keep_alive(connection.sock)
+            with self._lock:
+                self._open.add(connection)
+                if self._abandoned:
+                    _break(connection)
+            payload = None if body is None else json.dumps(body)
+            # One connection a call: a server closes idle ones, which would look as if it had been lost.
+            connection.request(verb, path, payload, {"Content-Type": "application/json", "Connection": "close"})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            with self._lock:
+                self._open.discard(connection)
+            connection.close()
+
+
+def _keep_alive(own: socket.socket) -> None:
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _break(connection: HTTPConnection) -> None:
+    try:
+        connection.sock.shutdown(socket.SHUT_RDWR)
+    except (OSError, AttributeError):  # it is closed already
+        return
+
+
+def _message(text: bytes) -> str:
+    """What an error's answer says, on one line."""
+    try:
+        answer = json.loads(text)
+        said = answer["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        said = text.decode("utf-8", "replace")
+    line = " ".join(str(said).split())
+    return line if len(line) <= 300 else line[:299] + "…"
