@@ -1,0 +1,76 @@
+"""A CPU for verl, which knows accelerators only: a platform of its, for which its own FSDP2 engine is registered.
+
+Named in VERL_USE_EXTERNAL_MODULES, it is imported by every process that imports verl.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from verl.plugin.platform import platform_manager
+from verl.plugin.platform.platform_cuda import PlatformCUDA
+
+
+class PlatformCPU(PlatformCUDA):
+    device_name = "cpu"
+    vendor_name = "cpu"
+    device_module = SimpleNamespace(
+        is_available=lambda: True,
+        current_device=lambda: 0,
+        device_count=lambda: 1,
+        empty_cache=lambda: None,
+        synchronize=lambda: None,
+        memory_allocated=lambda: 0,
+        memory_reserved=lambda: 0,
+        max_memory_allocated=lambda: 0,
+        max_memory_reserved=lambda: 0,
+        mem_get_info=lambda *_: (0, 0),
+        get_rng_state=torch.get_rng_state,
+        set_rng_state=torch.set_rng_state,
+    )
+
+    def is_available(self) -> bool:
+        return True
+
+    def current_device(self) -> Any:
+        return torch.device("cpu")
+
+    def device_count(self) -> int:
+        return 1
+
+    def set_device(self, device_index: int) -> None: ...
+
+    def synchronize(self, device_index: int | None = None) -> None: ...
+
+    def manual_seed(self, seed: int) -> None: ...
+
+    def manual_seed_all(self, seed: int) -> None: ...
+
+    def set_allocator_settings(self, settings: str) -> None: ...
+
+    def empty_cache(self) -> None: ...
+
+    def communication_backend_name(self) -> str:
+        return "gloo"
+
+    def is_ipc_supported(self) -> bool:
+        return False
+
+    @contextmanager
+    def nvtx_range(self, msg: str) -> Any:
+        yield
+
+    def profiler_start(self) -> None: ...
+
+    def profiler_stop(self) -> None: ...
+
+
+platform_manager.set_platform(PlatformCPU())
+
+from verl.workers.engine.base import EngineRegistry  # noqa: E402 - asks for the platform when imported
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead  # noqa: E402
+
+EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")(FSDPEngineWithLMHead)
