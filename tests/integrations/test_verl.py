@@ -1,0 +1,407 @@
+"""PacedTrainer inside verl: its registries, its loss path, its queue and its engine, on a Ray cluster without a GPU.
+
+What stands in for what needs one: completions are sampled by our own sampler (verl's servers are vLLM's and SGLang's),
+and `verl_on_cpu` tells verl of a CPU, on which its own FSDP2 engine trains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("verl") is None:
+    pytest.skip("needs verl, in an environment of its own: make test-verl", allow_module_level=True)
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+os.environ |= {
+    "VERL_USE_EXTERNAL_MODULES": "verl_on_cpu,pacedrl.integrations.verl",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]),
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+import verl  # noqa: F401 - registers what the variable names
+from datasets import Dataset
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from transformers import AutoModelForCausalLM
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+from verl.protocol import DataProto
+from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
+from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.ray_trainer import compute_advantage
+from verl.trainer.ppo.v1 import AgentLoopWorkerTQ, get_trainer_cls
+from verl.utils import tensordict_utils
+from verl.utils.config import omega_conf_to_dataclass, validate_config
+from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.utils.losses import ppo_loss
+
+import pacedrl.integrations.verl as integration
+from pacedrl import Config, Trainer
+from pacedrl.config import ModelConfig
+from pacedrl.errors import InputError
+from pacedrl.integrations.verl import PacedTrainer
+from pacedrl.method import DifficultyScheduler, trajectory_balance
+from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import SamplingSettings, TransformersSampler
+from pacedrl.seeding import derive_seed
+from pacedrl.tasks.skills import skill_rows
+from pacedrl.training.setup import build_scheduler
+from pacedrl.types import Completion
+
+pytestmark = pytest.mark.slow
+
+PROMPTS, GROUP, NEW, ROOM = 4, 4, 12, 2
+RATE = 2e-4
+ROWS = [
+    {
+        "data_source": "skills",
+        "prompt": [{"role": "user", "content": row["prompt"]}],
+        "reward_model": {"style": "rule", "ground_truth": row["answer"]},
+        "extra_info": {"index": i},
+    }
+    for i, row in enumerate(skill_rows(size=48, seed=3))
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a chat template that says what the user says, as it was pretrained."""
+    folder = tmp_path_factory.mktemp("model")
+    policy = Policy.load(ModelConfig(), torch.device("cpu"))
+    policy.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    policy.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.parquet"
+    Dataset.from_list(ROWS).to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    os.environ["PACEDRL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(1)
+    ray.init(num_cpus=2, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def queue() -> Iterator[None]:
+    with initialize_config_dir(str(ROOT / "examples/verl"), version_base=None):
+        config = compose("paced").transfer_queue
+    config.enable = True
+    config.backend.SimpleStorage.num_data_storage_units = 1
+    tq.init(config)
+    yield
+    tq.close()
+
+
+Configure = Callable[..., Any]
+
+
+@pytest.fixture(name="configure")
+def _configure(tmp_path: Path, model: Path, data: Path) -> Configure:
+    """examples/verl/paced.yaml, for the tiny model on a CPU, with further overrides."""
+
+    def make(*overrides: str) -> Any:
+        settings = {
+            "data.train_files": data,
+            "data.val_files": data,
+            "data.train_batch_size": PROMPTS,
+            "data.max_prompt_length": 64,
+            "data.max_response_length": NEW,
+            "data.dataloader_num_workers": 0,
+            "data.filter_overlong_prompts": False,
+            "actor_rollout_ref.model.path": model,
+            "actor_rollout_ref.model.use_remove_padding": False,
+            "actor_rollout_ref.model.enable_gradient_checkpointing": False,
+            "+actor_rollout_ref.model.override_config.attn_implementation": "eager",
+            "actor_rollout_ref.actor.strategy": "fsdp2",
+            "actor_rollout_ref.actor.ppo_mini_batch_size": PROMPTS + ROOM,
+            "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 512,
+            "actor_rollout_ref.actor.optim.lr": RATE,
+            "actor_rollout_ref.actor.optim.weight_decay": 0.0,
+            "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
+            "+actor_rollout_ref.actor.fsdp_config.mixed_precision": "{param_dtype: fp32, reduce_dtype: fp32}",
+            "actor_rollout_ref.actor.checkpoint.save_contents": "[model, optimizer, extra, hf_model]",
+            "actor_rollout_ref.rollout.n": GROUP,
+            "trainer.n_gpus_per_node": 1,
+            "trainer.device": "cpu",
+            "trainer.val_before_train": False,
+            "trainer.test_freq": -1,
+            "trainer.save_freq": 2,
+            "trainer.total_training_steps": 2,
+            "trainer.default_local_dir": tmp_path / "verl",
+        }
+        with initialize_config_dir(str(ROOT / "examples/verl"), version_base=None):
+            return compose("paced", [f"{name}={value}" for name, value in settings.items()] + list(overrides))
+
+    return make
+
+
+class Sampled:
+    """verl's agent loops without its servers: completions of the initial policy, put into verl's queue by its own code.
+
+    What it samples depends on the step and the prompt alone.
+    """
+
+    def __init__(self, trainer: PacedTrainer, model: Path) -> None:
+        self.trainer = trainer
+        self.policy = Policy.load(ModelConfig(name=str(model)), torch.device("cpu"))
+        self.steps: list[dict[tuple[int, ...], list[list[int]]]] = []
+        worker_class = AgentLoopWorkerTQ.__ray_metadata__.modified_class
+        self.worker = worker_class.__new__(worker_class)
+        self.worker.processor = self.worker.reward_loop_worker_handles = None
+        self.worker.distillation_enabled = False
+
+    def generate_sequences(self, batch: TensorDict) -> None:
+        step = self.trainer.global_steps
+        prompts = [self.policy.encode(messages) for messages in batch["raw_prompt"].tolist()]
+        seeds = [derive_seed(0, step, *ids) for ids in prompts]
+        groups = dict(TransformersSampler(self.policy).sample(prompts, SamplingSettings(GROUP, NEW), seeds))
+        self.steps.append({tuple(ids): [c.token_ids for c in groups[i]] for i, ids in enumerate(prompts)})
+        for i, ids in enumerate(prompts):
+            row = {key: tensordict_utils.unwrap_non_tensor_data(value) for key, value in batch[i].items()}
+            for session, completion in enumerate(groups[i]):
+                right = completion.text.strip() == row["reward_model"]["ground_truth"]
+                output = AgentLoopOutput(
+                    prompt_ids=ids,
+                    response_ids=completion.token_ids,
+                    response_mask=[1] * len(completion.token_ids),
+                    reward_score=float(right),
+                    num_turns=2,
+                    metrics=AgentLoopMetrics(),
+                    extra_fields={"min_global_steps": step, "max_global_steps": step},
+                )
+                asyncio.run(
+                    self.worker._agent_loop_postprocess(output, validate=False, session_id=session, **row)
+                )
+            tq.kv_put(key=row["uid"], partition_id="train", tag={"status": "finished"})
+
+
+def built(config: Any) -> PacedTrainer:
+    """The trainer with what verl's ``init`` gives it, less rollout servers."""
+    trainer = get_trainer_cls(config.trainer.v1.trainer_mode)(config)
+    trainer._init_tokenizer()
+    trainer._init_dataloader()
+    trainer._init_dump_executor()
+    trainer.resource_pool_manager = SimpleNamespace(get_n_gpus=lambda: 1)
+    trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
+    trainer.checkpoint_manager = SimpleNamespace(update_weights=lambda step: None, sleep_replicas=lambda: None)
+    trainer.distillation_config = None
+    worker = RayClassWithInitArgs(ray.remote(ActorRolloutRefWorker), config=config.actor_rollout_ref, role="actor")
+    pool = RayResourcePool([1], use_gpu=False)
+    trainer.actor_rollout_wg = RayWorkerGroup(pool, worker, device_name="cpu")
+    trainer.actor_rollout_wg.init_model()
+    trainer._load_checkpoint()
+    trainer.on_init_end()
+    return trainer
+
+
+@pytest.fixture
+def start(queue: None, configure: Configure, model: Path) -> Callable[..., tuple[PacedTrainer, Sampled]]:
+    def make(*overrides: str) -> tuple[PacedTrainer, Sampled]:
+        trainer = built(configure(*overrides))
+        return trainer, Sampled(trainer, model)
+
+    return make
+
+
+def weights(folder: Path, step: int) -> list[torch.Tensor]:
+    """The policy in verl's checkpoint of a step."""
+    saved = AutoModelForCausalLM.from_pretrained(folder / f"global_step_{step}/actor/huggingface", dtype=torch.float32)
+    return [parameter.detach() for parameter in saved.parameters()]
+
+
+# The names that verl's configuration asks for.
+
+
+def test_each_name_is_that_of_ours() -> None:
+    assert get_trainer_cls("paced") is PacedTrainer
+    assert core_algos.get_policy_loss_fn("paced") is integration.trajectory_balance
+    assert core_algos.get_adv_estimator_fn("paced") is integration.advantage
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_every_process_of_a_job_knows_them_where_the_example_names_the_module(
+    configure: Configure, named: bool
+) -> None:
+    variables = OmegaConf.to_container(configure().ray_kwargs.ray_init.runtime_env.env_vars)
+
+    @ray.remote
+    def known() -> list[bool]:
+        from verl.trainer.ppo import core_algos
+        from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+
+        registries = (core_algos.POLICY_LOSS_REGISTRY, core_algos.ADV_ESTIMATOR_REGISTRY, TRAINER_REGISTRY)
+        return ["paced" in registry for registry in registries]
+
+    environment = variables if named else dict.fromkeys(variables, "")
+    assert ray.get(known.options(runtime_env={"env_vars": environment}).remote()) == [named] * 3
+
+
+def test_verl_accepts_the_examples_configuration() -> None:
+    with initialize_config_dir(str(ROOT / "examples/verl"), version_base=None):
+        config = compose("paced")
+    validate_config(config, use_reference_policy=False, use_critic=False)
+    for name, value in integration.REQUIRED.items():
+        assert OmegaConf.select(config, name) == value
+    room = config.actor_rollout_ref.actor.ppo_mini_batch_size - config.data.train_batch_size
+    assert room * config.actor_rollout_ref.rollout.n == 128  # the paper's buffer
+    DifficultyScheduler(["a"], torch.ones(1, 4), **config.trainer.v1.paced)
+    assert config.reward.custom_reward_function.path == "examples/verl/reward.py"
+    spec = importlib.util.spec_from_file_location("reward", ROOT / config.reward.custom_reward_function.path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    score = getattr(module, config.reward.custom_reward_function.name)
+    assert [score("math", text, "1/2", extra_info={}) for text in (r"So \boxed{0.5}.", r"So \boxed{2}.")] == [1.0, 0.0]
+
+
+# The loss, on verl's path from the model's output to it.
+
+LENGTHS = [(3, 5), (2, 1), (4, 3), (6, 4)]
+"""Tokens of prompt and response."""
+
+
+def batch_of(rows: Sequence[int], seed: int = 0) -> dict[str, Any]:
+    """Sequences as verl's workers get them, in double precision; the last is one verl fills up with."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for i, (prompt, response) in enumerate(LENGTHS):
+        real = i < len(LENGTHS) - 1
+        mask = torch.ones(response, dtype=torch.long) * int(real)
+        if i == 0:
+            mask[2] = 0  # a tool's token
+        made.append(
+            {
+                "prompts": torch.zeros(prompt, dtype=torch.long),
+                "responses": torch.zeros(response, dtype=torch.long),
+                "response_mask": mask,
+                "old_log_probs": -torch.rand(response, generator=generator, dtype=torch.double),
+                "advantages": (torch.rand(1, generator=generator, dtype=torch.double) * 20 - 10) * mask,
+                "log_probs": -torch.rand(prompt + response, generator=generator, dtype=torch.double),
+            }
+        )
+    return {
+        name: torch.nested.as_nested_tensor([made[i][name] for i in rows], layout=torch.jagged) for name in made[0]
+    }
+
+
+def verl_loss(config: Any, rows: Sequence[int], dp_size: int = 1) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor]:
+    """Loss and metrics of these sequences of the batch by verl's ``ppo_loss``, and the gradient, [tokens]."""
+    batch = batch_of(rows)
+    whole = batch.pop("log_probs")
+    values = whole.values().clone().requires_grad_()
+    data = TensorDict(batch, batch_size=len(rows))
+    tensordict_utils.assign_non_tensor(data, dp_size=dp_size, batch_num_tokens=12, global_batch_size=len(LENGTHS))
+    output = {"log_probs": torch.nested.nested_tensor_from_jagged(values, whole.offsets())}
+    loss, metrics = ppo_loss(config, output, data)
+    loss.backward()
+    return loss.detach(), metrics, values.grad
+
+
+def our_loss(rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`trajectory_balance` of the same, with the gradient laid out like verl's."""
+    batch = batch_of(rows)
+    whole = batch.pop("log_probs")
+    values = whole.values().clone().requires_grad_()
+    ends = whole.offsets().tolist()
+    lengths = [LENGTHS[i][1] for i in rows]
+    # The log-probability of a token stands where it is predicted, one before it.
+    shifted = [values[end - n - 1 : end - 1] for end, n in zip(ends[1:], lengths, strict=True)]
+    logprobs, old, mask, advantages = (
+        torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        for rows in (shifted, *(batch[name].unbind() for name in ("old_log_probs", "response_mask", "advantages")))
+    )
+    advantage_B = advantages.sum(1) / mask.sum(1).clamp(min=1)
+    loss, _ = trajectory_balance(logprobs, old, mask, advantage_B, normalizer=len(LENGTHS))
+    loss.backward()
+    return loss.detach(), values.grad
+
+
+def test_the_loss_is_trajectory_balance(configure: Configure) -> None:
+    config = omega_conf_to_dataclass(configure().actor_rollout_ref.actor)
+    loss, metrics, gradient = verl_loss(config, range(4))
+    expected, expected_gradient = our_loss(range(4))
+    assert float(expected) > 1.0
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-6)
+    assert int((gradient != 0).sum()) == 4 + 1 + 3  # the policy's own tokens
+    ratios = []
+    batch = batch_of(range(3))
+    for logprob, old, mask in zip(*(batch[n].unbind() for n in ("log_probs", "old_log_probs", "response_mask")), strict=True):
+        ratios.append(float(((logprob[-len(mask) - 1 : -1] - old) * mask).sum()))
+    assert metrics["actor/kl_old"].aggregate() == pytest.approx(-np.mean(ratios))
+    deltas = [abs(ratio - float(a.values()[0] if a.is_nested else a[0])) for ratio, a in zip(ratios, batch["advantages"].unbind(), strict=True)]
+    assert metrics["actor/delta_abs"].aggregate() == pytest.approx(np.mean(deltas))
+
+
+def test_micro_batches_and_processes_add_up(configure: Configure) -> None:
+    config = omega_conf_to_dataclass(configure().actor_rollout_ref.actor)
+    whole, _, gradient = verl_loss(config, range(4))
+    parts = [verl_loss(config, rows) for rows in ([0, 1], [2, 3])]
+    torch.testing.assert_close(sum(part[0] for part in parts), whole)
+    torch.testing.assert_close(torch.cat([part[2] for part in parts]), gradient)
+    processes = [verl_loss(config, rows, dp_size=2) for rows in ([0, 1], [2, 3])]  # whose gradients FSDP averages
+    torch.testing.assert_close(sum(part[0] for part in processes) / 2, whole)
+    torch.testing.assert_close(torch.cat([part[2] for part in processes]) / 2, gradient)
+
+
+# The advantages.
+
+
+def advantages_of(rewards: Sequence[float], uids: Sequence[str]) -> torch.Tensor:
+    """By verl's ``compute_advantage``; rewards on the last of 4 tokens, 2 or 4 of which are the policy's."""
+    mask = torch.ones(len(uids), 4)
+    mask[1::2, 2:] = 0
+    mask[[uid.startswith("pad") for uid in uids]] = 0
+    token_rewards = torch.zeros(len(uids), 4)
+    token_rewards[:, 3] = torch.tensor(rewards)
+    data = DataProto.from_dict(
+        {"token_level_rewards": token_rewards, "response_mask": mask}, {"uid": np.array(uids, dtype=object)}
+    )
+    return compute_advantage(data, adv_estimator="paced", config=OmegaConf.create()).batch["advantages"]
+
+
+def test_advantages_are_reward_over_beta_less_log_z(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    scheduler = DifficultyScheduler(["a", "b"], torch.randn(2, 8), beta=0.1)
+    for _ in range(20):
+        scheduler.observe(integration.Rollouts(["a", "a", "b", "b"], [0.0, 0.0, 1.0, 1.0]))
+    monkeypatch.setattr(integration, "_scheduler", scheduler)
+    log_z = dict(zip("ab", scheduler.log_z(["a", "b"]).tolist(), strict=True))
+    assert log_z["b"] - log_z["a"] > 3.0
+    advantages = advantages_of([1.0, 0.0, 0.25, 1.0], ["a", "b", "b", "pad123"])
+    full, half = torch.ones(4), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    expected = [(10.0 - log_z["a"]) * full, -log_z["b"] * half, (2.5 - log_z["b"]) * full, 0.0 * full]
+    torch.testing.assert_close(advantages, torch.stack(expected))
+
+
+def test_what_is_no_accuracy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integration, "_scheduler", None)
+    with pytest.raises(InputError, match=r"needs log Z: set trainer.v1.trainer_mode=paced too"):
+        advantages_of([1.0], ["a"])
+    monkeypatch.setattr(integration, "_scheduler", DifficultyScheduler(["a"], torch.ones(1, 4)))
+    for reward in (-1.0, 2.0, float("nan")):
+        with pytest.raises(InputError, match=rf"rewards in \[0, 1\].* but gave {reward:g}"):
+            advantages_of([1.0, reward], ["a", "a"])
