@@ -195,7 +195,8 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
 
     def _make_scheduler(self) -> DifficultyScheduler:
         model = self.config.actor_rollout_ref.model
-        embed = ray.remote(num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))(_embeddings)
+        # No CPU is asked for: in a small cluster verl's queue may hold them all, and this would wait for ever.
+        embed = ray.remote(num_cpus=0, num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))(_embeddings)
         embeddings_NH = ray.get(
             embed.remote(model.path, model.get("trust_remote_code", False), list(self.prompt_ids.values()))
         )
@@ -276,7 +277,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         fresh = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
         fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "old_log_probs"]
         data = tq.kv_batch_get(keys=fresh, partition_id=batch.partition_id, select_fields=fields)
-        keys = data["uid"].tolist()
+        keys = tensordict_utils.get(data, "uid")
         prompts, responses, masks, rewards, logprobs = (data[name].unbind() for name in fields[1:])
         # A completion of several turns holds tokens that are not the policy's, and would need verl's mask again.
         whole = [

@@ -100,7 +100,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["PACEDRL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     torch.set_num_threads(1)
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init(num_cpus=4, include_dashboard=False)  # two for verl's queue
     yield
     ray.shutdown()
 
@@ -176,7 +176,7 @@ class Sampled:
 
     def generate_sequences(self, batch: TensorDict) -> None:
         step = self.trainer.global_steps
-        prompts = [self.policy.encode(messages) for messages in batch["raw_prompt"].tolist()]
+        prompts = [self.policy.encode(messages) for messages in batch["raw_prompt"]]
         seeds = [derive_seed(0, step, *ids) for ids in prompts]
         groups = dict(TransformersSampler(self.policy).sample(prompts, SamplingSettings(GROUP, NEW), seeds))
         self.steps.append({tuple(ids): [c.token_ids for c in groups[i]] for i, ids in enumerate(prompts)})
@@ -188,6 +188,7 @@ class Sampled:
                     prompt_ids=ids,
                     response_ids=completion.token_ids,
                     response_mask=[1] * len(completion.token_ids),
+                    response_logprobs=completion.logprobs,
                     reward_score=float(right),
                     num_turns=2,
                     metrics=AgentLoopMetrics(),
@@ -210,7 +211,7 @@ def built(config: Any) -> PacedTrainer:
     trainer.checkpoint_manager = SimpleNamespace(update_weights=lambda step: None, sleep_replicas=lambda: None)
     trainer.distillation_config = None
     worker = RayClassWithInitArgs(ray.remote(ActorRolloutRefWorker), config=config.actor_rollout_ref, role="actor")
-    pool = RayResourcePool([1], use_gpu=False)
+    pool = RayResourcePool([1], use_gpu=False, max_colocate_count=1)
     trainer.actor_rollout_wg = RayWorkerGroup(pool, worker, device_name="cpu")
     trainer.actor_rollout_wg.init_model()
     trainer._load_checkpoint()
@@ -405,3 +406,12 @@ def test_what_is_no_accuracy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     for reward in (-1.0, 2.0, float("nan")):
         with pytest.raises(InputError, match=rf"rewards in \[0, 1\].* but gave {reward:g}"):
             advantages_of([1.0, reward], ["a", "a"])
+
+
+# Training: verl's own loop, queue and engine.
+
+
+def test_two_steps(start: Any, tmp_path: Path) -> None:
+    trainer, sampled = start()
+    trainer.fit(sampled)
+    assert trainer.scheduler.step == 2

@@ -20,6 +20,7 @@ class PlatformCPU(PlatformCUDA):
     device_module = SimpleNamespace(
         is_available=lambda: True,
         current_device=lambda: 0,
+        get_device_name=lambda: "CPU",
         device_count=lambda: 1,
         empty_cache=lambda: None,
         synchronize=lambda: None,
@@ -74,3 +75,12 @@ from verl.workers.engine.base import EngineRegistry  # noqa: E402 - asks for the
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead  # noqa: E402
 
 EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")(FSDPEngineWithLMHead)
+
+from functools import partial  # noqa: E402
+
+from verl.workers import engine_workers  # noqa: E402
+
+# Unless told otherwise, verl names a backend for the CPU and one for the accelerator, which torch takes for two of one.
+engine_workers.initialize_global_process_group_ray = partial(
+    engine_workers.initialize_global_process_group_ray, backend="gloo"
+)
