@@ -127,7 +127,7 @@ def trajectory_balance(
     }
 
 
-@register_trainer(NAME)  # type: ignore[untyped-decorator]
+@register_trainer(NAME)
 class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
     """verl's synchronous trainer with PACED-RL (arXiv 2602.12642): selection, trajectory balance and replay.
 
@@ -255,8 +255,8 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
             self.replayed[f"{entry.key}_{self.config.actor_rollout_ref.rollout.n + i}_0"] = entry
         fields = tensordict_utils.list_of_dict_to_tensordict(rows)
         tq.kv_batch_put(keys=list(self.replayed), partition_id=batch.partition_id, fields=fields, tags=tags)
-        batch.keys, batch.tags = [*batch.keys, *self.replayed], [*batch.tags, *tags]
-        return batch
+        keys, tags = [*batch.keys, *self.replayed], [*batch.tags, *tags]
+        return tq.KVBatchMeta(keys, tags, batch.partition_id, batch.fields, batch.extra_info)
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """μ: as verl has it for fresh completions, as it was when they were sampled for replayed ones."""

@@ -10,7 +10,6 @@ import asyncio
 import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,7 +99,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["PACEDRL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     torch.set_num_threads(1)
-    ray.init(num_cpus=4, include_dashboard=False)  # two for verl's queue
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)  # two for verl's queue
     yield
     ray.shutdown()
 
@@ -162,11 +161,12 @@ def _configure(tmp_path: Path, model: Path, data: Path) -> Configure:
 class Sampled:
     """verl's agent loops without its servers: completions of the initial policy, put into verl's queue by its own code.
 
-    What it samples depends on the step and the prompt alone.
+    What it samples depends on the step and the prompt alone. With ``tools`` the second token of a prompt's first
+    completion is not the policy's; ``logprobs`` False keeps the servers' log-probabilities back.
     """
 
-    def __init__(self, trainer: PacedTrainer, model: Path) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: PacedTrainer, model: Path, tools: bool = False, logprobs: bool = True) -> None:
+        self.trainer, self.tools, self.logprobs = trainer, tools, logprobs
         self.policy = Policy.load(ModelConfig(name=str(model)), torch.device("cpu"))
         self.steps: list[dict[tuple[int, ...], list[list[int]]]] = []
         worker_class = AgentLoopWorkerTQ.__ray_metadata__.modified_class
@@ -183,20 +183,19 @@ class Sampled:
         for i, ids in enumerate(prompts):
             row = {key: tensordict_utils.unwrap_non_tensor_data(value) for key, value in batch[i].items()}
             for session, completion in enumerate(groups[i]):
+                length = len(completion.token_ids)
                 right = completion.text.strip() == row["reward_model"]["ground_truth"]
                 output = AgentLoopOutput(
                     prompt_ids=ids,
                     response_ids=completion.token_ids,
-                    response_mask=[1] * len(completion.token_ids),
-                    response_logprobs=completion.logprobs,
+                    response_mask=[int(not (self.tools and session == 0 and t == 1)) for t in range(length)],
+                    response_logprobs=completion.logprobs if self.logprobs else None,
                     reward_score=float(right),
                     num_turns=2,
                     metrics=AgentLoopMetrics(),
                     extra_fields={"min_global_steps": step, "max_global_steps": step},
                 )
-                asyncio.run(
-                    self.worker._agent_loop_postprocess(output, validate=False, session_id=session, **row)
-                )
+                asyncio.run(self.worker._agent_loop_postprocess(output, validate=False, session_id=session, **row))
             tq.kv_put(key=row["uid"], partition_id="train", tag={"status": "finished"})
 
 
@@ -220,12 +219,26 @@ def built(config: Any) -> PacedTrainer:
 
 
 @pytest.fixture
-def start(queue: None, configure: Configure, model: Path) -> Callable[..., tuple[PacedTrainer, Sampled]]:
-    def make(*overrides: str) -> tuple[PacedTrainer, Sampled]:
-        trainer = built(configure(*overrides))
-        return trainer, Sampled(trainer, model)
+def start(queue: None, configure: Configure, model: Path) -> Iterator[Callable[..., tuple[PacedTrainer, Sampled]]]:
+    made: list[PacedTrainer] = []
 
-    return make
+    def make(*overrides: str, **options: Any) -> tuple[PacedTrainer, Sampled]:
+        give_back(made)
+        made.append(built(configure(*overrides)))
+        return made[-1], Sampled(made[-1], model, **options)
+
+    yield make
+    give_back(made)
+
+
+def give_back(trainers: list[PacedTrainer]) -> None:
+    """End the workers of these trainers: the cluster has room for one's."""
+    while trainers:
+        group = trainers.pop().actor_rollout_wg
+        for worker in group._workers:
+            ray.kill(worker)
+        for placement in group.resource_pool.get_placement_groups():
+            ray.util.remove_placement_group(placement)
 
 
 def weights(folder: Path, step: int) -> list[torch.Tensor]:
@@ -303,9 +316,7 @@ def batch_of(rows: Sequence[int], seed: int = 0) -> dict[str, Any]:
                 "log_probs": -torch.rand(prompt + response, generator=generator, dtype=torch.double),
             }
         )
-    return {
-        name: torch.nested.as_nested_tensor([made[i][name] for i in rows], layout=torch.jagged) for name in made[0]
-    }
+    return {name: torch.nested.as_nested_tensor([made[i][name] for i in rows], layout=torch.jagged) for name in made[0]}
 
 
 def verl_loss(config: Any, rows: Sequence[int], dp_size: int = 1) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor]:
@@ -350,10 +361,15 @@ def test_the_loss_is_trajectory_balance(configure: Configure) -> None:
     assert int((gradient != 0).sum()) == 4 + 1 + 3  # the policy's own tokens
     ratios = []
     batch = batch_of(range(3))
-    for logprob, old, mask in zip(*(batch[n].unbind() for n in ("log_probs", "old_log_probs", "response_mask")), strict=True):
+    for logprob, old, mask in zip(
+        *(batch[n].unbind() for n in ("log_probs", "old_log_probs", "response_mask")), strict=True
+    ):
         ratios.append(float(((logprob[-len(mask) - 1 : -1] - old) * mask).sum()))
     assert metrics["actor/kl_old"].aggregate() == pytest.approx(-np.mean(ratios))
-    deltas = [abs(ratio - float(a.values()[0] if a.is_nested else a[0])) for ratio, a in zip(ratios, batch["advantages"].unbind(), strict=True)]
+    deltas = [
+        abs(ratio - float(a.values()[0] if a.is_nested else a[0]))
+        for ratio, a in zip(ratios, batch["advantages"].unbind(), strict=True)
+    ]
     assert metrics["actor/delta_abs"].aggregate() == pytest.approx(np.mean(deltas))
 
 
@@ -411,7 +427,235 @@ def test_what_is_no_accuracy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 # Training: verl's own loop, queue and engine.
 
 
-def test_two_steps(start: Any, tmp_path: Path) -> None:
-    trainer, sampled = start()
+def ours(folder: Path, model: Path) -> Trainer:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    tree = {
+        "run": {"dir": str(folder / "ours"), "steps": 2, "device": "cpu"},
+        "model": {"name": str(model)},
+        "data": {"train": {"source": str(folder / "rows.jsonl"), "verifier": "exact"}},
+        "sampling": {"prompts_per_step": PROMPTS, "group_size": GROUP, "max_prompt_tokens": 64, "max_new_tokens": NEW},
+        "optimizer": {"learning_rate": RATE, "weight_decay": 0.0},
+        "replay": {"capacity": ROOM * GROUP},
+    }
+    return Trainer(Config.model_validate(tree))
+
+
+class Recorded:
+    """A sampler that gives our trainer the completions that verl's loop trained on, a step at a time."""
+
+    def __init__(self, policy: Policy, steps: list[dict[tuple[int, ...], list[list[int]]]]) -> None:
+        self.policy = policy
+        self.steps = steps
+
+    def sync(self, policy: Policy) -> None: ...
+
+    def sample(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        tick: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        step = self.steps.pop(0)
+        assert {tuple(ids) for ids in prompt_ids} == set(step)  # both have chosen the same prompts
+        for i, prompt in enumerate(prompt_ids):
+            completions = step[tuple(prompt)]
+            with torch.no_grad():
+                logprobs_BT, _, mask_BT = self.policy.logprobs([prompt] * len(completions), completions)
+            yield (
+                i,
+                [
+                    Completion(ids, row[mask].tolist(), self.policy.decode(ids), "length")
+                    for ids, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True)
+                ],
+            )
+
+
+def recorded(scheduler: DifficultyScheduler, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[int]]:
+    """What the scheduler will have observed, and how many completions it will have given to replay."""
+    seen: list[Any] = []
+    replayed: list[int] = []
+    observe, replay = scheduler.observe, scheduler.replay
+    monkeypatch.setattr(scheduler, "observe", lambda fresh: [seen.append(fresh), observe(fresh)][1])
+
+    def counted() -> list[Any]:
+        entries = replay()
+        replayed.append(len(entries))
+        return entries
+
+    monkeypatch.setattr(scheduler, "replay", counted)
+    return seen, replayed
+
+
+def test_two_steps_are_those_of_our_trainer_on_the_same_completions(
+    start: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ours(tmp_path, model)
+
+    def as_configured(keys: list[str], embeddings_NH: torch.Tensor, **_: Any) -> DifficultyScheduler:
+        torch.manual_seed(derive_seed(own.config.run.seed, "partition"))
+        return build_scheduler(own.config, keys, embeddings_NH)
+
+    monkeypatch.setattr(integration, "DifficultyScheduler", as_configured)
+    trainer, sampled = start("trainer.logger=[file]")
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    seen, replayed = recorded(trainer.scheduler, monkeypatch)
     trainer.fit(sampled)
+    assert replayed[0] == 0 < replayed[1]
+    assert [len(fresh.keys) for fresh in seen] == [PROMPTS * GROUP] * 2  # neither filling nor replayed ones
+    after = weights(tmp_path / "verl", 2)
+    own.sampler = own.actor.sampler = Recorded(own.policy, sampled.steps)
+    initial = [parameter.detach().clone() for parameter in own.policy.parameters()]
+    own.train()
+    moved = max(float((a - b).detach().abs().max()) for a, b in zip(own.policy.parameters(), initial, strict=True))
+    assert moved > RATE  # two steps of Adam
+    for mine, theirs in zip(own.policy.parameters(), after, strict=True):
+        torch.testing.assert_close(mine.detach(), theirs, atol=1e-5, rtol=0.0)
+    mine_N, theirs_N = own.scheduler.accuracy_estimates(), trainer.scheduler.accuracy_estimates()
+    assert mine_N == pytest.approx(theirs_N, abs=1e-5)
+    assert mine_N.std() > 1e-3  # fitted
+    assert [e.token_ids for e in own.scheduler.replay()] == [e.token_ids for e in trainer.scheduler.replay()]
+    assert len(own.scheduler.replay()) > 0
+    logged = [json.loads(line)["data"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    observed = [float(np.mean(fresh.reward_B)) for fresh in seen]
+    assert [row["accuracy/observed_mean"] for row in logged] == pytest.approx(observed)
+    assert [row["critic/score/mean"] for row in logged] == pytest.approx(observed)  # verl's own, of fresh ones alone
+    assert logged[0]["actor/kl_old"] == pytest.approx(0.0, abs=1e-5)
+    assert logged[0]["actor/delta_abs"] == pytest.approx(10.0, abs=1e-4)  # |r - 0.5| / beta
+    assert abs(logged[1]["actor/kl_old"]) > 1e-3  # that of what was replayed
+
+
+def test_a_resumed_run_goes_on_as_if_nothing_had_been(start: Any, tmp_path: Path) -> None:
+    whole, sampled = start("trainer.total_training_steps=4", f"trainer.default_local_dir={tmp_path / 'whole'}")
+    whole.fit(sampled)
+    half, sampled = start(f"trainer.default_local_dir={tmp_path / 'half'}")
+    half.fit(sampled)
+    resume = ("trainer.total_training_steps=4", f"trainer.default_local_dir={tmp_path / 'half'}")
+    resumed, sampled = start(*resume)
+    assert resumed.scheduler.step == resumed.global_steps == 2
+    resumed.fit(sampled)
+    for a, b in zip(weights(tmp_path / "whole", 4), weights(tmp_path / "half", 4), strict=True):
+        assert torch.equal(a, b)
+    assert resumed.scheduler.accuracy_estimates().tolist() == whole.scheduler.accuracy_estimates().tolist()
+    assert resumed.scheduler.replay() == whole.scheduler.replay() != []
+    saved = tmp_path / "half/global_step_4/data.pt"
+    torch.save({"_snapshot": {}}, saved)
+    with pytest.raises(InputError, match=r"data.pt was not saved by PacedTrainer; resume from another"):
+        resumed._load_checkpoint()
+    saved.unlink()
+    resumed.scheduler.step = 0
+    with pytest.raises(InputError, match=r"the checkpoint of step 4 holds no data.pt, and so no scheduler"):
+        resumed._load_checkpoint()
+
+
+def test_under_bypass_the_servers_log_probabilities_are_mu(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, sampled = start("algorithm.rollout_correction.bypass_mode=true")
+    seen, replayed = recorded(trainer.scheduler, monkeypatch)
+    trainer.fit(sampled)
+    assert replayed[1] > 0
+    ids_of = dict(zip(trainer.prompt_ids, trainer.prompt_ids.values(), strict=True))
+    for fresh in seen:  # of the second step too: the sampler keeps the initial policy, which is no longer the actor's
+        prompts = [ids_of[key] for key in fresh.keys]
+        with torch.no_grad():
+            logprobs_BT, _, mask_BT = sampled.policy.logprobs(prompts, fresh.token_ids)
+        for given, row, mask in zip(fresh.logprobs, logprobs_BT, mask_BT, strict=True):
+            assert given == pytest.approx(row[mask].tolist(), abs=1e-5)
+
+
+def test_without_the_servers_log_probabilities_it_trains_and_replays_too(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, sampled = start("actor_rollout_ref.rollout.calculate_log_probs=false", logprobs=False)
+    _, replayed = recorded(trainer.scheduler, monkeypatch)
+    trainer.fit(sampled)
+    assert replayed[1] > 0
     assert trainer.scheduler.step == 2
+
+
+def test_completions_with_a_tools_tokens_are_observed_and_not_replayed(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, sampled = start("actor_rollout_ref.actor.ppo_mini_batch_size=4", tools=True)
+    assert trainer.scheduler.replay_buffer.entries.maxlen == 0  # no room is left
+    seen, replayed = recorded(trainer.scheduler, monkeypatch)
+    trainer.fit(sampled)
+    assert replayed == [0, 0]
+    for fresh in seen:
+        assert len(fresh.reward_B) == PROMPTS * GROUP
+        assert [ids is None for ids in fresh.token_ids].count(True) == PROMPTS
+
+
+# What needs no engine.
+
+
+def ready(config: Any) -> PacedTrainer:
+    trainer = PacedTrainer(config)
+    trainer._init_tokenizer()
+    trainer._init_dataloader()
+    return trainer
+
+
+def named(batch: TensorDict) -> list[str]:
+    return list(tensordict_utils.get(batch, "uid"))
+
+
+def test_each_batch_is_what_the_scheduler_names_then(configure: Configure) -> None:
+    trainer = ready(configure("data.dataloader_num_workers=8"))
+    trainer.global_steps = 0
+    for step in range(3):
+        expected = trainer.scheduler.select(PROMPTS)
+        batch = trainer._next_train_batch()
+        assert named(batch) == expected
+        rows = [trainer.row_of[key] for key in expected]
+        assert list(batch["raw_prompt"]) == [ROWS[row]["prompt"] for row in rows]
+        assert [value["ground_truth"] for value in batch["reward_model"]] == [
+            ROWS[row]["reward_model"]["ground_truth"] for row in rows
+        ]
+        rollouts = integration.Rollouts(expected, [float(step % 2)] * PROMPTS)
+        trainer.scheduler.observe(rollouts)
+        trainer.named.clear()
+        assert trainer.scheduler.select(PROMPTS) != expected
+
+
+def test_prompts_fetched_in_parts_are_all_different(configure: Configure) -> None:
+    trainer = ready(configure("data.gen_batch_size=1"))
+    trainer.global_steps = 0
+    keys = named(trainer._next_train_batch()) + named(trainer._next_train_batch(2))
+    assert len(set(keys)) == len(keys) == PROMPTS + 2
+
+
+def test_a_scheduler_is_made_of_the_settings(configure: Configure) -> None:
+    overrides = ("trainer.v1.paced.beta=0.1", "+trainer.v1.paced.cooldown_steps=3", "+trainer.v1.paced.seed=7")
+    one, two = ready(configure(*overrides)), ready(configure(*overrides))
+    assert (one.scheduler.learner.beta, one.scheduler.cooldown_steps, one.scheduler.seed) == (0.1, 3, 7)
+    assert len(one.scheduler.keys) == len(ROWS)
+    assert one.scheduler.replay_buffer.entries.maxlen == ROOM * GROUP
+    state, again = (t.scheduler.learner.partition.state_dict() for t in (one, two))
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    assert integration._scheduler is two.scheduler
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.adv_estimator=grpo", r"algorithm.adv_estimator: must be paced with PACED-RL, but is grpo"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode=vanilla", r"loss_mode: must be paced .* but is vanilla"),
+        ("algorithm.use_kl_in_reward=true", r"use_kl_in_reward: must be False .* but is True"),
+        ("algorithm.rollout_correction.rollout_is=token", r"rollout_is: must be None .* but is token"),
+        ("algorithm.filter_groups.enable=true", r"filter_groups.enable: must be False .* but is True"),
+        ("data.train_batch_size=49", r"data.train_files: 49 prompts a step asked for, but there are only 48 different"),
+        ("+trainer.v1.paced.cooldown=3", r"trainer.v1.paced: .*unexpected keyword argument 'cooldown'"),
+        ("trainer.v1.paced.target_accuracy=1.5", r"trainer.v1.paced: target_accuracy must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_before_training(configure: Configure, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ready(configure(override))
+
+
+def test_a_checkpoint_of_prompts_that_are_gone_is_refused(configure: Configure) -> None:
+    trainer = ready(configure())
+    state = trainer.train_dataloader.state_dict()
+    state[integration.STATE]["keys"] = ["gone", *trainer.scheduler.keys[1:]]
+    with pytest.raises(InputError, match=r"data.train_files: the state holds 1 prompts .* e.g. key gone"):
+        trainer.train_dataloader.load_state_dict(state)

@@ -5,7 +5,9 @@ Named in VERL_USE_EXTERNAL_MODULES, it is imported by every process that imports
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +39,7 @@ class PlatformCPU(PlatformCUDA):
         return True
 
     def current_device(self) -> Any:
-        return torch.device("cpu")
+        return torch.device("cpu")  # a number would be a GPU's
 
     def device_count(self) -> int:
         return 1
@@ -61,7 +63,7 @@ class PlatformCPU(PlatformCUDA):
         return False
 
     @contextmanager
-    def nvtx_range(self, msg: str) -> Any:
+    def nvtx_range(self, msg: str) -> Iterator[None]:
         yield
 
     def profiler_start(self) -> None: ...
@@ -71,14 +73,12 @@ class PlatformCPU(PlatformCUDA):
 
 platform_manager.set_platform(PlatformCPU())
 
-from verl.workers.engine.base import EngineRegistry  # noqa: E402 - asks for the platform when imported
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead  # noqa: E402
+# These ask for the platform when they are imported.
+from verl.workers import engine_workers
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")(FSDPEngineWithLMHead)
-
-from functools import partial  # noqa: E402
-
-from verl.workers import engine_workers  # noqa: E402
 
 # Unless told otherwise, verl names a backend for the CPU and one for the accelerator, which torch takes for two of one.
 engine_workers.initialize_global_process_group_ray = partial(
