@@ -42,7 +42,7 @@ try:
     from verl.utils import tensordict_utils
     from verl.utils.dataset.rl_dataset import collate_fn
     from verl.utils.fs import copy_to_local
-    from verl.utils.tokenizer import normalize_token_ids
+    from verl.utils.tokenizer.chat_template import apply_chat_template
 except ImportError as error:
     raise InputError(f'pacedrl.integrations.verl needs verl ({error}): pip install "pacedrl[verl]"') from None
 
@@ -189,9 +189,9 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         _scheduler = self.scheduler
 
     def _encode(self, messages: Any) -> list[int]:
+        """Token ids as verl's agent loop has them."""
         options = OmegaConf.to_container(self.config.data.get("apply_chat_template_kwargs") or OmegaConf.create())
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, **options)
-        return list(normalize_token_ids(ids))
+        return list(apply_chat_template(self.tokenizer, messages, **options))
 
     def _make_scheduler(self) -> DifficultyScheduler:
         model = self.config.actor_rollout_ref.model
@@ -274,7 +274,15 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         return batch
 
     def _observe(self, batch: Any) -> dict[str, float]:
-        fresh = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        place = {key: i for i, key in enumerate(self.named)}
+
+        def order(row: str) -> tuple[int, int, int]:
+            key, session, output = row.rsplit("_", 2)
+            return place[key], int(session), int(output)
+
+        # As they were asked for, whenever they came and whichever process trained on them: a fit depends on the order.
+        rows = [row for row, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        fresh = sorted(rows, key=order)
         fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "old_log_probs"]
         data = tq.kv_batch_get(keys=fresh, partition_id=batch.partition_id, select_fields=fields)
         keys = tensordict_utils.get(data, "uid")

@@ -47,6 +47,7 @@ from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.trainer.ppo.v1 import AgentLoopWorkerTQ, get_trainer_cls
 from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass, validate_config
+from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.losses import ppo_loss
 
@@ -199,8 +200,8 @@ class Sampled:
             tq.kv_put(key=row["uid"], partition_id="train", tag={"status": "finished"})
 
 
-def built(config: Any) -> PacedTrainer:
-    """The trainer with what verl's ``init`` gives it, less rollout servers."""
+def built(config: Any, processes: int = 1) -> PacedTrainer:
+    """The trainer with what verl's ``init`` gives it, less rollout servers; its engine in so many processes."""
     trainer = get_trainer_cls(config.trainer.v1.trainer_mode)(config)
     trainer._init_tokenizer()
     trainer._init_dataloader()
@@ -210,7 +211,7 @@ def built(config: Any) -> PacedTrainer:
     trainer.checkpoint_manager = SimpleNamespace(update_weights=lambda step: None, sleep_replicas=lambda: None)
     trainer.distillation_config = None
     worker = RayClassWithInitArgs(ray.remote(ActorRolloutRefWorker), config=config.actor_rollout_ref, role="actor")
-    pool = RayResourcePool([1], use_gpu=False, max_colocate_count=1)
+    pool = RayResourcePool([processes], use_gpu=False, max_colocate_count=1)
     trainer.actor_rollout_wg = RayWorkerGroup(pool, worker, device_name="cpu")
     trainer.actor_rollout_wg.init_model()
     trainer._load_checkpoint()
@@ -222,9 +223,9 @@ def built(config: Any) -> PacedTrainer:
 def start(queue: None, configure: Configure, model: Path) -> Iterator[Callable[..., tuple[PacedTrainer, Sampled]]]:
     made: list[PacedTrainer] = []
 
-    def make(*overrides: str, **options: Any) -> tuple[PacedTrainer, Sampled]:
+    def make(*overrides: str, processes: int = 1, **options: Any) -> tuple[PacedTrainer, Sampled]:
         give_back(made)
-        made.append(built(configure(*overrides)))
+        made.append(built(configure(*overrides), processes))
         return made[-1], Sampled(made[-1], model, **options)
 
     yield make
@@ -548,6 +549,19 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been(start: Any, tmp_path: Path
         resumed._load_checkpoint()
 
 
+def test_two_processes_train_as_one_does(start: Any, tmp_path: Path) -> None:
+    schedulers = []
+    for processes in (1, 2):
+        trainer, sampled = start(f"trainer.default_local_dir={tmp_path / str(processes)}", processes=processes)
+        trainer.fit(sampled)
+        schedulers.append(trainer.scheduler)
+    for a, b in zip(weights(tmp_path / "1", 2), weights(tmp_path / "2", 2), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0.0)
+    one, two = schedulers
+    assert one.accuracy_estimates() == pytest.approx(two.accuracy_estimates(), abs=1e-6)
+    assert {e.token_ids for e in one.replay()} == {e.token_ids for e in two.replay()}
+
+
 def test_under_bypass_the_servers_log_probabilities_are_mu(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, sampled = start("algorithm.rollout_correction.bypass_mode=true")
     seen, replayed = recorded(trainer.scheduler, monkeypatch)
@@ -615,6 +629,13 @@ def test_each_batch_is_what_the_scheduler_names_then(configure: Configure) -> No
         trainer.scheduler.observe(rollouts)
         trainer.named.clear()
         assert trainer.scheduler.select(PROMPTS) != expected
+
+
+def test_prompts_have_the_token_ids_of_verls_agent_loop(configure: Configure) -> None:
+    trainer = ready(configure())
+    builder = ContinuousTokenBuilder(trainer.tokenizer)
+    for key, row in trainer.row_of.items():
+        assert trainer.prompt_ids[key] == builder.build_initial_tokens(ROWS[row]["prompt"])
 
 
 def test_prompts_fetched_in_parts_are_all_different(configure: Configure) -> None:
