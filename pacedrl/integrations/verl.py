@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,6 @@ from pacedrl.policy.policy import Policy
 from pacedrl.types import prompt_key
 
 try:
-    import numpy as np
     import ray
     import transfer_queue as tq
     from omegaconf import OmegaConf
@@ -109,7 +109,8 @@ def trajectory_balance(
     ``rollout_is_weights`` are refused by the trainer. The mean is over the mini-batch with what verl fills it up with,
     as that of verl's own losses: a constant, which Adam does not mind.
 
-    Metrics: the means over these sequences of |δ|, and of log μ − log π_θ, an estimate of KL(π_old‖π_θ).
+    Metrics: the means over these sequences, replayed ones included, of |δ| (``actor/delta_abs``), and of
+    log μ − log π_θ, an estimate of KL(μ‖π_θ) (``actor/kl_old``).
     """
     mask_BT = response_mask.bool()
     first_B1 = mask_BT.int().argmax(dim=1, keepdim=True)
@@ -142,12 +143,14 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
     Replayed completions need room: they fill what ``actor.ppo_mini_batch_size`` has beyond ``data.train_batch_size``
     (verl allows that under ``actor.use_dynamic_bsz``), so that a batch still is one optimiser step. 144 and 128, with 8
     completions a prompt, leave the paper's 128 sequences. Without room there is no replay. Their μ is what it was when
-    they were sampled, and they do not train log Z. Completions of several turns are not replayed.
+    they were sampled, and they do not train log Z. Completions of several turns are not replayed. verl's metrics of
+    rewards, lengths and advantages leave them out; ``actor/entropy``, ``rollout_corr/…`` and
+    ``training/rollout_probs_diff…`` do not.
 
     Departures from `pacedrl.training`: a completion whose reward function fails is dropped by verl, and so never
-    counted; of an agent loop that gives several outputs each counts as a completion. The asynchronous trainers choose
-    their prompts steps ahead, and verl's older trainer (``use_v1=False``) in its data loader's workers: neither is
-    supported.
+    counted; of an agent loop that gives several outputs each counts as a completion. Neither verl's asynchronous trainers
+    are supported, which fetch prompts steps ahead, nor its older one (``use_v1=False``): that one alone calls a
+    dataset's ``on_batch_end``, but its loader's workers have fetched the next rows by then.
 
     Raises InputError for settings that the method excludes, for models that take more than text, for too few prompts,
     and for checkpoints without a scheduler.
