@@ -148,9 +148,9 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
     ``training/rollout_probs_diff…`` do not.
 
     Departures from `pacedrl.training`: a completion whose reward function fails is dropped by verl, and so never
-    counted; of an agent loop that gives several outputs each counts as a completion. Neither verl's asynchronous trainers
-    are supported, which fetch prompts steps ahead, nor its older one (``use_v1=False``): that one alone calls a
-    dataset's ``on_batch_end``, but its loader's workers have fetched the next rows by then.
+    counted; of an agent loop that gives several outputs each counts as a completion. Neither verl's asynchronous
+    trainers are supported, which fetch prompts steps ahead, nor its older one (``use_v1=False``), which alone calls a
+    dataset's ``on_batch_end``: its loader's workers have fetched the next rows by then.
 
     Raises InputError for settings that the method excludes, for models that take more than text, for too few prompts,
     and for checkpoints without a scheduler.
