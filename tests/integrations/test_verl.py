@@ -10,7 +10,7 @@ import asyncio
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -242,10 +242,25 @@ def give_back(trainers: list[PacedTrainer]) -> None:
             ray.util.remove_placement_group(placement)
 
 
-def weights(folder: Path, step: int) -> list[torch.Tensor]:
-    """The policy in verl's checkpoint of a step."""
-    saved = AutoModelForCausalLM.from_pretrained(folder / f"global_step_{step}/actor/huggingface", dtype=torch.float32)
+def weights(folder: Path) -> list[torch.Tensor]:
+    """Of the policy saved there."""
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return [parameter.detach() for parameter in saved.parameters()]
+
+
+def trained(folder: Path, step: int) -> list[torch.Tensor]:
+    """The weights in verl's checkpoint of a step."""
+    return weights(folder / f"global_step_{step}/actor/huggingface")
+
+
+def apart(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor], initial: Iterable[torch.Tensor]) -> float:
+    """How far two policies trained from the same initial one are from one another, as a share of the way trained.
+
+    Single weights say little: Adam turns the rounding of a gradient near 0 into a step.
+    """
+    one, two, start = (torch.cat([w.detach().flatten() for w in policy]) for policy in (first, second, initial))
+    assert float((one - start).abs().max()) > RATE  # more than one step of Adam
+    return float((one - two).norm() / (one - start).norm())
 
 
 # The names that verl's configuration asks for.
@@ -504,14 +519,10 @@ def test_two_steps_are_those_of_our_trainer_on_the_same_completions(
     trainer.fit(sampled)
     assert replayed[0] == 0 < replayed[1]
     assert [len(fresh.keys) for fresh in seen] == [PROMPTS * GROUP] * 2  # neither filling nor replayed ones
-    after = weights(tmp_path / "verl", 2)
+    after = trained(tmp_path / "verl", 2)
     own.sampler = own.actor.sampler = Recorded(own.policy, sampled.steps)
-    initial = [parameter.detach().clone() for parameter in own.policy.parameters()]
     own.train()
-    moved = max(float((a - b).detach().abs().max()) for a, b in zip(own.policy.parameters(), initial, strict=True))
-    assert moved > RATE  # two steps of Adam
-    for mine, theirs in zip(own.policy.parameters(), after, strict=True):
-        torch.testing.assert_close(mine.detach(), theirs, atol=1e-5, rtol=0.0)
+    assert apart(own.policy.parameters(), after, weights(model)) < 1e-3
     mine_N, theirs_N = own.scheduler.accuracy_estimates(), trainer.scheduler.accuracy_estimates()
     assert mine_N == pytest.approx(theirs_N, abs=1e-5)
     assert mine_N.std() > 1e-3  # fitted
@@ -535,7 +546,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been(start: Any, tmp_path: Path
     resumed, sampled = start(*resume)
     assert resumed.scheduler.step == resumed.global_steps == 2
     resumed.fit(sampled)
-    for a, b in zip(weights(tmp_path / "whole", 4), weights(tmp_path / "half", 4), strict=True):
+    for a, b in zip(trained(tmp_path / "whole", 4), trained(tmp_path / "half", 4), strict=True):
         assert torch.equal(a, b)
     assert resumed.scheduler.accuracy_estimates().tolist() == whole.scheduler.accuracy_estimates().tolist()
     assert resumed.scheduler.replay() == whole.scheduler.replay() != []
@@ -549,14 +560,13 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been(start: Any, tmp_path: Path
         resumed._load_checkpoint()
 
 
-def test_two_processes_train_as_one_does(start: Any, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(start: Any, tmp_path: Path, model: Path) -> None:
     schedulers = []
     for processes in (1, 2):
         trainer, sampled = start(f"trainer.default_local_dir={tmp_path / str(processes)}", processes=processes)
         trainer.fit(sampled)
         schedulers.append(trainer.scheduler)
-    for a, b in zip(weights(tmp_path / "1", 2), weights(tmp_path / "2", 2), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=0.0)
+    assert apart(trained(tmp_path / "1", 2), trained(tmp_path / "2", 2), weights(model)) < 1e-3
     one, two = schedulers
     assert one.accuracy_estimates() == pytest.approx(two.accuracy_estimates(), abs=1e-6)
     assert {e.token_ids for e in one.replay()} == {e.token_ids for e in two.replay()}
