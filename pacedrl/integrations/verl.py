@@ -1,0 +1,339 @@
+"""verl: its PPO trainer on a Ray cluster, with prompts selected by estimated accuracy, trajectory balance, and replay.
+
+    VERL_USE_EXTERNAL_MODULES=pacedrl.integrations.verl python -m verl.trainer.main_ppo \\
+        trainer.v1.trainer_mode=paced algorithm.adv_estimator=paced \\
+        actor_rollout_ref.actor.policy_loss.loss_mode=paced ...
+
+That variable makes every process that imports verl import this module too, which registers under the name ``paced`` an
+advantage estimator, a policy loss and a trainer. On a cluster that runs already it goes into the job's environment:
+``ray_kwargs.ray_init.runtime_env.env_vars``. `examples/verl` has a configuration and a launch script.
+
+Everything else is verl's: engines (FSDP, Megatron), rollout servers (vLLM, SGLang), rewards, logging, checkpoints.
+Shapes: ``_B`` sequences, ``_T`` completion tokens (right-padded), ``_N`` all prompts, ``_H`` hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pacedrl.config import ModelConfig
+from pacedrl.errors import InputError
+from pacedrl.method import DifficultyScheduler, ReplayBuffer, ReplayEntry, Rollouts, sequence_log_ratio
+from pacedrl.method import trajectory_balance as balance
+from pacedrl.policy.embeddings import prompt_embeddings
+from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.policy import Policy
+from pacedrl.types import prompt_key
+
+try:
+    import ray
+    import transfer_queue as tq
+    from omegaconf import OmegaConf
+    from tensordict import TensorDict
+    from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
+    from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
+    from verl.trainer.ppo.v1.trainer_base import register_trainer
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+    from verl.utils import tensordict_utils
+    from verl.utils.dataset.rl_dataset import collate_fn
+    from verl.utils.fs import copy_to_local
+    from verl.utils.tokenizer.chat_template import apply_chat_template
+except ImportError as error:
+    raise InputError(f'pacedrl.integrations.verl needs verl ({error}): pip install "pacedrl[verl]"') from None
+
+NAME = "paced"
+STATE = "pacedrl_scheduler"
+"""In ``data.pt`` of verl's checkpoints."""
+REQUIRED = {
+    "algorithm.adv_estimator": NAME,
+    "actor_rollout_ref.actor.policy_loss.loss_mode": NAME,
+    "algorithm.use_kl_in_reward": False,
+    "algorithm.filter_groups.enable": False,
+    "algorithm.rollout_correction.rollout_is": None,
+    "algorithm.rollout_correction.rollout_rs": None,
+    "trainer.critic_warmup": 0,
+}
+"""Settings of verl with the only value that makes sense here: accuracy is the raw reward's, of all groups; trajectory
+balance needs no importance weights; there is no critic."""
+
+_scheduler: DifficultyScheduler | None = None
+"""The trainer's in this process: verl hands its estimators nothing of the trainer that asks."""
+
+
+@register_adv_est(NAME)  # type: ignore[untyped-decorator]
+def advantage(
+    token_level_rewards: Tensor, response_mask: Tensor, index: Any, config: Any = None, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """A = r/β − log Z(x) of each sequence on all of its tokens; as verl's estimators, advantages and returns, [B, T].
+
+    ``token_level_rewards`` [B, T] add up to the sequence's reward r, raw, in [0, 1]. ``index`` [B] are verl's uids,
+    which the trainer makes the prompts' keys. Sequences without a token of their own, which verl fills batches up with,
+    get 0. Nothing of ``config`` is read.
+
+    Raises InputError for a reward beyond [0, 1] and where `PacedTrainer` does not run.
+    """
+    if _scheduler is None:
+        raise InputError(f"algorithm.adv_estimator: {NAME} needs log Z: set trainer.v1.trainer_mode={NAME} too")
+    reward_B = token_level_rewards.sum(dim=1)
+    wrong = [float(reward) for reward in reward_B if not 0.0 <= reward <= 1.0]
+    if wrong:
+        raise InputError(
+            f"the reward function must give rewards in [0, 1], for accuracy is their mean, but gave {wrong[0]:g}"
+        )
+    real = response_mask.any(dim=1).nonzero()[:, 0]
+    advantage_B = torch.zeros_like(reward_B)
+    advantage_B[real] = _scheduler.advantage([index[i] for i in real.tolist()], reward_B[real]).to(reward_B)
+    advantage_BT = advantage_B[:, None] * response_mask
+    return advantage_BT, advantage_BT
+
+
+@register_policy_loss(NAME)  # type: ignore[untyped-decorator]
+def trajectory_balance(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """The mean over sequences of δ² (`pacedrl.method.trajectory_balance`), with verl's signature; tensors [B, T].
+
+    ``old_log_prob`` is μ: the actor's own at the step's start or, with ``algorithm.rollout_correction.bypass_mode``,
+    the rollout server's. ``advantages`` is A on every token. δ² is a sequence's, so ``loss_agg_mode`` does not apply;
+    ``rollout_is_weights`` are refused by the trainer. The mean is over the mini-batch with what verl fills it up with,
+    as that of verl's own losses: a constant, which Adam does not mind.
+
+    Metrics: the means over these sequences, replayed ones included, of |δ| (``actor/delta_abs``), and of
+    log μ − log π_θ, an estimate of KL(μ‖π_θ) (``actor/kl_old``).
+    """
+    mask_BT = response_mask.bool()
+    first_B1 = mask_BT.int().argmax(dim=1, keepdim=True)
+    advantage_B = (advantages.gather(1, first_B1) * mask_BT.gather(1, first_B1))[:, 0]
+    whole = config.global_batch_info if config is not None else {}
+    size = whole.get("global_batch_size")
+    # The gradients of data-parallel processes are averaged, each having a share of the batch.
+    normalizer = None if size is None else size / whole.get("dp_size", 1)
+    loss, _ = balance(log_prob, old_log_prob, mask_BT, advantage_B, normalizer)
+    log_ratio_B = sequence_log_ratio(log_prob.detach(), old_log_prob, mask_BT)
+    count = max(int(mask_BT.any(dim=1).sum()), 1)
+    return loss, {
+        "actor/delta_abs": float((log_ratio_B - advantage_B).abs().sum()) / count,
+        "actor/kl_old": -float(log_ratio_B.sum()) / count,
+    }
+
+
+@register_trainer(NAME)
+class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
+    """verl's synchronous trainer with PACED-RL (arXiv 2602.12642): selection, trajectory balance and replay.
+
+    The scheduler lives here, in verl's driver. Before each generation it names the prompts, with what it knows then;
+    verl's data loader, whose workers fetch ahead, is not used. ``trainer.v1.paced`` holds its settings, the arguments
+    of `pacedrl.method.DifficultyScheduler` by name; left out, they are the paper's.
+
+    log Z is fitted with a log-ratio of 0: verl's actor gives no log-probabilities of single sequences back from its
+    update, and at the step's start π_θ = π_old. Under ``bypass_mode``, where μ is the rollout server's, that leaves the
+    gap between server and actor out.
+
+    Replayed completions need room: they fill what ``actor.ppo_mini_batch_size`` has beyond ``data.train_batch_size``
+    (verl allows that under ``actor.use_dynamic_bsz``), so that a batch still is one optimiser step. 144 and 128, with 8
+    completions a prompt, leave the paper's 128 sequences. Without room there is no replay. Their μ is what it was when
+    they were sampled, and they do not train log Z. Completions of several turns are not replayed. verl's metrics of
+    rewards, lengths and advantages leave them out; ``actor/entropy``, ``rollout_corr/…`` and
+    ``training/rollout_probs_diff…`` do not.
+
+    Departures from `pacedrl.training`: a completion whose reward function fails is dropped by verl, and so never
+    counted; of an agent loop that gives several outputs each counts as a completion. Neither verl's asynchronous
+    trainers are supported, which fetch prompts steps ahead, nor its older one (``use_v1=False``), which alone calls a
+    dataset's ``on_batch_end``: its loader's workers have fetched the next rows by then.
+
+    Raises InputError for settings that the method excludes, for models that take more than text, for too few prompts,
+    and for checkpoints without a scheduler.
+    """
+
+    def __init__(self, config: Any) -> None:
+        for name, value in REQUIRED.items():
+            if OmegaConf.select(config, name) != value:
+                raise InputError(f"{name}: must be {value} with PACED-RL, but is {OmegaConf.select(config, name)}")
+        super().__init__(config)
+
+    def _build_replay_buffer(self) -> Any:
+        """verl's, of finished rollouts."""
+        # By this name verl tells synchronous trainers from others; the registered one has done its work.
+        self.trainer_mode = "sync"
+        return super()._build_replay_buffer()
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        if self.processor is not None:
+            raise InputError("actor_rollout_ref.model.path: PacedTrainer trains on text, but this model takes more")
+        self.row_of: dict[str, int] = {}
+        self.prompt_ids: dict[str, list[int]] = {}
+        for i in range(len(self.train_dataset)):
+            row = self.train_dataset[i]
+            key = prompt_key(row["raw_prompt"], [row.get("data_source"), row.get("reward_model")])
+            if key not in self.row_of:
+                self.row_of[key], self.prompt_ids[key] = i, self._encode(row["raw_prompt"])
+        wanted = self.config.data.train_batch_size
+        if len(self.row_of) < wanted:
+            raise InputError(
+                f"data.train_files: {wanted} prompts a step asked for, but there are only {len(self.row_of)} different"
+            )
+        self.named: list[str] = []
+        self.scheduler = self._make_scheduler()
+        # Where verl keeps its data loader stands what says which prompts come next, to be saved and loaded as that.
+        self.train_dataloader = _SavedScheduler(self.scheduler)
+        global _scheduler
+        _scheduler = self.scheduler
+
+    def _encode(self, messages: Any) -> list[int]:
+        """Token ids as verl's agent loop has them."""
+        options = OmegaConf.to_container(self.config.data.get("apply_chat_template_kwargs") or OmegaConf.create())
+        return list(apply_chat_template(self.tokenizer, messages, **options))
+
+    def _make_scheduler(self) -> DifficultyScheduler:
+        model = self.config.actor_rollout_ref.model
+        # No CPU is asked for: in a small cluster verl's queue may hold them all, and this would wait for ever.
+        embed = ray.remote(num_cpus=0, num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))(_embeddings)
+        embeddings_NH = ray.get(
+            embed.remote(model.path, model.get("trust_remote_code", False), list(self.prompt_ids.values()))
+        )
+        room = self.config.actor_rollout_ref.actor.ppo_mini_batch_size - self.config.data.train_batch_size
+        replay = ReplayBuffer(capacity=max(room, 0) * self.config.actor_rollout_ref.rollout.n)
+        settings = OmegaConf.to_container(self.config.trainer.v1.get(NAME) or OmegaConf.create())
+        torch.manual_seed(settings.get("seed", 0))  # log Z's initial weights
+        try:
+            return DifficultyScheduler(list(self.row_of), embeddings_NH, replay=replay, **settings)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"trainer.v1.{NAME}: {error}") from None
+
+    def _fetch_one_gen_batch(self) -> Any:
+        """The prompts that the scheduler wants next, their keys for uids: of no step are there two of a prompt."""
+        count = self.config.data.get("gen_batch_size") or self.config.data.train_batch_size
+        keys = self.scheduler.select(count, exclude=self.named)
+        self.named += keys
+        batch = collate_fn([self.train_dataset[self.row_of[key]] for key in keys])
+        batch["uid"] = np.array(keys, dtype=object)
+        return tensordict_utils.get_tensordict(batch)
+
+    def _balance_batch(self, batch: Any, metrics: dict[str, Any], **options: Any) -> Any:
+        """Here verl fills its batches up: replayed completions join first."""
+        self.replayed: dict[str, ReplayEntry] = {}
+        entries = self.scheduler.replay()
+        if entries:
+            batch = self._joined(batch, entries)
+        return super()._balance_batch(batch, metrics, **options)
+
+    def _joined(self, batch: Any, entries: list[ReplayEntry]) -> Any:
+        """The batch with the entries as rows of verl's queue, in all that is not theirs like its first row."""
+        first = tq.kv_batch_get(keys=batch.keys[:1], partition_id=batch.partition_id)[0]
+        blank, blank_tag = construct_minimal_padding_template(first, batch.tags[0], self.tokenizer.eos_token_id)
+        rows, tags = [], []
+        for i, entry in enumerate(entries):
+            prompt = torch.tensor(self.prompt_ids[entry.key])
+            response = torch.tensor(entry.token_ids)
+            ids = torch.cat([prompt, response])
+            reward_T = torch.zeros(len(response))
+            reward_T[-1] = entry.reward
+            row = blank | {
+                "uid": entry.key,
+                "prompts": prompt,
+                "responses": response,
+                "input_ids": ids,
+                "position_ids": torch.arange(len(ids)),
+                "response_mask": torch.ones_like(response),
+                "loss_mask": torch.ones_like(response),
+                "rm_scores": reward_T,
+                "rollout_log_probs": torch.tensor(entry.logprobs),
+            }
+            rows.append(row)
+            # "Padding" is what verl leaves out of its metrics, which are of fresh completions.
+            lengths = {"prompt_len": len(prompt), "response_len": len(response), "seq_len": len(ids)}
+            tags.append(blank_tag | lengths)
+            self.replayed[f"{entry.key}_{self.config.actor_rollout_ref.rollout.n + i}_0"] = entry
+        fields = tensordict_utils.list_of_dict_to_tensordict(rows)
+        tq.kv_batch_put(keys=list(self.replayed), partition_id=batch.partition_id, fields=fields, tags=tags)
+        keys, tags = [*batch.keys, *self.replayed], [*batch.tags, *tags]
+        return tq.KVBatchMeta(keys, tags, batch.partition_id, batch.fields, batch.extra_info)
+
+    def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """μ: as verl has it for fresh completions, as it was when they were sampled for replayed ones."""
+        batch = super()._compute_old_log_prob(batch, metrics)
+        if self.replayed:
+            logprobs = [torch.tensor(entry.logprobs) for entry in self.replayed.values()]
+            nested = torch.nested.as_nested_tensor(logprobs, layout=torch.jagged)
+            fields = TensorDict({"old_log_probs": nested}, batch_size=len(logprobs))
+            tq.kv_batch_put(keys=list(self.replayed), partition_id=batch.partition_id, fields=fields)
+        return batch
+
+    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch = super()._update_actor(batch, metrics)
+        metrics.update(self._observe(batch))
+        return batch
+
+    def _observe(self, batch: Any) -> dict[str, float]:
+        place = {key: i for i, key in enumerate(self.named)}
+
+        def order(row: str) -> tuple[int, int, int]:
+            key, session, output = row.rsplit("_", 2)
+            return place[key], int(session), int(output)
+
+        # As they were asked for, whenever they came and whichever process trained on them: a fit depends on the order.
+        rows = [row for row, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        fresh = sorted(rows, key=order)
+        fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "old_log_probs"]
+        data = tq.kv_batch_get(keys=fresh, partition_id=batch.partition_id, select_fields=fields)
+        keys = tensordict_utils.get(data, "uid")
+        prompts, responses, masks, rewards, logprobs = (data[name].unbind() for name in fields[1:])
+        # A completion of several turns holds tokens that are not the policy's, and would need verl's mask again.
+        whole = [
+            bool(mask.all()) and prompt.tolist() == self.prompt_ids[key]
+            for key, prompt, mask in zip(keys, prompts, masks, strict=True)
+        ]
+        observed = self.scheduler.observe(
+            Rollouts(
+                keys,
+                [float(reward_T.sum()) for reward_T in rewards],
+                token_ids=[ids.tolist() if kept else None for ids, kept in zip(responses, whole, strict=True)],
+                logprobs=[logprobs_T.tolist() for logprobs_T in logprobs],
+            )
+        )
+        self.named.clear()
+        return {name: value for name, value in observed.items() if not math.isnan(value)}
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps > 0 and self.scheduler.step == 0:
+            raise InputError(
+                f"the checkpoint of step {self.global_steps} holds no data.pt, and so no scheduler; resume from another"
+            )
+
+
+class _SavedScheduler:
+    """The scheduler where verl expects a data loader: for its state in a checkpoint's ``data.pt``."""
+
+    def __init__(self, scheduler: DifficultyScheduler) -> None:
+        self.scheduler = scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        return {STATE: self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises InputError for the state of a real data loader and for prompts that are gone."""
+        if STATE not in state:
+            raise InputError("the checkpoint's data.pt was not saved by PacedTrainer; resume from another")
+        try:
+            self.scheduler.load_state_dict(state[STATE])
+        except ValueError as error:
+            raise InputError(f"data.train_files: {error}") from None
+
+
+def _embeddings(model: str, trust_remote_code: bool, prompt_ids: list[list[int]]) -> Tensor:
+    """[N, H], on the CPU, by the policy before training; in a process of its own, which has a GPU if there is one."""
+    config = ModelConfig(name=copy_to_local(model), trust_remote_code=trust_remote_code)
+    return prompt_embeddings(Policy.load(config, resolve_device("auto")), prompt_ids)
