@@ -14,7 +14,10 @@ from pydantic import ValidationError
 from pacedrl.config import Config, TaskConfig, dump_config, load_config, parse_config
 from pacedrl.errors import InputError
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").rglob("*.yaml"))
+EXAMPLES = sorted(
+    path for path in (Path(__file__).parent.parent / "examples").rglob("*.yaml") if path.parent.name != "verl"
+)
+"""The one in examples/verl is verl's."""
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:
