@@ -10,6 +10,8 @@ import asyncio
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,11 +165,14 @@ class Sampled:
     """verl's agent loops without its servers: completions of the initial policy, put into verl's queue by its own code.
 
     What it samples depends on the step and the prompt alone. With ``tools`` the second token of a prompt's first
-    completion is not the policy's; ``logprobs`` False keeps the servers' log-probabilities back.
+    completion is not the policy's; ``logprobs`` False keeps the servers' log-probabilities back; with ``failing`` the
+    first completion of the first prompt cannot be judged.
     """
 
-    def __init__(self, trainer: PacedTrainer, model: Path, tools: bool = False, logprobs: bool = True) -> None:
-        self.trainer, self.tools, self.logprobs = trainer, tools, logprobs
+    def __init__(
+        self, trainer: PacedTrainer, model: Path, tools: bool = False, logprobs: bool = True, failing: bool = False
+    ) -> None:
+        self.trainer, self.tools, self.logprobs, self.failing = trainer, tools, logprobs, failing
         self.policy = Policy.load(ModelConfig(name=str(model)), torch.device("cpu"))
         self.steps: list[dict[tuple[int, ...], list[list[int]]]] = []
         worker_class = AgentLoopWorkerTQ.__ray_metadata__.modified_class
@@ -183,7 +188,10 @@ class Sampled:
         self.steps.append({tuple(ids): [c.token_ids for c in groups[i]] for i, ids in enumerate(prompts)})
         for i, ids in enumerate(prompts):
             row = {key: tensordict_utils.unwrap_non_tensor_data(value) for key, value in batch[i].items()}
+            failed = [0] if self.failing and i == 0 else []
             for session, completion in enumerate(groups[i]):
+                if session in failed:
+                    continue
                 length = len(completion.token_ids)
                 right = completion.text.strip() == row["reward_model"]["ground_truth"]
                 output = AgentLoopOutput(
@@ -197,7 +205,7 @@ class Sampled:
                     extra_fields={"min_global_steps": step, "max_global_steps": step},
                 )
                 asyncio.run(self.worker._agent_loop_postprocess(output, validate=False, session_id=session, **row))
-            tq.kv_put(key=row["uid"], partition_id="train", tag={"status": "finished"})
+            tq.kv_put(key=row["uid"], partition_id="train", tag={"status": "failure" if failed else "finished"})
 
 
 def built(config: Any, processes: int = 1) -> PacedTrainer:
@@ -305,6 +313,37 @@ def test_verl_accepts_the_examples_configuration() -> None:
     spec.loader.exec_module(module)
     score = getattr(module, config.reward.custom_reward_function.name)
     assert [score("math", text, "1/2", extra_info={}) for text in (r"So \boxed{0.5}.", r"So \boxed{2}.")] == [1.0, 0.0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would train")
+def test_the_launch_script_gets_as_far_as_one_can_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path, data: Path
+) -> None:
+    monkeypatch.delenv("VERL_USE_EXTERNAL_MODULES")  # the configuration names the module itself
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("PACEDRL_CACHE", str(tmp_path / "cache"))
+    settings = {
+        "data.train_files": data,
+        "data.val_files": data,
+        "data.train_batch_size": PROMPTS,
+        "actor_rollout_ref.model.path": model,
+        "+actor_rollout_ref.model.override_config.attn_implementation": "eager",
+        "trainer.n_gpus_per_node": 1,
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        "ray_kwargs.ray_init.num_cpus": 4,
+    }
+    run = subprocess.run(
+        [ROOT / "examples/verl/run.sh", *(f"{name}={value}" for name, value in settings.items())],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert run.returncode == 1
+    # The trainer was found by its name, and made its scheduler; then verl wants GPUs for the workers.
+    assert "Total available GPUs 0 is less than total desired GPUs 1" in run.stderr
+    (embeddings,) = (tmp_path / "cache/embeddings").glob("*.npy")
+    assert len(np.load(embeddings)) == len(ROWS)
 
 
 # The loss, on verl's path from the model's output to it.
@@ -607,6 +646,20 @@ def test_completions_with_a_tools_tokens_are_observed_and_not_replayed(
     for fresh in seen:
         assert len(fresh.reward_B) == PROMPTS * GROUP
         assert [ids is None for ids in fresh.token_ids].count(True) == PROMPTS
+
+
+def test_what_nobody_could_judge_is_left_out(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, sampled = start("trainer.total_training_steps=1", "trainer.logger=[file]", failing=True)
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    seen, _ = recorded(trainer.scheduler, monkeypatch)
+    trainer.fit(sampled)
+    (fresh,) = seen
+    assert len(fresh.keys) == PROMPTS * GROUP - 1
+    assert fresh.keys.count(fresh.keys[0]) == GROUP - 1
+    (logged,) = [json.loads(line)["data"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    # Every |δ| is (r - 0.5)/β = 10; δ² is averaged over the whole mini-batch, filled up as it is.
+    assert logged["actor/pg_loss"] == pytest.approx(100.0 * 15 / ((PROMPTS + ROOM) * GROUP), rel=1e-4)
+    assert logged["actor/delta_abs"] == pytest.approx(10.0, abs=1e-3)
 
 
 # What needs no engine.
