@@ -15,7 +15,7 @@ from pacedrl.errors import InputError
 
 ANSWER_S = 30.0
 """How long a server may take over what is quickly done. Its engine answers between two tokens."""
-FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
+FIRST_DELAY_S, LAST_DELAY_S = 0.5, 10.0
 KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 """Seconds and tries until a connection to a machine that has vanished counts as broken, where the system allows."""
 ENDED = ("stop", "length")

@@ -153,7 +153,7 @@ def test_a_server_killed_while_it_draws_goes_on_when_it_is_back(policy: Policy, 
             served.kill()
             threading.Timer(2.0, served.start).start()
 
-    groups = drawn(sampler, SamplingSettings(4, 16), kill_at_the_third)
+    groups = drawn(sampler, SamplingSettings(64, 16), kill_at_the_third)
     assert ticks[-1] - ticks[2] > 2.0
     assert_logprobs_are_the_policys(policy, groups, 1.0)
 
