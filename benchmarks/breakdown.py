@@ -28,7 +28,7 @@ from pacedrl.policy.policy import Policy
 from pacedrl.training.sequences import TrainingSequence, micro_batches
 
 KINDS = {
-    "matrix multiply": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "matrix multiply": ("aten::mm", "aten::addmm", "aten::bmm", "linear_pointwise"),
     "attention": ("scaled_dot_product", "flash_attention"),
     "softmax and draw": ("softmax", "logsumexp", "exp", "multinomial", "sort", "cumsum", "gather", "scatter", "vecdot"),
     "copies": ("cat", "copy_", "clone", "index", "fill_", "zero_", "slice_backward"),

@@ -144,6 +144,7 @@ def aims() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "step": lambda: beside_trl("step", 1),
+    "step before": lambda: beside_trl("step_before", 1),
     "tiny as it comes": lambda: beside_trl("tiny/as it comes", 3),
     "tiny tuned": lambda: beside_trl("tiny/tuned", 3),
     "sampling": sampling,
