@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,17 @@ def _nearest(location: tuple[int | str, ...], path: list[int | str]) -> str:
     known = list(section.model_fields)
     of_variant = len(path) < len(location)
     # A key of another variant is no misspelling of one of this.
-    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.6 if of_variant else 0.4)
+    close = difflib.get_close_matches(unknown, known, n=3, cutoff=0.6 if of_variant else 0.4)
     if close:
-        return f": did you mean '{'.'.join([*parents, close[0]])}'?"
+        # Of those that are equally close the one that begins like it: 'sampler' is no 'scale'.
+        nearest = max(close, key=lambda name: (_likeness(unknown, name), len(commonprefix([unknown, name]))))
+        return f": did you mean '{'.'.join([*parents, nearest])}'?"
     where = f" of {location[0]}.name = {location[1]}" if of_variant else ""
     return f"{where}: known keys are {', '.join(known)}"
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, other, one).ratio()
 
 
 def _section_of(section: type[BaseModel], name: str, variant: str | None) -> type[BaseModel]:

@@ -205,7 +205,7 @@ def test_four_processes(trained: Path, scale: dict[str, Any]) -> None:
         assert gap == 0.0 if count == 4 else gap < 2e-5
 
 
-@pytest.mark.parametrize("scale", [{}, SPLIT], ids=["whole", "split"])
+@pytest.mark.parametrize("scale", [pytest.param({}, marks=pytest.mark.slow), SPLIT], ids=["whole", "split"])
 def test_a_gradient_of_nan_on_one_and_verifiers_slow_on_one(tmp_path: Path, scale: dict[str, Any]) -> None:
     (tmp_path / "train.py").write_text(TROUBLE)
     (tmp_path / "slow.py").write_text(SLOW_VERIFIER)

@@ -60,7 +60,9 @@ def weights(run: Path) -> dict[str, Any]:
     return load_file(file)
 
 
-@pytest.mark.parametrize(("processes", "sections"), [(1, {}), (2, {"scale": {"shard": True}})])
+@pytest.mark.parametrize(
+    ("processes", "sections"), [(1, {}), pytest.param(2, {"scale": {"shard": True}}, marks=pytest.mark.slow)]
+)
 def test_a_run_goes_on_without_a_server_and_with_one_that_is_back(
     tmp_path: Path, processes: int, sections: dict[str, Any]
 ) -> None:
