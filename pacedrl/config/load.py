@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def _nearest(location: tuple[int | str, ...], path: list[int | str]) -> str:
     close = difflib.get_close_matches(unknown, known, n=3, cutoff=0.6 if of_variant else 0.4)
     if close:
         # Of those that are equally close the one that begins like it: 'sampler' is no 'scale'.
-        nearest = max(close, key=lambda name: (_likeness(unknown, name), len(commonprefix([unknown, name]))))
+        nearest = max(close, key=lambda name: (_likeness(unknown, name), name[:3] == unknown[:3]))
         return f": did you mean '{'.'.join([*parents, nearest])}'?"
     where = f" of {location[0]}.name = {location[1]}" if of_variant else ""
     return f"{where}: known keys are {', '.join(known)}"
