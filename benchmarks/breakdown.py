@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from generate import COMPLETIONS, PROMPTS, ours, plain
-from step import save_model, word_problems
+from generate import COMPLETIONS, PROMPTS, loaded, ours, plain
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM
 
-from pacedrl.config import ModelConfig
 from pacedrl.policy.policy import Policy
 from pacedrl.training.sequences import TrainingSequence, micro_batches
 
@@ -43,12 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        save_model(Path(name))
-        policy = Policy.load(ModelConfig(name=name), torch.device("cpu"))
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    prompts = [policy.encode(row["prompt"]) for row in word_problems(PROMPTS)]
-    policy.eos_ids = [-1]  # no token ends a completion
+    policy, model, prompts = loaded()
     generator = torch.Generator().manual_seed(0)
     completions = [torch.randint(5, 40_000, (64,), generator=generator).tolist() for _ in range(PROMPTS * COMPLETIONS)]
     sequences = [

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from step import save_model, word_problems
@@ -36,12 +37,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        save_model(Path(name))
-        policy = Policy.load(ModelConfig(name=name), torch.device("cpu"))
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    prompt_ids = [policy.encode(row["prompt"]) for row in word_problems(PROMPTS)]
-    policy.eos_ids = [-1]  # no token ends a completion
+    policy, model, prompt_ids = loaded()
     new = options.new_tokens
     ways: dict[str, Callable[[], int]] = {
         "ours": lambda: ours(policy, prompt_ids, new),
@@ -66,6 +62,17 @@ def main() -> None:
         )
     if options.json:
         options.json.write_text(json.dumps(seconds, indent=1) + "\n")
+
+
+def loaded() -> tuple[Policy, Any, list[list[int]]]:
+    """Our policy, of which no token ends a completion; transformers' model; the prompts."""
+    with tempfile.TemporaryDirectory() as name:
+        save_model(Path(name))
+        policy = Policy.load(ModelConfig(name=name), torch.device("cpu"))
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    prompt_ids = [policy.encode(row["prompt"]) for row in word_problems(PROMPTS)]
+    policy.eos_ids = [-1]
+    return policy, model, prompt_ids
 
 
 def ours(policy: Policy, prompt_ids: list[list[int]], new: int) -> int:

@@ -140,6 +140,18 @@ def test_the_page_on_performance_says_what_was_measured() -> None:
     assert build.page(template) == (ROOT / "docs/performance.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_quotes_the_page_on_performance() -> None:
+    build = module("performance")
+    step = build.load("step")
+    generate, update, whole = (build.ratio(step, phase) for phase in ("generate", "update", "step"))
+    memory = step["ours"]["peak"] / step["trl"]["peak"]
+    seconds = build.load("scheduler")["128 components"]["1000000"]["select"]
+    quoted = " ".join(README.split())
+    assert f"a step takes {whole:.1f} times less than with TRL's GRPOTrainer" in quoted
+    assert f"(generation {generate:.1f}, update {update:.1f}; {memory:.2f} of its memory)" in quoted
+    assert f"choosing from a million prompts {seconds:.1f} seconds" in quoted
+
+
 def test_the_page_of_recipes_mixes_settings_that_fit() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", RECIPES_PAGE, re.DOTALL)
     config = parse_config(yaml.safe_load(text))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -127,6 +128,13 @@ def output_layer() -> str:
     return table(["", "peak, GiB", "seconds"], rows)
 
 
+def gain(name: str) -> str:
+    """By what factor a choice is faster than what it replaces."""
+    found = load("kernels")[name]
+    factor = found["before"] / found["after"]
+    return f"{factor:.0f}" if factor >= 10 else f"{factor:.1f}"
+
+
 AIMS = {"generate": 2.5, "update": 2.0, "step": 2.2}
 """TRL's seconds to ours."""
 MEMORY_AIM = 0.35
@@ -156,6 +164,9 @@ TABLES: dict[str, Callable[[], str]] = {
 FIGURES: dict[str, Callable[[], str]] = {
     "aims": aims,
     "rate": lambda: f"{load('step')['rate'] / 1e9:.0f}",
+    "earlier tiny": lambda: f"{ratio(load('tiny_before/as it comes'), 'step'):.1f}",
+    **{name: partial(gain, name) for name in ("packed body", "packed head", "grouped heads", "fused attention")},
+    **{name: partial(gain, name) for name in ("bfloat16", "AdamW", "memory")},
     "output memory": lambda: f"{load('memory')['ours']['bytes'] / load('memory')['plain']['bytes']:.3f}",
     "generate_batch": lambda: f"{median(load('generate')['generate_batch']) / median(load('generate')['ours']):.2f}",
 }

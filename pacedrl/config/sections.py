@@ -189,8 +189,8 @@ class ScaleConfig(Section):
     """What the processes of a run share, where ``torchrun`` or ``accelerate launch`` started several."""
 
     shard: bool = False
-    """Split weights, gradients and optimiser state among the processes (FSDP2), not the completions alone. Each also
-    keeps the weights in one piece to sample from."""
+    """Split weights, gradients and optimiser state among the processes (FSDP2), not the completions alone. With
+    ``sampling.engine`` transformers each also keeps the weights in one piece, to sample from."""
 
 
 class VerifierConfig(Section):

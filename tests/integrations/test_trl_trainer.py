@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from recorded import Recorded
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
@@ -19,11 +20,9 @@ from pacedrl.errors import InputError
 from pacedrl.integrations.trl import PacedTrainer
 from pacedrl.method import DifficultyScheduler
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.skills import skill_rows
 from pacedrl.training.setup import build_scheduler
-from pacedrl.types import Completion
 
 PROMPTS, GROUP, NEW = 4, 4, 12
 RATE = 2e-4
@@ -93,39 +92,6 @@ def as_configured(config: Config) -> Callable[[list[str], torch.Tensor], Difficu
         return build_scheduler(config, keys, embeddings_NH)
 
     return make
-
-
-class Recorded:
-    """A sampler that gives our trainer the completions that TRL's sampled, a step at a time."""
-
-    def __init__(self, policy: Policy, steps: list[dict[tuple[int, ...], list[list[int]]]]) -> None:
-        self.policy = policy
-        self.steps = steps
-
-    def sync(self, policy: Policy) -> None: ...
-
-    def rest(self) -> None: ...
-
-    def sample(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        step = self.steps.pop(0)
-        assert {tuple(ids) for ids in prompt_ids} == set(step)  # both have chosen the same prompts
-        for i, prompt in enumerate(prompt_ids):
-            completions = step[tuple(prompt)]
-            with torch.no_grad():
-                logprobs_BT, _, mask_BT = self.policy.logprobs([prompt] * len(completions), completions)
-            yield (
-                i,
-                [
-                    Completion(ids, row[mask].tolist(), self.policy.decode(ids), "length")
-                    for ids, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True)
-                ],
-            )
 
 
 def test_two_steps_are_those_of_our_trainer_on_the_same_completions(tmp_path: Path, model: Path) -> None:

@@ -1,20 +1,13 @@
-"""PacedTrainer inside verl: its registries, its loss path, its queue and its engine, on a Ray cluster without a GPU.
-
-What stands in for what needs one: completions are sampled by our own sampler (verl's servers are vLLM's and SGLang's),
-and `verl_on_cpu` tells verl of a CPU, on which its own FSDP2 engine trains.
-"""
+"""PacedTrainer's places in verl: its registries, its configuration, its loss path and advantages, its prompts."""
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,253 +15,28 @@ import pytest
 if importlib.util.find_spec("verl") is None:
     pytest.skip("needs verl, in an environment of its own: make test-verl", allow_module_level=True)
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-os.environ |= {
-    "VERL_USE_EXTERNAL_MODULES": "verl_on_cpu,pacedrl.integrations.verl",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]),
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "OMP_NUM_THREADS": "1",
-}
-
 import numpy as np
 import ray
 import torch
-import transfer_queue as tq
-import verl  # noqa: F401 - registers what the variable names
-from datasets import Dataset
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from ray_cluster import GROUP, PROMPTS, ROOM, ROOT, ROWS, Configure, _configure, cluster, data, model, queue, start  # noqa: F401 - fixtures
 from tensordict import TensorDict
-from transformers import AutoModelForCausalLM
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.protocol import DataProto
-from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.ray_trainer import compute_advantage
-from verl.trainer.ppo.v1 import AgentLoopWorkerTQ, get_trainer_cls
+from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
-from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.losses import ppo_loss
 
 import pacedrl.integrations.verl as integration
-from pacedrl import Config, Trainer
-from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.integrations.verl import PacedTrainer
 from pacedrl.method import DifficultyScheduler, trajectory_balance
-from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings, TransformersSampler
-from pacedrl.seeding import derive_seed
-from pacedrl.tasks.skills import skill_rows
-from pacedrl.training.setup import build_scheduler
-from pacedrl.types import Completion
 
 pytestmark = pytest.mark.slow
-
-PROMPTS, GROUP, NEW, ROOM = 4, 4, 12, 2
-RATE = 2e-4
-ROWS = [
-    {
-        "data_source": "skills",
-        "prompt": [{"role": "user", "content": row["prompt"]}],
-        "reward_model": {"style": "rule", "ground_truth": row["answer"]},
-        "extra_info": {"index": i},
-    }
-    for i, row in enumerate(skill_rows(size=48, seed=3))
-]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a chat template that says what the user says, as it was pretrained."""
-    folder = tmp_path_factory.mktemp("model")
-    policy = Policy.load(ModelConfig(), torch.device("cpu"))
-    policy.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    policy.save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "rows.parquet"
-    Dataset.from_list(ROWS).to_parquet(path)
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    os.environ["PACEDRL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(1)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)  # two for verl's queue
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def queue() -> Iterator[None]:
-    with initialize_config_dir(str(ROOT / "examples/verl"), version_base=None):
-        config = compose("paced").transfer_queue
-    config.enable = True
-    config.backend.SimpleStorage.num_data_storage_units = 1
-    tq.init(config)
-    yield
-    tq.close()
-
-
-Configure = Callable[..., Any]
-
-
-@pytest.fixture(name="configure")
-def _configure(tmp_path: Path, model: Path, data: Path) -> Configure:
-    """examples/verl/paced.yaml, for the tiny model on a CPU, with further overrides."""
-
-    def make(*overrides: str) -> Any:
-        settings = {
-            "data.train_files": data,
-            "data.val_files": data,
-            "data.train_batch_size": PROMPTS,
-            "data.max_prompt_length": 64,
-            "data.max_response_length": NEW,
-            "data.dataloader_num_workers": 0,
-            "data.filter_overlong_prompts": False,
-            "actor_rollout_ref.model.path": model,
-            "actor_rollout_ref.model.use_remove_padding": False,
-            "actor_rollout_ref.model.enable_gradient_checkpointing": False,
-            "+actor_rollout_ref.model.override_config.attn_implementation": "eager",
-            "actor_rollout_ref.actor.strategy": "fsdp2",
-            "actor_rollout_ref.actor.ppo_mini_batch_size": PROMPTS + ROOM,
-            "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 512,
-            "actor_rollout_ref.actor.optim.lr": RATE,
-            "actor_rollout_ref.actor.optim.weight_decay": 0.0,
-            "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
-            "+actor_rollout_ref.actor.fsdp_config.mixed_precision": "{param_dtype: fp32, reduce_dtype: fp32}",
-            "actor_rollout_ref.actor.checkpoint.save_contents": "[model, optimizer, extra, hf_model]",
-            "actor_rollout_ref.rollout.n": GROUP,
-            "trainer.n_gpus_per_node": 1,
-            "trainer.device": "cpu",
-            "trainer.val_before_train": False,
-            "trainer.test_freq": -1,
-            "trainer.save_freq": 2,
-            "trainer.total_training_steps": 2,
-            "trainer.default_local_dir": tmp_path / "verl",
-        }
-        with initialize_config_dir(str(ROOT / "examples/verl"), version_base=None):
-            return compose("paced", [f"{name}={value}" for name, value in settings.items()] + list(overrides))
-
-    return make
-
-
-class Sampled:
-    """verl's agent loops without its servers: completions of the initial policy, put into verl's queue by its own code.
-
-    What it samples depends on the step and the prompt alone. With ``tools`` the second token of a prompt's first
-    completion is not the policy's; ``logprobs`` False keeps the servers' log-probabilities back; with ``failing`` the
-    first completion of the first prompt cannot be judged.
-    """
-
-    def __init__(
-        self, trainer: PacedTrainer, model: Path, tools: bool = False, logprobs: bool = True, failing: bool = False
-    ) -> None:
-        self.trainer, self.tools, self.logprobs, self.failing = trainer, tools, logprobs, failing
-        self.policy = Policy.load(ModelConfig(name=str(model)), torch.device("cpu"))
-        self.steps: list[dict[tuple[int, ...], list[list[int]]]] = []
-        worker_class = AgentLoopWorkerTQ.__ray_metadata__.modified_class
-        self.worker = worker_class.__new__(worker_class)
-        self.worker.processor = self.worker.reward_loop_worker_handles = None
-        self.worker.distillation_enabled = False
-
-    def generate_sequences(self, batch: TensorDict) -> None:
-        step = self.trainer.global_steps
-        prompts = [self.policy.encode(messages) for messages in batch["raw_prompt"]]
-        seeds = [derive_seed(0, step, *ids) for ids in prompts]
-        groups = dict(TransformersSampler(self.policy).sample(prompts, SamplingSettings(GROUP, NEW), seeds))
-        self.steps.append({tuple(ids): [c.token_ids for c in groups[i]] for i, ids in enumerate(prompts)})
-        for i, ids in enumerate(prompts):
-            row = {key: tensordict_utils.unwrap_non_tensor_data(value) for key, value in batch[i].items()}
-            failed = [0] if self.failing and i == 0 else []
-            for session, completion in enumerate(groups[i]):
-                if session in failed:
-                    continue
-                length = len(completion.token_ids)
-                right = completion.text.strip() == row["reward_model"]["ground_truth"]
-                output = AgentLoopOutput(
-                    prompt_ids=ids,
-                    response_ids=completion.token_ids,
-                    response_mask=[int(not (self.tools and session == 0 and t == 1)) for t in range(length)],
-                    response_logprobs=completion.logprobs if self.logprobs else None,
-                    reward_score=float(right),
-                    num_turns=2,
-                    metrics=AgentLoopMetrics(),
-                    extra_fields={"min_global_steps": step, "max_global_steps": step},
-                )
-                asyncio.run(self.worker._agent_loop_postprocess(output, validate=False, session_id=session, **row))
-            tq.kv_put(key=row["uid"], partition_id="train", tag={"status": "failure" if failed else "finished"})
-
-
-def built(config: Any, processes: int = 1) -> PacedTrainer:
-    """The trainer with what verl's ``init`` gives it, less rollout servers; its engine in so many processes."""
-    trainer = get_trainer_cls(config.trainer.v1.trainer_mode)(config)
-    trainer._init_tokenizer()
-    trainer._init_dataloader()
-    trainer._init_dump_executor()
-    trainer.resource_pool_manager = SimpleNamespace(get_n_gpus=lambda: 1)
-    trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
-    trainer.checkpoint_manager = SimpleNamespace(update_weights=lambda step: None, sleep_replicas=lambda: None)
-    trainer.distillation_config = None
-    worker = RayClassWithInitArgs(ray.remote(ActorRolloutRefWorker), config=config.actor_rollout_ref, role="actor")
-    pool = RayResourcePool([processes], use_gpu=False, max_colocate_count=1)
-    trainer.actor_rollout_wg = RayWorkerGroup(pool, worker, device_name="cpu")
-    trainer.actor_rollout_wg.init_model()
-    trainer._load_checkpoint()
-    trainer.on_init_end()
-    return trainer
-
-
-@pytest.fixture
-def start(queue: None, configure: Configure, model: Path) -> Iterator[Callable[..., tuple[PacedTrainer, Sampled]]]:
-    made: list[PacedTrainer] = []
-
-    def make(*overrides: str, processes: int = 1, **options: Any) -> tuple[PacedTrainer, Sampled]:
-        give_back(made)
-        made.append(built(configure(*overrides), processes))
-        return made[-1], Sampled(made[-1], model, **options)
-
-    yield make
-    give_back(made)
-
-
-def give_back(trainers: list[PacedTrainer]) -> None:
-    """End the workers of these trainers: the cluster has room for one's."""
-    while trainers:
-        group = trainers.pop().actor_rollout_wg
-        for worker in group._workers:
-            ray.kill(worker)
-        for placement in group.resource_pool.get_placement_groups():
-            ray.util.remove_placement_group(placement)
-
-
-def weights(folder: Path) -> list[torch.Tensor]:
-    """Of the policy saved there."""
-    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return [parameter.detach() for parameter in saved.parameters()]
-
-
-def trained(folder: Path, step: int) -> list[torch.Tensor]:
-    """The weights in verl's checkpoint of a step."""
-    return weights(folder / f"global_step_{step}/actor/huggingface")
-
-
-def apart(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor], initial: Iterable[torch.Tensor]) -> float:
-    """How far two policies trained from the same initial one are from one another, as a share of the way trained.
-
-    Single weights say little: Adam turns the rounding of a gradient near 0 into a step.
-    """
-    one, two, start = (torch.cat([w.detach().flatten() for w in policy]) for policy in (first, second, initial))
-    assert float((one - start).abs().max()) > RATE  # more than one step of Adam
-    return float((one - two).norm() / (one - start).norm())
 
 
 # The names that verl's configuration asks for.
@@ -477,189 +245,6 @@ def test_what_is_no_accuracy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     for reward in (-1.0, 2.0, float("nan")):
         with pytest.raises(InputError, match=rf"rewards in \[0, 1\].* but gave {reward:g}"):
             advantages_of([1.0, reward], ["a", "a"])
-
-
-# Training: verl's own loop, queue and engine.
-
-
-def ours(folder: Path, model: Path) -> Trainer:
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    tree = {
-        "run": {"dir": str(folder / "ours"), "steps": 2, "device": "cpu"},
-        "model": {"name": str(model)},
-        "data": {"train": {"source": str(folder / "rows.jsonl"), "verifier": "exact"}},
-        "sampling": {"prompts_per_step": PROMPTS, "group_size": GROUP, "max_prompt_tokens": 64, "max_new_tokens": NEW},
-        "optimizer": {"learning_rate": RATE, "weight_decay": 0.0},
-        "replay": {"capacity": ROOM * GROUP},
-    }
-    return Trainer(Config.model_validate(tree))
-
-
-class Recorded:
-    """A sampler that gives our trainer the completions that verl's loop trained on, a step at a time."""
-
-    def __init__(self, policy: Policy, steps: list[dict[tuple[int, ...], list[list[int]]]]) -> None:
-        self.policy = policy
-        self.steps = steps
-
-    def sync(self, policy: Policy) -> None: ...
-
-    def sample(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        step = self.steps.pop(0)
-        assert {tuple(ids) for ids in prompt_ids} == set(step)  # both have chosen the same prompts
-        for i, prompt in enumerate(prompt_ids):
-            completions = step[tuple(prompt)]
-            with torch.no_grad():
-                logprobs_BT, _, mask_BT = self.policy.logprobs([prompt] * len(completions), completions)
-            yield (
-                i,
-                [
-                    Completion(ids, row[mask].tolist(), self.policy.decode(ids), "length")
-                    for ids, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True)
-                ],
-            )
-
-
-def recorded(scheduler: DifficultyScheduler, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[int]]:
-    """What the scheduler will have observed, and how many completions it will have given to replay."""
-    seen: list[Any] = []
-    replayed: list[int] = []
-    observe, replay = scheduler.observe, scheduler.replay
-    monkeypatch.setattr(scheduler, "observe", lambda fresh: [seen.append(fresh), observe(fresh)][1])
-
-    def counted() -> list[Any]:
-        entries = replay()
-        replayed.append(len(entries))
-        return entries
-
-    monkeypatch.setattr(scheduler, "replay", counted)
-    return seen, replayed
-
-
-def test_two_steps_are_those_of_our_trainer_on_the_same_completions(
-    start: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = ours(tmp_path, model)
-
-    def as_configured(keys: list[str], embeddings_NH: torch.Tensor, **_: Any) -> DifficultyScheduler:
-        torch.manual_seed(derive_seed(own.config.run.seed, "partition"))
-        return build_scheduler(own.config, keys, embeddings_NH)
-
-    monkeypatch.setattr(integration, "DifficultyScheduler", as_configured)
-    trainer, sampled = start("trainer.logger=[file]")
-    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
-    seen, replayed = recorded(trainer.scheduler, monkeypatch)
-    trainer.fit(sampled)
-    assert replayed[0] == 0 < replayed[1]
-    assert [len(fresh.keys) for fresh in seen] == [PROMPTS * GROUP] * 2  # neither filling nor replayed ones
-    after = trained(tmp_path / "verl", 2)
-    own.sampler = own.actor.sampler = Recorded(own.policy, sampled.steps)
-    own.train()
-    assert apart(own.policy.parameters(), after, weights(model)) < 1e-3
-    mine_N, theirs_N = own.scheduler.accuracy_estimates(), trainer.scheduler.accuracy_estimates()
-    assert mine_N == pytest.approx(theirs_N, abs=1e-5)
-    assert mine_N.std() > 1e-3  # fitted
-    assert [e.token_ids for e in own.scheduler.replay()] == [e.token_ids for e in trainer.scheduler.replay()]
-    assert len(own.scheduler.replay()) > 0
-    logged = [json.loads(line)["data"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    observed = [float(np.mean(fresh.reward_B)) for fresh in seen]
-    assert [row["accuracy/observed_mean"] for row in logged] == pytest.approx(observed)
-    assert [row["critic/score/mean"] for row in logged] == pytest.approx(observed)  # verl's own, of fresh ones alone
-    assert logged[0]["actor/kl_old"] == pytest.approx(0.0, abs=1e-5)
-    assert logged[0]["actor/delta_abs"] == pytest.approx(10.0, abs=1e-4)  # |r - 0.5| / beta
-    assert abs(logged[1]["actor/kl_old"]) > 1e-3  # that of what was replayed
-
-
-def test_a_resumed_run_goes_on_as_if_nothing_had_been(start: Any, tmp_path: Path) -> None:
-    whole, sampled = start("trainer.total_training_steps=4", f"trainer.default_local_dir={tmp_path / 'whole'}")
-    whole.fit(sampled)
-    half, sampled = start(f"trainer.default_local_dir={tmp_path / 'half'}")
-    half.fit(sampled)
-    resume = ("trainer.total_training_steps=4", f"trainer.default_local_dir={tmp_path / 'half'}")
-    resumed, sampled = start(*resume)
-    assert resumed.scheduler.step == resumed.global_steps == 2
-    resumed.fit(sampled)
-    for a, b in zip(trained(tmp_path / "whole", 4), trained(tmp_path / "half", 4), strict=True):
-        assert torch.equal(a, b)
-    assert resumed.scheduler.accuracy_estimates().tolist() == whole.scheduler.accuracy_estimates().tolist()
-    assert resumed.scheduler.replay() == whole.scheduler.replay() != []
-    saved = tmp_path / "half/global_step_4/data.pt"
-    torch.save({"_snapshot": {}}, saved)
-    with pytest.raises(InputError, match=r"data.pt was not saved by PacedTrainer; resume from another"):
-        resumed._load_checkpoint()
-    saved.unlink()
-    resumed.scheduler.step = 0
-    with pytest.raises(InputError, match=r"the checkpoint of step 4 holds no data.pt, and so no scheduler"):
-        resumed._load_checkpoint()
-
-
-def test_two_processes_train_as_one_does(start: Any, tmp_path: Path, model: Path) -> None:
-    schedulers = []
-    for processes in (1, 2):
-        trainer, sampled = start(f"trainer.default_local_dir={tmp_path / str(processes)}", processes=processes)
-        trainer.fit(sampled)
-        schedulers.append(trainer.scheduler)
-    assert apart(trained(tmp_path / "1", 2), trained(tmp_path / "2", 2), weights(model)) < 1e-3
-    one, two = schedulers
-    assert one.accuracy_estimates() == pytest.approx(two.accuracy_estimates(), abs=1e-6)
-    assert {e.token_ids for e in one.replay()} == {e.token_ids for e in two.replay()}
-
-
-def test_under_bypass_the_servers_log_probabilities_are_mu(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, sampled = start("algorithm.rollout_correction.bypass_mode=true")
-    seen, replayed = recorded(trainer.scheduler, monkeypatch)
-    trainer.fit(sampled)
-    assert replayed[1] > 0
-    ids_of = dict(zip(trainer.prompt_ids, trainer.prompt_ids.values(), strict=True))
-    for fresh in seen:  # of the second step too: the sampler keeps the initial policy, which is no longer the actor's
-        prompts = [ids_of[key] for key in fresh.keys]
-        with torch.no_grad():
-            logprobs_BT, _, mask_BT = sampled.policy.logprobs(prompts, fresh.token_ids)
-        for given, row, mask in zip(fresh.logprobs, logprobs_BT, mask_BT, strict=True):
-            assert given == pytest.approx(row[mask].tolist(), abs=1e-5)
-
-
-def test_without_the_servers_log_probabilities_it_trains_and_replays_too(
-    start: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer, sampled = start("actor_rollout_ref.rollout.calculate_log_probs=false", logprobs=False)
-    _, replayed = recorded(trainer.scheduler, monkeypatch)
-    trainer.fit(sampled)
-    assert replayed[1] > 0
-    assert trainer.scheduler.step == 2
-
-
-def test_completions_with_a_tools_tokens_are_observed_and_not_replayed(
-    start: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer, sampled = start("actor_rollout_ref.actor.ppo_mini_batch_size=4", tools=True)
-    assert trainer.scheduler.replay_buffer.entries.maxlen == 0  # no room is left
-    seen, replayed = recorded(trainer.scheduler, monkeypatch)
-    trainer.fit(sampled)
-    assert replayed == [0, 0]
-    for fresh in seen:
-        assert len(fresh.reward_B) == PROMPTS * GROUP
-        assert [ids is None for ids in fresh.token_ids].count(True) == PROMPTS
-
-
-def test_what_nobody_could_judge_is_left_out(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, sampled = start("trainer.total_training_steps=1", "trainer.logger=[file]", failing=True)
-    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
-    seen, _ = recorded(trainer.scheduler, monkeypatch)
-    trainer.fit(sampled)
-    (fresh,) = seen
-    assert len(fresh.keys) == PROMPTS * GROUP - 1
-    assert fresh.keys.count(fresh.keys[0]) == GROUP - 1
-    (logged,) = [json.loads(line)["data"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    # Every |δ| is (r - 0.5)/β = 10; δ² is averaged over the whole mini-batch, filled up as it is.
-    assert logged["actor/pg_loss"] == pytest.approx(100.0 * 15 / ((PROMPTS + ROOM) * GROUP), rel=1e-4)
-    assert logged["actor/delta_abs"] == pytest.approx(10.0, abs=1e-3)
 
 
 # What needs no engine.

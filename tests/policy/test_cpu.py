@@ -25,8 +25,8 @@ def faults():
 
 plain = faults()
 keep_freed_memory()
-faults()  # the memory that is to be kept
-print(plain, faults())
+# Again and again: what else was freed meanwhile may send a tensor to a place of its own, once.
+print(plain, min(faults() for _ in range(6)))
 """
 
 
@@ -84,4 +84,4 @@ def test_memory_that_was_freed_is_used_again() -> None:
     out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     plain, kept = map(int, out.split())
     assert plain > 10 * 2**26 / 2**21  # even where the kernel hands out 2 MiB at once
-    assert kept < plain / 2  # not none: the kernel may take pages back that were not touched for a while
+    assert kept < plain / 20

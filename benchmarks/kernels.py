@@ -1,0 +1,144 @@
+"""What the choices under sampling and learning rest on, each alone: seconds of this way and of that.
+
+    python benchmarks/kernels.py                     # half a minute on 2 cores
+
+At the shapes of SmolLM2-135M (hidden 576, 9 heads and 3 key-value heads of 64, vocabulary 49,152), float32 unless it
+says otherwise; the best of several rounds each. Prints the seconds and the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from pacedrl.policy.cpu import keep_freed_memory, packed_weights
+
+HIDDEN, INNER, VOCABULARY, HEADS, KEY_HEADS, SIZE = 576, 1536, 49_152, 9, 3, 64
+ROWS, CONTEXT, PACKED = 64, 150, 640
+ROUNDS = 5
+Way = Callable[[], object]
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    found: dict[str, dict[str, float]] = {}
+    pairs = {  # "memory" last: what it turns on stays on
+        "packed body": lambda: packed(HIDDEN, INNER, 20),
+        "packed head": lambda: packed(HIDDEN, VOCABULARY, 1),
+        "grouped heads": grouped_heads,
+        "fused attention": fused_attention,
+        "bfloat16": lower_precision,
+        "AdamW": optimizers,
+        "memory": memory,
+    }
+    for name, pair in pairs.items():
+        before, after = (best(way) for way in pair())
+        found[name] = {"before": before, "after": after}
+        print(f"{name:16}{before * 1e3:10.2f} ms{after * 1e3:10.2f} ms{before / after:8.2f}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def best(way: Way) -> float:
+    way()
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        way()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def packed(inputs: int, outputs: int, count: int) -> tuple[Way, Way]:
+    """Decoding rows times so many matrices, one after the other: as torch multiplies, and by packed weights."""
+    layers = torch.nn.Sequential(*(torch.nn.Linear(inputs, outputs, bias=False) for _ in range(count)))
+    hidden = torch.randn(ROWS, inputs)
+    inside: list[object] = []
+
+    def plain() -> None:
+        for layer in layers:
+            linear(hidden, layer.weight)
+
+    def by_packed() -> None:
+        if not inside:  # packed once a step, not at every multiplication
+            inside.append(packed_weights(layers, ROWS))
+            inside[0].__enter__()  # type: ignore[attr-defined]
+        for layer in layers:
+            layer(hidden)
+
+    return plain, by_packed
+
+
+def heads(rows: int, tokens: int, count: int) -> Tensor:
+    return torch.randn(rows, count, tokens, SIZE)
+
+
+def grouped_heads() -> tuple[Way, Way]:
+    """A decoding step's attention with its key-value heads repeated, and grouped."""
+    query, key, value = heads(ROWS, 1, HEADS), heads(ROWS, CONTEXT, KEY_HEADS), heads(ROWS, CONTEXT, KEY_HEADS)
+    mask = torch.ones(ROWS, 1, 1, CONTEXT, dtype=torch.bool)
+    times = HEADS // KEY_HEADS
+    return (
+        lambda: scaled_dot_product_attention(
+            query, key.repeat_interleave(times, 1), value.repeat_interleave(times, 1), attn_mask=mask
+        ),
+        lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True),
+    )
+
+
+def fused_attention() -> tuple[Way, Way]:
+    """Attention of packed completions, by two batched matrix multiplications and a softmax, and fused."""
+    rows, tokens = 8, CONTEXT
+    query, key, value = (heads(rows, tokens, HEADS) for _ in range(3))
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+
+    def by_products() -> Tensor:
+        scores = (query @ key.transpose(-1, -2)) * SIZE**-0.5
+        return torch.softmax(scores.masked_fill(~mask, -torch.inf), dim=-1) @ value
+
+    return by_products, lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def lower_precision() -> tuple[Way, Way]:
+    """A small matrix multiplication in bfloat16, and in float32."""
+    left, right = torch.randn(32, HIDDEN), torch.randn(HIDDEN, HIDDEN)
+    half = left.bfloat16(), right.bfloat16()
+    return lambda: half[0] @ half[1], lambda: left @ right
+
+
+def optimizers() -> tuple[Way, Way]:
+    """A step of AdamW on 28 million parameters, parameter by parameter, and fused."""
+
+    def stepping(fused: bool) -> Way:
+        parameter = torch.nn.Parameter(torch.randn(VOCABULARY, HIDDEN))
+        parameter.grad = torch.randn_like(parameter)
+        return torch.optim.AdamW([parameter], lr=1e-5, weight_decay=0.1, fused=fused).step
+
+    return stepping(False), stepping(True)
+
+
+def memory() -> tuple[Way, Way]:
+    """64 MiB asked for, filled and freed: from the kernel each time, and kept."""
+
+    def fill() -> None:
+        torch.empty(2**24).fill_(1.0)
+
+    def kept() -> None:
+        keep_freed_memory()
+        fill()
+
+    return fill, kept
+
+
+if __name__ == "__main__":
+    main()
