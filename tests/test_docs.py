@@ -131,6 +131,9 @@ def test_the_page_on_scale_quotes_the_simulation() -> None:
     step = scaling.colocated(costs, scaling.lengths(2048, 1000.0, 3072), 200, 1024)
     assert round(step.driver / step.total, 2) == 0.12
     quoted = " ".join(SCALE_PAGE.split())
+    checked = json.loads((ROOT / "docs/performance/scaling.json").read_text())
+    one, two = ([checked[n][of] for of in ("predicted", "real")] for n in ("1", "2"))
+    assert "one process {:.1f} s, measured {:.1f}; with two {:.1f} s, measured {:.1f}".format(*one, *two) in quoted
     assert "64 are used to 62% colocated and 77% served. The driver's share is 12% at 1,024 devices" in quoted
 
 
