@@ -30,8 +30,8 @@ class Policy:
     """A causal language model with its tokenizer on one device.
 
     Weights are float32; on a GPU the forward pass runs under bfloat16 autocast, on a CPU in float32 (bfloat16 is
-    hundreds of times slower on those that lack it). Dropout is always off: TB compares the log-probabilities of one policy at
-    two times, not of two random subnetworks.
+    hundreds of times slower on those that lack it). Dropout is always off: TB compares the log-probabilities of one
+    policy at two times, not of two random subnetworks.
 
     Where the model's attention allows it (``takes_patterns``), completions are decoded and trained with the patterns of
     `pacedrl.policy.attention`: a prompt passes through the model once for all its completions.
