@@ -15,7 +15,7 @@ from pacedrl.report.diagnosis import diagnose, headline
 from pacedrl.report.panels import Key, Plot
 from pacedrl.report.plots import all_plots
 from pacedrl.report.run import RunLogs, lines_of, load_runs
-from pacedrl.report.style import to_svg
+from pacedrl.report.style import styled, to_svg
 from pacedrl.report.text import changed_settings, inert, settings_between
 
 HERE = Path(__file__).parent
@@ -40,9 +40,11 @@ def page(runs: Sequence[RunLogs], live: bool = False) -> str:
     lines = lines_of(runs)
     fragment = browser({run.name: run.samples for run in runs}, COMPLETIONS_BUDGET)
     scripts = [_asset("page.js"), fragment.script] + ([_asset("live.js")] if live else [])
+    with styled():
+        plots = _plots(all_plots(lines))
     bodies = {
         "diagnosis": _diagnosis(runs),
-        "plots": _plots(all_plots(lines)),
+        "plots": plots,
         "completions": fragment.html,
         "guide": f'<div class="text">{_guide()}</div>',
     }
@@ -175,7 +177,11 @@ def _figure(plot: Plot) -> str:
 
 
 def _key(key: Key) -> str:
-    stroke = f'stroke="var(--s{key.series + 1})" stroke-width="{10 if key.area else 3}"'
-    dashes = f'stroke-dasharray="{SWATCHES[key.series]}"' if SWATCHES[key.series] and not key.area else ""
-    swatch = f'<svg aria-hidden="true" viewBox="0 0 26 10"><path d="M0 5H26" {stroke} {dashes}/></svg>'
+    colour, width, dashes = "--muted", 1, ""
+    if key.series is not None:
+        colour, width, dashes = f"--s{key.series + 1}", 10 if key.area else 3, SWATCHES[key.series]
+    stroke = f'stroke="var({colour})" stroke-width="{width}"'
+    if dashes and not key.area:
+        stroke += f' stroke-dasharray="{dashes}"'
+    swatch = f'<svg aria-hidden="true" viewBox="0 0 26 10"><path d="M0 5H26" {stroke}/></svg>'
     return f"<li>{swatch}{inert(key.label)}</li>"

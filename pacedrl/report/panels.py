@@ -11,7 +11,7 @@ import numpy as np
 from pacedrl.lab.statistics import bootstrap_interval
 from pacedrl.report.figures import chance_error, judged, smoothed, thinned, window_of
 from pacedrl.report.run import Floats, Line, RunLogs
-from pacedrl.report.style import DASHES, HEIGHT, RC, SERIES, WIDTH, pyplot
+from pacedrl.report.style import DASHES, SERIES, new_axes
 
 GRID_POINTS = 80
 """Of the mean over several seeds."""
@@ -43,10 +43,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend, which the page sets in text: ``series`` picks colour and dash, of a line or an area."""
+    """An entry of a legend, which the page sets in text: ``series`` picks colour and dash, of a line or an area; None
+    is a thin line in the background."""
 
     label: str
-    series: int
+    series: int | None
     area: bool = False
 
 
@@ -190,21 +191,6 @@ PANELS = [
         "not logged",
     ),
 ]
-
-
-def new_axes(x: str, y: str) -> tuple[Any, Any]:
-    """A figure of the page's size with labelled axes, in the page's style."""
-    plt = pyplot()
-    from matplotlib.ticker import MaxNLocator
-
-    with plt.rc_context(RC):
-        figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
-    axes.set(xlabel=x, ylabel=y)
-    axes.margins(x=0.02)
-    axes.xaxis.set_major_formatter("{x:,.10g}")
-    if x == "step":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    return figure, axes
 
 
 def draw_panel(panel: Panel, lines: Sequence[Line]) -> list[Plot]:
