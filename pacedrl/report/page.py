@@ -23,7 +23,7 @@ ASSETS = HERE / "assets"
 COMPLETIONS_BUDGET = 2_500_000
 """Bytes of completions in a page: half of what a page of 1,000 steps may take."""
 SECTIONS = {"diagnosis": "Diagnosis", "plots": "Plots", "completions": "Completions", "guide": "Guide"}
-SWATCHES = ("", "5 2", "1.5 1.5", "6 2 1.5 2", "", "5 2", "1.5 1.5", "")
+SWATCHES = ("none", "5 2", "1.5 1.5", "6 2 1.5 2", "none", "5 2", "1.5 1.5", "none")
 """Dashes of the legend, as `pacedrl.report.style.DASHES`."""
 
 
@@ -169,7 +169,7 @@ def _plots(plots: Sequence[Plot]) -> str:
 
 def _figure(plot: Plot) -> str:
     svg = to_svg(plot.figure, plot.id, inert(f"{plot.title}. {plot.caption}"))
-    keys = f'<ul class="keys">{"".join(_key(key) for key in plot.keys)}</ul>' if plot.keys else ""
+    keys = f'<ul class="keys">{"".join(map(_key, plot.keys))}</ul>'
     return (
         f'<figure class="plot" id="plot-{plot.id}"><h3>{inert(plot.title)}</h3>{keys}{svg}'
         f'<figcaption>{inert(plot.caption)} <a href="#symptom-{plot.symptom}">Guide</a></figcaption></figure>'
@@ -177,11 +177,9 @@ def _figure(plot: Plot) -> str:
 
 
 def _key(key: Key) -> str:
-    colour, width, dashes = "--muted", 1, ""
-    if key.series is not None:
-        colour, width, dashes = f"--s{key.series + 1}", 10 if key.area else 3, SWATCHES[key.series]
-    stroke = f'stroke="var({colour})" stroke-width="{width}"'
-    if dashes and not key.area:
-        stroke += f' stroke-dasharray="{dashes}"'
+    colour = "--muted" if key.shape == "background" else f"--s{key.series + 1}"
+    dashes = SWATCHES[key.series] if key.shape == "line" else "none"
+    width = {"line": 3, "area": 10, "background": 1}[key.shape]
+    stroke = f'stroke="var({colour})" stroke-width="{width}" stroke-dasharray="{dashes}"'
     swatch = f'<svg aria-hidden="true" viewBox="0 0 26 10"><path d="M0 5H26" {stroke}/></svg>'
     return f"<li>{swatch}{inert(key.label)}</li>"

@@ -78,7 +78,7 @@ def _held_out(lines: Sequence[Line], k: int) -> Plot:
     axes.set_ylim(0.0, 1.0)
     if len(lines) == 1 and len(lines[0].runs) == 1 and len(lines[0].runs[0].tasks) > 1:
         _name_ends(axes, lines[0].runs[0], k)
-        keys.append(Key("each task", None))
+        keys.append(Key("each task", 0, "background"))
     what = "The chance that one completion is right" if k == 1 else f"The chance that one of {k} is right"
     note = "Bands are 95% intervals over prompts."
     if any(len(line.runs) > 1 for line in lines):
@@ -264,7 +264,7 @@ def time_plot(lines: Sequence[Line]) -> Plot:
         return Plot(name, title, "Not drawn: there is no step yet.", symptom)
     spent = [phases(line.runs[0]) for line in lines]
     names = [phase for phase in spent[0] if any(s[phase].mean() > 0.005 * _total(s) for s in spent)]
-    keys = [Key(phase, i, area=True) for i, phase in enumerate(names)]
+    keys = [Key(phase, i, "area") for i, phase in enumerate(names)]
     hidden = "Phases under 0.5% are left out."
     if len(lines) > 1:
         figure, axes = new_axes("seconds a step, mean", "")
