@@ -91,5 +91,6 @@ def to_svg(figure: Any, name: str, label: str) -> str:
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
-    opening, box = re.search(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', text).group(0, 1)  # type: ignore[union-attr]
-    return text.replace(opening, f'<svg {box} role="img" aria-label="{label}">', 1)
+    # A function, as a name in the label may hold what a template would read as an escape.
+    opening = r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>"
+    return re.sub(opening, lambda found: f'<svg {found[1]} role="img" aria-label="{label}">', text, count=1)
