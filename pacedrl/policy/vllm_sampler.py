@@ -68,7 +68,7 @@ class VllmSampler:
         self.sync(policy)
 
     @torch.no_grad()
-    def sync(self, policy: Policy) -> None:
+    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
         """Hand the weights over and forget what was cached of the old ones; wakes the engine up."""
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
