@@ -37,7 +37,7 @@ class Sampler(Protocol):
     """What draws completions: `TransformersSampler`, or vLLM (`pacedrl.policy.vllm_sampler`, `..vllm_server`)."""
 
     def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
-        """Draw from these weights from now on. ``tick`` is called while others are waited for; what it raises ends it."""
+        """Draw from these weights from now on. ``tick`` is called while others are waited for; it may raise."""
         ...
 
     def rest(self) -> None:
