@@ -20,9 +20,23 @@ EXIT_STOPPED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
+FIRST_STEPS = """\
+pacedrl post-trains language models by reinforcement learning with verifiable rewards. To start:
+
+  pacedrl init my.yaml --data FILE   write a commented configuration for your data (without --data: for a demo)
+  pacedrl doctor my.yaml             check model, data, verifier and memory
+  pacedrl train my.yaml              train; the same command resumes
+  pacedrl report runs/my             see how it went
+
+pacedrl --help lists all verbs; pacedrl VERB --help explains one, with an example.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code."""
+    """Run one verb and return its exit code; without one, say what to type first."""
+    if not (sys.argv[1:] if arguments is None else arguments):
+        print(FIRST_STEPS, end="", file=sys.stderr)
+        return EXIT_BAD_INPUT
     options = _parse(arguments)
     try:
         code: int = options.run(options)

@@ -94,7 +94,9 @@ def _parts(config: TaskConfig) -> tuple[RewardPart, ...]:
     names = [part.name for part in config.extra_rewards]
     for name in {*names}:
         if name in ("correctness", "overlong") or names.count(name) > 1:
-            raise InputError(f"{config.source}: extra_rewards: the name '{name}' is taken; give each part its own")
+            raise InputError(
+                f"{config.source}: extra_rewards: the name '{name}' is taken; give each part its own", docs="verifiers"
+            )
     return tuple(RewardPart(part.name, part.verifier, part.weight, part.options) for part in config.extra_rewards)
 
 
