@@ -19,7 +19,8 @@ FEWER = ["run.steps=3", "sampling.prompts_per_step=4", "data.eval.limit=4", "dat
 
 
 def commands() -> list[list[str]]:
-    return [shlex.split(line) for line in re.findall(r"^    (\S.*)$", PAGE, re.M)]
+    prose = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
+    return [shlex.split(line) for line in re.findall(r"^    (\S.*)$", prose, re.M)]
 
 
 def snippet(name: str) -> str:

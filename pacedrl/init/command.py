@@ -37,7 +37,7 @@ def init(options: argparse.Namespace) -> int:
     plan = Plan(out, options.model, known_model(options.model), data, choice, recipe)
     train = _load(plan, data.train, skeleton)
     held_out = [] if data.held_out is None else _load(plan, data.held_out, skeleton).prompts
-    size = sizes(_kind(options.model), recipe, plan.known, train.prompts, choice.verifier)
+    size = sizes(_kind(options.model), recipe, plan.known, train.prompts, held_out, choice.verifier)
     text = configuration(plan, size)
     _check(parse_config(yaml.safe_load(text), str(out)), train)
     if skeleton is not None:

@@ -41,16 +41,24 @@ _START: dict[Kind, Sizes] = {
 }
 
 
-def sizes(kind: Kind, config: Config, model: KnownModel | None, prompts: Sequence[Prompt], verifier: str) -> Sizes:
-    """Sizes for a run of ``config``'s recipe on training prompts, measured in tokens if the model is known.
+def sizes(
+    kind: Kind,
+    config: Config,
+    model: KnownModel | None,
+    train: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    verifier: str,
+) -> Sizes:
+    """Sizes for a run of ``config``'s recipe; prompts and answers are measured in tokens if the model is known.
 
     Raises InputError when no prompt fits into the model's context.
     """
     start = _START[kind]
     oversample = config.gate.oversample if isinstance(config.gate, LiloGateConfig) else 1
-    per_step = min(start.prompts_per_step, max(1, len(prompts) // max(PROMPTS_A_PROMPT, oversample)))
+    per_step = min(start.prompts_per_step, max(1, len(train) // max(PROMPTS_A_PROMPT, oversample)))
     if model is None:
         return replace(start, prompts_per_step=per_step)
+    prompts = [*train, *held_out]
     answer = start.max_new_tokens
     if verifier == "exact" or kind == "tiny":  # nothing but the answer is expected
         answer = min(_rounded(model.answer_tokens(prompts) + STEP // 2), max(answer, 256))
