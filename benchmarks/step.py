@@ -6,9 +6,10 @@
 GRPO on both sides, 8 prompts of about 95 tokens × 8 completions of exactly 64 new tokens, float32, AdamW; each side
 in a process of its own, one after the other, the first step of each not counted. Ours is ``recipe=grpo``; what the
 scheduler adds in the other recipes is in benchmarks/scheduler.py. TRL's micro-batches hold 8 sequences, its default;
-its default gradient checkpointing is off unless asked for, for it only costs time where memory suffices. Prints medians
-and ranges of seconds and tokens per second for each phase, their ratios, peak memory, and what share of the machine's
-matrix-multiply limit, measured in the same run, our generation and update reach. ``make smollm2`` fetches the model.
+its default gradient checkpointing is off unless asked for, for it only costs time where memory suffices; one step of it
+with 32 sequences a micro-batch shows what that is worth. Prints medians and ranges of seconds and tokens per second for
+each phase, their ratios, peak memory, and what share of the machine's matrix-multiply limit, measured in the same run,
+our generation and update reach. ``make smollm2`` fetches the model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import resource
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("generate", "verify", "update", "step")
+TRL_AT_ONCE = 32
+"""Sequences in the larger of TRL's micro-batches."""
 Measured = dict[str, Any]
 
 
@@ -81,24 +85,32 @@ def main() -> None:
         rate = matmul_rate()
         print(f"matrix multiply: {rate / 1e9:.0f} GFLOP/s; {torch.get_num_threads()} threads", flush=True)
         found = compare(work)
+        found["trl_at_once"] = apart(trl, replace(work, trl_batch=TRL_AT_ONCE, steps=1))
+        report(f"trl, {TRL_AT_ONCE} sequences a micro-batch", found["trl_at_once"], work)
     limits = least_seconds(work, found["ours"], rate)
     reached = {phase: seconds / median(found["ours"], phase) for phase, seconds in limits.items()}
     print("of the limit, ours: " + ", ".join(f"{phase} {share:.0%}" for phase, share in reached.items()))
     if options.json:
-        options.json.write_text(json.dumps({"rate": rate, "reached": reached} | found, indent=1) + "\n")
+        machine = {"rate": rate, "capability": torch.backends.cpu.get_cpu_capability()}
+        options.json.write_text(json.dumps(machine | {"reached": reached} | found, indent=1) + "\n")
 
 
 def compare(work: Work) -> dict[str, Measured]:
     """Both sides, one after the other, each in a process of its own; prints what they took, and the ratios."""
     found: dict[str, Measured] = {}
     for side, function in (("ours", ours), ("trl", trl)):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[side] = pool.apply(function, (work,))
+        found[side] = apart(function, work)
         report(side, found[side], work)
     ratios = {phase: median(found["trl"], phase) / median(found["ours"], phase) for phase in PHASES}
     print("TRL's seconds to ours: " + ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in ratios.items()))
     print(f"peak memory, ours to TRL's: {found['ours']['peak'] / found['trl']['peak']:.2f}")
     return found
+
+
+def apart(side: Callable[[Work], Measured], work: Work) -> Measured:
+    """What a side measures in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(side, (work,))
 
 
 def save_model(folder: Path) -> None:

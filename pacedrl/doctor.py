@@ -18,6 +18,8 @@ from pacedrl.errors import InputError
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
+from pacedrl.policy.vllm_client import Lost, Server
+from pacedrl.policy.vllm_weights import require_fit
 from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
@@ -77,6 +79,7 @@ def findings(config: Config) -> Iterator[Finding]:
         yield Finding("fail", str(error))
         return
     yield from _model(policy)
+    yield from _servers(config)
     tasks = [*train, *held_out]
     try:
         yield from _prompts(policy, tasks, config)
@@ -103,6 +106,25 @@ def _model(policy: Policy) -> Iterator[Finding]:
         f"model: {type(policy.causal_lm).__name__}, {total / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
         f"context {policy.context_length or 'not stated'}, on {policy.device}",
     )
+
+
+def _servers(config: Config) -> Iterator[Finding]:
+    """Whether vLLM's servers answer, and were started as they must be."""
+    tokens = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
+    for url in config.sampling.servers:
+        server = Server(url)
+        try:
+            workers = server.workers()
+            require_fit(server, workers, tokens)
+            server.version()
+        except Lost as lost:
+            yield Finding("fail", f"sampling.servers: {url} does not answer ({lost}); start it as docs/serving.md says")
+        except InputError as error:
+            yield Finding("fail", str(error))
+        else:
+            room = min(worker["max_model_len"] for worker in workers)
+            devices = f"{len(workers)} × {workers[0]['device']}"
+            yield Finding("ok", f"server {url}: {devices}, room for {room:,} tokens, {tokens:,} needed")
 
 
 def _prompts(policy: Policy, tasks: Sequence[Task], config: Config) -> Iterator[Finding]:

@@ -112,7 +112,9 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         policy = Policy(self.accelerator.unwrap_model(self.model), self._tokenizer, self.accelerator.device)
         with policy.adapter_off():
             embeddings_NH = prompt_embeddings(policy, list(self.prompt_ids.values()))
-        self.scheduler = scheduler(list(self.row_of), embeddings_NH)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.args.seed)  # TRL seeds each process in its own way; log Z starts the same on all
+            self.scheduler = scheduler(list(self.row_of), embeddings_NH)
 
     def _refuse_what_has_no_effect(self) -> None:
         for name, nothing in NOT_APPLIED.items():

@@ -77,7 +77,9 @@ class _TokenLogprobs(torch.autograd.Function):
         for rows in _chunks(len(hidden_KH), len(weight_VH)):
             # d log p[target] / d logits = (onehot − p) / temperature, then back through softcap and scale.
             logits_CV = head.logits(hidden_KH[rows])
-            grad_CV = torch.softmax(logits_CV / temperature, dim=-1).neg_()
+            # Softcap's derivative needs the logits as they were.
+            scaled_CV = logits_CV.div_(temperature) if softcap is None else logits_CV / temperature
+            grad_CV = torch.softmax(scaled_CV, dim=-1).neg_()
             grad_CV.scatter_add_(1, target_K[rows, None], torch.ones_like(grad_CV[:, :1]))
             grad_CV *= (gradients[0][rows] * (scale / temperature)).unsqueeze(1)
             if softcap is not None:

@@ -36,8 +36,8 @@ class SamplingSettings:
 class Sampler(Protocol):
     """What draws completions: `TransformersSampler`, or vLLM (`pacedrl.policy.vllm_sampler`, `..vllm_server`)."""
 
-    def sync(self, policy: Policy) -> None:
-        """Draw from these weights from now on."""
+    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
+        """Draw from these weights from now on. ``tick`` is called while others are waited for; it may raise."""
         ...
 
     def rest(self) -> None:
@@ -62,7 +62,7 @@ class TransformersSampler:
         self.policy = policy.frozen_copy() if own_copy else policy
 
     @torch.no_grad()
-    def sync(self, policy: Policy) -> None:
+    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
         if policy is not self.policy:
             for own, new in zip(self.policy.model.parameters(), policy.model.parameters(), strict=True):
                 own.copy_(whole(new))

@@ -64,11 +64,11 @@ class VllmSampler:
                 )
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 reason = str(error).strip().splitlines()[0]
-                raise InputError(f"sampling.engine: vLLM cannot run this model: {reason}") from None
+                raise InputError(f"sampling.engine: vLLM cannot run this model: {reason}", docs="serving") from None
         self.sync(policy)
 
     @torch.no_grad()
-    def sync(self, policy: Policy) -> None:
+    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
         """Hand the weights over and forget what was cached of the old ones; wakes the engine up."""
         if self.asleep:
             self.llm.wake_up(tags=["weights"])

@@ -23,12 +23,10 @@ from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings
 from pacedrl.policy.vllm_client import Lost, Server, delay
 from pacedrl.policy.vllm_sampler import completion, sampling_parameters
-from pacedrl.policy.vllm_weights import WeightKeeper, nobody_there
+from pacedrl.policy.vllm_weights import TICK_S, WeightKeeper, nobody_there
 from pacedrl.scale.ranks import Ranks
 from pacedrl.types import Completion
 
-TICK_S = 0.1
-"""At most between two calls of ``tick``."""
 TRIES = 10
 """Of one prompt. One that fails so often is what makes servers fail."""
 
@@ -58,8 +56,11 @@ class VllmServerSampler:
         self.sync(policy)
 
     @torch.no_grad()
-    def sync(self, policy: Policy) -> None:
-        """Give all servers these weights. The policy may change after: a copy is kept for servers that come back."""
+    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
+        """Give all servers these weights. The policy may change after: a copy is kept for servers that come back.
+
+        ``tick`` is called while servers are waited for; what it raises ends the wait.
+        """
         # In bfloat16, which vLLM computes in, from a GPU. A policy that is split is gathered by all processes together.
         dtype = torch.bfloat16 if policy.device.type == "cuda" else None
         weights = []
@@ -69,7 +70,7 @@ class VllmServerSampler:
 
         def publish() -> str:
             assert self.keeper is not None
-            return self.keeper.publish(weights)
+            return self.keeper.publish(weights, tick)
 
         self.version = self.ranks.decide(publish)
 
@@ -180,7 +181,7 @@ class _Dispatch:
         waits = [now - desk.lost_since for desk in self.desks if desk.lost_since is not None]
         if len(waits) == len(self.desks) and min(waits) > self.config.server_patience_s:
             reasons = {desk.server.url: desk.reason for desk in self.desks}
-            raise InputError(nobody_there(self.config.server_patience_s, reasons))
+            raise InputError(nobody_there(self.config.server_patience_s, reasons), docs="serving")
 
     def _require_version(self, server: Server) -> None:
         if server.version() != self.version:
@@ -226,5 +227,6 @@ class _Dispatch:
             if self.tries[prompt] >= TRIES:
                 raise InputError(
                     f"sampling.servers: a prompt was asked {TRIES} times in vain, the last time of {desk.server.url}: "
-                    f"{reason}"
+                    f"{reason}",
+                    docs="serving",
                 )

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -19,6 +19,8 @@ from pacedrl.policy.vllm_worker import TIMEOUT, Weights, describe, open_store, s
 
 LOOK_S = 2.0
 """Between two looks at a server that has the current weights."""
+TICK_S = 0.1
+"""At most between two calls of ``tick``."""
 TRANSFER_S = 1800.0
 """How long a server may take over its weights, all of them."""
 
@@ -59,8 +61,10 @@ class WeightKeeper:
         for url in self.urls:
             threading.Thread(target=self._keep, args=(url,), name=f"weights of {url}", daemon=True).start()
 
-    def publish(self, weights: Weights) -> str:
+    def publish(self, weights: Weights, tick: Callable[[], None] = lambda: None) -> str:
         """Make these the current weights; returns their version once every server has them that can be reached.
+
+        ``tick`` is called every now and then meanwhile; what it raises ends the wait.
 
         Raises InputError when none can for ``patience_s`` seconds, or for one that was not started as it must be.
         """
@@ -81,8 +85,9 @@ class WeightKeeper:
                 left = deadline - time.monotonic()
                 if left <= 0.0 and not ready:
                     reasons = {url: str(told.get(url, "it is still being tried")) for url in self.urls}
-                    raise InputError(nobody_there(self.patience_s, reasons))
-                self._changed.wait(left if left > 0.0 else None)
+                    raise InputError(nobody_there(self.patience_s, reasons), docs="serving")
+                tick()
+                self._changed.wait(min(left, TICK_S) if left > 0.0 else TICK_S)
 
     def close(self) -> None:
         """Let servers be."""
@@ -135,16 +140,19 @@ def require_fit(server: Server, workers: Sequence[dict[str, Any]], tokens: int) 
         if worker["logprobs_mode"] != "processed_logprobs":
             raise InputError(
                 f"sampling.servers: {server.url} would give log-probabilities of another distribution than it draws "
-                "from: start it with --logprobs-mode processed_logprobs"
+                "from: start it with --logprobs-mode processed_logprobs",
+                docs="serving",
             )
         if worker["max_model_len"] < tokens:
             raise InputError(
                 f"sampling.servers: {server.url} has room for {worker['max_model_len']} tokens, but a prompt and its "
-                f"completion may come to {tokens}: start it with --max-model-len {tokens}"
+                f"completion may come to {tokens}: start it with --max-model-len {tokens}",
+                docs="serving",
             )
         if worker["data_parallel_size"] != 1:
             raise InputError(
-                f"sampling.servers: {server.url} is data-parallel: start a server for each replica, and name them all"
+                f"sampling.servers: {server.url} is data-parallel: start a server for each replica, and name them all",
+                docs="serving",
             )
 
 

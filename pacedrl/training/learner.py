@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pacedrl.config import OptimizerConfig
 from pacedrl.method.objectives import Metrics as TensorMetrics
 from pacedrl.policy.activations import activation_offload, gradient_checkpointing
+from pacedrl.policy.cpu import return_freed_memory
 from pacedrl.policy.policy import Policy
 from pacedrl.scale.ranks import Ranks
 from pacedrl.scale.sharding import join_optimizer_states, own_part, whole
@@ -110,6 +111,7 @@ class Learner:
         """
         if not batch:
             return Update(dict.fromkeys(METRICS, math.nan), [])
+        return_freed_memory()  # sampling's
         batch = self._with_anchors(batch, tick)
         log_ratio_B = [0.0] * len(batch)
         measured: list[Metrics] = []
@@ -125,6 +127,7 @@ class Learner:
             for i, ratio in zip(rows, ratios, strict=True):
                 log_ratio_B[i] = ratio if stepped else 0.0
             tick = _nothing
+        return_freed_memory()
         return Update(_means(measured), log_ratio_B, trained, skipped)
 
     def accumulate_gradient(

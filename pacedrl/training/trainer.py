@@ -211,7 +211,7 @@ class Trainer:
             self.guard.check()
 
     def _collect(self) -> Collected:
-        self.sampler.sync(self.policy)
+        self.sampler.sync(self.policy, self._tick)
         return self.actor.collect(self.step, self.step, self._tick)
 
     @contextmanager
@@ -221,7 +221,7 @@ class Trainer:
         if not self.config.sampling.ahead or self._ends_at(self.step + 1, rollouts):
             yield lambda: None
             return
-        self.sampler.sync(self.policy)
+        self.sampler.sync(self.policy, self._tick)
         taken = [group.prompt.key for group in collected.sampled]
         with self.actor.ahead(self.step + 1, self.step, taken) as following:
             yield following
@@ -290,7 +290,7 @@ class Trainer:
         settings = evaluation_settings(self.config)
         prompts = sum(len(task.prompts) for task in self.eval_tasks)
         self.view.phase("evaluating", prompts * settings.group_size)
-        self.sampler.sync(self.policy)
+        self.sampler.sync(self.policy, self._tick)
         results = evaluate(
             self.sampler,
             self.pool,

@@ -85,3 +85,32 @@ def test_memory_that_was_freed_is_used_again() -> None:
     plain, kept = map(int, out.split())
     assert plain > 10 * 2**26 / 2**21  # even where the kernel hands out 2 MiB at once
     assert kept < plain / 20
+
+
+RETURNED = """
+import os, torch
+from pacedrl.policy.cpu import keep_freed_memory, return_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+keep_freed_memory()
+found = []
+for mebibytes in (400, 800):
+    before = resident()
+    torch.empty(mebibytes * 2**18).fill_(1.0)
+    kept = resident()
+    return_freed_memory()
+    found += [kept - before, resident() - before]
+print(*(n / 2**20 for n in found))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_much_freed_memory_goes_back_to_the_kernel_between_phases_and_little_stays() -> None:
+    out = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True).stdout
+    little_kept, little_left, much_kept, much_left = map(float, out.split())
+    assert little_kept > 350
+    assert little_left > 350
+    assert much_kept > 350  # beside the 400 that it had already
+    assert much_left < 0

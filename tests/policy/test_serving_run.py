@@ -15,6 +15,8 @@ import yaml
 from safetensors.torch import load_file
 from vllm_fake import FakeVllm
 
+from pacedrl.cli import main
+
 STEPS = 4
 
 
@@ -97,3 +99,18 @@ def test_a_run_goes_on_without_a_server_and_with_one_that_is_back(
     assert [row["rollouts/generated"] for row in rows(tmp_path / "dying", "metrics.jsonl")] == [12, 24, 36, 48]
     one, other = (weights(tmp_path / run) for run in ("steady", "dying"))
     assert max(float((tensor - other[name]).abs().max()) for name, tensor in one.items()) < 2e-5
+
+
+def test_the_doctor_asks_the_servers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit, small, lost = FakeVllm(), FakeVllm(), FakeVllm()
+    small.about["max_model_len"] = 40
+    lost.die()
+    assert main(["doctor", str(configured(tmp_path, "fit", [fit]))]) == 0
+    assert f"ok  server {fit.url}: 1 × cpu, room for 4,096 tokens, 48 needed" in capsys.readouterr().out
+    assert main(["doctor", str(configured(tmp_path, "unfit", [small, lost]))]) == 2
+    said = capsys.readouterr().out
+    assert f"fail  sampling.servers: {small.url} has room for 40 tokens" in said
+    assert f"fail  sampling.servers: {lost.url} does not answer (Connection refused)" in said
+    assert fit.received == small.received == 0
+    for server in (fit, small):
+        server.die()

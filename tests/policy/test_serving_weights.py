@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import torch
 
 from pacedrl.cli import main
 from pacedrl.config import parse_config
+from pacedrl.policy.vllm_weights import WeightKeeper
 from pacedrl.policy.vllm_worker import WeightReceiver, describe, open_store, receive, send
+from pacedrl.training.interrupt import Interrupted
 
 CPU = torch.device("cpu")
 
@@ -45,6 +48,22 @@ def test_servers_that_make_sense_are_taken() -> None:
     servers = ["http://gpu7:8000", "https://[::1]:8000/"]
     config = parse_config({"sampling": {"engine": "vllm_server", "servers": servers}})
     assert config.sampling.servers == servers
+
+
+def test_waiting_for_servers_that_are_lost_can_be_broken_off() -> None:
+    """By Ctrl-C: `Trainer` hands its check for it down as ``tick``."""
+    keeper = WeightKeeper(["http://127.0.0.1:9"], CPU, tokens=8, patience_s=600.0)  # nobody listens on "discard"
+    calls: list[float] = []
+
+    def tick() -> None:
+        calls.append(time.monotonic())
+        if len(calls) == 5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        keeper.publish([("weight", torch.zeros(2))], tick)
+    keeper.close()
+    assert calls[-1] - calls[0] < 10.0
 
 
 def test_weights_arrive_as_they_were_sent() -> None:
