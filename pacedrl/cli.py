@@ -107,6 +107,14 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.epilog = "example: pacedrl calibrate runs/demo --prompts 128"
     calibrate.set_defaults(run=_calibrate)
 
+    report = _verb(verbs, "report", "a run, or several overlaid, as one HTML page: plots, completions, what to change")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: RUN/report.html; of several runs ./report.html)"
+    )
+    report.epilog = "example: pacedrl report runs/demo"
+    report.set_defaults(run=_report)
+
     watch = _verb(verbs, "watch", "follow runs, on a local page or in the terminal; stopped and synced ones as well")
     watch.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, there already or not")
     watch.add_argument("--terminal", action="store_true", help="a dashboard in the terminal instead of a page")
@@ -205,6 +213,12 @@ def _calibrate(options: argparse.Namespace) -> int:
     from pacedrl.lab.command import calibrate
 
     return calibrate(options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pacedrl.report.command import report
+
+    return report(options)
 
 
 def _watch(options: argparse.Namespace) -> int:

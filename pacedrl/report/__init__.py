@@ -1,1 +1,1 @@
-"""What a run looks like: its page, the browser of its completions, and the views that follow it while it goes on."""
+"""A run's page: what its logs say, drawn, and what to change."""

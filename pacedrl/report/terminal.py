@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from rich.text import Text
 
 from pacedrl.errors import InputError
 from pacedrl.report.completions import Verdict, verdict
-from pacedrl.report.diagnosis import diagnose
+from pacedrl.report.diagnosis import Finding, diagnose, headline
 from pacedrl.report.run import RunLogs, load_run
 from pacedrl.report.status import Status, stamp, status
+from pacedrl.report.text import plain
 
 PERIOD_S = 2.0
 BARS = "▁▂▃▄▅▆▇█"
@@ -90,19 +90,19 @@ def _panel(run: RunLogs | str, state: Status, height: int) -> Panel:
     head = Table.grid(padding=(0, 2, 0, 0))
     head.add_row(
         ProgressBar(total=max(state.steps, 1), completed=state.step, width=24),
-        Text(visible(state.text), style="yellow" if state.state == "stopped" else ""),
+        Text(plain(state.text), style="yellow" if state.state == "stopped" else ""),
     )
     parts: list[RenderableType] = [head]
     if isinstance(run, RunLogs) and run.metrics:
-        findings = [_finding(finding.severity, f"{finding.text}; {finding.remedy}") for finding in diagnose(run)]
+        findings = [_finding(finding) for finding in diagnose(run)]
         figures = _figures(run)
-        parts += [Text(), figures, *findings]
-        room = height - figures.row_count - len(findings) - 7
+        parts += [Text(plain(headline(run))), Text(), figures, *findings]
+        room = height - figures.row_count - 2 * len(findings) - 9
         if run.samples and room > 0:
             parts.append(_completions(run.samples[-min(room, 8) :]))
     elif isinstance(run, str) and state.state != "waiting":
-        parts.append(Text(visible(run)))
-    return Panel(Group(*parts), title=Text(visible(state.name), style="bold"), title_align="left", border_style=style)
+        parts.append(Text(plain(run)))
+    return Panel(Group(*parts), title=Text(plain(state.name), style="bold"), title_align="left", border_style=style)
 
 
 def _figures(run: RunLogs) -> Table:
@@ -151,9 +151,9 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
     return "".join(map(bar, means))
 
 
-def _finding(severity: str, text: str) -> Text:
-    style = "yellow" if severity == "warning" else "red" if severity == "problem" else "dim"
-    return Text(f"● {visible(text)}", style=style)
+def _finding(finding: Finding) -> Text:
+    style = "red" if finding.severity == "bad" else "yellow"
+    return Text(plain(f"● {finding.text}. Remedy: {finding.remedy}."), style=style)
 
 
 def _completions(rows: Sequence[Row]) -> Table:
@@ -172,30 +172,7 @@ def _completions(rows: Sequence[Row]) -> Table:
 def _snippet(content: Any) -> Text:
     """One line of a text, or of a chat's last message."""
     text = content[-1].get("content") if isinstance(content, list) and content else content
-    return Text(visible(str(text)[:SNIPPET]))
-
-
-def visible(text: str) -> str:
-    """A text that only shows: what would steer the terminal or turn the line round stands as a symbol.
-
-    Combining marks beyond the third on one character are left out, as they would cover other lines.
-    """
-    shown: list[str] = []
-    marks = 0
-    for character in text:
-        marks = marks + 1 if unicodedata.combining(character) else 0
-        if marks <= 3:
-            shown.append(_symbol(character))
-    return "".join(shown)
-
-
-def _symbol(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    return f"<U+{code:04X}>" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
+    return Text(plain(str(text)[:SNIPPET]))
 
 
 def _number(value: Any) -> float:

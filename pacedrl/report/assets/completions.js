@@ -238,6 +238,7 @@
     made.setAttribute("aria-posinset", place + 1);
     made.style.top = `${place * ROW}px`;
     made.dataset.place = place;
+    made.dataset.name = name(i);
     const mark = element("span", "cb-mark", MARKS[kind]);
     mark.setAttribute("role", "img");
     mark.setAttribute("aria-label", LABELS[kind]);

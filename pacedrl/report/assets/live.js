@@ -44,7 +44,7 @@
       if (i < opened.length) details.open = opened[i];
     });
     focusable(section)[focus]?.focus({ preventScroll: true });
-    if (reading && reading !== section) scrollBy(0, reading.getBoundingClientRect().top - before);
+    if (reading && reading !== section) scrollBy({ top: reading.getBoundingClientRect().top - before, behavior: "instant" });
   }
 
   async function update(response) {
