@@ -114,7 +114,7 @@ def _as_many_as_fit(ordered: Sequence[Line], row_of: RowOf, budget: int) -> tupl
 
     How many fit is found from how well a few compress, which is much faster than compressing all of a long log.
     """
-    most = len(ordered)
+    most, slack = len(ordered), 0.97
     count = min(FIRST_TRY, most)
     shown: list[Line] = []
     packed = _packed(shown, row_of)
@@ -124,8 +124,8 @@ def _as_many_as_fit(ordered: Sequence[Line], row_of: RowOf, budget: int) -> tupl
         if size <= budget:
             shown, packed = trial, tried
         else:
-            most = count * 3 // 4
-        count = min(int(count * budget / size * 0.97), most)
+            most, slack = count - 1, slack * 0.9
+        count = min(int(count * budget / size * slack), most)
         if count <= len(shown) or (count < most and count < 1.1 * len(shown)):
             return shown, packed
 

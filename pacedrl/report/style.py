@@ -79,4 +79,6 @@ def to_svg(figure: Any, name: str, label: str) -> str:
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
-    return re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{label}">', text, count=1)
+    # A function, as a name in the label may hold what a template would read as an escape.
+    opening = r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>"
+    return re.sub(opening, lambda found: f'<svg {found[1]} role="img" aria-label="{label}">', text, count=1)

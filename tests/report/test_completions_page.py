@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +20,9 @@ Row = dict[str, Any]
 Visit = Callable[..., Any]
 
 LISTED = """async () => {
-  const list = document.querySelector('[role=listbox]');
-  const found = new Map();
-  for (list.scrollTop = 0; ; list.scrollTop += list.clientHeight) {
-    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-    for (const row of list.querySelectorAll('[role=option]')) found.set(Number(row.ariaPosInSet), row.dataset.name);
-    if (list.scrollTop + list.clientHeight >= list.scrollHeight - 1) break;
-  }
-  return [...found].sort((a, b) => a[0] - b[0]).map(([, name]) => Number(name.split(':').pop()));
+  document.querySelector('.cb-main').style.height = '8000px'; // all rows are in sight
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  return [...document.querySelectorAll('[role=option]')].map((row) => Number(row.dataset.name.split(':').pop()));
 }"""
 
 CONTRASTS = """() => {
@@ -107,7 +101,6 @@ def test_the_page_opens_from_disk_with_plots_and_the_latest_completion(visit: Vi
     page = visit(url)
     assert page.locator("#plots svg, #plots img").count() >= 5
     assert shown(page, len(rows), len(rows)) == numbers(rows)
-    page.evaluate("document.querySelector('[role=listbox]').scrollTop = 0")
     first = rows[numbers(rows)[0] - 1]
     assert chosen(page) == numbers(rows)[0]
     assert page.locator("[data-part=completion]").inner_text() == first["completion"]
@@ -251,19 +244,20 @@ def hostile_row(place: int, text: str) -> Row:
     }
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_hostile_text_neither_runs_nor_breaks_the_page(
-    visit: Visit, short_run: Path, tmp_path: Path, width: int
-) -> None:
+@pytest.fixture(scope="session")
+def hostile_url(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run whose name, prompts, completions, verdicts and all are hostile, beside a tame one."""
     run = load_run(short_run)
-    name = HOSTILE[1] + HOSTILE[2] + HOSTILE[7]
-    runs = [
-        replace(run, name=name, samples=[hostile_row(i, text) for i, text in enumerate(HOSTILE)]),
-        replace(run, name="tame", samples=[]),
-    ]
-    path = tmp_path / "report.html"
+    samples = [hostile_row(i, text) for i, text in enumerate(HOSTILE)]
+    runs = [replace(run, name="".join(HOSTILE[i] for i in (1, 2, 7, 8)), samples=samples), replace(run, samples=[])]
+    path = tmp_path_factory.mktemp("hostile") / "report.html"
     path.write_text(page_of(runs), encoding="utf-8")
-    page = visit(path.as_uri(), width=width)
+    return path.as_uri()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_hostile_text_neither_runs_nor_breaks_the_page(visit: Visit, hostile_url: str, width: int) -> None:
+    page = visit(hostile_url, width=width)
     page.locator("[name=sort]").select_option("oldest")
     page.locator("[role=listbox]").focus()
     page.keyboard.press("Home")
@@ -320,14 +314,13 @@ def test_a_phone_shows_it_without_scrolling_sideways(visit: Visit, url: str) -> 
 
 def long_log(count: int) -> list[Row]:
     """As many rows of as many prompts, which compress badly; each hundredth failed, each tenth was right."""
-    texts = [json.dumps([(i * 2_654_435_761 + j * 40_503) % 2**32 for j in range(24)]) for i in range(count)]
     return [
         {
-            "step": i // 100 + 1,
+            "step": i // 20 + 1,
             "key": f"{i:016x}",
             "task": "math",
             "prompt": f"what is {i}?",
-            "completion": texts[i],
+            "completion": str((i * 0x9E3779B97F4A7C15F39CC0605CEDC835) ** 3),
             "reward": None if i % 100 == 0 else float(i % 10 == 1),
             "parts": {},
             "error": "no answer" if i % 100 == 0 else None,
@@ -340,42 +333,33 @@ def long_log(count: int) -> list[Row]:
     ]
 
 
-def test_a_long_log_is_chosen_from_and_stays_quick(visit: Visit, tmp_path: Path) -> None:
-    rows = long_log(100_000)
-    start = time.perf_counter()
-    fragment = browser({"long": rows}, 1_000_000)
-    assert time.perf_counter() - start < 20
-    data = json.loads(re.search(r'id="completions-data">(.*)</script>', fragment.html)[1])  # type: ignore[index]
-    assert 800_000 < len(data["gzip"]) <= 1_000_000
-    assert data["errors"] == [1000, 1000]
+def test_a_long_log_is_chosen_from_and_the_page_says_so(visit: Visit, tmp_path: Path) -> None:
+    fragment = browser({"long": long_log(20_000)}, 200_000)
+    (text,) = re.findall(r'id="completions-data">(.*)</script>', fragment.html)
+    data = json.loads(text)
+    assert 170_000 < len(data["gzip"]) <= 200_000
+    assert data["errors"] == [200, 200]
     path = tmp_path / "long.html"
     path.write_text(f"""<!doctype html><meta charset="utf-8"><style>{fragment.css}</style>
         <section id="completions">{fragment.html}</section><script>{fragment.script}</script>""")
     page = visit(path.as_uri())
-    assert f"This page holds {data['shown']:,} of the 100,000" in page.locator("[data-part=note]").inner_text()
-    assert "all 1,000 that the verifier failed on" in page.locator("[data-part=note]").inner_text()
-    counts = {}
-    for kind in ("right", "wrong"):
-        page.locator("[name=reward]").select_option(kind)
-        page.locator("[data-part=active]:has-text('1 on')").wait_for()
-        text = page.locator("[data-part=count]").inner_text()
-        counts[kind] = int(text.partition(" ")[0].replace(",", ""))
-        steps = page.evaluate(
-            "[...document.querySelectorAll('.cb-row .cb-number:nth-child(3)')].map((e) => e.innerText)"
-        )
-        assert steps[0] == "step 1000"
-    assert counts["right"] == pytest.approx(counts["wrong"], abs=1)
-    page.locator("[name=reward]").select_option("")
-    page.locator(f"[data-part=count]:has-text('{data['shown']:,} of')").wait_for()
-    for half in (f"{1 + 500 * i}" for i in range(2)):
-        page.locator("[name=step-from]").fill(half)
-        page.locator("[name=step-to]").fill(str(int(half) + 499))
-        page.locator(f"[data-part=count]:not(:has-text('{data['shown']:,} of'))").wait_for()
-        share = int(page.locator("[data-part=count]").inner_text().partition(" ")[0].replace(",", "")) / data["shown"]
-        assert share == pytest.approx(0.5, abs=0.02)
+    assert page.locator(".cb-row").count() < 60
+    note = page.locator("[data-part=note]").inner_text()
+    assert f"This page holds {data['shown']:,} of the 20,000" in note
+    assert "all 200 that the verifier failed on" in note
+
+    def passing(**values: str) -> int:
         page.get_by_role("button", name="Reset").click()
         page.locator(f"[data-part=count]:has-text('{data['shown']:,} of {data['shown']:,}')").wait_for()
-    assert page.locator(".cb-row").count() < 60
+        for name, value in values.items():
+            field = page.locator(f"[name={name.replace('_', '-')}]")
+            field.select_option(value) if name == "reward" else field.fill(value)
+        page.locator(f"[data-part=count]:not(:has-text('{data['shown']:,} of {data['shown']:,}'))").wait_for()
+        return int(page.locator("[data-part=count]").inner_text().partition(" ")[0].replace(",", ""))
+
+    assert passing(reward="right") == pytest.approx(passing(reward="wrong"), abs=1)
+    assert passing(step_to="500") == pytest.approx(data["shown"] / 2, rel=0.02)
+    assert passing(step_from="251", step_to="500") == pytest.approx(data["shown"] / 4, rel=0.04)
 
 
 def test_a_budget_too_small_for_any_row_shows_none_and_says_so() -> None:
