@@ -47,8 +47,7 @@ def page(runs: Sequence[RunLogs], live: bool = False) -> str:
         "guide": f'<div class="text">{_guide()}</div>',
     }
     sections = "\n".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>\n{bodies[name]}\n</section>'
-        for name, title in SECTIONS.items()
+        f'<section id="{name}"><h2>{title}</h2>\n{bodies[name]}\n</section>' for name, title in SECTIONS.items()
     )
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     links = " ".join(f'<a href="#{name}">{label}</a>' for name, label in SECTIONS.items())
@@ -176,7 +175,7 @@ def _figure(plot: Plot) -> str:
 
 
 def _key(key: Key) -> str:
-    stroke = f'stroke="var(--s{key.series + 1})" stroke-width="3"'
-    dashes = f'stroke-dasharray="{SWATCHES[key.series]}"' if SWATCHES[key.series] else ""
+    stroke = f'stroke="var(--s{key.series + 1})" stroke-width="{10 if key.area else 3}"'
+    dashes = f'stroke-dasharray="{SWATCHES[key.series]}"' if SWATCHES[key.series] and not key.area else ""
     swatch = f'<svg aria-hidden="true" viewBox="0 0 26 10"><path d="M0 5H26" {stroke} {dashes}/></svg>'
     return f"<li>{swatch}{inert(key.label)}</li>"

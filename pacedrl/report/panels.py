@@ -43,10 +43,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend, which the page sets in text: ``series`` picks colour and dash."""
+    """An entry of a legend, which the page sets in text: ``series`` picks colour and dash, of a line or an area."""
 
     label: str
     series: int
+    area: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,10 +195,15 @@ PANELS = [
 def new_axes(x: str, y: str) -> tuple[Any, Any]:
     """A figure of the page's size with labelled axes, in the page's style."""
     plt = pyplot()
+    from matplotlib.ticker import MaxNLocator
+
     with plt.rc_context(RC):
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes.set(xlabel=x, ylabel=y)
     axes.margins(x=0.02)
+    axes.xaxis.set_major_formatter("{x:,.10g}")
+    if x == "step":
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     return figure, axes
 
 

@@ -262,7 +262,7 @@ def time_plot(lines: Sequence[Line]) -> Plot:
         return Plot(name, title, "Not drawn: there is no step yet.", symptom)
     spent = [phases(line.runs[0]) for line in lines]
     names = [phase for phase in spent[0] if any(s[phase].mean() > 0.005 * _total(s) for s in spent)]
-    keys = [Key(phase, i) for i, phase in enumerate(names)]
+    keys = [Key(phase, i, area=True) for i, phase in enumerate(names)]
     hidden = "Phases under 0.5% are left out."
     if len(lines) > 1:
         figure, axes = new_axes("seconds a step, mean", "")
