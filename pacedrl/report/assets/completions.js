@@ -8,6 +8,9 @@
   // What cannot be seen, or changes how its neighbours are shown; but for line ends, tabs, and U+FE0F after an emoji.
   const UNSEEN =
     /((?:(?![\n\t]|(?<=\p{Extended_Pictographic})\uFE0F)[\p{Cc}\p{Cs}\p{Default_Ignorable_Code_Point}\u2028\u2029\uFFF9-\uFFFB])+|(?<=\p{M}{6})\p{M}+)/gu;
+  const CONTROLS = (
+    "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
+  ).split(" ");
 
   const root = document.querySelector("#completions .cb");
   const form = root.querySelector("form");
@@ -35,8 +38,8 @@
     if (/^\p{M}/u.test(run) && !/^\p{Default_Ignorable_Code_Point}/u.test(run)) return `+${[...run].length} marks`;
     const symbol = (character) => {
       const code = character.codePointAt(0);
-      if (code < 0x20) return String.fromCharCode(0x2400 + code);
-      return code === 0x7f ? "␡" : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
+      if (code < CONTROLS.length) return CONTROLS[code];
+      return code === 0x7f ? "DEL" : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
     };
     return Array.from(run, symbol).join(" ");
   }
@@ -320,7 +323,7 @@
     part("badge").textContent = `${MARKS[kind]} ${LABELS[kind]}`;
     part("where").replaceChildren(
       ...(info.runs.length > 1 ? [box("b", "", info.runs[rows.run[i]])] : []),
-      element("span", "", `step ${figure(rows.step[i])}`),
+      element("span", "cb-step", `step ${figure(rows.step[i])}`),
       box("span", "", text("task", i) ?? ""),
       box("span", "cb-key", text("key", i) ?? ""),
     );
