@@ -282,7 +282,7 @@ def test_hostile_text_neither_runs_nor_breaks_the_page(visit: Visit, hostile_url
         page.keyboard.press("j")
     assert page.evaluate("window.pwned") is None
     assert page.locator("#completions :is(script:not(#completions-data), img, svg, iframe, style, b b)").count() == 0
-    assert page.locator("[name=run] option").all_inner_texts()[1].startswith("</script><script>window.pwned=1")
+    assert page.locator("[name=run] option").all_text_contents()[1].startswith("</script><script>window.pwned=1")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

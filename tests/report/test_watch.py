@@ -23,6 +23,7 @@ import yaml
 from rich.console import Console
 
 from pacedrl.errors import InputError
+from pacedrl.report import plots
 from pacedrl.report.diagnosis import diagnose
 from pacedrl.report.live import LivePage, Server, serve
 from pacedrl.report.run import load_run
@@ -78,8 +79,9 @@ def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def test_the_page_follows_the_run_and_leaves_the_reader_alone(
-    visit: Callable[..., Any], short_run: Path, tmp_path: Path
+    visit: Callable[..., Any], short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pacedrl.report.page.all_plots", plots.held_out)  # the others take seconds
     folder = up_to(short_run, tmp_path / "synced", 4, half=True)
     with serving(folder) as server:
         page = visit(server.url)
@@ -141,7 +143,10 @@ def test_nothing_but_the_page_is_served_and_to_this_machine_alone(tmp_path: Path
         serve([tmp_path], 70000)
 
 
-def test_a_folder_that_is_not_there_yet_is_waited_for(short_run: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_yet_is_waited_for(
+    short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pacedrl.report.page.all_plots", plots.held_out)
     folder = tmp_path / "<b>late"
     page = LivePage([folder], interval_s=0.0)
 

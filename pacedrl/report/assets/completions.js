@@ -125,7 +125,7 @@
     for (const [value, label] of pairs) {
       const option = element("option");
       option.value = value;
-      appendVisible(option, label); // a menu shows an option's text alone
+      appendVisible(option, snippet(label).slice(0, 80));
       menu.append(option);
     }
     menu.value = chosen;
