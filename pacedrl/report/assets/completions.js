@@ -66,6 +66,7 @@
   const snippet = (text) => text.slice(0, SNIPPET).replace(/[\uD800-\uDBFF]$/, "").replace(/\s+/g, " ");
   const plain = (prompt) =>
     Array.isArray(prompt) ? prompt.map(([role, text]) => `${role}: ${text ?? ""}`).join("\n") : (prompt ?? "");
+  const asked = (prompt) => (Array.isArray(prompt) ? (prompt.at(-1)?.[1] ?? "") : (prompt ?? ""));
   const figure = (value) => (value === null ? "–" : String(Number(value.toFixed(3))));
   const count = (value) => value.toLocaleString("en");
 
@@ -248,7 +249,7 @@
     const completion = snippet(rows.completion[i] ?? "");
     made.append(
       mark,
-      box("span", "cb-line cb-asked", snippet(plain(text("prompt", i)))),
+      box("span", "cb-line cb-asked", snippet(asked(text("prompt", i)))),
       element("span", "cb-number", `step ${figure(rows.step[i])}`),
       completion.trim() ? box("span", "cb-line", completion) : element("span", "cb-line cb-asked", "(nothing)"),
       element("span", "cb-number", `est ${rows.accuracy_estimate[i]?.toFixed(2) ?? "–"}`),
@@ -327,8 +328,8 @@
       box("span", "", text("task", i) ?? ""),
       box("span", "cb-key", text("key", i) ?? ""),
     );
-    const asked = text("prompt", i);
-    const messages = Array.isArray(asked) ? asked : [[null, asked]];
+    const prompt = text("prompt", i);
+    const messages = Array.isArray(prompt) ? prompt : [[null, prompt]];
     part("prompt").replaceChildren(...messages.flatMap(([role, said]) => message(role, said ?? "", "Prompt", wanted)));
     part("completion").replaceChildren(...message(null, rows.completion[i] ?? "", "Completion", wanted));
     part("verdict").replaceChildren(...judgement(i, wanted));
@@ -374,7 +375,7 @@
       term("Finish", finish === null ? "–" : box("span", "", finish === "length" ? "length (cut off)" : finish)),
       term("Length", `${count((rows.completion[i] ?? "").length)} characters`),
       marked("cb-estimate", term("Estimated accuracy", figure(estimate))),
-      marked("cb-observed", term("Observed in its group", figure(observed))),
+      marked("cb-observed", term("Observed accuracy", figure(observed))),
       ...(estimate === null || observed === null ? [] : [scale(estimate, observed)]),
     ];
   }
