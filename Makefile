@@ -8,8 +8,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: $(VENV)/core.stamp  ## train the built-in tiny model with PACED-RL (a few minutes on 2 cores)
+demo: $(VENV)/core.stamp  ## train the built-in tiny model with PACED-RL and write its page (a few minutes on 2 cores)
 	$(BIN)/pacedrl train examples/demo.yaml
+	$(BIN)/pacedrl report runs/demo
 
 test: $(VENV)/dev.stamp  ## lint, types and all tests but the slow ones, as CI runs them
 	$(BIN)/ruff check .
@@ -77,7 +78,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/core.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) -e .
+	$(PIP) -e ".[report]"
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/core.stamp

@@ -27,8 +27,8 @@ STRENGTH_MEMORY = 0.9
 POOL_BINS = 20
 """Of equal width over [0, 1], in the histogram of all prompts' estimates."""
 STALE_STEPS = 20
-"""Age from which on an estimate's evidence counts as stale. In 20 steps the demo's held-out accuracy rises by some 0.1:
-what an estimate then says of the policy is off by as much as good ones are by themselves."""
+"""Age from which on an estimate's evidence counts as stale. In 20 steps the demo's held-out accuracy rises by 0.07
+on average, and by 0.3 at first: an estimate of then is off by as much, beside the 0.1 to 0.2 that good ones miss."""
 
 CALIBRATION = (
     "accuracy/estimate_mean",

@@ -113,16 +113,22 @@ class Judged:
 
 def judged(groups: Sequence[Row]) -> Judged:
     """Out of the rows of groups.jsonl; empty for recipes that estimate nothing."""
-    entries: list[tuple[float, float, float, float, float]] = []
-    for row in groups:
-        for estimate, rewards in zip(row["accuracy_estimate"], row["rewards"], strict=True):
-            known = [reward for reward in rewards if reward is not None]
-            if estimate is None or not known:
-                continue
-            n, mean = len(known), math.fsum(known) / len(known)
-            spread = math.fsum((reward - mean) ** 2 for reward in known)
-            entries.append((row["step"], estimate, mean, n, spread / (n - 1) if n > 1 else math.nan))
-    return Judged(*np.array(entries, dtype=np.float64).reshape(-1, 5).T)
+    parts = [_judged_row(row) for row in groups if row["keys"]]
+    fields = np.concatenate(parts, axis=1) if parts else np.empty((5, 0))
+    known = (fields[3] > 0) & ~np.isnan(fields[1])
+    return Judged(*fields[:, known])
+
+
+def _judged_row(row: Row) -> Floats:
+    """The fields of `Judged` of one step's prompts, [5, P], whether judged or not."""
+    reward_PG = np.array(row["rewards"], dtype=np.float64)  # None becomes NaN
+    known_PG = ~np.isnan(reward_PG)
+    trials_P = known_PG.sum(axis=1)
+    mean_P = np.where(known_PG, reward_PG, 0.0).sum(axis=1) / np.maximum(trials_P, 1)
+    square_P = np.where(known_PG, np.square(reward_PG - mean_P[:, None]), 0.0).sum(axis=1)
+    variance_P = np.where(trials_P > 1, square_P / np.maximum(trials_P - 1, 1), np.nan)
+    estimate_P = np.array(row["accuracy_estimate"], dtype=np.float64)
+    return np.stack([np.full(len(trials_P), float(row["step"])), estimate_P, mean_P, trials_P, variance_P])
 
 
 def chance_error(prompts: Judged) -> Floats:

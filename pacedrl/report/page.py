@@ -15,7 +15,7 @@ from pacedrl.report.diagnosis import diagnose, headline
 from pacedrl.report.panels import Key, Plot
 from pacedrl.report.plots import all_plots
 from pacedrl.report.run import RunLogs, lines_of, load_runs
-from pacedrl.report.style import to_svg
+from pacedrl.report.style import styled, to_svg
 from pacedrl.report.text import changed_settings, inert, settings_between
 
 HERE = Path(__file__).parent
@@ -23,7 +23,7 @@ ASSETS = HERE / "assets"
 COMPLETIONS_BUDGET = 2_500_000
 """Bytes of completions in a page: half of what a page of 1,000 steps may take."""
 SECTIONS = {"diagnosis": "Diagnosis", "plots": "Plots", "completions": "Completions", "guide": "Guide"}
-SWATCHES = ("", "5 2", "1.5 1.5", "6 2 1.5 2", "", "5 2", "1.5 1.5", "")
+SWATCHES = ("none", "5 2", "1.5 1.5", "6 2 1.5 2", "none", "5 2", "1.5 1.5", "none")
 """Dashes of the legend, as `pacedrl.report.style.DASHES`."""
 
 
@@ -40,9 +40,11 @@ def page(runs: Sequence[RunLogs], live: bool = False) -> str:
     lines = lines_of(runs)
     fragment = browser({run.name: run.samples for run in runs}, COMPLETIONS_BUDGET)
     scripts = [_asset("page.js"), fragment.script] + ([_asset("live.js")] if live else [])
+    with styled():
+        plots = _plots(all_plots(lines))
     bodies = {
         "diagnosis": _diagnosis(runs),
-        "plots": _plots(all_plots(lines)),
+        "plots": plots,
         "completions": fragment.html,
         "guide": f'<div class="text">{_guide()}</div>',
     }
@@ -167,7 +169,7 @@ def _plots(plots: Sequence[Plot]) -> str:
 
 def _figure(plot: Plot) -> str:
     svg = to_svg(plot.figure, plot.id, inert(f"{plot.title}. {plot.caption}"))
-    keys = f'<ul class="keys">{"".join(_key(key) for key in plot.keys)}</ul>' if plot.keys else ""
+    keys = f'<ul class="keys">{"".join(map(_key, plot.keys))}</ul>'
     return (
         f'<figure class="plot" id="plot-{plot.id}"><h3>{inert(plot.title)}</h3>{keys}{svg}'
         f'<figcaption>{inert(plot.caption)} <a href="#symptom-{plot.symptom}">Guide</a></figcaption></figure>'
@@ -175,7 +177,9 @@ def _figure(plot: Plot) -> str:
 
 
 def _key(key: Key) -> str:
-    stroke = f'stroke="var(--s{key.series + 1})" stroke-width="{10 if key.area else 3}"'
-    dashes = f'stroke-dasharray="{SWATCHES[key.series]}"' if SWATCHES[key.series] and not key.area else ""
-    swatch = f'<svg aria-hidden="true" viewBox="0 0 26 10"><path d="M0 5H26" {stroke} {dashes}/></svg>'
+    colour = "--muted" if key.shape == "background" else f"--s{key.series + 1}"
+    dashes = SWATCHES[key.series] if key.shape == "line" else "none"
+    width = {"line": 3, "area": 10, "background": 1}[key.shape]
+    stroke = f'stroke="var({colour})" stroke-width="{width}" stroke-dasharray="{dashes}"'
+    swatch = f'<svg aria-hidden="true" viewBox="0 0 26 10"><path d="M0 5H26" {stroke}/></svg>'
     return f"<li>{swatch}{inert(key.label)}</li>"

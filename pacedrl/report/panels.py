@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pacedrl.lab.statistics import bootstrap_interval
 from pacedrl.report.figures import chance_error, judged, smoothed, thinned, window_of
 from pacedrl.report.run import Floats, Line, RunLogs
-from pacedrl.report.style import DASHES, HEIGHT, RC, SERIES, WIDTH, pyplot
+from pacedrl.report.style import DASHES, SERIES, new_axes
 
 GRID_POINTS = 80
 """Of the mean over several seeds."""
@@ -43,11 +43,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend, which the page sets in text: ``series`` picks colour and dash, of a line or an area."""
+    """An entry of a legend, which the page sets in text: ``series`` picks colour and dash."""
 
     label: str
     series: int
-    area: bool = False
+    shape: Literal["line", "area", "background"] = "line"
+    """``background``: a thin grey line, whatever the series."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ PANELS = [
     Panel(
         "reward",
         "Reward and mixed groups",
-        "mean reward; share of groups",
+        "reward; share",
         [
             Quantity("mean reward", metric("reward/mean")),
             Quantity("share of groups with different rewards", metric("reward/mixed_groups")),
@@ -192,32 +193,18 @@ PANELS = [
 ]
 
 
-def new_axes(x: str, y: str) -> tuple[Any, Any]:
-    """A figure of the page's size with labelled axes, in the page's style."""
-    plt = pyplot()
-    from matplotlib.ticker import MaxNLocator
-
-    with plt.rc_context(RC):
-        figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
-    axes.set(xlabel=x, ylabel=y)
-    axes.margins(x=0.02)
-    axes.xaxis.set_major_formatter("{x:,.10g}")
-    if x == "step":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    return figure, axes
-
-
 def draw_panel(panel: Panel, lines: Sequence[Line]) -> list[Plot]:
     """Its figures; where nothing was logged one without a figure, which says why."""
     known = [q for q in panel.quantities if any(_is_known(q, run) for line in lines for run in line.runs)]
     if not known:
         return [Plot(panel.id, panel.title, f"Not drawn: {panel.absent}.", panel.symptom)]
     if len(lines) == 1:
-        return [_drawn(panel, panel.id, panel.title, [(q.label, lines[0], q) for q in known])]
+        return [_drawn(panel, panel.id, panel.title, [(Key(q.label, i), lines[0], q) for i, q in enumerate(known)])]
     plots = []
     for i, quantity in enumerate(known):
         title = panel.title if len(known) == 1 else f"{panel.title}: {quantity.label}"
-        shown = [(line.label, line, quantity) for line in lines]
+        having = [i for i, line in enumerate(lines) if any(_is_known(quantity, run) for run in line.runs)]
+        shown = [(Key(lines[i].label, i), lines[i], quantity) for i in having]
         plots.append(_drawn(panel, panel.id if i == 0 else f"{panel.id}-{i}", title, shown))
     return plots
 
@@ -226,11 +213,9 @@ def _is_known(quantity: Quantity, run: RunLogs) -> bool:
     return bool(len(run.metrics)) and not np.isnan(quantity.of(run)).all()
 
 
-def _drawn(panel: Panel, name: str, title: str, shown: Sequence[tuple[str, Line, Quantity]]) -> Plot:
+def _drawn(panel: Panel, name: str, title: str, shown: Sequence[tuple[Key, Line, Quantity]]) -> Plot:
     figure, axes = new_axes("step", panel.unit)
-    window = 1
-    for i, (_, line, quantity) in enumerate(shown):
-        window = max(window, draw_line(axes, line, quantity.of, i))
+    window = max(draw_line(axes, line, quantity.of, key.series) for key, line, quantity in shown)
     axes.set_ylim(*panel.limits)
     notes = []
     if window > 1:
@@ -238,7 +223,7 @@ def _drawn(panel: Panel, name: str, title: str, shown: Sequence[tuple[str, Line,
     if any(len(line.runs) > 1 for _, line, _ in shown):
         notes.append(HELD_RUNS)
     caption = panel.caption + (f" ({'; '.join(notes)}.)" if notes else "")
-    return Plot(name, title, caption, panel.symptom, figure, [Key(label, i) for i, (label, *_) in enumerate(shown)])
+    return Plot(name, title, caption, panel.symptom, figure, [key for key, *_ in shown])
 
 
 def draw_line(axes: Any, line: Line, of: Callable[[RunLogs], Floats], series: int) -> int:

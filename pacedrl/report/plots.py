@@ -21,12 +21,16 @@ from pacedrl.report.figures import (
     task_curve,
     thinned,
 )
-from pacedrl.report.panels import HELD_RUNS, PANELS, Key, Plot, draw_panel, mean_over_seeds, new_axes
+from pacedrl.report.panels import HELD_RUNS, PANELS, Key, Plot, draw_panel, mean_over_seeds
 from pacedrl.report.run import Floats, Line, RunLogs
-from pacedrl.report.style import DASHES, FOREGROUND, SERIES
+from pacedrl.report.style import DASHES, FOREGROUND, MUTED, SERIES, new_axes
 
 FIRST, SECOND, *REST = PANELS
 """Reward, the error of the estimate, and all others."""
+MOST_SHARE = 0.5
+"""Of the prompts in one bin of the heat map: more is drawn the same."""
+SLOW_STEP = 3.0
+"""Times the median: what a step takes beyond that leaves the figure of times."""
 
 
 def all_plots(lines: Sequence[Line]) -> list[Plot]:
@@ -68,13 +72,13 @@ def _held_out(lines: Sequence[Line], k: int) -> Plot:
             if len(lines) == 1:
                 for task in runs[0].tasks:
                     curve = task_curve(runs[0], task, k)
-                    axes.plot(curve.rollouts, curve.mean, color=SERIES[-1], linewidth=0.7, alpha=0.8)
+                    axes.plot(curve.rollouts, curve.mean, color=MUTED, linewidth=0.7, alpha=0.7)
             _with_interval(axes, mean_curve(runs[0], k), colour, dash)
         keys.append(Key(line.label if len(lines) > 1 else "mean of tasks", i))
     axes.set_ylim(0.0, 1.0)
     if len(lines) == 1 and len(lines[0].runs) == 1 and len(lines[0].runs[0].tasks) > 1:
         _name_ends(axes, lines[0].runs[0], k)
-        keys.append(Key("each task", len(SERIES) - 1))
+        keys.append(Key("each task", 0, "background"))
     what = "The chance that one completion is right" if k == 1 else f"The chance that one of {k} is right"
     note = "Bands are 95% intervals over prompts."
     if any(len(line.runs) > 1 for line in lines):
@@ -159,7 +163,7 @@ def _pool_plot(run: RunLogs, name: str, title: str) -> Plot:
     if grid is None:
         why = "Not drawn: the recipe estimates no accuracies, or the run was made by a version that did not log this."
         return Plot(name, title, why, "stale-estimates")
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
 
     figure, axes = new_axes("step", "estimated accuracy")
     axes.grid(False)
@@ -167,7 +171,7 @@ def _pool_plot(run: RunLogs, name: str, title: str) -> Plot:
     shades = LinearSegmentedColormap.from_list("share", [(*colour, 0.0), (*colour, 1.0)])
     width = 1.0 / POOL_BINS
     edges = np.linspace(-width, 1.0 + width, POOL_BINS + 3)
-    # Steps need not be equally far apart, for rows may be missing; the root keeps small shares visible.
+    # The root keeps small shares visible; at the start all prompts are in one bin, which would hide the rest.
     mesh = axes.imshow(
         _on_even_grid(grid.share, grid.edges),
         extent=(grid.edges[0], grid.edges[-1], edges[0], edges[-1]),
@@ -175,11 +179,9 @@ def _pool_plot(run: RunLogs, name: str, title: str) -> Plot:
         aspect="auto",
         interpolation="none",
         cmap=shades,
-        norm="linear",
-        vmin=0.0,
-        vmax=float(grid.share.max()),
+        norm=PowerNorm(0.5, vmin=0.0, vmax=MOST_SHARE, clip=True),
     )
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=25)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=25, ticks=[0.0, 0.05, 0.15, 0.3, MOST_SHARE])
     bar.set_label("share of prompts a bin")
     bar.outline.set_visible(False)
     steps, (low, mean, high) = selected_quartiles(run.groups)
@@ -193,8 +195,8 @@ def _pool_plot(run: RunLogs, name: str, title: str) -> Plot:
         keys.append(Key(f"target τ = {target:g}", 6))
     axes.set_ylim(edges[0], edges[-1])
     caption = (
-        "Darker: more of all prompts have that estimate; the outermost rows are those below 0 and above 1. Look for "
-        "mass that moves up as the policy learns, and enough of it where selection sits."
+        "The stronger the colour, the more prompts have that estimate; the outermost rows are those below 0 and "
+        "above 1. Look for mass that moves up as the policy learns, and enough of it where selection sits."
     )
     return Plot(name, title, caption, "stale-estimates", figure, keys)
 
@@ -262,7 +264,7 @@ def time_plot(lines: Sequence[Line]) -> Plot:
         return Plot(name, title, "Not drawn: there is no step yet.", symptom)
     spent = [phases(line.runs[0]) for line in lines]
     names = [phase for phase in spent[0] if any(s[phase].mean() > 0.005 * _total(s) for s in spent)]
-    keys = [Key(phase, i, area=True) for i, phase in enumerate(names)]
+    keys = [Key(phase, i, "area") for i, phase in enumerate(names)]
     hidden = "Phases under 0.5% are left out."
     if len(lines) > 1:
         figure, axes = new_axes("seconds a step, mean", "")
@@ -280,7 +282,10 @@ def time_plot(lines: Sequence[Line]) -> Plot:
         x = [steps[part].mean() for part in parts]
         layers = [[spent[0][phase][part].mean() for part in parts] for phase in names]
         axes.stackplot(x, layers, colors=SERIES[: len(names)], linewidth=0)
-        axes.set_ylim(bottom=0.0)
+        total = np.sum(layers, axis=0)
+        axes.set_ylim(0.0, min(1.05 * total.max(), SLOW_STEP * float(np.median(total))))
+        if total.max() > axes.get_ylim()[1]:
+            hidden += f" The slowest, {total.max():.1f} s, leaves the figure."
         if len(parts) < len(steps):
             hidden += f" Means over {-(-len(steps) // len(parts))} steps."
     caption = f"Wall-clock time of each phase of a step, evaluations and checkpoints not counted. {hidden}"

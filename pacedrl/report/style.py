@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pacedrl.errors import InputError
@@ -22,19 +23,7 @@ _VARIABLES = {FOREGROUND: "--fg", MUTED: "--muted", RULE: "--line", CARD: "--car
 }
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files. Raises InputError naming the extra where it is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("the page needs matplotlib: pip install 'pacedrl[report]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-RC = {
+RC: dict[Any, Any] = {
     "svg.hashsalt": "pacedrl",
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar in the name of a run is a dollar
@@ -62,6 +51,30 @@ RC = {
 }
 
 
+def styled() -> AbstractContextManager[None]:
+    """Figures are drawn, and become SVG, in this context. InputError naming the extra where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("the page needs matplotlib: pip install 'pacedrl[report]'") from None
+    return matplotlib.rc_context(RC)
+
+
+def new_axes(x: str, y: str) -> tuple[Any, Any]:
+    """A figure of the page's size, and its axes, labelled."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_formatter("{x:,.10g}")
+    if x == "step":
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    return figure, axes
+
+
 def to_svg(figure: Any, name: str, label: str) -> str:
     """The figure as an ``<svg>`` element; ``label``, escaped already, is read aloud in its place.
 
@@ -69,7 +82,6 @@ def to_svg(figure: Any, name: str, label: str) -> str:
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    pyplot().close(figure)
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.S)

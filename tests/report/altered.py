@@ -53,8 +53,8 @@ def grown(run: RunLogs, steps: int) -> RunLogs:
     metrics = [
         row | {"rollouts/generated": 64 * row["step"], "rollouts/trained": trained[0] * row["step"]} for row in metrics
     ]
-    stretch = steps / run.evals[-1]["step"]
-    evals = [row | {"step": round(row["step"] * stretch)} for row in run.evals]
+    last = run.metrics[-1]["step"]
+    evals = [row | {"step": row["step"] * steps // last} for row in run.evals]
     evals = [row | {"rollouts/generated": 64 * row["step"]} for row in evals]
     return replace(run, metrics=metrics, evals=evals, groups=groups, samples=samples)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from altered import tiny
+from altered import noisy, tiny, written
 from chromium import chromium, short_run, visit  # noqa: F401 (fixtures)
 
 from pacedrl import Config, Trainer
@@ -56,9 +57,11 @@ def run(folder: Path) -> RunLogs:
 
 
 @pytest.fixture(scope="session")
-def seeds(train: Train, folder: Path) -> list[Path]:
-    """The healthy run and another seed of it."""
-    return [folder, train("healthy-1", run={"seed": 1})]
+def seeds(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The healthy run, and one with its rows a little altered as that of another seed."""
+    other = noisy(load_run(folder))
+    config = other.config | {"run": other.config["run"] | {"seed": 1}}
+    return [folder, written(replace(other, config=config), tmp_path_factory.mktemp("seeds") / "healthy-1")]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -65,8 +66,10 @@ def test_losses_that_are_not_finite(train: Train) -> None:
     assert "optimizer.learning_rate (1e+30)" in finding.remedy
 
 
-def test_prompts_that_are_all_too_hard(train: Train) -> None:
-    task = {"source": "skills", "options": {"skills": ["add"], "size": 64}}
+def test_prompts_that_are_all_too_hard(train: Train, tmp_path: Path) -> None:
+    rows = [{"prompt": f"add:{10**8 + 7919 * i}=", "answer": str(10**8 + 7919 * i)[::-1] * 2} for i in range(32)]
+    (tmp_path / "hard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"source": str(tmp_path / "hard.jsonl"), "verifier": "exact"}
     run = load_run(train("hard", run={"steps": 5}, data={"train": [task], "eval": []}))
     finding = only(run)
     assert finding.id == "no-mixed-groups"
@@ -79,15 +82,15 @@ def test_prompts_that_are_all_too_hard(train: Train) -> None:
 
 
 def test_no_rise_on_held_out_prompts(run: RunLogs) -> None:
-    level = held_out(held_out(grown(run, 60), "reverse", 0.4, 0.5, 0.4, 0.41), "sort", 0.4, 0.3, 0.4, 0.41)
+    level = held_out(held_out(grown(run, 60), "reverse", 0.4, 0.5, 0.4, 0.405), "sort", 0.4, 0.3, 0.4, 0.405)
     finding = only(level)
     assert (finding.id, finding.severity) == ("not-learning", "warn")
-    assert "0.400 → 0.410 (+0.010, 95% interval +0.000 to +0.020)" in finding.text
-    assert headline(level).startswith("No change told from chance: held-out pass@1 (mean of 2 tasks) 0.400 → 0.410")
+    assert "0.400 → 0.405 (+0.005, 95% interval -0.005 to +0.015)" in finding.text
+    assert headline(level).startswith("No change told from chance: held-out pass@1 (mean of 2 tasks) 0.400 → 0.405")
     worse = held_out(held_out(grown(run, 60), "reverse", 0.4, 0.5, 0.4, 0.37), "sort", 0.4, 0.3, 0.4, 0.37)
     assert only(worse).severity == "bad"
     assert headline(worse).startswith("Getting worse")
-    wide = held_out(held_out(level, "reverse", 0.4, 0.5, 0.4, 0.41, half=0.2), "sort", 0.4, 0.3, 0.4, 0.41, half=0.2)
+    wide = held_out(held_out(level, "reverse", 0.4, 0.5, 0.4, 0.405, half=0.2), "sort", 0.4, 0.3, 0.4, 0.405, half=0.2)
     assert diagnose(wide) == []  # these evaluations could not have shown a rise
     early = replace(level, metrics=level.metrics[:20], evals=[row | {"step": row["step"] // 3} for row in level.evals])
     assert diagnose(early) == []
@@ -114,7 +117,7 @@ def test_estimates_that_miss(run: RunLogs) -> None:
     missed = [abs(0.95 - sum(r) / 8) for row in rows for r in row["rewards"]]
     assert finding.id == "not-calibrated"
     assert f"Z is not calibrated: MAE {sum(missed) / len(missed):.2f} after 60 steps" in finding.text
-    assert "(0.05 is what 8 samples a prompt give by chance)" in finding.text  # of p = 0.95
+    assert "(0.07 is what 8 samples a prompt give by chance)" in finding.text  # of p = 0.95
     assert finding.remedy == "raise partition.learning_rate (0.002)"
     assert diagnose(with_groups(grown(run, 48), lambda row: {"accuracy_estimate": [0.95] * 8})) == []  # too early
 

@@ -13,13 +13,6 @@ from altered import grown
 from pacedrl.report.panels import PANELS, Plot, draw_panel
 from pacedrl.report.plots import all_plots, held_out, pool_plots, reliability_plot, replay_plots, time_plot
 from pacedrl.report.run import Line, RunLogs, lines_of, load_run, load_runs
-from pacedrl.report.style import pyplot
-
-
-@pytest.fixture(autouse=True)
-def _close_figures() -> object:
-    yield
-    pyplot().close("all")
 
 
 def one(run: RunLogs) -> list[Line]:

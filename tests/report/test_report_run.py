@@ -140,7 +140,7 @@ def test_the_error_that_chance_gives() -> None:
 
 def test_prompts_without_verdict_or_estimate_do_not_count() -> None:
     rows: list[dict[str, Any]] = [
-        {"step": 3, "accuracy_estimate": [0.2, 0.4, None], "rewards": [[1.0, None, 0.5], [None, None], [1.0]]}
+        {"step": 3, "accuracy_estimate": [0.2, 0.4, None], "rewards": [[1.0, None, 0.5], [None, None, None], [1.0] * 3]}
     ]
     prompts = judged(rows)
     assert [field.tolist() for field in (prompts.step, prompts.estimate, prompts.observed, prompts.trials)] == [
