@@ -49,7 +49,7 @@ def browser(runs: Mapping[str, Sequence[Row]], budget: int) -> Fragment:
     return Fragment(
         html=f'{markup}<script type="application/json" id="completions-data">{data}</script>\n',
         css=(ASSETS / "completions.css").read_text(encoding="utf-8"),
-        script=(ASSETS / "completions.js").read_text(encoding="utf-8"),
+        script="".join((ASSETS / name).read_text(encoding="utf-8") for name in ("texts.js", "completions.js")),
     )
 
 

@@ -146,7 +146,7 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
     def bar(mean: float) -> str:
         if math.isnan(mean):
             return " "
-        return BARS[3] if low == high else BARS[round((mean - low) / (high - low) * (len(BARS) - 1))]
+        return BARS[0] if low == high else BARS[round((mean - low) / (high - low) * (len(BARS) - 1))]
 
     return "".join(map(bar, means))
 

@@ -182,19 +182,23 @@ def test_the_page_is_built_only_when_asked_and_not_again_too_soon(
 
     monkeypatch.setattr("pacedrl.report.page.render", render)
     folder = up_to(short_run, tmp_path / "run", 2)
-    page = LivePage([folder, tmp_path / "late"], interval_s=0.4)
+    page = LivePage([folder, tmp_path / "late"], interval_s=3600.0)
     first = page.stamp()
     assert built == []
     assert page.read() == (first, "page 1")
     assert page.read() == (first, "page 1")
     assert built == [[folder]]  # the other is not there yet
     up_to(short_run, folder, 4)
+    assert stamp(page.folders) != first
     assert page.stamp() == first  # too soon
     assert page.read() == (first, "page 1")
-    time.sleep(0.45)
-    assert page.stamp() != first
-    assert page.read()[1] == "page 2"
-    assert page.read() == (page.stamp(), "page 2")
+
+    eager = LivePage([folder], interval_s=0.0)
+    assert eager.read()[1] == "page 2"
+    time.sleep(0.02)  # longer than that took
+    assert eager.read()[1] == "page 2"
+    up_to(short_run, folder, 6)
+    assert eager.read() == (stamp([folder]), "page 3")
 
 
 def test_a_status_says_how_far_a_run_is_and_whether_it_goes_on(short_run: Path, tmp_path: Path) -> None:
@@ -277,7 +281,7 @@ def test_sparklines_and_held_out_means() -> None:
     nan = float("nan")
     assert sparkline([0.0, 1.0, 2.0, 7.0]) == BARS[0] + BARS[1] + BARS[2] + BARS[7]
     assert sparkline([0.0, 0.0, nan, nan, 4.0, 10.0], width=3) == f"{BARS[0]} {BARS[7]}"
-    assert sparkline([2.0, 2.0]) == BARS[3] * 2
+    assert sparkline([2.0, 2.0]) == BARS[0] * 2
     assert sparkline([]) == ""
     rows = [{"step": 0, "a/pass@2": 0.5, "b/pass@2": 0.25, "a/pass@8": 1.0, "b/pass@8": 1.0}]
     assert held_out(rows) == ("held-out pass@2", [0.375], ".3f")

@@ -1,16 +1,11 @@
 // The browser of sampled completions. What a run wrote reaches the page through textContent alone.
 (() => {
   "use strict";
+  const { appendVisible, box, element } = pacedrlTexts;
   const ROW = 46; // pixels, as in completions.css
   const SNIPPET = 240; // characters of a text looked at for its line in the list
   const MARKS = { right: "✓", wrong: "✗", between: "◐", none: "–", error: "!" };
   const LABELS = { right: "right", wrong: "wrong", between: "in between", none: "no verdict", error: "verifier failed" };
-  // What cannot be seen, or changes how its neighbours are shown; but for line ends, tabs, and U+FE0F after an emoji.
-  const UNSEEN =
-    /((?:(?![\n\t]|(?<=\p{Extended_Pictographic})\uFE0F)[\p{Cc}\p{Cs}\p{Default_Ignorable_Code_Point}\u2028\u2029\uFFF9-\uFFFB])+|(?<=\p{M}{6})\p{M}+)/gu;
-  const CONTROLS = (
-    "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
-  ).split(" ");
 
   const root = document.querySelector("#completions .cb");
   const form = root.querySelector("form");
@@ -25,43 +20,7 @@
   let view = []; // rows that pass the filters, in order
   let current = -1; // the row whose details are shown
 
-  // ---- Texts ----
-
-  function element(tag, className, text) {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
-    return made;
-  }
-
-  function symbols(run) {
-    if (/^\p{M}/u.test(run) && !/^\p{Default_Ignorable_Code_Point}/u.test(run)) return `+${[...run].length} marks`;
-    const symbol = (character) => {
-      const code = character.codePointAt(0);
-      if (code < CONTROLS.length) return CONTROLS[code];
-      return code === 0x7f ? "DEL" : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
-    };
-    return Array.from(run, symbol).join(" ");
-  }
-
-  function appendVisible(parent, text) {
-    text.split(UNSEEN).forEach((piece, i) => {
-      if (i % 2) parent.append(element("span", "cb-unseen", symbols(piece)));
-      else if (piece) parent.append(piece);
-    });
-  }
-
-  // A text in a box of its own direction; occurrences of what is searched for are marked.
-  function box(tag, className, text, wanted = "") {
-    const made = element(tag, `cb-text ${className}`);
-    made.dir = "auto";
-    const pattern = wanted && new RegExp(`(${wanted.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&")})`, "giu");
-    (wanted ? text.split(pattern) : [text]).forEach((piece, i) => {
-      const inside = i % 2 ? made.appendChild(element("mark")) : made;
-      appendVisible(inside, piece);
-    });
-    return made;
-  }
+  // ---- Texts and figures ----
 
   const snippet = (text) => text.slice(0, SNIPPET).replace(/[\uD800-\uDBFF]$/, "").replace(/\s+/g, " ");
   const plain = (prompt) =>
