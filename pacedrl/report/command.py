@@ -20,11 +20,13 @@ def report(options: argparse.Namespace) -> int:
         if not run.metrics:
             raise InputError(f"{run.folder}: no step is finished yet, so there is nothing to report")
     path = options.out or (options.runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    if not path.parent.is_dir():
+        raise InputError(f"--out: there is no folder '{path.parent}' to write '{path.name}' into")
     text = page(runs)
     try:
         replace_text(path, text)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file with --out") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file with --out FILE") from None
     for run in runs:
         print("\n".join(_said(run)))
     print(f"Report: {path}")

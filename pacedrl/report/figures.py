@@ -113,7 +113,7 @@ class Judged:
 
 def judged(groups: Sequence[Row]) -> Judged:
     """Out of the rows of groups.jsonl; empty for recipes that estimate nothing."""
-    parts = [_judged_row(row) for row in groups if row["keys"]]
+    parts = [_judged_row(row) for row in groups if row["rewards"]]
     fields = np.concatenate(parts, axis=1) if parts else np.empty((5, 0))
     known = (fields[3] > 0) & ~np.isnan(fields[1])
     return Judged(*fields[:, known])

@@ -12,6 +12,7 @@ import numpy as np
 from pacedrl.errors import InputError
 from pacedrl.report.completions import browser
 from pacedrl.report.diagnosis import diagnose, headline
+from pacedrl.report.figures import MOST_POINTS
 from pacedrl.report.panels import Key, Plot
 from pacedrl.report.plots import all_plots
 from pacedrl.report.run import RunLogs, lines_of, load_runs
@@ -44,7 +45,7 @@ def page(runs: Sequence[RunLogs], live: bool = False) -> str:
         plots = _plots(all_plots(lines))
     bodies = {
         "diagnosis": _diagnosis(runs),
-        "plots": plots,
+        "plots": _thinned(runs) + plots,
         "completions": fragment.html,
         "guide": f'<div class="text">{_guide()}</div>',
     }
@@ -165,6 +166,13 @@ def _plots(plots: Sequence[Plot]) -> str:
         if plot.figure is None
     )
     return f'<div class="grid">\n{drawn}\n</div>{absent}'
+
+
+def _thinned(runs: Sequence[RunLogs]) -> str:
+    if max(len(run.metrics) for run in runs) <= MOST_POINTS:
+        return ""
+    text = f"Lines of over {MOST_POINTS} steps are thinned out; the lowest and highest of every stretch are kept."
+    return f'<p class="absent">{text}</p>'
 
 
 def _figure(plot: Plot) -> str:

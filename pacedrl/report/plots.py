@@ -24,6 +24,7 @@ from pacedrl.report.figures import (
 from pacedrl.report.panels import HELD_RUNS, PANELS, Key, Plot, draw_panel, mean_over_seeds
 from pacedrl.report.run import Floats, Line, RunLogs
 from pacedrl.report.style import DASHES, FOREGROUND, MUTED, SERIES, new_axes
+from pacedrl.report.text import plain
 
 FIRST, SECOND, *REST = PANELS
 """Reward, the error of the estimate, and all others."""
@@ -109,7 +110,7 @@ def _name_ends(axes: Any, run: RunLogs, k: int) -> None:
         top = places[i] - gap
     x = run.evals[-1]["rollouts/generated"]
     for place, (_, task) in zip(places, ends, strict=True):
-        name = task if len(task) <= 14 else task[:13] + "…"
+        name = plain(task) if len(plain(task)) <= 14 else plain(task)[:13] + "…"
         axes.annotate(
             name, (x, place), (4, 0), textcoords="offset points", fontsize=8, va="center", annotation_clip=False
         )
@@ -297,4 +298,5 @@ def _total(spent: dict[str, Floats]) -> float:
 
 
 def _short(label: str) -> str:
+    label = plain(label)
     return label if len(label) <= 16 else "…" + label[-15:]

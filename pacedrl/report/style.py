@@ -70,8 +70,8 @@ def new_axes(x: str, y: str) -> tuple[Any, Any]:
     axes.set(xlabel=x, ylabel=y)
     axes.margins(x=0.02)
     axes.xaxis.set_major_formatter("{x:,.10g}")
-    if x == "step":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if x == "step" or x == "completions generated":
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if x == "step" else 4, integer=True))
     return figure, axes
 
 
@@ -86,7 +86,7 @@ def to_svg(figure: Any, name: str, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.S)
     used = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', text))
-    text = re.sub(r' id="([\w-]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", text)
+    text = re.sub(r' id="([^"]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")

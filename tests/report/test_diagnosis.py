@@ -13,6 +13,7 @@ import pytest
 from altered import altered, grown, held_out, with_groups
 
 import pacedrl.report
+from pacedrl import Config
 from pacedrl.report.diagnosis import RULES, Finding, diagnose, headline
 from pacedrl.report.run import RunLogs, load_run
 
@@ -78,7 +79,7 @@ def test_prompts_that_are_all_too_hard(train: Train, tmp_path: Path) -> None:
     assert "prompts too easy" in only(easy).text
     assert diagnose(replace(run, metrics=run.metrics[:4])) == []  # as the alarm in training: five in a row
     once = altered(grown(run, 60), {"reward/mixed_groups": 0.5}, since=20)
-    assert diagnose(once) == []  # it was so, and is no more
+    assert "no-mixed-groups" not in {finding.id for finding in diagnose(once)}  # it was so, and is no more
 
 
 def test_no_rise_on_held_out_prompts(run: RunLogs) -> None:
@@ -180,6 +181,19 @@ def test_headlines_without_enough_evaluations(run: RunLogs) -> None:
 def test_a_run_of_a_recipe_without_estimates_is_diagnosed_too(grpo: Path) -> None:
     assert diagnose(load_run(grpo)) == []
     assert diagnose(grown(load_run(grpo), 60)) == []
+
+
+def test_settings_named_in_remedies_and_in_the_guide_exist() -> None:
+    here = Path(pacedrl.report.__file__).parent
+    text = "".join((here / name).read_text() for name in ("symptoms.md", "diagnosis.py", "panels.py"))
+    known: dict[str, set[str]] = {}
+    for section, info in Config.model_fields.items():
+        variants = getattr(info.annotation, "__args__", None) or (info.annotation,)
+        known[section] = {name for variant in variants for name in getattr(variant, "model_fields", {})}
+    named = set(re.findall(r"(?<![/\w.])(" + "|".join(known) + r")\.([a-z_]+)\b(?!\(|\.py)", text))
+    named = {(section, name) for section, name in named if section != "run"}  # in the code that is a RunLogs
+    assert len(named) > 20
+    assert [f"{section}.{name}" for section, name in sorted(named) if name not in known[section]] == []
 
 
 def test_every_rule_has_its_paragraph_in_the_guide_and_every_paragraph_its_rule() -> None:
