@@ -194,7 +194,7 @@ def test_the_address_names_a_completion(visit: Visit, url: str, rows: list[Row])
     assert chosen(page) == 5
     page.keyboard.press("j")
     following = numbers(rows)[numbers(rows).index(5) + 1]
-    assert page.evaluate("location.hash") == f"#completion=judged%3A{following}"
+    page.wait_for_url(f"{url}#completion=judged%3A{following}")
     page.evaluate("location.hash = '#completion=judged:9999'")
     page.locator("[data-part=count]:has-text('judged:9999 is not in this page')").wait_for()
 

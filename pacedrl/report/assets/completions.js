@@ -241,10 +241,12 @@
   }
 
   // By the reader, so that the address names it.
+  let naming;
   function choose(place) {
     if (!view.length) return;
     select(Math.max(0, Math.min(place, view.length - 1)));
-    history.replaceState(null, "", `#completion=${encodeURIComponent(name(current))}`);
+    clearTimeout(naming); // browsers refuse when it changes too often, as while a key is held down
+    naming = setTimeout(() => history.replaceState(null, "", `#completion=${encodeURIComponent(name(current))}`), 200);
   }
 
   const step = (by) => choose(view.indexOf(current) + by);
