@@ -187,7 +187,7 @@ def _figure(plot: Plot) -> str:
 def _key(key: Key) -> str:
     colour = "--muted" if key.shape == "background" else f"--s{key.series + 1}"
     dashes = SWATCHES[key.series] if key.shape == "line" else "none"
-    width = {"line": 3, "area": 10, "background": 1}[key.shape]
+    width = {"line": 3, "solid": 3, "area": 10, "background": 1}[key.shape]
     stroke = f'stroke="var({colour})" stroke-width="{width}" stroke-dasharray="{dashes}"'
     swatch = f'<svg aria-hidden="true" viewBox="0 0 26 10"><path d="M0 5H26" {stroke}/></svg>'
     return f"<li>{swatch}{inert(key.label)}</li>"

@@ -47,8 +47,8 @@ class Key:
 
     label: str
     series: int
-    shape: Literal["line", "area", "background"] = "line"
-    """``background``: a thin grey line, whatever the series."""
+    shape: Literal["line", "solid", "area", "background"] = "line"
+    """``solid``: a line without its dashes; ``background``: a thin grey line, whatever the series."""
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def _pool_plot(run: RunLogs, name: str, title: str) -> Plot:
     kept = thinned(mean)
     axes.fill_between(steps[kept], low[kept], high[kept], color=SERIES[1], alpha=0.25, linewidth=0)
     axes.plot(steps[kept], mean[kept], color=SERIES[1], linewidth=1.3)
-    keys = [Key("selected prompts: mean, quartiles", 1)]
+    keys = [Key("selected prompts: mean, quartiles", 1, "solid")]
     target = run.config.get("selection", {}).get("target_accuracy")
     if target is not None and run.config["selection"]["method"] in ("nearest", "thompson"):
         axes.axhline(target, color=SERIES[6], linewidth=1, linestyle=DASHES[2])

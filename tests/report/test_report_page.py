@@ -91,7 +91,8 @@ def test_hostile_names_and_settings_are_inert(run: RunLogs) -> None:
     errors = [row | {"verifier/errors": 60.0} for row in run.metrics]
     hostile = replace(run, name=HOSTILE, config=config, evals=evals, samples=samples, metrics=errors)
     other = replace(hostile, name="_" + HOSTILE, config=config | {"recipe": "grpo"})
-    for runs in ([hostile], [hostile, other]):
+    begun = replace(hostile, metrics=[], groups=[])  # its settings are listed too, and little is drawn
+    for runs in ([begun], [hostile, other]):
         text = page(runs)
         text = re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.S)
         assert "<script>alert" not in text
