@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from altered import noisy, tiny, written
+from chromium import chromium, short_run, visit  # noqa: F401 (fixtures)
 
 from pacedrl import Config, Trainer
 from pacedrl.report.run import RunLogs, load_run
