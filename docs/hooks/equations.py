@@ -1,0 +1,28 @@
+"""Mathematics as MathML, made when the site is built: browsers draw it by themselves, without a script."""
+
+from __future__ import annotations
+
+import html as entities
+import re
+
+from latex2mathml.converter import convert
+
+MARKED = re.compile(
+    r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
+)
+NUMBER = re.compile(r"\\tag\{(\d+)\}")
+
+
+def to_mathml(html: str) -> str:
+    """Replace what pymdownx.arithmatex marked; a display with ``\\tag{N}`` shows its number at the right."""
+    return MARKED.sub(_mathml, html)
+
+
+def _mathml(match: re.Match[str]) -> str:
+    latex = entities.unescape(match["latex"]).strip()
+    if match["open"] == "(":
+        return convert(latex)
+    number = NUMBER.search(latex)
+    shown = f"<span>({number[1]})</span>" if number else ""
+    mathml = convert(NUMBER.sub("", latex), display="block")
+    return f'<div class="equation"{f" id=eq-{number[1]}" if number else ""}>{mathml}{shown}</div>'
