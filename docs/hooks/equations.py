@@ -22,7 +22,10 @@ def _mathml(match: re.Match[str]) -> str:
     latex = entities.unescape(match["latex"]).strip()
     if match["open"] == "(":
         return convert(latex)
+    if "\\begin" in latex:
+        raise ValueError(f"latex2mathml draws no alignment; write the lines as equations of their own: {latex}")
     number = NUMBER.search(latex)
     shown = f"<span>({number[1]})</span>" if number else ""
     mathml = convert(NUMBER.sub("", latex), display="block")
-    return f'<div class="equation"{f" id=eq-{number[1]}" if number else ""}>{mathml}{shown}</div>'
+    name = f' id="eq-{number[1]}"' if number else ""
+    return f'<div class="equation"{name}>{mathml}{shown}</div>'

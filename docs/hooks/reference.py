@@ -29,10 +29,10 @@ def configuration() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every setting, from the classes in `pacedrl/config`. The defaults are the paper's recipe; another `recipe` changes"
-        " those that [`pacedrl recipes NAME`](cli.md#pacedrl-recipes) prints. A setting is written `section.key`, in YAML"
-        " as a key below its section, on the command line as `section.key=value`. An unknown key is an error that names"
-        " the nearest.",
+        "Every setting, from the classes in `pacedrl/config`. The defaults are the paper's recipe; what another"
+        " `recipe` changes, [`pacedrl recipes NAME`](cli.md#pacedrl-recipes) prints. A setting is a key below its"
+        " section in YAML, and `section.key=value` on the command line. An unknown key is an error that names the"
+        " nearest.",
         "",
         *_table(Config, package, "", own_fields_only=True),
     ]
@@ -141,14 +141,15 @@ def command_line() -> str:
     lines = [
         "# Command line",
         "",
-        "`pacedrl VERB --help` prints the same. Exit codes: 0 success; 1 training had to stop, or some runs of a comparison"
-        " failed; 2 bad input, with one line that says what to change; 130 Ctrl-C, with the state saved.",
+        "`pacedrl VERB --help` prints the same. Exit codes: 0 success; 1 training had to stop, or some runs of a"
+        " comparison failed; 2 bad input, with one line that says what to change; 130 Ctrl-C, with the state saved.",
         "",
         "Verbs that take `section.key=value` change [settings](configuration.md) of the configuration they read.",
     ]
     for name, verb in verbs.choices.items():
         usage = " ".join(verb.format_usage().removeprefix("usage: ").split())
-        lines += ["", f"## `pacedrl {name}` {{#pacedrl-{name}}}", "", verb.description or "", "", "```text", usage, "```", ""]
+        lines += ["", f"## `pacedrl {name}` {{#pacedrl-{name}}}", "", verb.description or ""]
+        lines += ["", "```text", usage, "```", ""]
         rows = [_argument(action) for action in verb._actions if not isinstance(action, argparse._HelpAction)]
         lines += ["| argument | |", "|---|---|", *rows] if rows else []
         if verb.epilog:
@@ -160,5 +161,5 @@ def _argument(action: argparse.Action) -> str:
     value = action.metavar or (action.dest.upper() if action.option_strings and action.nargs != 0 else "")
     name = " ".join(filter(None, [", ".join(action.option_strings), str(value) if value else ""])) or action.dest
     text = (action.help or "") % {**vars(action), "prog": "pacedrl"} if action.help else ""
-    required = " Required." if action.required and action.option_strings else ""
+    required = "; required" if action.required and action.option_strings else ""
     return f"| `{name}` | {text[:1].upper()}{text[1:]}{required} |"

@@ -82,8 +82,9 @@ def _uri(target: str) -> str:
 def _source_page(target: str) -> str:
     path = ROOT / target
     text = path.read_text(encoding="utf-8")  # one that is not there ends the build: its link is broken
+    head = f"---\nsearch: {{exclude: true}}\n---\n# {path.name}\n\n`{target}`\n\n"
     fence = "`" * 6
-    return f"---\nsearch: {{exclude: true}}\n---\n# {path.name}\n\n`{target}`\n\n{fence}{LANGUAGES.get(path.suffix, 'text')}\n{text}{fence}\n"
+    return f"{head}{fence}{LANGUAGES.get(path.suffix, 'text')}\n{text}{fence}\n"
 
 
 def _outside_code(markdown: str, change: Callable[[str], str]) -> str:

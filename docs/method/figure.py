@@ -130,7 +130,9 @@ def draw(data: dict[str, Any], path: Path) -> None:
     line = np.linspace(1e-6, 1 - 1e-6, 200)
     for beta, color in zip(FROZEN, (BLUE, GREEN, ORANGE, PURPLE), strict=True):
         reference.plot(line, closed_form(line, beta), color=color, linewidth=1, label=f"β = {beta}")
-        reference.plot(data["frozen"]["accuracy"], data["frozen"]["beta_log_z"][str(beta)], ".", color=color, markersize=3)
+        reference.plot(
+            data["frozen"]["accuracy"], data["frozen"]["beta_log_z"][str(beta)], ".", color=color, markersize=3
+        )
     reference.set(xlabel="exact accuracy of the frozen reference", ylabel="exact β·log Z")
     reference.set_title("d  against a frozen reference", loc="left", fontsize=9)
     reference.legend(frameon=False, fontsize=7, loc="lower right")
