@@ -4,8 +4,8 @@
     python docs/results/build.py guide                       # docs/guide.md, from the same
     python docs/results/build.py skills --from runs/results  # copy the results of finished comparisons first
 
-The page is ``NAME.template.md``, here or in docs/, with its placeholders filled in; what a sentence quotes is looked up,
-never typed:
+The page is ``NAME.template.md``, here or in docs/, with its placeholders filled in; what a sentence quotes is looked
+up, never typed:
 
 - ``{section:COMPARISON}``: tables and figures of a comparison
 - ``{calibration:COMPARISON/VARIANT/SEED}``: those of a run's calibration
