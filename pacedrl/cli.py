@@ -20,9 +20,23 @@ EXIT_STOPPED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
+FIRST_STEPS = """\
+pacedrl post-trains language models by reinforcement learning with verifiable rewards. To start:
+
+  pacedrl init my.yaml --data FILE   write a commented configuration for your data (without --data: for a demo)
+  pacedrl doctor my.yaml             check model, data, verifier and memory
+  pacedrl train my.yaml              train; the same command resumes
+  pacedrl report runs/my             see how it went
+
+pacedrl --help lists all verbs; pacedrl VERB --help explains one, with an example.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code."""
+    """Run one verb and return its exit code; without one, say what to type first."""
+    if not (sys.argv[1:] if arguments is None else arguments):
+        print(FIRST_STEPS, end="", file=sys.stderr)
+        return EXIT_BAD_INPUT
     options = _parse(arguments)
     try:
         code: int = options.run(options)
@@ -112,10 +126,31 @@ def _parser() -> argparse.ArgumentParser:
     doctor.epilog = "example: pacedrl doctor examples/demo.yaml"
     doctor.set_defaults(run=_doctor)
 
+    init = _verb(verbs, "init", "write a commented configuration for a model and a dataset, after a look at both")
+    init.add_argument(
+        "out", nargs="?", type=Path, default=Path("my.yaml"), metavar="OUT.yaml", help="default: %(default)s"
+    )
+    init.add_argument("--model", default="tiny", metavar="NAME", help="hub name, folder, or 'tiny' (the default)")
+    init.add_argument(
+        "--data", default="skills", metavar="SOURCE", help="a file, a hub dataset, gym:NAME, or skills (the default)"
+    )
+    init.add_argument("--subset", metavar="NAME", help="configuration of a hub dataset, e.g. main")
+    init.add_argument("--eval", metavar="SOURCE", help="what to evaluate on (default: a part of the data is held out)")
+    init.add_argument(
+        "--reward", metavar="VERIFIER", help="a verifier, or FILE.py:function, written if there is no such file"
+    )
+    init.add_argument("--recipe", default="paced", metavar="NAME", help="see pacedrl recipes (default: %(default)s)")
+    init.add_argument("--prompt-column", metavar="NAME", help="which column is the prompt, if it is not found")
+    init.add_argument("--answer-column", metavar="NAME", help="which column is the answer, if it is not found")
+    init.add_argument("--force", action="store_true", help="replace OUT.yaml if it is there")
+    init.epilog = "example: pacedrl init first.yaml --model tiny --data skills"
+    init.set_defaults(run=_init)
+
     recipes = _verb(
         verbs, "recipes", "the methods that recipe: NAME chooses from; with a NAME, its whole configuration"
     )
     recipes.add_argument("name", nargs="?", metavar="NAME")
+    recipes.epilog = "example: pacedrl recipes paced"
     recipes.set_defaults(run=_recipes)
 
     for verb in (train, evaluate, compare, doctor):
@@ -207,6 +242,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from pacedrl.doctor import examine
 
     return EXIT_BAD_INPUT if examine(config) else 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    from pacedrl.init.command import init
+
+    return init(options)
 
 
 def _recipes(options: argparse.Namespace) -> int:

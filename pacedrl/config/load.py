@@ -10,10 +10,20 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pacedrl.config.config import Config
-from pacedrl.errors import InputError
+from pacedrl.errors import InputError, Page
 
 VARIANTS = ("objective", "estimator", "gate")
 """Sections whose ``name`` says which settings they have."""
+PAGES: dict[str, Page] = {
+    "recipe:": "recipes",
+    "scale.": "scale",
+    "optimizer.activation_offload": "scale",
+    "sampling.servers": "serving",
+    "objective.name": "configuration",
+    "estimator.name": "configuration",
+    "gate.name": "configuration",
+}
+"""Where more is said of a setting that was given a wrong value."""
 
 
 def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:
@@ -37,7 +47,8 @@ def parse_config(tree: dict[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_problem(error)}") from None
+        problem = _first_problem(error)
+        raise InputError(f"{where}: {problem}", docs=_page(problem)) from None
 
 
 def dump_config(config: Config) -> dict[str, Any]:
@@ -89,6 +100,13 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         node[leaf] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"override '{override}': the value is not valid YAML") from None
+
+
+def _page(problem: str) -> Page | None:
+    """The page that says more, by the setting that the message begins with."""
+    if problem.startswith("unknown key"):
+        return "configuration"
+    return next((page for setting, page in PAGES.items() if problem.startswith(setting)), None)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -225,7 +225,7 @@ def read_variants(recipes: str | None, file: Path | None) -> dict[str, Overrides
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
-            raise InputError(f"--recipes: there is no recipe or variant '{name}': {hint}")
+            raise InputError(f"--recipes: there is no recipe or variant '{name}': {hint}", docs="recipes")
     if len(set(names)) < len(names):
         raise InputError("--recipes: a name occurs twice")
     return {name: known[name] for name in names}

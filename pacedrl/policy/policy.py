@@ -122,18 +122,10 @@ class Policy:
 
         Raises InputError when there is no template for messages, or no token at all.
         """
-        ids = self._encode(content)
+        ids = token_ids(self.tokenizer, content)
         if not ids:
             raise InputError(f"the prompt {content!r} has no tokens: there is nothing to sample from")
         return ids
-
-    def _encode(self, content: str | list[Message]) -> list[int]:
-        if isinstance(content, str):
-            return [int(i) for i in self.tokenizer(content, verbose=False).input_ids]
-        if self.tokenizer.chat_template is None:
-            raise InputError("the prompt is a list of messages, but the model's tokenizer has no chat template")
-        text = self.tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
-        return [int(i) for i in self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
@@ -230,3 +222,13 @@ class Policy:
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def token_ids(tokenizer: Any, content: str | list[Message]) -> list[int]:
+    """Token ids of a prompt, as `Policy.encode`; perhaps none. InputError for messages without a chat template."""
+    if isinstance(content, str):
+        return [int(i) for i in tokenizer(content, verbose=False).input_ids]
+    if tokenizer.chat_template is None:
+        raise InputError("the prompt is a list of messages, but the model's tokenizer has no chat template")
+    text = tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+    return [int(i) for i in tokenizer(text, add_special_tokens=False, verbose=False).input_ids]

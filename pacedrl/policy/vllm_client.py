@@ -54,7 +54,8 @@ class Server:
             if "pacedrl_describe" in str(lost):  # its name, in what vLLM says of a method that is not there
                 raise InputError(
                     f"sampling.servers: {self.url} cannot be given weights: start it with "
-                    "--worker-extension-cls pacedrl.policy.vllm_worker.WeightReceiver"
+                    "--worker-extension-cls pacedrl.policy.vllm_worker.WeightReceiver",
+                    docs="serving",
                 ) from None
             raise
         return list(answer["results"])
@@ -87,10 +88,13 @@ class Server:
         if status == 404:
             raise InputError(
                 f"sampling.servers: {self.url} has no {path}: it must be vLLM 0.32 or later, started with "
-                "VLLM_SERVER_DEV_MODE=1 in its environment"
+                "VLLM_SERVER_DEV_MODE=1 in its environment",
+                docs="serving",
             )
         if status >= 400:
-            raise InputError(f"sampling.servers: {self.url}{path} refuses (HTTP {status}): {_message(text)}")
+            raise InputError(
+                f"sampling.servers: {self.url}{path} refuses (HTTP {status}): {_message(text)}", docs="serving"
+            )
         try:
             return json.loads(text)
         except ValueError as error:

@@ -64,7 +64,7 @@ class VllmSampler:
                 )
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 reason = str(error).strip().splitlines()[0]
-                raise InputError(f"sampling.engine: vLLM cannot run this model: {reason}") from None
+                raise InputError(f"sampling.engine: vLLM cannot run this model: {reason}", docs="serving") from None
         self.sync(policy)
 
     @torch.no_grad()

@@ -180,7 +180,7 @@ class _Dispatch:
         waits = [now - desk.lost_since for desk in self.desks if desk.lost_since is not None]
         if len(waits) == len(self.desks) and min(waits) > self.config.server_patience_s:
             reasons = {desk.server.url: desk.reason for desk in self.desks}
-            raise InputError(nobody_there(self.config.server_patience_s, reasons))
+            raise InputError(nobody_there(self.config.server_patience_s, reasons), docs="serving")
 
     def _require_version(self, server: Server) -> None:
         if server.version() != self.version:
@@ -226,5 +226,6 @@ class _Dispatch:
             if self.tries[prompt] >= TRIES:
                 raise InputError(
                     f"sampling.servers: a prompt was asked {TRIES} times in vain, the last time of {desk.server.url}: "
-                    f"{reason}"
+                    f"{reason}",
+                    docs="serving",
                 )

@@ -81,7 +81,7 @@ class WeightKeeper:
                 left = deadline - time.monotonic()
                 if left <= 0.0 and not ready:
                     reasons = {url: str(told.get(url, "it is still being tried")) for url in self.urls}
-                    raise InputError(nobody_there(self.patience_s, reasons))
+                    raise InputError(nobody_there(self.patience_s, reasons), docs="serving")
                 self._changed.wait(left if left > 0.0 else None)
 
     def close(self) -> None:
@@ -135,16 +135,19 @@ def require_fit(server: Server, workers: Sequence[dict[str, Any]], tokens: int) 
         if worker["logprobs_mode"] != "processed_logprobs":
             raise InputError(
                 f"sampling.servers: {server.url} would give log-probabilities of another distribution than it draws "
-                "from: start it with --logprobs-mode processed_logprobs"
+                "from: start it with --logprobs-mode processed_logprobs",
+                docs="serving",
             )
         if worker["max_model_len"] < tokens:
             raise InputError(
                 f"sampling.servers: {server.url} has room for {worker['max_model_len']} tokens, but a prompt and its "
-                f"completion may come to {tokens}: start it with --max-model-len {tokens}"
+                f"completion may come to {tokens}: start it with --max-model-len {tokens}",
+                docs="serving",
             )
         if worker["data_parallel_size"] != 1:
             raise InputError(
-                f"sampling.servers: {server.url} is data-parallel: start a server for each replica, and name them all"
+                f"sampling.servers: {server.url} is data-parallel: start a server for each replica, and name them all",
+                docs="serving",
             )
 
 

@@ -94,7 +94,9 @@ def _parts(config: TaskConfig) -> tuple[RewardPart, ...]:
     names = [part.name for part in config.extra_rewards]
     for name in {*names}:
         if name in ("correctness", "overlong") or names.count(name) > 1:
-            raise InputError(f"{config.source}: extra_rewards: the name '{name}' is taken; give each part its own")
+            raise InputError(
+                f"{config.source}: extra_rewards: the name '{name}' is taken; give each part its own", docs="verifiers"
+            )
     return tuple(RewardPart(part.name, part.verifier, part.weight, part.options) for part in config.extra_rewards)
 
 
@@ -124,14 +126,14 @@ def _find_columns(config: TaskConfig, verifier: str, row: Row, where: str) -> _C
         raise InputError(f"{config.source}: columns.prompt and prompt_template both make the prompt; keep one")
     prompt, answer = config.columns.get("prompt"), config.columns.get("answer")
     if prompt is None and config.prompt_template is None:
-        prompt = _first_present(PROMPT_COLUMNS, row)
+        prompt = first_present(PROMPT_COLUMNS, row)
         if prompt is None:
             raise InputError(
                 f"{where}: no prompt column ({', '.join(PROMPT_COLUMNS)}); it has {', '.join(row)}; "
                 "say which with columns.prompt, or build the prompt with prompt_template"
             )
     if answer is None:
-        answer = _first_present(ANSWER_COLUMNS, row)
+        answer = first_present(ANSWER_COLUMNS, row)
         if answer is None and verifier in _NEED_AN_ANSWER:
             raise InputError(
                 f"{where}: no answer column ({', '.join(ANSWER_COLUMNS)}), and the verifier '{verifier}' needs one; "
@@ -140,7 +142,7 @@ def _find_columns(config: TaskConfig, verifier: str, row: Row, where: str) -> _C
     return _Columns(prompt, answer)
 
 
-def _first_present(candidates: tuple[str, ...], row: Row) -> str | None:
+def first_present(candidates: tuple[str, ...], row: Row) -> str | None:
     by_lower_case = {column.lower(): column for column in reversed(row)}
     for candidate in candidates:
         name, _, rest = candidate.partition(".")
@@ -155,8 +157,8 @@ def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row
         assert config.prompt_template is not None  # _find_columns
         content = _content(config, _fill(config.prompt_template, row, where), "prompt_template", where)
     else:
-        content = _content(config, _value(row, columns.prompt, where), columns.prompt, where)
-    answer = None if columns.answer is None else _value(row, columns.answer, where)
+        content = _content(config, value_at(row, columns.prompt, where), columns.prompt, where)
+    answer = None if columns.answer is None else value_at(row, columns.answer, where)
     if verifier in _NEED_AN_ANSWER and (answer is None or (isinstance(answer, float) and math.isnan(answer))):
         raise InputError(
             f"{where}: the answer (column '{columns.answer}') is empty, and the verifier '{verifier}' needs one; "
@@ -167,7 +169,7 @@ def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row
     return Prompt(prompt_key(content, answer), task, content, answer, rest)
 
 
-def _value(row: Row, path: str, where: str) -> Any:
+def value_at(row: Row, path: str, where: str) -> Any:
     """The value at a column, or at a dotted path into one: keys of objects, places in lists from 0."""
     value: Any = row
     for part in [path] if path in row else path.split("."):
@@ -186,7 +188,7 @@ def _fill(template: str, row: Row, where: str) -> str:
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
         for column in (re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields):
-            if column and _value(row, column, where) is None:
+            if column and value_at(row, column, where) is None:
                 raise InputError(f"{where}: column '{column}' is empty, and prompt_template uses it")
         return template.format_map(row)
     except (ValueError, LookupError, AttributeError, TypeError) as error:

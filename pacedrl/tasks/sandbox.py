@@ -105,7 +105,8 @@ def check(mode: Mode) -> None:
         raise InputError(
             f"programs cannot be run in a bubblewrap sandbox here: {reason}; 'sandbox: rlimits' does without, and "
             "gives up protection from hostile programs: they can read this machine's files, the tests among them, use "
-            "its network and leave processes behind"
+            "its network and leave processes behind",
+            docs="verifiers",
         )
 
 

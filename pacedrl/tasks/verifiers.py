@@ -95,20 +95,23 @@ def _options(spec: str, options: Mapping[str, Any]) -> MathOptions | CodeSetting
     """The built-in verifier's settings; InputError for a user's function, which takes none, and for bad ones."""
     if spec not in OPTIONS:
         if options:
-            raise InputError(f"verifier '{spec}': takes no options, got {', '.join(options)}")
+            raise InputError(f"verifier '{spec}': takes no options, got {', '.join(options)}", docs="verifiers")
         return None
     known = list(OPTIONS[spec].__dataclass_fields__)
     for name in options:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
-            raise InputError(f"verifier_options: the verifier '{spec}' has no option '{name}': {hint}")
+            raise InputError(
+                f"verifier_options: the verifier '{spec}' has no option '{name}': {hint}", docs="verifiers"
+            )
     try:
         settings: MathOptions | CodeSettings = TypeAdapter(OPTIONS[spec]).validate_python(dict(options))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or spec
-        raise InputError(f"verifier_options: {where}: {problem['msg'].removeprefix('Value error, ')}") from None
+        message = f"verifier_options: {where}: {problem['msg'].removeprefix('Value error, ')}"
+        raise InputError(message, docs="verifiers") from None
     return settings
 
 
@@ -233,7 +236,8 @@ def _load_function(spec: str) -> Callable[..., Any]:
         close = difflib.get_close_matches(spec, BUILT_IN, n=1, cutoff=0.4)
         hint = f"did you mean '{close[0]}'? " if close else ""
         raise InputError(
-            f"unknown verifier '{spec}': {hint}expected {', '.join(BUILT_IN)}, file.py:function or module:function"
+            f"unknown verifier '{spec}': {hint}expected {', '.join(BUILT_IN)}, file.py:function or module:function",
+            docs="verifiers",
         )
     module = _import(where, spec)
     try:
@@ -242,16 +246,18 @@ def _load_function(spec: str) -> Callable[..., Any]:
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         close = difflib.get_close_matches(name, functions, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise InputError(f"verifier '{spec}': {where} has no '{name}'{hint}") from None
+        raise InputError(f"verifier '{spec}': {where} has no '{name}'{hint}", docs="verifiers") from None
     if not callable(function):
-        raise InputError(f"verifier '{spec}': '{name}' is a {type(function).__name__}, expected a function")
+        raise InputError(
+            f"verifier '{spec}': '{name}' is a {type(function).__name__}, expected a function", docs="verifiers"
+        )
     return function  # type: ignore[no-any-return]
 
 
 def _import(where: str, spec: str) -> ModuleType:
     path = Path(where).expanduser().resolve() if where.endswith(".py") or "/" in where else None
     if path is not None and not (path.is_file() and path.suffix == ".py"):
-        raise InputError(f"verifier '{spec}': there is no Python file {path}")
+        raise InputError(f"verifier '{spec}': there is no Python file {path}", docs="verifiers")
     folder = str(Path.cwd() if path is None else path.parent)
     if folder not in sys.path:
         sys.path.append(folder)  # for the user's own modules; last, so that they shadow nothing
@@ -261,7 +267,7 @@ def _import(where: str, spec: str) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:  # user code
         reason = _one_line(f"{type(error).__name__}: {error}")
-        raise InputError(f"verifier '{spec}': importing {where} failed: {reason}") from error
+        raise InputError(f"verifier '{spec}': importing {where} failed: {reason}", docs="verifiers") from error
 
 
 def _run_file(path: Path) -> ModuleType:

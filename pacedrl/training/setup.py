@@ -56,7 +56,8 @@ def _require_time_for_code(task: Task, timeout_s: float) -> None:
             if needed >= timeout_s:
                 raise InputError(
                     f"verifier.timeout_s: {timeout_s:g} s is too little for the code of task {task.name}: a verdict "
-                    f"may take {needed:g} s (its own timeout_s and {START_LIMIT_S:g} s to start); raise it"
+                    f"may take {needed:g} s (its own timeout_s and {START_LIMIT_S:g} s to start); raise it",
+                    docs="verifiers",
                 )
 
 
@@ -129,7 +130,8 @@ def require_oracle_tasks(config: Config, tasks: Sequence[Task]) -> None:
         what = f"task {other[0].name} has '{other[0].verifier}'" if other else f"top_p is {config.sampling.top_p}"
         raise InputError(
             f"estimator.name: the oracle computes the probability of the one right answer, so it needs the verifier "
-            f"'exact' and sampling.top_p = 1, but {what}; choose another estimator or recipe"
+            f"'exact' and sampling.top_p = 1, but {what}; choose another estimator or recipe",
+            docs="recipes",
         )
 
 
@@ -262,7 +264,8 @@ def require_some_gold(pool: VerifierPool, tasks: Sequence[Task]) -> None:
             raise InputError(
                 f"task {task.name}: the verifier '{task.verifier}' rejects all {tried} gold answers it was shown, "
                 f"e.g. {str(prompt.answer)[:60]!r} ({reason}); "
-                "check columns.answer and the verifier, or set verifier.check_gold=false"
+                "check columns.answer and the verifier, or set verifier.check_gold=false",
+                docs="verifiers",
             )
 
 

@@ -1,0 +1,90 @@
+"""What somebody new meets: the bare command, --help, and messages that name a page."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import shlex
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from pacedrl.cli import FIRST_STEPS, _parse, _parser, main
+from pacedrl.config import parse_config
+from pacedrl.errors import InputError, Page
+
+ROOT = Path(__file__).resolve().parents[1]
+COMING = {"guide", "configuration"}
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def test_the_bare_command_says_what_to_type_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", FIRST_STEPS)
+    assert len(FIRST_STEPS.splitlines()) <= 10
+    assert all(len(line) <= 120 for line in FIRST_STEPS.splitlines())
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_verb_has_an_example_that_parses(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    (example,) = re.findall(r"example: (pacedrl .*)", shown)
+    program, *arguments = shlex.split(example)
+    assert (program, arguments[0]) == ("pacedrl", verb)
+    options = _parse(arguments)
+    assert options.verb == verb
+    for path in vars(options).values():
+        if isinstance(path, Path) and path.parts[0] == "examples":
+            assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("verb", ["init", "recipes"])
+def test_quick_examples_run(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    epilog = verbs()[verb].epilog
+    assert epilog is not None
+    assert main(shlex.split(epilog)[2:]) == 0
+    assert "paced" in capsys.readouterr().out
+
+
+def test_every_page_that_messages_name_is_there() -> None:
+    for page in get_args(Page):
+        assert page in COMING or (ROOT / f"docs/{page}.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("tree", "page"),
+    [
+        ({"runn": {}}, "configuration"),
+        ({"objective": {"betta": 1}}, "configuration"),
+        ({"gate": {"name": "dynamite"}}, "configuration"),
+        ({"recipe": "pased"}, "recipes"),
+        ({"sampling": {"engine": "vllm_server"}}, "serving"),
+        ({"sampling": {"engine": "vllm_server", "servers": ["here"]}}, "serving"),
+        ({"scale": {"shard": 3}}, "scale"),
+        ({"scale": {"shard": True}, "optimizer": {"activation_offload": True}}, "scale"),
+    ],
+)
+def test_messages_name_the_page_that_says_more(tree: dict[str, object], page: str) -> None:
+    with pytest.raises(InputError) as raised:
+        parse_config(tree)
+    assert str(raised.value).endswith(f" (see docs/{page}.md)")
+    assert "\n" not in str(raised.value)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # other processes are told
+
+
+def test_a_message_that_says_it_all_names_no_page() -> None:
+    with pytest.raises(InputError, match=r"\(got 0\)$"):
+        parse_config({"run": {"steps": 0}})
