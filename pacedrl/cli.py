@@ -121,6 +121,22 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.epilog = "example: pacedrl calibrate runs/demo --prompts 128"
     calibrate.set_defaults(run=_calibrate)
 
+    report = _verb(verbs, "report", "a run, or several overlaid, as one HTML page: plots, completions, what to change")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: RUN/report.html; of several runs ./report.html)"
+    )
+    report.epilog = "example: pacedrl report runs/demo"
+    report.set_defaults(run=_report)
+
+    watch = _verb(verbs, "watch", "follow runs, on a local page or in the terminal; stopped and synced ones as well")
+    watch.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, there already or not")
+    watch.add_argument("--terminal", action="store_true", help="a dashboard in the terminal instead of a page")
+    watch.add_argument("--port", type=int, default=0, help="of the page, on 127.0.0.1 (default: any that is free)")
+    watch.add_argument("--open", action="store_true", help="open the page in the browser")
+    watch.epilog = "example: pacedrl watch runs/demo --open"
+    watch.set_defaults(run=_watch)
+
     doctor = _verb(verbs, "doctor", "check model, chat template, data, verifier and memory before money is spent")
     doctor.add_argument("config", type=Path, metavar="CONFIG.yaml")
     doctor.epilog = "example: pacedrl doctor examples/demo.yaml"
@@ -232,6 +248,18 @@ def _calibrate(options: argparse.Namespace) -> int:
     from pacedrl.lab.command import calibrate
 
     return calibrate(options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pacedrl.report.command import report
+
+    return report(options)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from pacedrl.report.live import watch
+
+    return watch(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -24,6 +24,12 @@ TINY = 1e-9
 STRENGTH_MEMORY = 0.9
 """Weight of what the moments of a learned strength were, at each step."""
 
+POOL_BINS = 20
+"""Of equal width over [0, 1], in the histogram of all prompts' estimates."""
+STALE_STEPS = 20
+"""Age from which on an estimate's evidence counts as stale. In 20 steps the demo's held-out accuracy rises by some 0.1:
+what an estimate then says of the policy is off by as much as good ones are by themselves."""
+
 CALIBRATION = (
     "accuracy/estimate_mean",
     "accuracy/observed_mean",
@@ -135,6 +141,18 @@ def calibration_metrics(estimate_P: Floats, observed_P: Floats) -> dict[str, flo
     mae, rank = np.abs(error_P).mean(), spearman(estimate_P, observed_P)
     values = (estimate_P.mean(), observed_P.mean(), mae, error_P.mean(), rank)
     return dict(zip(CALIBRATION, map(float, values), strict=True))
+
+
+def pool_histogram(accuracy_N: Floats) -> dict[str, Any] | None:
+    """How many prompts' estimates lie in each of ``POOL_BINS`` of [0, 1] (``counts``), ``below`` 0 and ``above`` 1.
+
+    None where nothing is believed.
+    """
+    if np.isnan(accuracy_N).all():
+        return None
+    counts, _ = np.histogram(accuracy_N, bins=POOL_BINS, range=(0.0, 1.0))
+    below, above = int((accuracy_N < 0.0).sum()), int((accuracy_N > 1.0).sum())
+    return {"below": below, "counts": counts.tolist(), "above": above}
 
 
 def spearman(first_P: Floats, second_P: Floats) -> float:

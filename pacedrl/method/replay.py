@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+
+QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ class ReplayBuffer:
             self.entries.popleft()
         return list(self.entries)
 
+    def metrics(self, step: int) -> dict[str, float]:
+        """``replay/size``, and of ages in steps at ``step`` and priorities the mean and ``QUANTILES``, NaN of none."""
+        ages = [float(step - entry.step) for entry in self.entries]
+        priorities = [entry.priority for entry in self.entries]
+        return {"replay/size": float(len(self.entries))} | _spread("age", ages) | _spread("priority", priorities)
+
     def state_dict(self) -> dict[str, Any]:
         """The entries as plain values."""
         return {"entries": [asdict(entry) for entry in self.entries]}
@@ -70,3 +81,9 @@ class ReplayBuffer:
         for entry in state["entries"]:
             sequences = {name: tuple(entry[name]) for name in ("token_ids", "logprobs")}
             self.entries.append(ReplayEntry(**{**entry, **sequences}))
+
+
+def _spread(name: str, values: list[float]) -> dict[str, float]:
+    points = np.quantile(values, list(QUANTILES.values())).tolist() if values else [math.nan] * len(QUANTILES)
+    quantiles = {f"replay/{name}_{quantile}": point for quantile, point in zip(QUANTILES, points, strict=True)}
+    return {f"replay/{name}_mean": float(np.mean(values)) if values else math.nan} | quantiles

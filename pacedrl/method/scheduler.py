@@ -29,11 +29,13 @@ from pacedrl.method.estimator import (
     CALIBRATION,
     FLAT_MEAN,
     FLAT_STRENGTH,
+    STALE_STEPS,
     Beliefs,
     DiscountedCounts,
     Floats,
     PriorStrength,
     calibration_metrics,
+    pool_histogram,
 )
 from pacedrl.method.partition import LogPartition, PartitionLearner
 from pacedrl.method.replay import ReplayBuffer, ReplayEntry
@@ -162,6 +164,10 @@ class DifficultyScheduler:
     def accuracy_estimate(self, keys: Sequence[str]) -> Floats:
         """p̂ of the prompts named, in their order (a key may recur). Raises KeyError for an unknown key."""
         return self.accuracy_estimates()[self._rows(keys)]
+
+    def pool(self) -> dict[str, Any] | None:
+        """Histogram of all prompts' estimates (`pacedrl.method.estimator.pool_histogram`); None without estimates."""
+        return pool_histogram(self.accuracy_estimates())
 
     def estimate_strength(self, keys: Sequence[str]) -> Floats:
         """How many completions p̂ is worth, of the prompts named: α + β of the posterior; infinite for a point."""
@@ -328,14 +334,34 @@ class DifficultyScheduler:
         return loss
 
     def _state_metrics(self) -> dict[str, float]:
-        entries = self.replay_buffer.entries
-        return {
-            "replay/size": float(len(entries)),
-            "replay/age_mean": float(np.mean([self.step - e.step for e in entries])) if entries else math.nan,
-            "replay/priority_mean": float(np.mean([e.priority for e in entries])) if entries else math.nan,
+        return self.replay_buffer.metrics(self.step) | {
             "selection/coverage": float((self.last_used_N > NEVER).mean()),
             "estimator/prior_strength": self.prior_strength.value if self.estimator == "combined" else math.nan,
+            "estimator/stale": self._stale_share(),
         }
+
+    def _stale_share(self) -> float:
+        """Share of the prompts whose estimate rests, by more than half, on what is over ``STALE_STEPS`` steps old.
+
+        β·log Z is as old as its computation: 0 unless ``rescore_share`` is below 1, for a fit on other prompts brings
+        it up to date too. Counts are as old as the prompt's last visit; where there was none they are not stale, but
+        nothing (``selection/coverage``). Of the two combined, whichever weighs more.
+        """
+        since_visit_N = self.step - 1 - self.last_used_N
+        counts_N = np.where(self.last_used_N == NEVER, 0, since_visit_N)
+        match self.estimator:
+            case "none":
+                return math.nan
+            case "oracle":
+                return 0.0
+            case "counts":
+                age_N = counts_N
+            case _:
+                age_N = np.minimum(self._scores().fits_ago(), since_visit_N).clip(max=self.step)
+                if self.estimator == "combined":
+                    own_N = self.counts.right_N + self.counts.wrong_N > self.prior_strength.value
+                    age_N = np.where(own_N, counts_N, age_N)
+        return float((age_N > STALE_STEPS).mean())
 
 
 def _judged(rollouts: Rollouts) -> Rollouts:

@@ -58,6 +58,18 @@ class PartitionScores:
         accuracy_N[rows] = self._compute(torch.from_numpy(rows))
         self.next = end % count
 
+    def fits_ago(self) -> NDArray[np.int64]:
+        """How many fits ago each prompt's turn to be computed anew was, [N]; 0 where all always are.
+
+        That of a prompt which has not had its turn yet is what it would be had there been rounds before.
+        """
+        count = len(self.embeddings_NH)
+        if self.rescore_share == 1.0:
+            return np.zeros(count, dtype=np.int64)
+        turn = math.ceil(self.rescore_share * count)
+        turns = math.ceil(count / turn)
+        return (self.next // turn - 1 - np.arange(count) // turn) % turns
+
     def state_dict(self) -> dict[str, Any]:
         """What a share below 1 leaves out of date; nothing where all is computed anew."""
         if self.rescore_share == 1.0 or self._accuracy_N is None:

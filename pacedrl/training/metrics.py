@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pacedrl.scale.scheduler import Scheduler
 from pacedrl.types import Group
 
 
@@ -85,13 +87,31 @@ def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: 
     ]
 
 
-def group_row(groups: Sequence[Group], estimates: Mapping[str, float]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Believed:
+    """What was thought of accuracy before a step's results were known."""
+
+    estimates: dict[str, float]
+    """Of the sampled prompts, by key."""
+    pool: dict[str, Any] | None
+    """Histogram over the whole training set (`pacedrl.method.estimator.pool_histogram`)."""
+
+
+def believed(scheduler: Scheduler, groups: Sequence[Group]) -> Believed:
+    """Asks for it: to be called before ``scheduler.observe``."""
+    keys = [group.prompt.key for group in groups]
+    estimates = dict(zip(keys, scheduler.accuracy_estimate(keys).tolist(), strict=True))
+    return Believed(estimates, scheduler.pool())
+
+
+def group_row(groups: Sequence[Group], believed: Believed) -> dict[str, Any]:
     """Every prompt of a step: its key, what its accuracy was thought to be, and its verdicts, None where there is none.
 
-    ``estimates`` are from before the step's results were known.
+    ``pool`` is what was thought of all prompts, from which these were chosen.
     """
     return {
         "keys": [group.prompt.key for group in groups],
-        "accuracy_estimate": [round(estimates[group.prompt.key], 6) for group in groups],
+        "accuracy_estimate": [round(believed.estimates[group.prompt.key], 6) for group in groups],
         "rewards": [[completion.reward for completion in group.completions] for group in groups],
+        "pool": believed.pool,
     }

@@ -12,7 +12,7 @@ log; evaluate; checkpoint
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,7 +45,7 @@ from pacedrl.training.checkpoint import (
 from pacedrl.training.collect import Collected, dump_collected, load_collected
 from pacedrl.training.interrupt import Interrupted, InterruptGuard
 from pacedrl.training.learner import Learner
-from pacedrl.training.metrics import Stopwatch, group_row, rollout_metrics, sample_rows
+from pacedrl.training.metrics import Believed, Stopwatch, believed, group_row, rollout_metrics, sample_rows
 from pacedrl.training.objective import policy_loss
 from pacedrl.training.run_folder import RunFolder
 from pacedrl.training.sequences import TrainingSequence, sequence_logprobs, true_accuracies
@@ -173,8 +173,7 @@ class Trainer:
                 update = self.learner.update(batch, self.step, self._tick)
             with clock.phase("wait"):
                 self.pending = following()
-        sampled = [group.prompt.key for group in collected.sampled]
-        estimates = dict(zip(sampled, self.scheduler.accuracy_estimate(sampled).tolist(), strict=True))
+        thought = believed(self.scheduler, collected.sampled)
         with clock.phase("observe"):
             judged = len(batch) - len(replayed)
             fresh = fresh_rollouts(collected.sampled, batch[:judged], update.log_ratio_B[:judged], self.config)
@@ -204,7 +203,7 @@ class Trainer:
             | observed
         )
         metrics["kl/old_beta"] = getattr(self.config.objective, "beta", math.nan) * metrics["kl/old"]
-        self._report(metrics | clock.metrics(), collected.sampled, estimates)
+        self._report(metrics | clock.metrics(), collected.sampled, thought)
 
     def _tick(self) -> None:
         # Several processes stop together, between steps: one that left a step would leave the others waiting.
@@ -250,11 +249,11 @@ class Trainer:
             self.ranks,
         )
 
-    def _report(self, metrics: dict[str, float], groups: list[Group], estimates: Mapping[str, float]) -> None:
+    def _report(self, metrics: dict[str, float], groups: list[Group], thought: Believed) -> None:
         row = {"step": self.step} | metrics
-        for sample in sample_rows(groups, estimates, self.config.run.samples_per_step):
+        for sample in sample_rows(groups, thought.estimates, self.config.run.samples_per_step):
             self.folder.log("samples.jsonl", {"step": self.step} | sample)
-        self.folder.log("groups.jsonl", {"step": self.step} | group_row(groups, estimates))
+        self.folder.log("groups.jsonl", {"step": self.step} | group_row(groups, thought))
         self.folder.log("metrics.jsonl", row)
         self.trackers.log(metrics, self.step)
         self.view.step(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from statistics import mean
 
 import pytest
@@ -248,6 +249,17 @@ def test_every_prompt_of_a_step_is_logged_with_its_estimate_and_verdicts(full_ru
         assert sum(len(set(rewards)) > 1 for rewards in row["rewards"]) / len(row["rewards"]) == pytest.approx(
             step["reward/mixed_groups"]
         )
+
+
+def test_every_step_logs_where_the_estimates_of_the_whole_training_set_stood_before_it(full_run: FinishedRun) -> None:
+    rows = full_run.cli.rows("run/groups.jsonl")
+    for row in rows:
+        pool = row["pool"]
+        assert pool["below"] + sum(pool["counts"]) + pool["above"] == 64
+        bins = Counter(min(int(20 * estimate), 19) for estimate in row["accuracy_estimate"] if 0 <= estimate <= 1)
+        assert all(count <= pool["counts"][i] for i, count in bins.items())
+    assert rows[0]["pool"]["counts"] == [0] * 10 + [64] + [0] * 9  # nothing known yet: all at the prior's ½
+    assert [row["estimator/stale"] for row in full_run.cli.rows("run/metrics.jsonl")] == [0.0] * 6
 
 
 def test_a_budget_of_rollouts_ends_a_run_and_sets_when_it_is_evaluated(cli: CommandLine) -> None:

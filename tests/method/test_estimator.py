@@ -17,6 +17,7 @@ from pacedrl.method.estimator import (
     DiscountedCounts,
     PriorStrength,
     calibration_metrics,
+    pool_histogram,
     spearman,
 )
 
@@ -118,3 +119,11 @@ def test_spearman_is_about_order_only() -> None:
     assert spearman(x, -(x**3)) == pytest.approx(-1.0)
     assert math.isnan(spearman(x, np.full(4, 0.5)))
     assert math.isnan(spearman(x, np.full(4, np.nan)))
+
+
+def test_the_histogram_of_the_pool_counts_what_lies_outside() -> None:
+    pool = pool_histogram(np.array([-0.2, 0.0, 0.04, 0.05, 0.5, 0.999, 1.0, 1.01, 3.0]))
+    assert pool is not None
+    assert (pool["below"], pool["above"]) == (1, 2)
+    assert {i: count for i, count in enumerate(pool["counts"]) if count} == {0: 2, 1: 1, 10: 1, 19: 2}
+    assert pool_histogram(np.full(3, np.nan)) is None

@@ -70,3 +70,17 @@ def test_state_restores_every_entry() -> None:
     other.add([entry(0.9)])
     other.load_state_dict(buffer.state_dict())
     assert list(other.entries) == list(buffer.entries)
+
+
+def test_ages_and_priorities_are_told_as_quantiles() -> None:
+    buffer = ReplayBuffer(capacity=8, admit=8)
+    for step, priority in enumerate([0.5, 0.1, 0.4, 0.2, 0.3]):
+        buffer.add([entry(priority, step)])
+    metrics = buffer.metrics(step=5)
+    names = ("min", "q25", "median", "mean", "q75", "max")
+    assert [metrics[f"replay/age_{name}"] for name in names] == [1, 2, 3, 3, 4, 5]
+    assert [round(metrics[f"replay/priority_{name}"], 9) for name in names] == [0.1, 0.2, 0.3, 0.3, 0.4, 0.5]
+    assert metrics["replay/size"] == 5
+    empty = ReplayBuffer().metrics(step=5)
+    assert empty.keys() == metrics.keys()
+    assert all(value != value for name, value in empty.items() if name != "replay/size")

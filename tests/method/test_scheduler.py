@@ -389,3 +389,40 @@ def test_counts_visits_and_strength_survive_a_round_trip_onto_a_larger_dataset()
     assert new.mean_N[:16] == pytest.approx(old.mean_N, abs=1e-6)
     assert new.strength_N[:16] == pytest.approx(old.strength_N)
     assert new.strength_N[16:] == pytest.approx(np.full(4, after.prior_strength.value))
+
+
+def stale_after(steps: int, seen: list[int], **options: object) -> float:
+    """``estimator/stale`` of 40 prompts after steps that all but the first sampled ``seen`` only."""
+    bandit = Bandit(40)
+    scheduler = scheduler_for(bandit, **options)
+    everybody = bandit.keys[:30]  # the last ten are never sampled
+    for step in range(steps):
+        keys = everybody if step == 0 else [bandit.keys[i] for i in seen]
+        metrics = scheduler.observe(bandit.rollouts(keys))
+    return metrics["estimator/stale"]
+
+
+def test_log_z_is_never_stale_where_all_is_computed_anew() -> None:
+    assert stale_after(40, [0, 1]) == 0.0
+
+
+def test_log_z_computed_in_turn_is_stale_until_its_turn_or_a_visit() -> None:
+    # a prompt a step: 40 fits ago the first, ..., now the last; those of over 20 fits ago are stale
+    assert stale_after(40, [35], rescore_share=1 / 40) == 19 / 40
+    assert stale_after(40, [0, 1], rescore_share=1 / 40) == 17 / 40
+    assert stale_after(15, [0], rescore_share=1 / 40) == 0.0
+
+
+def test_counts_are_as_old_as_the_last_visit_and_never_visited_prompts_are_not_stale() -> None:
+    assert stale_after(21, [0, 1], estimator="counts") == 0.0
+    assert stale_after(22, [0, 1], estimator="counts") == 28 / 40
+
+
+def test_of_both_combined_what_weighs_more_is_stale_or_not() -> None:
+    assert stale_after(22, [0, 1], estimator="combined", prior_strength=4.0) == 28 / 40  # eight results against four
+    assert stale_after(22, [0, 1], estimator="combined", prior_strength=9.0) == 0.0
+
+
+def test_truth_is_not_stale_and_no_estimate_is_neither() -> None:
+    assert stale_after(1, [], estimator="oracle") == 0.0
+    assert np.isnan(stale_after(1, [], estimator="none", selection="uniform"))

@@ -39,6 +39,7 @@ def test_what_was_seen_and_a_share_in_turn_are_up_to_date_after_each_fit(n: int,
     scores.all()
     a_turn = math.ceil(share * n)
     stale = np.zeros(n, dtype=int)  # fits since a prompt was last computed
+    turned = np.zeros(n, dtype=int)  # since it last had its turn, or since the beginning
     start = 0
     for step in range(fits):
         seen = [step % n]
@@ -47,6 +48,8 @@ def test_what_was_seen_and_a_share_in_turn_are_up_to_date_after_each_fit(n: int,
         turn = range(start, min(start + a_turn, n))
         start = turn.stop % n
         stale[[*turn, *seen]] = 0
+        turned = np.where(np.isin(np.arange(n), turn), 0, turned + 1)
+        np.testing.assert_array_equal(np.minimum(scores.fits_ago(), step + 1), turned)
         now = exact(scores).numpy()
         fresh = stale == 0
         np.testing.assert_allclose(scores.all()[fresh], now[fresh], rtol=0, atol=1e-6)
@@ -57,6 +60,7 @@ def test_what_was_seen_and_a_share_in_turn_are_up_to_date_after_each_fit(n: int,
 def test_without_a_share_all_are_exact_and_nothing_is_saved() -> None:
     scores = made(20, 1.0)
     fit(scores, [1, 2, 3])
+    assert scores.fits_ago().tolist() == [0] * 20
     np.testing.assert_allclose(scores.all(), exact(scores).numpy(), rtol=0, atol=0)
     assert scores.state_dict() == {}
 

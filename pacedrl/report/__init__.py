@@ -1,0 +1,1 @@
+"""A run's page: what its logs say, drawn, and what to change."""

@@ -1,0 +1,179 @@
+"""``pacedrl watch --terminal``: runs as a dashboard of figures, sparklines and completions. Needs no matplotlib."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pacedrl.errors import InputError
+from pacedrl.report.completions import Verdict, verdict
+from pacedrl.report.diagnosis import Finding, diagnose, headline
+from pacedrl.report.run import RunLogs, load_run
+from pacedrl.report.status import Status, stamp, status
+from pacedrl.report.text import plain
+
+PERIOD_S = 2.0
+BARS = "▁▂▃▄▅▆▇█"
+SPARK_WIDTH = 32
+SNIPPET = 400
+"""Characters of a text that are looked at for its line."""
+Row = Mapping[str, Any]
+
+SIGNALS: tuple[tuple[str, str, str], ...] = (
+    ("reward", "reward/mean", ".3f"),
+    ("mixed groups", "reward/mixed_groups", ".0%"),
+    ("accuracy, estimated", "accuracy/estimate_mean", ".3f"),
+    ("accuracy, observed", "accuracy/observed_mean", ".3f"),
+    ("estimate's error (MAE)", "accuracy/mae", ".3f"),
+    ("entropy, nats a token", "entropy", ".3f"),
+    ("length, tokens", "completion/length_mean", ".1f"),
+    ("truncated", "completion/truncated", ".0%"),
+)
+MARKS: dict[Verdict, tuple[str, str]] = {
+    "right": ("✓", "green"),
+    "wrong": ("✗", "red"),
+    "between": ("◐", "yellow"),
+    "error": ("!", "yellow"),
+    "none": ("–", "dim"),
+}
+
+
+def follow(folders: Sequence[Path], console: Console) -> None:
+    """Show the runs until Ctrl-C (KeyboardInterrupt); once where the output is no terminal.
+
+    Raises InputError where the output is no terminal and there is no run to show.
+    """
+    if not console.is_terminal:
+        console.print(
+            dashboard([(load_run(folder), status(folder, time.time())) for folder in folders], console.height)
+        )
+        return
+    seen = ""
+    runs: list[RunLogs | str] = []
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            now = stamp(folders)
+            if now != seen:
+                runs, seen = [_loaded(folder) for folder in folders], now
+            states = [status(folder, time.time()) for folder in folders]
+            live.update(dashboard(list(zip(runs, states, strict=True)), console.height), refresh=True)
+            time.sleep(PERIOD_S)
+
+
+def _loaded(folder: Path) -> RunLogs | str:
+    """The run, or why there is none yet."""
+    try:
+        return load_run(folder)
+    except InputError as error:
+        return str(error)
+
+
+def dashboard(runs: Sequence[tuple[RunLogs | str, Status]], height: int) -> RenderableType:
+    """A panel a run, in ``height`` lines all together where that is possible; a text stands for a run not there yet."""
+    each = height // len(runs)
+    return Group(*(_panel(run, state, each) for run, state in runs))
+
+
+def _panel(run: RunLogs | str, state: Status, height: int) -> Panel:
+    style = {"running": "green", "finished": "blue", "stopped": "yellow", "waiting": "dim"}[state.state]
+    head = Table.grid(padding=(0, 2, 0, 0))
+    head.add_row(
+        ProgressBar(total=max(state.steps, 1), completed=state.step, width=24),
+        Text(plain(state.text), style="yellow" if state.state == "stopped" else ""),
+    )
+    parts: list[RenderableType] = [head]
+    if isinstance(run, RunLogs) and run.metrics:
+        findings = [_finding(finding) for finding in diagnose(run)]
+        figures = _figures(run)
+        parts += [Text(plain(headline(run))), Text(), figures, *findings]
+        room = height - figures.row_count - 2 * len(findings) - 9
+        if run.samples and room > 0:
+            parts.append(_completions(run.samples[-min(room, 8) :]))
+    elif isinstance(run, str) and state.state != "waiting":
+        parts.append(Text(plain(run)))
+    return Panel(Group(*parts), title=Text(plain(state.name), style="bold"), title_align="left", border_style=style)
+
+
+def _figures(run: RunLogs) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(no_wrap=True, justify="right", style="bold")
+    table.add_column(no_wrap=True, style="dim")
+    series = [(label, [_number(row.get(name)) for row in run.metrics], form) for label, name, form in SIGNALS]
+    series.insert(1, held_out(run.evals))
+    for label, values, form in series:
+        known = [value for value in values if not math.isnan(value)]
+        if known:
+            span = f"{min(known):{form}} to {max(known):{form}}"
+            table.add_row(label, sparkline(values), f"{known[-1]:{form}}", span)
+    return table
+
+
+def held_out(evals: Sequence[Row]) -> tuple[str, list[float], str]:
+    """Label, values and format of the smallest pass@k measured: its mean over tasks, an evaluation each."""
+    ks = {int(k) for row in evals for name in row for _, at, k in [name.rpartition("/pass@")] if at and k.isdecimal()}
+    if not ks:
+        return "held-out", [], ".3f"
+    ending = f"/pass@{min(ks)}"
+    means = []
+    for row in evals:
+        values = [_number(value) for name, value in row.items() if name.endswith(ending)]
+        means.append(sum(values) / len(values) if values else math.nan)
+    return f"held-out pass@{min(ks)}", means, ".3f"
+
+
+def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
+    """At most ``width`` bars between the least and the greatest, each the mean of its share; a gap where all is NaN."""
+    count = min(width, len(values))
+    shares = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+    known = [[value for value in share if not math.isnan(value)] for share in shares]
+    means = [sum(share) / len(share) if share else math.nan for share in known]
+    finite = [mean for mean in means if not math.isnan(mean)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+
+    def bar(mean: float) -> str:
+        if math.isnan(mean):
+            return " "
+        return BARS[3] if low == high else BARS[round((mean - low) / (high - low) * (len(BARS) - 1))]
+
+    return "".join(map(bar, means))
+
+
+def _finding(finding: Finding) -> Text:
+    style = "red" if finding.severity == "bad" else "yellow"
+    return Text(plain(f"● {finding.text}. Remedy: {finding.remedy}."), style=style)
+
+
+def _completions(rows: Sequence[Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0))
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("completion", ratio=1, no_wrap=True, overflow="ellipsis")
+    for row in reversed(rows):
+        mark, style = MARKS[verdict(row)]
+        said = row.get("error") or row.get("completion") or ""
+        table.add_row(str(row.get("step")), Text(mark, style=style), _snippet(row.get("prompt")), _snippet(said))
+    return table
+
+
+def _snippet(content: Any) -> Text:
+    """One line of a text, or of a chat's last message."""
+    text = content[-1].get("content") if isinstance(content, list) and content else content
+    return Text(plain(str(text)[:SNIPPET]))
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

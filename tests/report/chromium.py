@@ -1,0 +1,91 @@
+"""A short run of the tiny model, and the Chromium that is installed, for tests of pages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pacedrl import Config, Trainer
+
+REWARD = """
+def reward(prompts, completions, answer):
+    def judge(text, gold):
+        if text[:1] == "4":
+            return None
+        return 1.0 if text == gold else 0.5 if text[-1:] == gold[-1:] else 0.0
+
+    return [judge(text, gold) for text, gold in zip(completions, answer)]
+"""
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of eight steps, with completions that are right, wrong, in between, and not to be judged."""
+    folder = tmp_path_factory.mktemp("short")
+    (folder / "reward.py").write_text(REWARD)
+    skills = {"source": "skills", "verifier": f"{folder / 'reward.py'}:reward"}
+    tree = {
+        "run": {"dir": str(folder / "run"), "steps": 8, "device": "cpu", "samples_per_step": 12},
+        "model": {"name": "tiny"},
+        "data": {
+            "train": [{**skills, "options": {"size": 64}}],
+            "eval": [{"source": "skills", "name": "held", "split": "test", "options": {"size": 8}}],
+        },
+        "sampling": {"prompts_per_step": 12, "group_size": 4, "max_prompt_tokens": 64, "max_new_tokens": 8},
+        "optimizer": {"learning_rate": 2e-4},
+        "verifier": {"workers": 1},
+        "eval": {"every": 4, "samples": 4, "k": [1, 4]},
+        "checkpoint": {"every": 8},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACEDRL_CACHE", str(folder / "cache"))
+        torch.set_num_threads(1)
+        Trainer(Config.model_validate(tree)).train()
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """One browser for all tests; they skip where there is none."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page, waits for its completions, and fails the test that has it complain, ask or reach for the network.
+
+    What it did is in the page's ``complaints``.
+    """
+    pages: list[Any] = []
+
+    def open_page(url: str, width: int = 1280, scheme: str = "light") -> Any:
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.complaints = []
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: page.complaints.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: page.complaints.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (page.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        own = url.partition("#")[0]
+        page.on("request", lambda request: page.complaints.append(request.url) if own not in request.url else None)
+        pages.append(page)
+        page.goto(url)
+        page.wait_for_selector(".cb-row")
+        return page
+
+    yield open_page
+    for page in pages:
+        complaints = page.complaints
+        page.close()
+        assert complaints == []

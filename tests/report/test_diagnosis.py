@@ -1,0 +1,185 @@
+"""Every rule fires on logs that show what it is about, says the figures, and is silent on a healthy run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from altered import altered, grown, held_out, with_groups
+
+import pacedrl.report
+from pacedrl.report.diagnosis import RULES, Finding, diagnose, headline
+from pacedrl.report.run import RunLogs, load_run
+
+Train = Callable[..., Path]
+
+
+def only(run: RunLogs) -> Finding:
+    findings = diagnose(run)
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+def test_a_healthy_run_shows_nothing(run: RunLogs) -> None:
+    assert diagnose(run) == []
+    assert diagnose(replace(run, metrics=[], groups=[], samples=[], evals=[])) == []
+
+
+def test_completions_that_are_cut(train: Train) -> None:
+    data = {"train": [{"source": "skills", "options": {"size": 32}}], "eval": []}
+    run = load_run(train("cut", run={"steps": 2}, data=data, sampling={"max_new_tokens": 2, "prompts_per_step": 8}))
+    finding = next(finding for finding in diagnose(run) if finding.id == "truncated")
+    shares = [row["completion/truncated"] for row in run.metrics]
+    assert finding.text == f"{sum(shares) / 2:.0%} of completions truncated"
+    assert "raise sampling.max_new_tokens (2)" in finding.remedy
+    assert finding.severity == "bad"
+
+
+def test_a_verifier_that_fails(train: Train, tmp_path: Path) -> None:
+    reward = tmp_path / "moody.py"
+    reward.write_text(
+        "def reward(completions, answer, **_):\n"
+        "    if len(completions[0]) % 2:\n        raise ValueError('<odd>')\n"
+        "    return [float(completions[0] == answer[0])]\n"
+    )
+    task = {"source": "skills", "options": {"size": 32}, "verifier": f"{reward}:reward"}
+    run = load_run(train("moody", run={"steps": 2}, data={"train": [task], "eval": []}, verifier={"check_gold": False}))
+    finding = next(finding for finding in diagnose(run) if finding.id == "verifier-errors")
+    share = sum(row["verifier/errors"] for row in run.metrics) / 128
+    assert 0.05 < share < 1
+    assert f"failed on {share:.0%} of completions" in finding.text
+    assert finding.text.endswith("ValueError: <odd>")
+
+
+def test_losses_that_are_not_finite(train: Train) -> None:
+    data = {"train": [{"source": "skills", "options": {"size": 64}}], "eval": []}
+    run = load_run(train("wild", run={"steps": 12}, data=data, optimizer={"learning_rate": 1e30}))
+    finding = next(finding for finding in diagnose(run) if finding.id == "not-finite")
+    skipped = [row["step"] for row in run.metrics if row["optim/skipped_updates"]]
+    assert f"in {len(skipped)} of {len(run.metrics)} steps, the last of them {skipped[-1]}" in finding.text
+    assert finding.text.endswith("this ended the run")
+    assert "optimizer.learning_rate (1e+30)" in finding.remedy
+
+
+def test_prompts_that_are_all_too_hard(train: Train) -> None:
+    task = {"source": "skills", "options": {"skills": ["add"], "size": 64}}
+    run = load_run(train("hard", run={"steps": 5}, data={"train": [task], "eval": []}))
+    finding = only(run)
+    assert finding.id == "no-mixed-groups"
+    assert finding.text.startswith("No mixed groups in 5 of 5 steps, mean reward 0.00: prompts too hard")
+    easy = altered(run, {"reward/mean": 1.0})
+    assert "prompts too easy" in only(easy).text
+    assert diagnose(replace(run, metrics=run.metrics[:4])) == []  # as the alarm in training: five in a row
+    once = altered(grown(run, 60), {"reward/mixed_groups": 0.5}, since=20)
+    assert diagnose(once) == []  # it was so, and is no more
+
+
+def test_no_rise_on_held_out_prompts(run: RunLogs) -> None:
+    level = held_out(held_out(grown(run, 60), "reverse", 0.4, 0.5, 0.4, 0.41), "sort", 0.4, 0.3, 0.4, 0.41)
+    finding = only(level)
+    assert (finding.id, finding.severity) == ("not-learning", "warn")
+    assert "0.400 → 0.410 (+0.010, 95% interval +0.000 to +0.020)" in finding.text
+    assert headline(level).startswith("No change told from chance: held-out pass@1 (mean of 2 tasks) 0.400 → 0.410")
+    worse = held_out(held_out(grown(run, 60), "reverse", 0.4, 0.5, 0.4, 0.37), "sort", 0.4, 0.3, 0.4, 0.37)
+    assert only(worse).severity == "bad"
+    assert headline(worse).startswith("Getting worse")
+    wide = held_out(held_out(level, "reverse", 0.4, 0.5, 0.4, 0.41, half=0.2), "sort", 0.4, 0.3, 0.4, 0.41, half=0.2)
+    assert diagnose(wide) == []  # these evaluations could not have shown a rise
+    early = replace(level, metrics=level.metrics[:20], evals=[row | {"step": row["step"] // 3} for row in level.evals])
+    assert diagnose(early) == []
+    solved = held_out(held_out(grown(run, 60), "reverse", 1, 1, 1, 1), "sort", 1, 1, 1, 1)
+    assert diagnose(solved) == []
+
+
+def test_a_task_that_was_forgotten(run: RunLogs) -> None:
+    lost = held_out(held_out(run, "reverse", 0.9, 0.8, 0.7, 0.6), "sort", 0.1, 0.5, 0.8, 0.9)
+    finding = only(lost)
+    assert finding.id == "forgetting"
+    assert finding.text == "Forgotten since the start: held-out pass@1 of reverse 0.90 → 0.60"
+    noise = held_out(lost, "reverse", 0.9, 0.8, 0.7, 0.6, half=0.25)
+    assert diagnose(noise) == []
+    assert headline(lost).startswith("Learning: held-out pass@1 (mean of 2 tasks) 0.500 → 0.750 (+0.250, 95% interval")
+
+
+def test_estimates_that_miss(run: RunLogs) -> None:
+    long = grown(run, 60)
+    assert diagnose(long) == []
+    wrong = with_groups(long, lambda row: {"accuracy_estimate": [0.95] * len(row["keys"])})
+    finding = only(wrong)
+    rows = [row for row in wrong.groups if row["step"] > 40]
+    missed = [abs(0.95 - sum(r) / 8) for row in rows for r in row["rewards"]]
+    assert finding.id == "not-calibrated"
+    assert f"Z is not calibrated: MAE {sum(missed) / len(missed):.2f} after 60 steps" in finding.text
+    assert "(0.05 is what 8 samples a prompt give by chance)" in finding.text  # of p = 0.95
+    assert finding.remedy == "raise partition.learning_rate (0.002)"
+    assert diagnose(with_groups(grown(run, 48), lambda row: {"accuracy_estimate": [0.95] * 8})) == []  # too early
+
+    def ideal(row: dict[str, Any]) -> dict[str, Any]:
+        return {"accuracy_estimate": [0.5] * 8, "rewards": [[1.0] * 4 + [0.0] * 4] * 8}
+
+    assert diagnose(with_groups(long, ideal)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "id", "text", "remedy"),
+    [
+        ({"kl/old_beta": 0.05}, "kl-large", "β·KL is large: 0.050", "lower optimizer.mini_batches (1)"),
+        (
+            {"estimator/stale": 0.41},
+            "stale-estimates",
+            "stale for 41% of prompts",
+            "raise partition.rescore_share (1.0)",
+        ),
+        ({"replay/trained": 40.0}, "replay-dominates", "62% of the completions", "lower replay.capacity (8)"),
+        ({"mismatch/logprob_mean": 0.2}, "sampler-trainer-gap", "gap of 0.2 nats a token", "attn_implementation=eager"),
+        ({"gate/capped": 1.0, "gate/kept": 3.0}, "gate-capped", "in 100% of steps: 3 groups kept", "gate.max_batches"),
+        (
+            {"entropy": 0.01, "reward/mixed_groups": 0.1, "reward/mean": 0.4},
+            "entropy-collapse",
+            "0.01 nats a token, 10% of groups mixed at a mean reward of 0.40",
+            "lower optimizer.learning_rate",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "-" in value and " " not in value else "",
+)
+def test_rules_on_one_metric(run: RunLogs, change: dict[str, float], id: str, text: str, remedy: str) -> None:
+    long = grown(run, 60)
+    finding = only(altered(long, change, since=30))
+    assert finding.id == id
+    assert text in finding.text
+    assert remedy in finding.remedy
+    assert diagnose(altered(altered(long, change, since=10), long.metrics[-1] | change, since=61)) != []
+    mended = altered(altered(long, change), {name: long.metrics[-1][name] for name in change}, since=30)
+    assert diagnose(mended) == []  # what is past is no finding
+
+
+def test_what_is_no_fault(run: RunLogs) -> None:
+    long = grown(run, 60)
+    ahead = altered(long, {"mismatch/logprob_mean": 0.2, "rollouts/age": 1.0})
+    assert diagnose(ahead) == []  # drawn by the policy of a step earlier
+    right = altered(long, {"entropy": 0.001, "reward/mixed_groups": 0.05, "reward/mean": 0.97}, since=30)
+    assert diagnose(right) == []  # sure and right
+
+
+def test_headlines_without_enough_evaluations(run: RunLogs) -> None:
+    once = replace(run, evals=run.evals[:1])
+    assert headline(once).startswith("At step 12. Whether it learns is not known yet: one evaluation so far")
+    assert headline(replace(run, evals=[])) == (
+        "At step 12. Whether it learns is not known: nothing is held out; set data.eval."
+    )
+    assert headline(replace(run, metrics=[])) == "No step is finished yet."
+
+
+def test_a_run_of_a_recipe_without_estimates_is_diagnosed_too(grpo: Path) -> None:
+    assert diagnose(load_run(grpo)) == []
+    assert diagnose(grown(load_run(grpo), 60)) == []
+
+
+def test_every_rule_has_its_paragraph_in_the_guide_and_every_paragraph_its_rule() -> None:
+    text = (Path(pacedrl.report.__file__).parent / "symptoms.md").read_text()
+    anchors = set(re.findall(r"^### .+ \{#symptom-([a-z-]+)\}$", text, re.M))
+    assert anchors == {rule.__name__.replace("_", "-") for rule in RULES}
