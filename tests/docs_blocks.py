@@ -19,7 +19,7 @@ FENCE = re.compile(
 )
 INDENTED = re.compile(r"(?:(?<=\n\n)|\A)((?:    [^\n]*\n(?:\n(?=    ))?)+)")
 IN_LINE = re.compile(r"(?<!`)`((?:pacedrl|torchrun|make|python) [^`]+)`(?!`)")
-PROGRAMS = ("pacedrl", "torchrun", "python", "make", "pip", "for", "vllm", "examples/verl/run.sh")
+PROGRAMS = ("pacedrl", "torchrun", "python", "python3", "make", "pip", "for", "vllm", "examples/verl/run.sh")
 """What an indented block of commands has at the start of one of its lines."""
 
 
@@ -39,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One line for a shell, comments gone and continued lines joined."""
+    """One command for a shell, comments gone and continued lines joined."""
 
     where: str
     text: str
@@ -71,11 +71,10 @@ def commands(page: Path) -> Iterator[Command]:
 
 
 def _is_shell(body: str) -> bool:
-    return any(re.match(rf"(\w+=\S+ )*({'|'.join(PROGRAMS)})\b", line) for line in body.splitlines())
+    return any(re.match(rf"(\w+=\S+ )*({'|'.join(PROGRAMS)})(\s|$)", line) for line in body.splitlines())
 
 
 def _lines(where: str, body: str) -> Iterator[Command]:
     for line in body.replace("\\\n", " ").splitlines():
         text = re.sub(r"(^|\s)#.*", "", line).strip()
-        if text:
-            yield Command(where, text)
+        yield from (Command(where, part) for part in text.split(" && ") if part)

@@ -20,15 +20,16 @@ import yaml
 from docs_blocks import PAGES, ROOT, Block, Command, blocks, commands
 
 from pacedrl import cli
-from pacedrl.config import apply_override, load_config, parse_config
+from pacedrl.config import apply_override, config_tree, load_config, parse_config
 from pacedrl.recipes import RECIPES
 
-QUICKSTART, GUIDE = ROOT / "docs/index.md", ROOT / "docs/guide.md"
+QUICKSTART, GUIDE, FIRST_RUN = (ROOT / f"docs/{name}.md" for name in ("index", "guide", "first_run"))
 ALL_BLOCKS = [block for page in PAGES if page.name != "README.md" for block in blocks(page)]
 """The README's are in test_docs.py."""
 ALL_COMMANDS = [command for page in PAGES for command in commands(page)]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+SMALLER = ["sampling.prompts_per_step=16", "data.eval.limit=16", "data.train.limit=128", "verifier.workers=1"]
 PLACEHOLDERS = {"MODEL": "tiny", "RUN": "runs/mine", "NAME": "paced", "FILE.yaml": "variants.yaml"}
 THEIRS = re.compile(r"(\w+/)?(my|mine|CONFIG)(\.yaml)?")
 """A configuration that the reader is to have written."""
@@ -48,7 +49,10 @@ def is_reward(code: str) -> bool:
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The quickstart from its second section on, in a folder of its own; its commands as they stand, in their order."""
+    """The quickstart from its second section on, in a folder of its own: its commands as they stand, in their order.
+
+    The configuration that `pacedrl init` wrote is made smaller, so that they take seconds.
+    """
     folder = tmp_path_factory.mktemp("quickstart")
     make_rows, reward, _ = python_of(QUICKSTART)
     assert is_reward(reward)
@@ -64,6 +68,8 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             # runs/demo is of `make demo`; watch serves until it is told to stop.
             if program == "pacedrl" and any(rest) and "runs/demo" not in rest and verb != "watch":
                 assert cli.main(command.words[1:]) == 0, command
+            if program == "pacedrl" and verb == "init":
+                Path("mine.yaml").write_text(yaml.safe_dump(config_tree(Path("mine.yaml"), SMALLER)))
         yield folder
 
 
@@ -100,7 +106,7 @@ def test_python_is_a_reward_or_was_run(block: Block) -> None:
         assert names["reward"](prompts=["p"], completions=[" 4 "], answer=["4"]) == [1.0]
         assert names["reward"](prompts=["p"], completions=["5"], answer=["4"]) == [0.0]
     else:
-        run = {QUICKSTART: 2, GUIDE: 1}  # by the tests above
+        run = {QUICKSTART: 2, GUIDE: 1, FIRST_RUN: 2}  # by the tests above and test_first_run.py
         assert [is_reward(code) for code in python_of(block.page)].count(False) == run.get(block.page)
 
 
@@ -143,6 +149,10 @@ def check(words: list[str]) -> None:
             check_pacedrl(options.training_script_args)
         case "python" if rest[0] == "-m":
             assert rest[1] == "vllm.entrypoints.openai.api_server"  # docs/serving.md: of another package
+        case "python3":
+            assert rest == ["-m", "venv", ".venv"]
+        case "python" if len(rest) == 1 and "/" not in rest[0]:  # a file that the reader has just written
+            assert any(block.text.startswith(f"# {rest[0]}\n") for block in of_language("python"))
         case "python":
             source = (ROOT / rest[0]).read_text(encoding="utf-8")
             ast.parse(source)
