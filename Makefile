@@ -18,7 +18,7 @@ test: $(VENV)/dev.stamp  ## lint, types and all tests but the slow ones, as CI r
 	$(BIN)/pytest --cov=pacedrl.method --cov-report=term-missing --cov-fail-under=95
 
 docs: $(VENV)/dev.stamp  ## build the documentation's site into site/; broken links are errors
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-slow: $(VENV)/dev.stamp smollm2  ## the slow tests
 	$(BIN)/pytest -m slow

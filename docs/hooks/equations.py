@@ -21,11 +21,17 @@ def to_mathml(html: str) -> str:
 def _mathml(match: re.Match[str]) -> str:
     latex = entities.unescape(match["latex"]).strip()
     if match["open"] == "(":
-        return convert(latex)
+        return _spaced(convert(latex))
     if "\\begin" in latex:
         raise ValueError(f"latex2mathml draws no alignment; write the lines as equations of their own: {latex}")
     number = NUMBER.search(latex)
     shown = f"<span>({number[1]})</span>" if number else ""
-    mathml = convert(NUMBER.sub("", latex), display="block")
+    mathml = _spaced(convert(NUMBER.sub("", latex), display="block"))
     name = f' id="eq-{number[1]}"' if number else ""
     return f'<div class="equation"{name}>{mathml}{shown}</div>'
+
+
+def _spaced(mathml: str) -> str:
+    """A thin space after a function's name, as TeX sets it, and a hat that stands above its letter."""
+    spaced = re.sub(r"(<mi>(?:log|exp|min|max)</mi>)(?!<mo)", r'\1<mspace width="0.167em"/>', mathml)
+    return spaced.replace("<mo>&#x0005E;</mo>", "<mo>&#x002C6;</mo>")
