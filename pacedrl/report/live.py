@@ -26,7 +26,7 @@ from pacedrl.report.completions import ASSETS
 from pacedrl.report.status import Status, stamp, status
 
 INTERVAL_S = 3.0
-"""The page is not built anew sooner than this after the last time, nor than twice as long as that took."""
+"""The page is not built anew sooner than this after the last time, nor sooner than it took to build."""
 
 _WAITING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -94,7 +94,7 @@ class LivePage:
                 self._text = self._build()
                 self._stamp = now
                 end = time.monotonic()
-                self._due_at = end + max(self.interval_s, 2 * (end - start))
+                self._due_at = end + max(self.interval_s, end - start)
             return self._stamp, self._text
 
     def statuses(self) -> list[Status]:

@@ -57,8 +57,8 @@ def status(folder: Path, now: float) -> Status:
 
 
 def stamp(folders: Sequence[Path]) -> str:
-    """Changes whenever a log of one of the runs does."""
-    seen = []
+    """Changes whenever a log of one of the runs does, or its folder appears."""
+    seen: list[tuple[object, ...]] = [(str(folder), folder.is_dir()) for folder in folders]
     for path in (folder / name for folder in folders for name in FILES):
         try:
             found = path.stat()

@@ -1,4 +1,4 @@
-"""A short run of the tiny model, and the Chromium that is installed, for tests of pages."""
+"""Fixtures of the tests of pages: a short run of the tiny model, and the Chromium that is installed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from pacedrl import Config, Trainer
 
 REWARD = """
 def reward(prompts, completions, answer):
@@ -24,29 +21,13 @@ def reward(prompts, completions, answer):
 
 
 @pytest.fixture(scope="session")
-def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short_run(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of eight steps, with completions that are right, wrong, in between, and not to be judged."""
-    folder = tmp_path_factory.mktemp("short")
-    (folder / "reward.py").write_text(REWARD)
-    skills = {"source": "skills", "verifier": f"{folder / 'reward.py'}:reward"}
-    tree = {
-        "run": {"dir": str(folder / "run"), "steps": 8, "device": "cpu", "samples_per_step": 12},
-        "model": {"name": "tiny"},
-        "data": {
-            "train": [{**skills, "options": {"size": 64}}],
-            "eval": [{"source": "skills", "name": "held", "split": "test", "options": {"size": 8}}],
-        },
-        "sampling": {"prompts_per_step": 12, "group_size": 4, "max_prompt_tokens": 64, "max_new_tokens": 8},
-        "optimizer": {"learning_rate": 2e-4},
-        "verifier": {"workers": 1},
-        "eval": {"every": 4, "samples": 4, "k": [1, 4]},
-        "checkpoint": {"every": 8},
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PACEDRL_CACHE", str(folder / "cache"))
-        torch.set_num_threads(1)
-        Trainer(Config.model_validate(tree)).train()
-    return folder / "run"
+    path = tmp_path_factory.mktemp("judged") / "reward.py"
+    path.write_text(REWARD)
+    task = {"source": "skills", "verifier": f"{path}:reward", "options": {"size": 64}}
+    sampling = {"prompts_per_step": 12, "group_size": 4, "max_new_tokens": 8}
+    return train("judged", run={"steps": 8, "samples_per_step": 12}, data={"train": [task]}, sampling=sampling)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +54,7 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
     def open_page(url: str, width: int = 1280, scheme: str = "light") -> Any:
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.complaints = []
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: page.complaints.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: page.complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (page.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))

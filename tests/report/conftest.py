@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from altered import tiny
+from chromium import chromium, short_run, visit  # noqa: F401 (fixtures)
 
 from pacedrl import Config, Trainer
 from pacedrl.report.run import RunLogs, load_run

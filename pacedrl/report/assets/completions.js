@@ -8,6 +8,9 @@
   // What cannot be seen, or changes how its neighbours are shown; but for line ends, tabs, and U+FE0F after an emoji.
   const UNSEEN =
     /((?:(?![\n\t]|(?<=\p{Extended_Pictographic})\uFE0F)[\p{Cc}\p{Cs}\p{Default_Ignorable_Code_Point}\u2028\u2029\uFFF9-\uFFFB])+|(?<=\p{M}{6})\p{M}+)/gu;
+  const CONTROLS = (
+    "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
+  ).split(" ");
 
   const root = document.querySelector("#completions .cb");
   const form = root.querySelector("form");
@@ -35,8 +38,8 @@
     if (/^\p{M}/u.test(run) && !/^\p{Default_Ignorable_Code_Point}/u.test(run)) return `+${[...run].length} marks`;
     const symbol = (character) => {
       const code = character.codePointAt(0);
-      if (code < 0x20) return String.fromCharCode(0x2400 + code);
-      return code === 0x7f ? "␡" : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
+      if (code < CONTROLS.length) return CONTROLS[code];
+      return code === 0x7f ? "DEL" : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
     };
     return Array.from(run, symbol).join(" ");
   }
@@ -63,6 +66,7 @@
   const snippet = (text) => text.slice(0, SNIPPET).replace(/[\uD800-\uDBFF]$/, "").replace(/\s+/g, " ");
   const plain = (prompt) =>
     Array.isArray(prompt) ? prompt.map(([role, text]) => `${role}: ${text ?? ""}`).join("\n") : (prompt ?? "");
+  const asked = (prompt) => (Array.isArray(prompt) ? (prompt.at(-1)?.[1] ?? "") : (prompt ?? ""));
   const figure = (value) => (value === null ? "–" : String(Number(value.toFixed(3))));
   const count = (value) => value.toLocaleString("en");
 
@@ -122,7 +126,7 @@
     for (const [value, label] of pairs) {
       const option = element("option");
       option.value = value;
-      appendVisible(option, label); // a menu shows an option's text alone
+      appendVisible(option, snippet(label).slice(0, 80));
       menu.append(option);
     }
     menu.value = chosen;
@@ -245,7 +249,7 @@
     const completion = snippet(rows.completion[i] ?? "");
     made.append(
       mark,
-      box("span", "cb-line cb-asked", snippet(plain(text("prompt", i)))),
+      box("span", "cb-line cb-asked", snippet(asked(text("prompt", i)))),
       element("span", "cb-number", `step ${figure(rows.step[i])}`),
       completion.trim() ? box("span", "cb-line", completion) : element("span", "cb-line cb-asked", "(nothing)"),
       element("span", "cb-number", `est ${rows.accuracy_estimate[i]?.toFixed(2) ?? "–"}`),
@@ -320,12 +324,12 @@
     part("badge").textContent = `${MARKS[kind]} ${LABELS[kind]}`;
     part("where").replaceChildren(
       ...(info.runs.length > 1 ? [box("b", "", info.runs[rows.run[i]])] : []),
-      element("span", "", `step ${figure(rows.step[i])}`),
+      element("span", "cb-step", `step ${figure(rows.step[i])}`),
       box("span", "", text("task", i) ?? ""),
       box("span", "cb-key", text("key", i) ?? ""),
     );
-    const asked = text("prompt", i);
-    const messages = Array.isArray(asked) ? asked : [[null, asked]];
+    const prompt = text("prompt", i);
+    const messages = Array.isArray(prompt) ? prompt : [[null, prompt]];
     part("prompt").replaceChildren(...messages.flatMap(([role, said]) => message(role, said ?? "", "Prompt", wanted)));
     part("completion").replaceChildren(...message(null, rows.completion[i] ?? "", "Completion", wanted));
     part("verdict").replaceChildren(...judgement(i, wanted));
@@ -371,7 +375,7 @@
       term("Finish", finish === null ? "–" : box("span", "", finish === "length" ? "length (cut off)" : finish)),
       term("Length", `${count((rows.completion[i] ?? "").length)} characters`),
       marked("cb-estimate", term("Estimated accuracy", figure(estimate))),
-      marked("cb-observed", term("Observed in its group", figure(observed))),
+      marked("cb-observed", term("Observed accuracy", figure(observed))),
       ...(estimate === null || observed === null ? [] : [scale(estimate, observed)]),
     ];
   }
