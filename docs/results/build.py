@@ -1,9 +1,11 @@
-"""Write a results page out of the results beside it: make results-skills.
+"""Write a results page, or the guide, out of the results beside it: make results-skills.
 
     python docs/results/build.py skills                      # redraw from docs/results/*.json
+    python docs/results/build.py guide                       # docs/guide.md, from the same
     python docs/results/build.py skills --from runs/results  # copy the results of finished comparisons first
 
-The page is ``NAME.template.md`` with its placeholders filled in; what a sentence quotes is looked up, never typed:
+The page is ``NAME.template.md``, here or in docs/, with its placeholders filled in; what a sentence quotes is looked
+up, never typed:
 
 - ``{section:COMPARISON}``: tables and figures of a comparison
 - ``{calibration:COMPARISON/VARIANT/SEED}``: those of a run's calibration
@@ -35,17 +37,18 @@ PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|difference|error):(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    pages = [path.name.removesuffix(".template.md") for path in sorted(HERE.glob("*.template.md"))]
-    parser.add_argument("name", choices=pages)
+    templates = {path.name.removesuffix(".template.md"): path for path in sorted(HERE.parent.rglob("*.template.md"))}
+    parser.add_argument("name", choices=templates)
     parser.add_argument("--from", dest="runs", type=Path, help="folder of the comparisons")
     options = parser.parse_args()
-    template = (HERE / f"{options.name}.template.md").read_text(encoding="utf-8")
+    source = templates[options.name]
+    template = source.read_text(encoding="utf-8")
     if options.runs:
-        for source, target in dict.fromkeys(
+        for measured, kept in dict.fromkeys(
             pair for found in PLACEHOLDER.findall(template) for pair in needed(*found, options.runs)
         ):
-            shutil.copyfile(source, target)
-    (HERE / f"{options.name}.md").write_text(page(template, HERE), encoding="utf-8")
+            shutil.copyfile(measured, kept)
+    source.with_name(f"{options.name}.md").write_text(page(template, HERE), encoding="utf-8")
 
 
 def page(template: str, figures: Path) -> str:

@@ -40,6 +40,7 @@ class Config(Section):
     """A whole run. What it does not say, its recipe says (`pacedrl.recipes`), then the defaults."""
 
     recipe: str = DEFAULT_RECIPE
+    """The method: a row of settings, where this configuration sets none itself. `pacedrl recipes` lists them."""
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

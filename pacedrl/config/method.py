@@ -21,6 +21,7 @@ class TrajectoryBalanceConfig(Section):
 
     name: Literal["trajectory_balance"] = "trajectory_balance"
     beta: Annotated[float, Field(gt=0.0)] = 0.05
+    """β, the temperature of the KL-regularised objective: rewards are divided by it, and β·log Z estimates accuracy."""
     log_z: Literal["learned", "group_mean", "blended"] = "learned"
     """``learned``: log Z_φ (the paper). ``group_mean``: the group's own (VarGrad). ``blended``: the accuracy estimate
     and the group's other completions, weighted by their variances (ours); wants an estimator with a posterior."""
@@ -38,7 +39,9 @@ class GrpoConfig(Section):
     """A sequence's token losses are divided by its length, by the batch's mean length (DAPO: the mean over all tokens)
     or by ``sampling.max_new_tokens`` (Dr. GRPO)."""
     clip_low: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    """The importance ratio is clipped below at 1 less this."""
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
+    """And above at 1 plus this."""
     kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the k3 divergence from the initial policy; above 0 costs a forward pass of it. GRPO's paper used 0.04,
     later work 0."""
@@ -53,7 +56,9 @@ class FlowRlConfig(Section):
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
     """The paper's own β, 15, is the inverse of ours."""
     clip_low: Probability = 0.2
+    """The importance weight is clipped below at 1 less this."""
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
+    """And above at 1 plus this."""
 
 
 class GFlowRlConfig(Section):
@@ -61,7 +66,9 @@ class GFlowRlConfig(Section):
 
     name: Literal["gflowrl"] = "gflowrl"
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
+    """As FlowRL's."""
     weight_cap: Annotated[float, Field(gt=0.0)] = 2.0
+    """Most that the importance weight may be."""
     gap_raise: Annotated[float, Field(gt=0.0)] = 10.0
     """Largest gap with which a completion's probability is raised, in nats a token."""
     gap_lower: Annotated[float, Field(gt=0.0)] = 5.0
@@ -81,6 +88,7 @@ class SelectionConfig(Section):
     as nearest, with a draw from the posterior for the estimate. ``learnability``: the highest p(1 − p). ``noise``: a
     control."""
     target_accuracy: Probability = 0.5
+    """τ: prompts whose estimate is nearest to it are selected, by ``nearest`` and ``thompson``."""
     explore_fraction: Probability = 0.0
     """Share of the batch drawn uniformly. The paper is silent; 0 is its letter."""
     cooldown_steps: NonNegative = 0
@@ -106,6 +114,7 @@ class CombinedEstimatorConfig(Section):
 
     name: Literal["combined"] = "combined"
     discount: Probability = 0.6
+    """What is left of older results at each visit."""
     prior_strength: Annotated[float, Field(gt=0.0)] | None = 4.0
     """How many completions log Z's estimate is worth. null: learned from how far it is off."""
 
@@ -151,6 +160,7 @@ class LiloGateConfig(Section):
 
     name: Literal["lilo"] = "lilo"
     oversample: Annotated[int, Field(ge=2)] = 4
+    """Times P prompts sampled in a step."""
 
 
 GateConfig = Annotated[NoGateConfig | DynamicGateConfig | LiloGateConfig, Field(discriminator="name")]
@@ -162,11 +172,13 @@ class PartitionConfig(Section):
     learning_rate: Annotated[float, Field(gt=0.0)] | None = 2e-3
     """Of a matrix with fan-in 64; one with fan-in n learns at 64/n of it. null: the policy's own, for all (FlowRL)."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's."""
     fit_steps: Positive = 4
     """Optimiser steps on each batch of rollouts."""
     hidden_size: Positive | None = None
     """Width; the embedding's own unless given."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """While it is fitted; estimates are made without."""
     prior_accuracy: Probability = 0.5
     """Accuracy estimate of every prompt before anything was observed."""
     embedding: Literal["mean", "last"] = "mean"
@@ -185,7 +197,9 @@ class ReplayConfig(Section):
     """Accuracy-estimation-error-prioritised replay of correct completions."""
 
     enabled: bool = True
+    """Train on completions of earlier steps beside the fresh ones."""
     capacity: Positive = 128
+    """Completions in the buffer."""
     admit: Positive = 64
     """Completions of a step that enter the buffer, by descending priority; the oldest leave when it is full."""
     max_age: Positive = 8

@@ -19,11 +19,15 @@ class RunConfig(Section):
     """Where the run lives and how long it is."""
 
     dir: Path = Path("runs/default")
+    """The run's folder. One that holds a checkpoint is resumed."""
     steps: Positive = 150
+    """How many in all, those before a resumption included."""
     max_rollouts: Positive | None = None
     """End with the step at which as many completions were generated, thrown away ones included, if that comes first."""
     seed: NonNegative = 0
+    """Every random number is derived from it and from what the number is for."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: the first GPU if there is one, else the CPU."""
     samples_per_step: NonNegative = 4
     """Completions written to samples.jsonl each step."""
 
@@ -32,8 +36,11 @@ class LoraConfig(Section):
     """Train a low-rank adapter in place of the whole model (needs the ``lora`` extra)."""
 
     r: Positive = 16
+    """Rank of the adapter."""
     alpha: Positive = 32
+    """The adapter's output is scaled by alpha / r."""
     target_modules: str | list[str] = "all-linear"
+    """Names of the layers that are adapted; ``all-linear``: all but the output layer."""
 
 
 class ModelConfig(Section):
@@ -46,7 +53,9 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     """Run Python code that the model's repository ships. Off unless you trust it."""
     attn_implementation: str | None = None
+    """``eager``, ``sdpa`` or another of transformers'; transformers chooses unless given."""
     lora: LoraConfig | None = None
+    """Train an adapter; the whole model unless given."""
 
 
 class RewardPartConfig(Section):
@@ -55,9 +64,11 @@ class RewardPartConfig(Section):
     name: str
     """Logged as ``reward/part/NAME``."""
     verifier: str
+    """As in ``data.train.verifier``."""
     weight: float
     """Times the verifier's reward, in [0, 1]; may be negative."""
     options: dict[str, Any] = {}
+    """Of the built-in verifiers ``math`` and ``code``."""
 
     @field_validator("verifier", mode="before")
     @classmethod
@@ -80,6 +91,7 @@ class TaskConfig(Section):
     prompt_template: str | None = None
     """Builds the prompt from columns, e.g. ``"{Body}. {Question}"``; the result is the user's message or the text."""
     system_prompt: str | None = None
+    """A system message before the user's, through the chat template."""
     chat: bool = False
     """Send a plain-text prompt as one user message through the chat template."""
     verifier: str | None = None
@@ -89,9 +101,11 @@ class TaskConfig(Section):
     verifier_options: dict[str, Any] = {}
     """Of the built-in verifiers ``math`` and ``code``."""
     extra_rewards: list[RewardPartConfig] = []
+    """Added to the verdict when the policy is trained, each with its weight."""
     options: dict[str, Any] = {}
     """Passed on to the source: reasoning-gym's dataset parameters, the skills' names and sizes, ``load_dataset``'s."""
     skip: NonNegative = 0
+    """Rows left out at the start of the file."""
     limit: Positive | None = None
     """Rows ``skip : skip + limit`` in file order."""
 
@@ -114,7 +128,9 @@ class DataConfig(Section):
     """What to train on and what to hold out."""
 
     train: list[TaskConfig] = [TaskConfig()]
+    """One set of prompts, or a list of several."""
     eval: list[TaskConfig] = []
+    """Held-out sets, evaluated one by one."""
     overlong: Literal["error", "drop"] = "error"
     """What to do with prompts of more than ``sampling.max_prompt_tokens`` tokens."""
 
@@ -132,9 +148,13 @@ class SamplingConfig(Section):
     group_size: Annotated[int, Field(ge=2)] = 8
     """G. At G = 1 no group can be mixed and accuracy is observed as 0 or 1 only: refused."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Divides the logits, both when sampling and when training."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Tokens are drawn from the likeliest with this much probability. Below 1 samples are slightly off-policy."""
     max_prompt_tokens: Positive = 1024
+    """Longest prompt; ``data.overlong`` says what becomes of longer ones."""
     max_new_tokens: Positive = 3072
+    """Longest completion; it is cut there."""
     batch_size: Positive = 256
     """Sequences decoded at once."""
     engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
@@ -167,15 +187,21 @@ class OptimizerConfig(Section):
     """AdamW on the policy."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-6
+    """Of the policy, after the warm-up. The paper's, for models of 1.5B and more."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """AdamW's."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """AdamW's."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: ``constant``, or falling to 0 at ``run.steps``."""
     warmup_steps: NonNegative = 0
+    """Steps over which the learning rate rises from 0."""
     mini_batches: Positive = 1
     """Parts that a step's completions are split into at random, each with an optimiser step of its own."""
     epochs: Positive = 1
     """Passes over a step's completions."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """A longer gradient is shortened to this."""
     tokens_per_micro_batch: Positive = 16384
     """Tokens in one forward and backward pass: completions and their distinct prompts; on a model whose attention does
     not let completions share a prompt, rows padded to the longest."""
@@ -197,6 +223,7 @@ class VerifierConfig(Section):
     """The processes that judge completions."""
 
     workers: Positive = 2
+    """How many completions are judged at once."""
     timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
     """Wall-clock seconds one completion may take; past it the worker is killed and the verdict is an error."""
     memory_mib: Positive = 2048
@@ -216,9 +243,11 @@ class EvalConfig(Section):
     samples: Positive = 8
     """Completions a prompt."""
     k: Annotated[list[Positive], Field(min_length=1)] = [1, 8]
+    """The k of pass@k, each at most ``samples``."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     """0 decodes greedily."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """As in ``sampling.top_p``."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> EvalConfig:
@@ -231,14 +260,18 @@ class CheckpointConfig(Section):
     """Written whole or not at all; the last step is always kept."""
 
     every: Positive = 25
+    """Steps between checkpoints."""
     keep: Positive = 2
+    """The newest ones that are kept."""
 
 
 class TrackingConfig(Section):
     """Trackers beside metrics.jsonl (needs the ``trackers`` extra)."""
 
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Each is told what metrics.jsonl is told."""
     project: str = "pacedrl"
+    """What trackers file the run under."""
 
 
 def _names_a_server(url: str) -> bool:

@@ -78,8 +78,10 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
     ``epsilon`` and ``scale_rewards`` do not apply. With vLLM the behaviour policy is vLLM's, and its importance
     sampling correction does not apply either, for trajectory balance needs none.
 
+    Arguments are GRPOTrainer's, ``model``, ``reward_funcs``, ``args``, ``train_dataset`` and any other by name, and
+    one more:
+
     Args:
-        model, reward_funcs, args, train_dataset, and any other by name: as GRPOTrainer's.
         scheduler: makes the scheduler; the default has the paper's settings. To change them:
             ``functools.partial(DifficultyScheduler, estimator="combined", cooldown_steps=3)``.
 

@@ -1,0 +1,165 @@
+"""Reference pages made from the code: every setting from the configuration's classes, every verb from the parser."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import griffe
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from pacedrl.cli import _parser
+from pacedrl.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUNDS = {Gt: ("gt", "more than {}"), Ge: ("ge", "at least {}"), Lt: ("lt", "less than {}"), Le: ("le", "at most {}")}
+
+
+def configuration() -> str:
+    """The page of all settings, by section and variant."""
+    package = griffe.load("pacedrl.config", search_paths=[ROOT])
+    lines = [
+        "# Configuration",
+        "",
+        "Every setting, from the classes in `pacedrl/config`. The defaults are the paper's recipe; what another"
+        " `recipe` changes, [`pacedrl recipes NAME`](cli.md#pacedrl-recipes) prints. A setting is a key below its"
+        " section in YAML, and `section.key=value` on the command line. An unknown key is an error that names the"
+        " nearest.",
+        "",
+        *_table(Config, package, "", own_fields_only=True),
+    ]
+    for name, field in Config.model_fields.items():
+        variants = list(_models(field.annotation))
+        if variants:
+            lines += ["", f"## `{name}` {{#{name}}}", ""]
+        for variant in variants:
+            if len(variants) > 1:
+                tag = variant.model_fields["name"].default
+                mark = " (the default)" if isinstance(field.default, variant) else ""
+                lines += ["", f"### `{name}.name: {tag}`{mark} {{#{name}-{tag}}}", ""]
+            lines += [_code(inspect.getdoc(variant) or ""), "", *_table(variant, package, name)]
+            for key, inner in variant.model_fields.items():
+                for model in _models(inner.annotation):
+                    lines += _nested(model, package, f"{name}.{key}")
+    return "\n".join(lines) + "\n"
+
+
+def _nested(model: type[BaseModel], package: Any, path: str) -> Iterator[str]:
+    if path == "data.eval":  # of the same form as data.train
+        return
+    yield from ["", f"### `{path}` {{#{path.replace('.', '-')}}}", "", _code(inspect.getdoc(model) or ""), ""]
+    yield from _table(model, package, path)
+    for key, field in model.model_fields.items():
+        for inner in _models(field.annotation):
+            yield from _nested(inner, package, f"{path}.{key}")
+
+
+def _table(model: type[BaseModel], package: Any, path: str, own_fields_only: bool = False) -> list[str]:
+    documented = package[model.__module__.removeprefix("pacedrl.config.")][model.__name__].members
+    rows = []
+    for key, field in model.model_fields.items():
+        of_sections = list(_models(field.annotation))
+        if (own_fields_only and of_sections) or (key == "name" and _is_tag(field)):
+            continue
+        docstring = documented[key].docstring
+        text = _code(docstring.value) if docstring else ""
+        full = f"{path}.{key}" if path else key
+        rows.append(f"| `{full}` | {_type(field)} | {_default(field)} | {text} |")
+    return ["| setting | type | default | |", "|---|---|---|---|", *rows] if rows else ["No settings."]
+
+
+def _is_tag(field: FieldInfo) -> bool:
+    return typing.get_origin(field.annotation) is typing.Literal and len(typing.get_args(field.annotation)) == 1
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Sections in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _models(part)
+
+
+def _type(field: FieldInfo) -> str:
+    return _type_text(field.annotation, field.metadata)
+
+
+def _type_text(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        inner, *extra = arguments
+        return _type_text(inner, [m for e in extra for m in (e.metadata if isinstance(e, FieldInfo) else [e])])
+    if origin is typing.Literal:
+        text = ", ".join(f"`{value}`" for value in arguments)
+    elif origin in (typing.Union, types.UnionType):
+        text = " or ".join("null" if part is type(None) else _type_text(part) for part in arguments)
+    elif origin in (list, tuple):
+        of = [_type_text(part) for part in arguments]
+        text = f"list of {of[0]}" if origin is list else f"list of {len(of)}: {of[0]}"
+    elif origin is dict:
+        text = "mapping"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        text = "section"
+    else:
+        names = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
+        text = names[annotation]
+    bounds = [BOUNDS[type(m)][1].format(f"{getattr(m, BOUNDS[type(m)][0]):g}") for m in metadata if type(m) in BOUNDS]
+    bounds += ["not empty" for m in metadata if isinstance(m, MinLen)]
+    return ", ".join([text, *bounds])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if any(True for _ in _models(field.annotation)):
+        return "none" if value in (None, []) else "see below"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, tuple):
+        value = list(value)
+    return f"`{value:.4g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _code(text: str) -> str:
+    """A docstring as one line of Markdown."""
+    return re.sub(r"``(.+?)``", r"`\1`", " ".join(text.split())).replace("|", "\\|")
+
+
+def command_line() -> str:
+    """The page of all verbs, as the parser has them."""
+    parser = _parser()
+    (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    lines = [
+        "# Command line",
+        "",
+        "`pacedrl VERB --help` prints the same. Exit codes: 0 success; 1 training had to stop, or some runs of a"
+        " comparison failed; 2 bad input, with one line that says what to change; 130 Ctrl-C, with the state saved.",
+        "",
+        "Verbs that take `section.key=value` change [settings](configuration.md) of the configuration they read.",
+    ]
+    for name, verb in verbs.choices.items():
+        usage = " ".join(verb.format_usage().removeprefix("usage: ").split())
+        lines += ["", f"## `pacedrl {name}` {{#pacedrl-{name}}}", "", verb.description or ""]
+        lines += ["", "```text", usage, "```", ""]
+        rows = [_argument(action) for action in verb._actions if not isinstance(action, argparse._HelpAction)]
+        lines += ["| argument | |", "|---|---|", *rows] if rows else []
+        if verb.epilog:
+            lines += ["", "Example:", "", "```sh", verb.epilog.removeprefix("example: "), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _argument(action: argparse.Action) -> str:
+    value = action.metavar or (action.dest.upper() if action.option_strings and action.nargs != 0 else "")
+    name = " ".join(filter(None, [", ".join(action.option_strings), str(value) if value else ""])) or action.dest
+    text = (action.help or "") % {**vars(action), "prog": "pacedrl"} if action.help else ""
+    required = "; required" if action.required and action.option_strings else ""
+    return f"| `{name}` | {text[:1].upper()}{text[1:]}{required} |"

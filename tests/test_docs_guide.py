@@ -1,0 +1,190 @@
+"""What the guide and the page on the method quote is what was measured, or what the code computes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from math import comb
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from docs_blocks import ROOT
+from test_docs import module, settings_by_section
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from pacedrl.config import load_config
+from pacedrl.doctor import GIB, memory_estimate
+from pacedrl.lab.calibrate import load_calibration
+
+GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+METHOD = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+QWEN = Qwen2Config(
+    vocab_size=151936,
+    hidden_size=1536,
+    intermediate_size=8960,
+    num_hidden_layers=28,
+    num_attention_heads=12,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+)
+"""Qwen2.5-Math-1.5B's."""
+SMOLLM2 = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+)
+MODELS = [(QWEN, "cuda"), (QWEN, "cuda"), (QWEN, "cuda"), (SMOLLM2, "cpu")]
+"""Of the guide's table on memory, and where."""
+
+
+def rows_below(heading: str, text: str = GUIDE) -> list[list[str]]:
+    """Cells of the first table below a line, without its head."""
+    lines = text.partition(heading)[2].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    stop = next((i for i, line in enumerate(lines[start:], start) if not line.startswith("|")), len(lines))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : stop]]
+
+
+def test_the_guide_says_what_was_measured(tmp_path: Path) -> None:
+    template = (ROOT / "docs/guide.template.md").read_text(encoding="utf-8")
+    assert module("results").page(template, tmp_path) == GUIDE
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_of_group_sizes_is_binomial() -> None:
+    rows = rows_below("### G and P")
+    assert len(rows) == 3
+    for accuracy, *shown in rows:
+        p, sizes = float(accuracy), (4, 8, 16)
+        mixed = [f"{1 - p**n - (1 - p) ** n:.2f}" for n in sizes]
+        error = [sum(comb(n, k) * p**k * (1 - p) ** (n - k) * abs(k / n - p) for k in range(n + 1)) for n in sizes]
+        assert shown == [*mixed, *(f"{value:.3f}" for value in error)]
+
+
+def test_the_table_of_memory_is_what_doctor_estimates() -> None:
+    rows = rows_below("Worked, in GiB:")
+    path = Path()
+    for (name, said, *shown), (architecture, device) in zip(rows, MODELS, strict=True):
+        path_in_row = re.search(r"examples/[\w/.]+yaml", said)
+        path = Path(path_in_row.group()) if path_in_row else path  # "...": the row's above
+        config = load_config(ROOT / path, re.findall(r"[a-z_]+\.[a-z_.]+=\w+", said))
+        policy = meta_policy(architecture, device, config.model.lora)
+        parameters = sum(parameter.numel() for parameter in policy.model.parameters())
+        states = sum((16 if p.requires_grad else 4) * p.numel() for p in policy.model.parameters())
+        sampling, optimizer = config.sampling, config.optimizer
+        element, length = 2 if device == "cuda" else 4, sampling.max_prompt_tokens + sampling.max_new_tokens
+        sequences = min(sampling.batch_size, sampling.prompts_per_step * sampling.group_size)
+        width = architecture.hidden_size // architecture.num_attention_heads
+        layers = architecture.num_hidden_layers
+        cache = 2 * layers * architecture.num_key_value_heads * width * element * sequences * length
+        trained = 1 if optimizer.gradient_checkpointing else layers
+        tokens = max(optimizer.tokens_per_micro_batch, length)
+        activations = 70 * tokens * architecture.hidden_size * trained * element / 4
+        in_all = memory_estimate(policy, config)
+        assert in_all == pytest.approx(states + max(cache, activations)), name
+        assert shown == [f"{parameters / 1e6:,.1f}", *(f"{x / GIB:.1f}" for x in (states, cache, activations, in_all))]
+
+
+def meta_policy(architecture: Any, device: str, lora: Any) -> Any:
+    """What `memory_estimate` reads of a policy, without the memory."""
+    with torch.device("meta"):
+        causal = AutoModelForCausalLM.from_config(architecture)
+        model = causal
+        if lora is not None:
+            from peft import LoraConfig, get_peft_model
+
+            model = get_peft_model(causal, LoraConfig(r=lora.r, target_modules=lora.target_modules))
+
+    def parameters() -> Iterator[torch.nn.Parameter]:
+        return (parameter for parameter in model.parameters() if parameter.requires_grad)
+
+    return SimpleNamespace(causal_lm=causal, model=model, parameters=parameters, device=torch.device(device))
+
+
+def test_every_symptom_has_a_row_and_a_paragraph() -> None:
+    headings = re.findall(r"\{#(symptom-[\w-]+)\}", (ROOT / "pacedrl/report/symptoms.md").read_text(encoding="utf-8"))
+    named = [re.findall(r"#(symptom-[\w-]+)", row[0])[0] for row in rows_below("## Symptoms and remedies")]
+    assert named == headings
+    assert set(re.findall(r"#(symptom-[\w-]+)", GUIDE)) == set(headings)
+
+
+def test_every_setting_named_in_the_new_pages_exists() -> None:
+    text = GUIDE + METHOD + "".join((ROOT / f"docs/{name}.md").read_text() for name in ("index", "contributing"))
+    sections = settings_by_section()
+    named = set(re.findall(r"\b(" + "|".join(sections) + r")\.([a-z_]+)\b(?!\.py|/|\()", text))
+    checked = {(section, field) for section, field in named if field not in ("py", "yaml", "json", "jsonl", "md")}
+    assert len(checked) > 30
+    assert [f"{section}.{field}" for section, field in checked if field not in sections[section]] == []
+
+
+FIGURE = json.loads((ROOT / "docs/method/figure.json").read_text(encoding="utf-8"))
+
+
+def test_the_figure_of_the_method_is_drawn_from_its_numbers_byte_for_byte(tmp_path: Path) -> None:
+    module("method", "figure").draw(FIGURE, tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_bytes() == (ROOT / "docs/method/figure.svg").read_bytes()
+
+
+def test_the_numbers_of_the_figure_come_out_again() -> None:
+    """Those that take no long training; floating point may differ a little between machines."""
+    figure = module("method", "figure")
+    for selection, steps in (("uniform", 10), ("nearest", 10)):
+        error, kl = figure._errors(figure.after(steps, selection, figure.BETA))
+        kept_error, kept_kl = FIGURE["over_training"][selection][figure.STEPS.index(steps)]
+        assert error == pytest.approx(kept_error, rel=0.1)
+        assert kl == pytest.approx(kept_kl, rel=0.5)
+    frozen = figure.frozen()
+    for beta in figure.FROZEN:
+        exact, kept = frozen["beta_log_z"][str(beta)], FIGURE["frozen"]["beta_log_z"][str(beta)]
+        assert exact == pytest.approx(kept, abs=0.002)
+        inside = np.array(frozen["accuracy"]).clip(1e-9, 1 - 1e-9)
+        solvable = inside > 0.001  # accuracies are kept to four digits
+        assert figure.closed_form(inside, beta)[solvable] == pytest.approx(np.array(exact)[solvable], abs=0.01)
+
+
+def test_the_method_quotes_its_figure() -> None:
+    figure = module("method", "figure")
+    uniform, nearest = (dict(zip(figure.STEPS, FIGURE["over_training"][s], strict=True)) for s in figure.SELECTIONS)
+    errors, kls = zip(*FIGURE["over_beta"], strict=True)
+    largest_kl = max(kl for points in FIGURE["over_training"].values() for _, kl in points)
+    said = " ".join(METHOD.split())
+    assert f"the mean error is {uniform[160][0]:.3f}" in said
+    assert f"Uniform selection brings it from {uniform[0][0]:.3f} to {uniform[160][0]:.3f}" in said
+    assert f"brings it to {nearest[80][0]:.3f} at 80 steps and lets it rise to {nearest[160][0]:.3f} at 160" in said
+    assert f"is at most {largest_kl:.5f} throughout, hundreds of times less" in said
+    assert all(error > 200 * kl for points in FIGURE["over_training"].values() for error, kl in points)
+    assert f"hardly depends on it ({min(errors):.3f} to {max(errors):.3f})" in said
+    assert max(kls) < 0.001
+    assert list(kls) == sorted(kls)
+    assert not all(0.0 <= value <= 1.0 for value in FIGURE["estimate"])
+
+
+def test_the_method_quotes_a_calibration() -> None:
+    scores = [c.scores for c in load_calibration(ROOT / "docs/results/skills_skewed_paced_seed500.json").checkpoints]
+    selected, unseen = (
+        float(np.mean([score[group]["log Z"].mae for score in scores if group in score]))
+        for group in ("selected", "never seen")
+    )
+    assert f"its mean error was {selected:.3f} on selected prompts and {unseen:.3f} on prompts never seen" in " ".join(
+        METHOD.split()
+    )
+
+
+def test_the_example_of_a_frozen_reference_is_right() -> None:
+    assert "it is 0.954" in METHOD
+    assert float(module("method", "figure").closed_form(np.array(0.5), 1 / 15)) == pytest.approx(0.954, abs=5e-4)
+
+
+def test_equations_are_numbered_in_order_and_those_referred_to_exist() -> None:
+    numbers = [int(number) for number in re.findall(r"\\tag\{(\d+)\}", METHOD)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert {int(n) for n in re.findall(r"eq\. (\d+)", GUIDE)} <= set(numbers)
