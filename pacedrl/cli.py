@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     recipes = _verb(
         verbs, "recipes", "the methods that recipe: NAME chooses from; with a NAME, its whole configuration"
     )
-    recipes.add_argument("name", nargs="?", metavar="NAME")
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="print this one's configuration")
     recipes.epilog = "example: pacedrl recipes paced"
     recipes.set_defaults(run=_recipes)
 

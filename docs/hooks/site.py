@@ -1,4 +1,4 @@
-"""What mkdocs builds beyond the pages in docs/: reference pages, examples, the source files that pages link to.
+"""What mkdocs builds beyond the pages in docs/: examples, the source files that pages link to.
 
 Pages link to files as a code host shows them, relative to where they lie in the repository. Here those links are turned
 to the site's pages; a file outside docs/ that one names gets a page of its own, below source/.
@@ -15,7 +15,6 @@ from equations import to_mathml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from reference import command_line, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = {"examples/paper.md": "examples/paper/README.md", "examples/verl.md": "examples/verl/README.md"}
@@ -34,7 +33,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     texts = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
     texts |= {home: (ROOT / home).read_text(encoding="utf-8") for home in ELSEWHERE.values()}
     pages = {uri: texts[home] for uri, home in ELSEWHERE.items()}
-    pages |= {"reference/configuration.md": configuration(), "reference/cli.md": command_line()}
     for home, text in texts.items():
         for target in _links(home, text):
             uri = _uri(target)
@@ -47,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     uri = page.file.src_uri
-    if uri.startswith(("source/", "reference/")):
+    if uri.startswith("source/"):
         return markdown
     home = ELSEWHERE.get(uri, f"docs/{uri}")
 

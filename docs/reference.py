@@ -1,4 +1,7 @@
-"""Reference pages made from the code: every setting from the configuration's classes, every verb from the parser."""
+"""Write the reference pages out of the code: every setting from the classes of the configuration, every verb.
+
+python docs/reference.py    # rewrites docs/configuration.md and docs/cli.md
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,18 @@ from pydantic.fields import FieldInfo
 from pacedrl.cli import _parser
 from pacedrl.config import Config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 BOUNDS = {Gt: ("gt", "more than {}"), Ge: ("ge", "at least {}"), Lt: ("lt", "less than {}"), Le: ("le", "at most {}")}
+
+
+def main() -> None:
+    for name, text in pages().items():
+        (ROOT / "docs" / name).write_text(text, encoding="utf-8")
+
+
+def pages() -> dict[str, str]:
+    """Texts by the names of their files in docs/."""
+    return {"configuration.md": configuration(), "cli.md": command_line()}
 
 
 def configuration() -> str:
@@ -163,3 +176,7 @@ def _argument(action: argparse.Action) -> str:
     text = (action.help or "") % {**vars(action), "prog": "pacedrl"} if action.help else ""
     required = "; required" if action.required and action.option_strings else ""
     return f"| `{name}` | {text[:1].upper()}{text[1:]}{required} |"
+
+
+if __name__ == "__main__":
+    main()
