@@ -109,12 +109,11 @@ def scheduler() -> str:
             f"{int(size):,}",
             *(f"{found[phase]:.3f}" for phase in phases),
             f"{sum(found[phase] for phase in phases[1:]) / PAPER_STEP_S:.3%}",
-            f"{found['peak'] / 2**30:.2f}",
         ]
         for name, sizes in load("scheduler").items()
         for size, found in sizes.items()
     ]
-    return table(["estimates of", "prompts", *(f"{p}, s" for p in phases), "of a step", "peak, GiB"], rows)
+    return table(["estimates of", "prompts", *(f"{p}, s" for p in phases), "of a step"], rows)
 
 
 def projection() -> str:
@@ -168,6 +167,7 @@ def memory_aim(found: Any) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "step": lambda: beside_trl("step", 1),
     "step before": lambda: beside_trl("step_before", 1),
+    "step after": lambda: beside_trl("step_after", 1),
     "tiny as it comes": lambda: beside_trl("tiny/as it comes", 3),
     "tiny tuned": lambda: beside_trl("tiny/tuned", 3),
     "sampling": sampling,
@@ -178,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 FIGURES: dict[str, Callable[[], str]] = {
     "aims": aims,
+    "capability": lambda: load("step")["capability"],
     "rate": lambda: f"{load('step')['rate'] / 1e9:.0f}",
     "earlier tiny": lambda: f"{ratio(load('tiny_before/as it comes'), 'step'):.1f}",
     **{name: partial(gain, name) for name in ("packed body", "packed head", "grouped heads", "fused attention")},
