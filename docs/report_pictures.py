@@ -7,16 +7,21 @@ Needs the dev extra, and Chromium on the path.
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from pacedrl.report.page import render
 
 IMAGES = Path(__file__).resolve().parent / "images"
+TALLEST = 3000
+"""Pixels; a page on a telephone is longer than anybody scrolls past."""
+COLOURS = 128
 
 
 def main() -> None:
@@ -45,8 +50,10 @@ def photograph(
     top, end = (view.locator(at).bounding_box() for at in (start, before))
     assert top is not None
     assert end is not None
-    area = {"x": 0, "y": max(top["y"], 0), "width": width, "height": end["y"] - max(top["y"], 0)}
-    view.screenshot(path=IMAGES / name, full_page=True, clip=area)  # type: ignore[arg-type]
+    height = min(end["y"] - max(top["y"], 0), TALLEST)
+    area = {"x": 0, "y": max(top["y"], 0), "width": width, "height": height}
+    taken = view.screenshot(full_page=True, clip=area)  # type: ignore[arg-type]
+    Image.open(io.BytesIO(taken)).convert("RGB").quantize(COLOURS).save(IMAGES / name, optimize=True)
     view.close()
 
 
