@@ -54,7 +54,7 @@ BAD_FILES = [
     ("a.jsonl", b'{"prompt": "a", "answer": 1}\n"\xff"\n', "line 2: is not UTF-8 text; save the file as UTF-8"),
     ("a.jsonl", "", "a.jsonl: holds no rows; expected one prompt a row"),
     ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot read it: Not a gzipped file"),
-    ("a.jsonl.gz", gzip.compress(b"x" * 100)[:-9], "a.jsonl.gz: cannot read it: Compressed file ended before"),
+    ("a.jsonl.gz", gzip.compress(b"x" * 100, mtime=0)[:-9], "a.jsonl.gz: cannot read it: Compressed file ended before"),
     ("a.json", "[]", "a.json: holds no rows"),
     ("a.json", '{"data": []}', "a.json: expected a list of rows, got an object with keys data"),
     ("a.json", "3", "a.json: expected a list of rows, got a number"),
