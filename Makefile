@@ -16,7 +16,7 @@ test: $(VENV)/dev.stamp  ## lint, types and all tests but the slow ones, as CI r
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov=pacedrl.method --cov-report=term-missing --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations=25 --cov=pacedrl.method --cov-report=term-missing --cov-fail-under=95
 
 docs: $(VENV)/dev.stamp  ## build the documentation's site into site/; broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -38,12 +38,18 @@ def tiny_comparison() -> dict[str, Any]:
 
 
 def compare(
-    cli: CommandLine, *extra: str, recipes: str, out: str = "out", rollouts: int = ROLLOUTS, seeds: int = 2
+    cli: CommandLine,
+    *extra: str,
+    recipes: str,
+    out: str = "out",
+    rollouts: int = ROLLOUTS,
+    seeds: int = 2,
+    real: bool = True,
 ) -> Result:
     cli.write("c.yaml", tiny_comparison())
     cli.write("v.yaml", VARIANTS)
     named = ["--recipes", recipes, "--variants", "v.yaml", "--rollouts", str(rollouts), "--out", out]
-    return cli("compare", "c.yaml", *named, "--seeds", str(seeds), "--final-k", "1,4", "--jobs", "2", *extra, real=True)
+    return cli("compare", "c.yaml", *named, "--seeds", str(seeds), "--final-k", "1,4", "--jobs", "2", *extra, real=real)
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +143,12 @@ def test_what_is_finished_is_not_repeated_and_more_can_be_added(compared: tuple[
     assert (cli.folder / "more/results.json").read_bytes() == kept
     with (cli.folder / "more/.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        busy = compare(cli, recipes="grpo", out="more")
+        busy = compare(cli, recipes="grpo", out="more", real=False)
     assert (busy.code, busy.err) == (
         2,
         "pacedrl: --out: another comparison is at work in 'more'; wait for it, or choose another folder\n",
     )
-    refused = compare(cli, recipes="grpo", out="more", rollouts=ROLLOUTS + 16)
+    refused = compare(cli, recipes="grpo", out="more", rollouts=ROLLOUTS + 16, real=False)
     assert refused.code == 2
     assert "holds a comparison of another configuration, budget or final k" in refused.err
     cli.write("w.yaml", {"again": ["recipe=grpo", "run.seed=7{seed}", "objective.clip_low=0.1"]})
