@@ -96,7 +96,14 @@ def test_every_results_file_has_the_results_schema(path: Path) -> None:
         assert Results.load(path).variants
 
 
-@pytest.mark.parametrize("template", sorted((ROOT / "docs/results").glob("*.template.md")), ids=lambda path: path.name)
+RESULTS_PAGES = [
+    pytest.param(path, marks=[pytest.mark.slow] if path.name.startswith("skills") else [], id=path.name)
+    for path in sorted((ROOT / "docs/results").glob("*.template.md"))
+]
+"""The page on skills has a hundred figures, a minute's drawing."""
+
+
+@pytest.mark.parametrize("template", RESULTS_PAGES)
 def test_results_pages_are_what_their_results_say(template: Path, tmp_path: Path) -> None:
     build = module("results")
     page = build.page(template.read_text(encoding="utf-8"), tmp_path)
