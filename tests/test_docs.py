@@ -100,7 +100,7 @@ RESULTS_PAGES = [
     pytest.param(path, marks=[pytest.mark.slow] if path.name.startswith("skills") else [], id=path.name)
     for path in sorted((ROOT / "docs/results").glob("*.template.md"))
 ]
-"""The page on skills has a hundred figures, a minute's drawing."""
+"""The page on skills has 27 figures, a minute's drawing."""
 
 
 @pytest.mark.parametrize("template", RESULTS_PAGES)
