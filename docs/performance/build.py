@@ -178,6 +178,10 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 FIGURES: dict[str, Callable[[], str]] = {
     "aims": aims,
+    "report steps": lambda: f"{load('report')['steps']:,}",
+    "report completions": lambda: f"{load('report')['completions']:,}",
+    "report seconds": lambda: f"{load('report')['seconds']:.1f}",
+    "report size": lambda: f"{load('report')['bytes'] / 1e6:.1f}",
     "capability": lambda: load("step")["capability"],
     "rate": lambda: f"{load('step')['rate'] / 1e9:.0f}",
     "earlier tiny": lambda: f"{ratio(load('tiny_before/as it comes'), 'step'):.1f}",

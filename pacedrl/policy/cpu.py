@@ -99,8 +99,8 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Give the kernel back what is free between two phases of a step, where that is much.
 
-    What `keep_freed_memory` keeps fits the phase that freed it; the next asks for tensors of other sizes, beside it:
-    without this a process grows from step to step. For glibc 2.33 or later; elsewhere this does nothing.
+    What `keep_freed_memory` keeps fits the phase that freed it. It is then there for others while this process samples;
+    the peak, which lies within an update, stays what it is. For glibc 2.33 or later; elsewhere this does nothing.
     """
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallinfo2"):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pacedrl.method.estimator import STALE_STEPS
-from pacedrl.report.figures import chance_error, judged, mean_curve, replayed_share, task_curve
+from pacedrl.report.figures import Z_95, chance_error, judged, mean_curve, replayed_share, task_curve
 from pacedrl.report.run import Floats, RunLogs
 from pacedrl.training.alarms import (
     MISMATCH_NATS,
@@ -55,7 +55,6 @@ UNSOLVED_REWARD = 0.9
 """... it is not because the prompts are solved. A policy that became sure and right has little entropy too."""
 FORGOTTEN = 0.05
 """Drop of one task's pass@1 that matters, if it is told from chance."""
-Z_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,10 @@ def no_mixed_groups(run: RunLogs) -> Finding | None:
     streak = _longest(unmixed)
     if streak < UNMIXED_STEPS or (not unmixed[-UNMIXED_STEPS:].all() and unmixed.mean() < 0.5):
         return None
-    reward = float(np.nanmean(np.append(run.series("reward/mean")[unmixed], np.nan))) if unmixed.any() else math.nan
+    rewards = _known(run.series("reward/mean")[unmixed])
+    if not len(rewards):
+        return None  # nothing was judged: what the verifier failed on is another finding
+    reward = float(rewards.mean())
     why = "too hard" if reward < 0.5 else "too easy"
     return Finding(
         "no-mixed-groups",

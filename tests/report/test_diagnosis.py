@@ -77,6 +77,8 @@ def test_prompts_that_are_all_too_hard(train: Train, tmp_path: Path) -> None:
     assert finding.text.startswith("No mixed groups in 5 of 5 steps, mean reward 0.00: prompts too hard")
     easy = altered(run, {"reward/mean": 1.0})
     assert "prompts too easy" in only(easy).text
+    unjudged = altered(run, {"reward/mean": None})
+    assert "no-mixed-groups" not in {finding.id for finding in diagnose(unjudged)}  # neither too hard nor too easy
     assert diagnose(replace(run, metrics=run.metrics[:4])) == []  # as the alarm in training: five in a row
     once = altered(grown(run, 60), {"reward/mixed_groups": 0.5}, since=20)
     assert "no-mixed-groups" not in {finding.id for finding in diagnose(once)}  # it was so, and is no more
