@@ -161,7 +161,6 @@ def test_what_is_finished_is_not_repeated_and_more_can_be_added(compared: tuple[
     assert (cli.folder / "more/results.json").read_bytes() == kept
 
 
-@pytest.mark.slow
 def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_results(
     compared: tuple[CommandLine, Result], tmp_path: Path
 ) -> None:

@@ -155,7 +155,7 @@ def test_a_policy_that_is_split_is_saved_in_one_piece_and_its_optimiser_in_two(t
     assert max(sizes) < 0.55 * together
 
 
-@pytest.mark.parametrize("layout", [pytest.param("two", marks=pytest.mark.slow), "split"])
+@pytest.mark.parametrize("layout", ["two", "split"])
 def test_a_run_goes_on_with_another_number_of_processes_and_bit_for_bit_with_the_same(
     trained: Path, layout: str
 ) -> None:
