@@ -17,7 +17,7 @@ class ColumnCache:
 
     All rows write one column at the same time, ``end``, so the tokens of row i lie in the columns ``start_B[i]`` to
     ``end``. In use are the rows below ``rows`` and the columns from ``first``. ``cache`` is what a model takes as
-    ``past_key_values``.
+    its key-value cache.
     """
 
     def __init__(self, row_capacity: int, column_capacity: int, device: torch.device) -> None:

@@ -37,14 +37,13 @@ def draw_tokens(
 
 def block_sums(weight_RV: Tensor) -> Tensor:
     """Sums over runs of BLOCK tokens, the last perhaps shorter: float64 [R, blocks]."""
-    # In double precision: parallel sums on a GPU are not monotone to the last digit, and a token of weight 0 must not
-    # slip into such a gap.
+    # Doubles for what is done with them: parallel sums on a GPU are not monotone to the last digit, and a token of
+    # weight 0 must not slip into such a gap. The sums themselves are of float32, for a copy of all weights is slow.
     whole = weight_RV.shape[1] // BLOCK * BLOCK
-    whole_RNC = weight_RV[:, :whole].view(len(weight_RV), -1, BLOCK)
-    sums_RN = whole_RNC.sum(dim=-1, dtype=torch.float64)
-    if whole == weight_RV.shape[1]:
-        return sums_RN
-    return torch.cat([sums_RN, weight_RV[:, whole:].sum(dim=-1, keepdim=True, dtype=torch.float64)], dim=1)
+    sums_RN = weight_RV[:, :whole].view(len(weight_RV), -1, BLOCK).sum(dim=-1)
+    if whole < weight_RV.shape[1]:
+        sums_RN = torch.cat([sums_RN, weight_RV[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
+    return sums_RN.double()
 
 
 def invert(weight_RV: Tensor, block_RN: Tensor, uniform_RM: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,9 @@ class Policy:
         self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._head = find_head(self.causal_lm)
         self.takes_patterns = takes_patterns(self.causal_lm)
+        # transformers renamed it in 5.24
+        takes_cache = "cache" in signature(self.causal_lm.forward).parameters
+        self.cache_argument = "cache" if takes_cache else "past_key_values"
         eos = self.causal_lm.generation_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [eos]
         self.eos_ids = sorted({i for i in [*eos_ids, tokenizer.eos_token_id] if i is not None})

@@ -171,7 +171,7 @@ class _Decoder:
                 input_ids=torch.tensor(padded, device=self.policy.device),
                 attention_mask=mask_PL.long(),
                 position_ids=(mask_PL.cumsum(dim=1) - 1).clamp_min(0),
-                past_key_values=prefilled,
+                **{self.policy.cache_argument: prefilled},
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -196,7 +196,7 @@ class _Decoder:
                 input_ids=self.token_B[:count, None],
                 attention_mask=None if own else mask_BL.long(),
                 position_ids=(cache.end - start_B)[:, None],
-                past_key_values=cache.cache,
+                **{self.policy.cache_argument: cache.cache},
                 use_cache=True,
                 logits_to_keep=1,
             )
