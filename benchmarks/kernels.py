@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from pacedrl.policy.attention import Decoding
 from pacedrl.policy.cpu import keep_freed_memory, packed_weights
 
 HIDDEN, INNER, VOCABULARY, HEADS, KEY_HEADS, SIZE = 576, 1536, 49_152, 9, 3, 64
 ROWS, CONTEXT, PACKED = 64, 150, 640
+PROMPTS, PROMPT = 8, 95
+"""The decoding rows are completions of so many prompts, of so many tokens of the context."""
 ROUNDS = 5
 Way = Callable[[], object]
 
@@ -36,6 +39,7 @@ def main() -> None:
         "packed body": lambda: packed(HIDDEN, INNER, 20),
         "packed head": lambda: packed(HIDDEN, VOCABULARY, 1),
         "grouped heads": grouped_heads,
+        "shared prompts": shared_prompts,
         "fused attention": fused_attention,
         "bfloat16": lower_precision,
         "AdamW": optimizers,
@@ -93,6 +97,20 @@ def grouped_heads() -> tuple[Way, Way]:
             query, key.repeat_interleave(times, 1), value.repeat_interleave(times, 1), attn_mask=mask
         ),
         lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True),
+    )
+
+
+def shared_prompts() -> tuple[Way, Way]:
+    """A decoding step's attention, fused, over a cache that repeats prompts, and over prompts kept once."""
+    query, key, value = heads(ROWS, 1, HEADS), heads(ROWS, CONTEXT, KEY_HEADS), heads(ROWS, CONTEXT, KEY_HEADS)
+    mask = torch.ones(ROWS, 1, 1, CONTEXT, dtype=torch.bool)
+    prompts = heads(PROMPTS, PROMPT, KEY_HEADS), heads(PROMPTS, PROMPT, KEY_HEADS)
+    own = key[:, :, PROMPT:], value[:, :, PROMPT:]
+    bias = torch.zeros(PROMPTS, 1, 1, PROMPT), torch.zeros(ROWS, 1, 1, CONTEXT - PROMPT)
+    pattern = Decoding([prompts], *bias, ROWS // PROMPTS, None)
+    return (
+        lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True),
+        lambda: pattern.attend(query, *own, None, 0),
     )
 
 

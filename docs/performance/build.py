@@ -185,8 +185,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "capability": lambda: load("step")["capability"],
     "rate": lambda: f"{load('step')['rate'] / 1e9:.0f}",
     "earlier tiny": lambda: f"{ratio(load('tiny_before/as it comes'), 'step'):.1f}",
-    **{name: partial(gain, name) for name in ("packed body", "packed head", "grouped heads", "fused attention")},
-    **{name: partial(gain, name) for name in ("bfloat16", "AdamW", "memory")},
+    **{name: partial(gain, name) for name in ("packed body", "packed head", "grouped heads", "shared prompts")},
+    **{name: partial(gain, name) for name in ("fused attention", "bfloat16", "AdamW", "memory")},
     "output memory": lambda: f"{load('memory')['ours']['bytes'] / load('memory')['plain']['bytes']:.3f}",
     "generate_batch": lambda: f"{median(load('generate')['generate_batch']) / median(load('generate')['ours']):.2f}",
 }

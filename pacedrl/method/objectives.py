@@ -80,10 +80,10 @@ def clipped_policy_gradient(
     ratio_BT = log_ratio_BT.exp()
     unclipped_BT = ratio_BT * advantage_B1
     clipped_BT = ratio_BT.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage_B1
-    loss_BT = -torch.minimum(unclipped_BT, clipped_BT)
-    metrics = {
-        "objective/clipped": (_masked((clipped_BT < unclipped_BT).float(), mask_BT).sum(dim=1) / tokens_B).sum() / count
-    }
+    took_BT = clipped_BT < unclipped_BT
+    # Not the minimum: where both are equal the gradient is the unclipped one's, whatever torch makes of a clamp there.
+    loss_BT = -torch.where(took_BT, clipped_BT, unclipped_BT)
+    metrics = {"objective/clipped": (_masked(took_BT.float(), mask_BT).sum(dim=1) / tokens_B).sum() / count}
     if sampler_logprobs_BT is not None:
         mismatch_BT = _masked(old_logprobs_BT - sampler_logprobs_BT, mask_BT).detach()
         weight_BT = mismatch_BT.exp().clamp_max(sampler_weight_cap)

@@ -26,8 +26,8 @@ CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
 class Pattern(Protocol):
     """Which tokens attend to which."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """[B, heads, queries, D] and [B, key-value heads, keys, D] → [B, heads, queries, D]."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
+        """[B, heads, queries, D] and [B, key-value heads, keys, D] → [B, heads, queries, D], in one layer."""
         ...
 
 
@@ -65,9 +65,12 @@ def _attend(
     for name in CHANGES_ATTENTION:
         if options.get(name) is not None:
             raise NotImplementedError(f"{type(module).__name__} asks for {name}")
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise NotImplementedError(f"{type(module).__name__} does not say which layer it is")
     pattern = _pattern.get()
     assert pattern is not None
-    return pattern.attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
+    return pattern.attend(query, key, value, scaling, layer).transpose(1, 2).contiguous(), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -91,12 +94,49 @@ def _dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
 
 @dataclass(frozen=True)
 class Decoding:
-    """One new token a row, which sees the columns of its row's cache that ``mask`` (bool [B, 1, 1, columns]) allows."""
+    """One new token a row, which sees the row's prompt, kept once for all its G completions, and the row's own columns.
 
-    mask: Tensor
+    Equal to attending to the two end to end: one softmax over the scores of both. What a prompt's completions ask of it
+    is one multiplication, so that its keys and values are read once for all of them.
+    """
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        return _dot_product(query, key, value, self.mask, scale)
+    prompts: Sequence[tuple[Tensor, Tensor]]
+    """Of each layer keys and values, [P, key-value heads, L, D]."""
+    prompt_bias: Tensor
+    """0, or -inf where there is no token: [P, 1, 1, L]."""
+    own_bias: Tensor
+    """The same for the columns of the rows: [B, 1, 1, columns]."""
+    group_size: int
+    place_B: Tensor | None
+    """Which of the P · G completions each row is; None: all of them, in order."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
+        batch, heads, _, size = query.shape
+        prompt_key, prompt_value = self.prompts[layer]
+        scaled = query * (size**-0.5 if scale is None else scale)
+        # Heads that share a key-value head are queries of it.
+        query_BHRD = scaled.reshape(batch, key.shape[1], heads // key.shape[1], size)
+        prompt_PHQL = self._by_prompt(query_BHRD) @ prompt_key.transpose(2, 3) + self.prompt_bias
+        own_BHRS = query_BHRD @ key.transpose(2, 3) + self.own_bias
+        weight = torch.cat([self._by_row(prompt_PHQL, query_BHRD.shape[2]), own_BHRS], dim=-1).softmax(dim=-1)
+        width = prompt_key.shape[2]
+        weight = weight.to(value.dtype)
+        seen_PHQD = self._by_prompt(weight[..., :width]) @ prompt_value
+        output_BHRD: Tensor = self._by_row(seen_PHQD, query_BHRD.shape[2]) + weight[..., width:] @ value
+        return output_BHRD.reshape(batch, heads, 1, size)
+
+    def _by_prompt(self, rows: Tensor) -> Tensor:
+        """[B, heads, R, X] → [P, heads, G · R, X]; zeros where a completion has ended."""
+        prompts, size = len(self.prompt_bias), self.group_size
+        if self.place_B is not None:
+            rows = rows.new_zeros(prompts * size, *rows.shape[1:]).index_copy_(0, self.place_B, rows)
+        return rows.reshape(prompts, size, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def _by_row(self, scores: Tensor, queries: int) -> Tensor:
+        """[P, heads, G · R, X] → [B, heads, R, X], for R ``queries`` a row."""
+        prompts, heads, _, width = scores.shape
+        rows = scores.reshape(prompts, heads, self.group_size, queries, width).transpose(1, 2).flatten(0, 1)
+        return rows if self.place_B is None else rows.index_select(0, self.place_B)
 
 
 @dataclass(frozen=True)
@@ -138,7 +178,7 @@ class SharedPrefix:
     """Where in the packed row each of the K completion tokens is predicted from, completions end to end."""
     parts: list[_Rows]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
         return torch.cat([rows.attend(query, key, value, scale) for rows in self.parts], dim=1)[None]
 
 

@@ -1,4 +1,4 @@
-"""Sampling completions with a transformers model: one prefill a prompt, continuous batching, a preallocated cache."""
+"""Sampling completions with a transformers model: one prefill a prompt, continuous batching, preallocated caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pacedrl.policy.attention import Decoding, attention
-from pacedrl.policy.cache import ColumnCache
+from pacedrl.policy.cache import ColumnCache, PromptCache, no_token_bias, states_of
 from pacedrl.policy.cpu import packed_weights
 from pacedrl.policy.draw import draw_tokens
 from pacedrl.policy.policy import Policy
@@ -136,7 +136,14 @@ class _Decoder:
         self.groups_at_once = max(1, settings.batch_size // settings.group_size)
         capacity = min(self.groups_at_once, len(prompt_ids)) * settings.group_size
         longest = max((len(ids) for ids in prompt_ids), default=0)
-        self.cache = ColumnCache(capacity, longest + min(settings.max_new_tokens, COLUMNS_AHEAD), policy.device)
+        ahead = min(settings.max_new_tokens, COLUMNS_AHEAD)
+        # Prompts are kept once where the model attends as we say; else each row has its own copy of its prompt.
+        self.prompts = (
+            PromptCache(capacity // settings.group_size, longest, policy.device) if policy.takes_patterns else None
+        )
+        self.cache = ColumnCache(capacity, ahead if self.prompts else longest + ahead, policy.device)
+        self.begun: list[int] = []
+        """The prompts in ``prompts``, in its order."""
         self.rows: list[_Row] = []
         self.token_B = torch.zeros(capacity, dtype=torch.long, device=policy.device)
         self.uniform_BT = torch.zeros(capacity, settings.max_new_tokens, device=policy.device)
@@ -175,8 +182,12 @@ class _Decoder:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        size, before = self.settings.group_size, len(self.rows)
-        self.cache.insert(prefilled, lengths, size)
+        size, before, states = self.settings.group_size, len(self.rows), states_of(prefilled)
+        if self.prompts is not None:
+            self.prompts.insert(states, lengths)
+            self.begun += prompts
+            states, lengths = [(keys[:, :, :0], values[:, :, :0]) for keys, values in states], [0] * len(prompts)
+        self.cache.insert(states, lengths, size)
         uniform_BT = torch.cat([_uniforms(self.seeds[i], size, self.settings.max_new_tokens) for i in prompts])
         self.uniform_BT[before : before + len(uniform_BT)] = uniform_BT.to(self.policy.device)
         self.rows += [_Row(i, member) for i in prompts for member in range(size)]
@@ -189,13 +200,17 @@ class _Decoder:
         cache, count = self.cache, len(self.rows)
         cache.make_room()
         start_B = cache.start_B[:count]
+        position_B = cache.end - start_B
         mask_BL = torch.arange(cache.first, cache.end + 1, device=self.policy.device) >= start_B[:, None]
-        own = self.policy.takes_patterns
-        with self.policy.autocast(), attention(self.policy.config, Decoding(mask_BL[:, None, None]) if own else None):
+        pattern = None
+        if self.prompts is not None:
+            pattern, length_B = self._decoding(self.prompts, mask_BL)
+            position_B = position_B + length_B
+        with self.policy.autocast(), attention(self.policy.config, pattern):
             output = self.policy.causal_lm(
                 input_ids=self.token_B[:count, None],
-                attention_mask=None if own else mask_BL.long(),
-                position_ids=(cache.end - start_B)[:, None],
+                attention_mask=mask_BL.long() if pattern is None else None,
+                position_ids=position_B[:, None],
                 **{self.policy.cache_argument: cache.cache},
                 use_cache=True,
                 logits_to_keep=1,
@@ -204,6 +219,22 @@ class _Decoder:
         drawn_B = torch.tensor([len(row.token_ids) for row in self.rows], device=self.policy.device)
         token_B1, logprob_B1 = self._draw(output.logits[:, -1], self.uniform_BT[:count].gather(1, drawn_B[:, None]))
         return token_B1.squeeze(1), logprob_B1.squeeze(1)
+
+    def _decoding(self, prompts: PromptCache, mask_BL: Tensor) -> tuple[Decoding, Tensor]:
+        """How the rows attend, and the length of each one's prompt."""
+        size, place = self.settings.group_size, {prompt: i for i, prompt in enumerate(self.begun)}
+        places = [place[row.prompt] * size + row.member for row in self.rows]
+        place_B = torch.tensor(places, device=self.policy.device)
+        layers, prompt_bias_PL = prompts.used()
+        whole = places == list(range(prompts.count * size))
+        pattern = Decoding(
+            layers,
+            prompt_bias_PL[:, None, None],
+            no_token_bias(mask_BL)[:, None, None],
+            size,
+            None if whole else place_B,
+        )
+        return pattern, prompts.length_P[place_B // size]
 
     def _draw(self, logits_RV: Tensor, uniform_RM: Tensor) -> tuple[Tensor, Tensor]:
         return draw_tokens(logits_RV, uniform_RM.to(logits_RV.device), self.settings.temperature, self.settings.top_p)
@@ -227,6 +258,7 @@ class _Decoder:
             if len(group) == self.settings.group_size:
                 whole.append((prompt, group))
                 del self.done[prompt]
+                self._forget(prompt)
         return whole
 
     def _remove(self, gone: list[int]) -> None:
@@ -237,6 +269,14 @@ class _Decoder:
         for place, mover in zip(places, movers, strict=True):
             self.rows[place] = self.rows[mover]
         del self.rows[self.cache.rows :]
+
+    def _forget(self, prompt: int) -> None:
+        """Make room for another prompt."""
+        if self.prompts is not None:
+            place = self.begun.index(prompt)
+            self.prompts.remove(place)
+            self.begun[place] = self.begun[-1]
+            self.begun.pop()
 
     def _completion(self, row: _Row) -> Completion:
         reason: FinishReason = "stop" if row.token_ids[-1] in self.policy.eos_ids else "length"

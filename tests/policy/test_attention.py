@@ -113,6 +113,24 @@ def test_greedy_decoding_is_what_transformers_generates(random_policy: Build, co
         assert [completion.token_ids for completion in found[i]] == [expected[0, len(prompt) :].tolist()] * 2
 
 
+@pytest.mark.parametrize("config", [*USUAL.values(), *UNUSUAL.values()], ids=[*USUAL, *UNUSUAL])
+def test_completions_that_end_one_by_one_are_drawn_from_the_policy(
+    random_policy: Build, config: PretrainedConfig
+) -> None:
+    """Groups of three that lose members, are outlived, make room for others and are moved in the caches."""
+    policy = random_policy(config)
+    policy.eos_ids = sorted(range(0, 259, 6))
+    prompts = [[1, 9, 8, 7], [1, 5], [1, 30, 31, 32, 33, 34, 35], [1, 60, 61], [1, 5, 5, 5, 5, 5], [1, 70], [1, 80, 9]]
+    found = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=1.5, batch_size=9), list(range(7))))
+    assert len({len(completion.token_ids) for group in found.values() for completion in group}) > 2
+    repeated = [prompt for prompt in prompts for _ in range(3)]
+    completions = [completion for i in range(7) for completion in found[i]]
+    with torch.no_grad():
+        logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions], 1.5)
+    for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
+        torch.testing.assert_close(torch.tensor(completion.logprobs), row[mask], rtol=0, atol=1e-4)
+
+
 def test_a_layer_that_asks_for_more_than_a_pattern_can_do_is_not_given_one(random_policy: Build) -> None:
     policy = random_policy(MistralConfig(**GROUPED, sliding_window=4))
     packed = shared_prefix(PROMPTS, COMPLETIONS, CPU)
