@@ -9,6 +9,7 @@ import ast
 import json
 import re
 import runpy
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             if program == "pacedrl" and any(rest) and "runs/demo" not in rest and verb != "watch":
                 assert cli.main(command.words[1:]) == 0, command
             if program == "pacedrl" and verb == "init":
+                shutil.copyfile("mine.yaml", "as_init_wrote_it.yaml")
                 Path("mine.yaml").write_text(yaml.safe_dump(config_tree(Path("mine.yaml"), SMALLER)))
         yield folder
 
@@ -80,6 +82,11 @@ def test_the_quickstart_ends_with_a_policy_that_learned_and_a_report(walked: Pat
     assert sum(row["verifier/errors"] for row in rows) == 0
     report = (walked / "runs/mine/report.html").read_text(encoding="utf-8")
     assert 'id="diagnosis"' in report
+
+
+def test_the_quickstart_shows_what_init_writes(walked: Path) -> None:
+    (shown,) = (block.text for block in blocks(QUICKSTART) if block.language == "yaml")
+    assert yaml.safe_load(shown) == yaml.safe_load((walked / "as_init_wrote_it.yaml").read_text())
 
 
 def test_the_quickstart_from_python_trains(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:

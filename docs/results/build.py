@@ -32,7 +32,7 @@ from pacedrl.lab.statistics import Interval
 from pacedrl.lab.view import interval_text
 
 HERE = Path(__file__).resolve().parent
-PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|difference|error):([^{}]+)\}")
+PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|difference|error|target):([^{}]+)\}")
 
 
 def main() -> None:
@@ -68,6 +68,8 @@ def fill(kind: str, argument: str, figures: Path) -> str:
             scores = [c.scores[group][estimator].mae for c in calibration(run).checkpoints if group in c.scores]
             return f"{sum(scores) / len(scores):.3f}"
     results, _ = load(comparison)
+    if kind == "target":
+        return f"{results.target:.3f}"
     variant, measure, *other = rest
     if kind == "difference":
         return interval_text(difference(results, variant, other[0], measure), measure)

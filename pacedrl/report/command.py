@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from pacedrl.errors import InputError
-from pacedrl.report.diagnosis import diagnose, headline
+from pacedrl.report.diagnosis import diagnose
 from pacedrl.report.page import page
+from pacedrl.report.progress import headline
 from pacedrl.report.run import RunLogs, load_runs
 from pacedrl.report.text import plain
 from pacedrl.training.run_folder import replace_text

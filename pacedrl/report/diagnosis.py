@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pacedrl.method.estimator import STALE_STEPS
-from pacedrl.report.figures import Z_95, chance_error, judged, mean_curve, replayed_share, task_curve
+from pacedrl.report.figures import Z_95, chance_error, judged, mean_curve, replayed_share
+from pacedrl.report.progress import held_out_change
 from pacedrl.report.run import Floats, RunLogs
 from pacedrl.training.alarms import (
     MISMATCH_NATS,
@@ -54,7 +55,9 @@ MIXED_SHARE = 0.2
 UNSOLVED_REWARD = 0.9
 """... it is not because the prompts are solved. A policy that became sure and right has little entropy too."""
 FORGOTTEN = 0.05
-"""Drop of one task's pass@1 that matters, if it is told from chance."""
+"""Drop of pass@1 that matters, if it is told from chance."""
+EXPLORED = 0.1
+"""Share of prompts drawn uniformly that keeps every kind of them in training."""
 
 
 @dataclass(frozen=True)
@@ -75,77 +78,35 @@ def diagnose(run: RunLogs) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.severity != "bad")
 
 
-def headline(run: RunLogs) -> str:
-    """Whether it is learning, in a sentence."""
-    if not run.metrics:
-        return "No step is finished yet."
-    at = f"step {run.metrics[-1]['step']:,}"
-    if not run.tasks:
-        return f"At {at}. Whether it learns is not known: nothing is held out; set data.eval."
+def not_learning(run: RunLogs) -> Finding | None:
+    """A fall of held-out pass@1, or no rise in a run and by evaluations long and exact enough to show one."""
     change = held_out_change(run)
     if change is None:
-        (value,) = mean_curve(run, 1).mean
-        return f"At {at}. Whether it learns is not known yet: one evaluation so far, held-out pass@1 {value:.3f}."
-    tasks = "" if len(run.tasks) == 1 else f" (mean of {len(run.tasks)} tasks)"
-    says = "Learning" if change.low > 0 else "Getting worse" if change.high < 0 else "No change told from chance"
-    return f"{says}: held-out pass@1{tasks} {change.text}, at {at}, {run.evals[-1]['rollouts/generated']:,} rollouts."
-
-
-@dataclass(frozen=True)
-class Change:
-    """Of held-out accuracy, from the first evaluation to the last, with a 95% interval."""
-
-    before: float
-    after: float
-    half: float
-
-    @property
-    def low(self) -> float:
-        return self.after - self.before - self.half
-
-    @property
-    def high(self) -> float:
-        return self.after - self.before + self.half
-
-    @property
-    def text(self) -> str:
-        interval = f"95% interval {self.low:+.3f} to {self.high:+.3f}"
-        return f"{self.before:.3f} → {self.after:.3f} ({self.after - self.before:+.3f}, {interval})"
-
-
-def held_out_change(run: RunLogs, task: str | None = None, comparisons: int = 1) -> Change | None:
-    """Of one task or their mean; None before the second evaluation.
-
-    The intervals of both evaluations are added as if they were independent. They are of the same prompts and random
-    numbers, so that the true interval is narrower. With several ``comparisons`` each is widened for all to hold at once
-    (Bonferroni, on normal intervals).
-    """
-    if len(run.evals) < 2:
-        return None
-    curve = mean_curve(run, 1) if task is None else task_curve(run, task, 1)
-    half = math.hypot(curve.high[0] - curve.low[0], curve.high[-1] - curve.low[-1]) / 2
-    widened = _normal_quantile(1 - 0.025 / comparisons) / Z_95
-    return Change(float(curve.mean[0]), float(curve.mean[-1]), half * widened)
-
-
-def _normal_quantile(p: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(p)
-
-
-def not_learning(run: RunLogs) -> Finding | None:
-    """No rise of held-out pass@1, in a run and by evaluations that were long and exact enough to show one."""
-    change = held_out_change(run)
-    if change is None or run.evals[-1]["step"] < FEWEST_STEPS or change.low > 0 or change.before > SOLVED:
-        return None
-    if change.high >= 0 and change.half > SEEN_GAIN:
         return None
     text = f"held-out pass@1 {change.text} in {run.evals[-1]['step']:,} steps"
-    rate = f"optimizer.learning_rate ({_setting(run, 'optimizer', 'learning_rate')})"
     if change.high < 0:
-        return Finding("not-learning", "bad", f"Getting worse: {text}", f"lower {rate}, or raise objective.beta")
+        return Finding("not-learning", "bad", f"Getting worse: {text}", _calmer(run))
+    if change.low > 0 or change.before > SOLVED or change.half > SEEN_GAIN or run.evals[-1]["step"] < FEWEST_STEPS:
+        return None
+    rate = f"optimizer.learning_rate ({_setting(run, 'optimizer', 'learning_rate')})"
     return Finding("not-learning", "warn", f"Not learning: {text}", f"look at completions, then raise {rate}")
+
+
+def past_its_best(run: RunLogs) -> Finding | None:
+    """Held-out pass@1 has fallen from that of an earlier evaluation, which was not the first."""
+    if len(run.evals) < 3:
+        return None
+    best = int(np.argmax(mean_curve(run, 1).mean))
+    change = held_out_change(run, comparisons=len(run.evals) - 1, since=best)
+    if best == 0 or change is None or change.high >= 0 or change.before - change.after <= FORGOTTEN:
+        return None
+    step = run.evals[best]["step"]
+    return Finding(
+        "past-its-best",
+        "warn",
+        f"Past its best: held-out pass@1 {change.before:.3f} at step {step:,}, {change.after:.3f} now",
+        f"take the checkpoint of step {step:,} if it is kept (checkpoint.keep); {_calmer(run)}",
+    )
 
 
 def forgetting(run: RunLogs) -> Finding | None:
@@ -159,12 +120,14 @@ def forgetting(run: RunLogs) -> Finding | None:
     if not worse or len(run.tasks) == 1:  # of one task that is "not learning"
         return None
     listed = "; ".join(f"{task} {change.before:.2f} → {change.after:.2f}" for task, change in worse.items())
+    selection = run.config.get("selection", {})
+    explored = 1.0 if selection.get("method") == "uniform" else float(selection.get("explore_fraction", 0.0))
+    explore = f"set selection.explore_fraction to {EXPLORED} (now {explored:g}), or " if explored < EXPLORED else ""
     return Finding(
         "forgetting",
         "warn",
         f"Forgotten since the start: held-out pass@1 of {listed}",
-        f"set selection.explore_fraction to 0.1 (now {_setting(run, 'selection', 'explore_fraction')}) or lower "
-        "optimizer.learning_rate",
+        f"{explore}lower optimizer.learning_rate ({_setting(run, 'optimizer', 'learning_rate')})",
     )
 
 
@@ -211,9 +174,17 @@ def kl_large(run: RunLogs) -> Finding | None:
         "kl-large",
         "warn",
         f"β·KL is large: {kl.mean():.3f}, by which β·log Z overstates accuracy (the paper's is below 0.004)",
-        f"lower optimizer.mini_batches ({_setting(run, 'optimizer', 'mini_batches')}), optimizer.epochs "
-        f"({_setting(run, 'optimizer', 'epochs')}) or optimizer.learning_rate",
+        _closer_policies(run),
     )
+
+
+def _closer_policies(run: RunLogs) -> str:
+    """What keeps the policy that is trained near the one that was sampled."""
+    optimizer = run.config.get("optimizer", {})
+    steps = [name for name in ("mini_batches", "epochs") if optimizer.get(name, 1) > 1]
+    lower = [f"optimizer.{name} ({_setting(run, 'optimizer', name)})" for name in [*steps, "learning_rate"]]
+    ahead = "set sampling.ahead to false, or " if run.config.get("sampling", {}).get("ahead") else ""
+    return f"{ahead}lower {' or '.join(lower)}"
 
 
 def stale_estimates(run: RunLogs) -> Finding | None:
@@ -234,10 +205,10 @@ def stale_estimates(run: RunLogs) -> Finding | None:
 
 
 def no_mixed_groups(run: RunLogs) -> Finding | None:
-    """Steps in a row, up to now or for most of the run, without a group of different rewards."""
+    """Steps in a row, up to now or in most of the latest, without a group of different rewards."""
     unmixed = run.series("reward/mixed_groups") == 0.0
-    streak = _longest(unmixed)
-    if streak < UNMIXED_STEPS or (not unmixed[-UNMIXED_STEPS:].all() and unmixed.mean() < 0.5):
+    recent = unmixed[-RECENT_STEPS:]
+    if _longest(recent) < UNMIXED_STEPS or (not recent[-UNMIXED_STEPS:].all() and recent.mean() < 0.5):
         return None
     rewards = _known(run.series("reward/mean")[unmixed])
     if not len(rewards):
@@ -336,7 +307,7 @@ def not_finite(run: RunLogs) -> Finding | None:
         "bad",
         f"The loss or its gradient was not finite in {skipped.sum()} of {len(skipped)} steps, "
         f"the last of them {run.steps[skipped][-1]:.0f}" + (": this ended the run" if stops else ""),
-        f"lower optimizer.learning_rate ({_setting(run, 'optimizer', 'learning_rate')}), or raise objective.beta",
+        _calmer(run),
     )
 
 
@@ -355,7 +326,7 @@ def entropy_collapse(run: RunLogs) -> Finding | None:
         "bad",
         f"Entropy has collapsed: {first.mean():.2g} → {now.mean():.2g} nats a token, {mixed.mean():.0%} of groups "
         f"mixed at a mean reward of {reward.mean():.2f}",
-        "go back to an earlier checkpoint with a lower optimizer.learning_rate or a larger objective.beta",
+        f"go back to an earlier checkpoint, and {_calmer(run)}",
     )
 
 
@@ -365,6 +336,7 @@ RULES: tuple[Callable[[RunLogs], Finding | None], ...] = (
     truncated,
     no_mixed_groups,
     not_learning,
+    past_its_best,
     entropy_collapse,
     sampler_trainer_gap,
     forgetting,
@@ -392,6 +364,13 @@ def _longest(flags: NDArray[np.bool_]) -> int:
         current = current + 1 if flag else 0
         longest = max(longest, current)
     return longest
+
+
+def _calmer(run: RunLogs) -> str:
+    """Smaller changes of the policy, by what its objective has."""
+    beta = run.config.get("objective", {}).get("beta")
+    softer = "" if beta is None else f", or raise objective.beta ({beta:g})"
+    return f"lower optimizer.learning_rate ({_setting(run, 'optimizer', 'learning_rate')}){softer}"
 
 
 def _setting(run: RunLogs, section: str, name: str) -> str:

@@ -164,9 +164,13 @@ def reliability(prompts: Judged, bins: int = 10, fewest: int = 10) -> Reliabilit
     """
     bins = max(1, min(bins, len(prompts) // fewest))
     order = np.argsort(prompts.estimate, kind="stable")
-    values = prompts.estimate[order]
-    starts = np.searchsorted(values, [values[len(order) * i // bins] for i in range(bins)])
-    parts = np.split(order, np.unique(starts)[1:])
+    changes = np.flatnonzero(np.diff(prompts.estimate[order])) + 1  # where another estimate begins
+    starts = [0]
+    for i in range(1, bins):
+        ahead = changes[changes >= max(len(order) * i // bins, starts[-1] + fewest)]
+        if len(ahead) and len(order) - ahead[0] >= fewest:
+            starts.append(int(ahead[0]))
+    parts = np.split(order, starts[1:])
     estimate = np.array([prompts.estimate[part].mean() for part in parts])
     observed = np.array([prompts.observed[part].mean() for part in parts])
     count = np.array([float(len(part)) for part in parts])

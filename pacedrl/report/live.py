@@ -31,7 +31,7 @@ INTERVAL_S = 3.0
 _WAITING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'sha256-{digest}'; style-src
-'unsafe-inline'; connect-src 'self'">
+'unsafe-inline'; base-uri 'none'; form-action 'none'; connect-src 'self'">
 <title>pacedrl watch</title><style>
 :root {{ color-scheme: light dark; --card: Canvas; --fg: CanvasText; --line: GrayText; --muted: CanvasText; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 4rem auto; padding: 0 1rem; }}

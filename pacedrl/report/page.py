@@ -11,10 +11,11 @@ import numpy as np
 
 from pacedrl.errors import InputError
 from pacedrl.report.completions import browser
-from pacedrl.report.diagnosis import diagnose, headline
+from pacedrl.report.diagnosis import diagnose
 from pacedrl.report.figures import MOST_POINTS
 from pacedrl.report.panels import Key, Plot
 from pacedrl.report.plots import all_plots
+from pacedrl.report.progress import headline
 from pacedrl.report.run import RunLogs, lines_of, load_runs
 from pacedrl.report.style import styled, to_svg
 from pacedrl.report.text import changed_settings, inert, settings_between
@@ -83,7 +84,8 @@ def _policy(scripts: Sequence[str], live: bool) -> str:
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     sources = " ".join(f"'sha256-{digest}'" for digest in hashes)
     asks = "; connect-src 'self'" if live else ""
-    return f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data:{asks}"
+    rest = "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; script-src {sources}; {rest}{asks}"
 
 
 def _guide() -> str:
@@ -177,10 +179,11 @@ def _thinned(runs: Sequence[RunLogs]) -> str:
 
 def _figure(plot: Plot) -> str:
     svg = to_svg(plot.figure, plot.id, inert(f"{plot.title}. {plot.caption}"))
+    guide = f' <a href="#symptom-{plot.symptom}">Guide</a>' if plot.symptom else ""
     keys = f'<ul class="keys">{"".join(map(_key, plot.keys))}</ul>'
     return (
         f'<figure class="plot" id="plot-{plot.id}"><h3>{inert(plot.title)}</h3>{keys}{svg}'
-        f'<figcaption>{inert(plot.caption)} <a href="#symptom-{plot.symptom}">Guide</a></figcaption></figure>'
+        f"<figcaption>{inert(plot.caption)}{guide}</figcaption></figure>"
     )
 
 

@@ -58,7 +58,8 @@ class Plot:
     id: str
     title: str
     caption: str
-    symptom: str
+    symptom: str | None
+    """Its paragraph in the guide; None: there is none."""
     figure: Any = None
     keys: list[Key] = field(default_factory=list)
 
@@ -92,8 +93,9 @@ PANELS = [
             Quantity("mean reward", metric("reward/mean")),
             Quantity("share of groups with different rewards", metric("reward/mixed_groups")),
         ],
-        "Only mixed groups teach anything: look for a high share. Where prompts are selected by difficulty the reward "
-        "stays near the target however much is learned.",
+        "Mixed groups teach most (for the GRPO family, only they do): look for a high share. Where prompts are "
+        "selected by difficulty the reward stays near the target for as long as there are prompts near it, however "
+        "much is learned.",
         "no-mixed-groups",
         "no step has a reward",
         (0.0, 1.0),

@@ -259,7 +259,7 @@ def _first_seed(lines: Sequence[Line]) -> str:
 
 def time_plot(lines: Sequence[Line]) -> Plot:
     """Seconds of a step by phase: over the steps of one run, means of several."""
-    name, title, symptom = "time", "Where the time goes", "gate-capped"
+    name, title, symptom = "time", "Where the time goes", None
     lines = [line for line in lines if len(line.runs[0].metrics)]
     if not lines:
         return Plot(name, title, "Not drawn: there is no step yet.", symptom)

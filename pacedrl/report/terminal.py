@@ -18,7 +18,8 @@ from rich.text import Text
 
 from pacedrl.errors import InputError
 from pacedrl.report.completions import Verdict, verdict
-from pacedrl.report.diagnosis import Finding, diagnose, headline
+from pacedrl.report.diagnosis import Finding, diagnose
+from pacedrl.report.progress import headline
 from pacedrl.report.run import RunLogs, load_run
 from pacedrl.report.status import Status, stamp, status
 from pacedrl.report.text import plain

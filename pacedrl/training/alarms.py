@@ -74,6 +74,6 @@ class Alarms:
             case _:
                 return (
                     "the loss or its gradient was not finite; the optimiser step was skipped. Lower "
-                    "optimizer.learning_rate or raise objective.beta; "
+                    "optimizer.learning_rate, or raise objective.beta where the objective has one; "
                     f"{SKIPPED_IN_A_ROW} steps in a row without an update end the run"
                 )

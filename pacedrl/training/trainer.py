@@ -155,8 +155,8 @@ class Trainer:
             if stop:
                 raise TrainingStopped(
                     f"the loss was not finite in {SKIPPED_IN_A_ROW} steps in a row; the state of step {self.step} is "
-                    f"saved in {self.folder.path}. Lower optimizer.learning_rate or raise objective.beta and start "
-                    "another run"
+                    f"saved in {self.folder.path}. Lower optimizer.learning_rate, or raise "
+                    "objective.beta where the objective has one, and start another run"
                 )
 
     def _step(self) -> None:

@@ -14,7 +14,8 @@ from altered import altered, grown, held_out, with_groups
 
 import pacedrl.report
 from pacedrl import Config
-from pacedrl.report.diagnosis import RULES, Finding, diagnose, headline
+from pacedrl.report.diagnosis import RULES, Finding, diagnose
+from pacedrl.report.progress import headline
 from pacedrl.report.run import RunLogs, load_run
 
 Train = Callable[..., Path]
@@ -24,6 +25,11 @@ def only(run: RunLogs) -> Finding:
     findings = diagnose(run)
     assert len(findings) == 1, findings
     return findings[0]
+
+
+def only_other_than(id: str, run: RunLogs) -> Finding:
+    (found,) = [finding for finding in diagnose(run) if finding.id != id]
+    return found
 
 
 def test_a_healthy_run_shows_nothing(run: RunLogs) -> None:
@@ -80,7 +86,7 @@ def test_prompts_that_are_all_too_hard(train: Train, tmp_path: Path) -> None:
     unjudged = altered(run, {"reward/mean": None})
     assert "no-mixed-groups" not in {finding.id for finding in diagnose(unjudged)}  # neither too hard nor too easy
     assert diagnose(replace(run, metrics=run.metrics[:4])) == []  # as the alarm in training: five in a row
-    once = altered(grown(run, 60), {"reward/mixed_groups": 0.5}, since=20)
+    once = altered(grown(run, 60), {"reward/mixed_groups": 0.5}, since=35)
     assert "no-mixed-groups" not in {finding.id for finding in diagnose(once)}  # it was so, and is no more
 
 
@@ -93,6 +99,11 @@ def test_no_rise_on_held_out_prompts(run: RunLogs) -> None:
     worse = held_out(held_out(grown(run, 60), "reverse", 0.4, 0.5, 0.4, 0.37), "sort", 0.4, 0.3, 0.4, 0.37)
     assert only(worse).severity == "bad"
     assert headline(worse).startswith("Getting worse")
+    early = replace(worse, metrics=worse.metrics[:30], evals=[row | {"step": row["step"] // 2} for row in worse.evals])
+    assert only(early).text == only(worse).text.replace("60 steps", "30 steps")  # a fall is one at any step
+    fallen = held_out(held_out(worse, "reverse", 0.98, 0.9, 0.5, 0.3), "sort", 0.98, 0.9, 0.5, 0.3)
+    assert only_other_than("forgetting", fallen).id == "not-learning"  # and from any height
+    assert only(worse).remedy == "lower optimizer.learning_rate (0.0002), or raise objective.beta (0.05)"
     wide = held_out(held_out(level, "reverse", 0.4, 0.5, 0.4, 0.405, half=0.2), "sort", 0.4, 0.3, 0.4, 0.405, half=0.2)
     assert diagnose(wide) == []  # these evaluations could not have shown a rise
     early = replace(level, metrics=level.metrics[:20], evals=[row | {"step": row["step"] // 3} for row in level.evals])
@@ -101,11 +112,26 @@ def test_no_rise_on_held_out_prompts(run: RunLogs) -> None:
     assert diagnose(solved) == []
 
 
+def test_what_was_learned_and_is_lost_again(run: RunLogs) -> None:
+    peak = held_out(held_out(grown(run, 60), "reverse", 0.3, 0.6, 0.9, 0.4), "sort", 0.3, 0.6, 0.8, 0.4)
+    finding = only(peak)
+    assert (finding.id, finding.severity) == ("past-its-best", "warn")
+    assert finding.text == "Past its best: held-out pass@1 0.850 at step 40, 0.400 now"
+    assert finding.remedy.startswith("take the checkpoint of step 40 if it is kept")
+    assert headline(peak).startswith("Learning")  # since the start, and not since its best
+    noise = held_out(held_out(peak, "reverse", 0.3, 0.5, 0.6, 0.52, half=0.1), "sort", 0.3, 0.5, 0.6, 0.52, half=0.1)
+    assert diagnose(noise) == []
+
+
 def test_a_task_that_was_forgotten(run: RunLogs) -> None:
     lost = held_out(held_out(run, "reverse", 0.9, 0.8, 0.7, 0.6), "sort", 0.1, 0.5, 0.8, 0.9)
     finding = only(lost)
     assert finding.id == "forgetting"
     assert finding.text == "Forgotten since the start: held-out pass@1 of reverse 0.90 → 0.60"
+    assert finding.remedy.startswith("set selection.explore_fraction to 0.1 (now 0), or lower optimizer.learning_rate")
+    for selection in ({"method": "uniform"}, {"method": "nearest", "explore_fraction": 0.1}):
+        other = replace(lost, config=lost.config | {"selection": selection})
+        assert only(other).remedy == "lower optimizer.learning_rate (0.0002)"
     noise = held_out(lost, "reverse", 0.9, 0.8, 0.7, 0.6, half=0.25)
     assert diagnose(noise) == []
     assert headline(lost).startswith("Learning: held-out pass@1 (mean of 2 tasks) 0.500 → 0.750 (+0.250, 95% interval")
@@ -133,7 +159,7 @@ def test_estimates_that_miss(run: RunLogs) -> None:
 @pytest.mark.parametrize(
     ("change", "id", "text", "remedy"),
     [
-        ({"kl/old_beta": 0.05}, "kl-large", "β·KL is large: 0.050", "lower optimizer.mini_batches (1)"),
+        ({"kl/old_beta": 0.05}, "kl-large", "β·KL is large: 0.050", "lower optimizer.learning_rate (0.0002)"),
         (
             {"estimator/stale": 0.41},
             "stale-estimates",
@@ -163,6 +189,16 @@ def test_rules_on_one_metric(run: RunLogs, change: dict[str, float], id: str, te
     assert diagnose(mended) == []  # what is past is no finding
 
 
+def test_remedies_name_what_the_run_can_change(run: RunLogs, grpo: Path) -> None:
+    off = altered(grown(run, 60), {"kl/old_beta": 0.05}, since=30)
+    several = off.config | {"optimizer": off.config["optimizer"] | {"epochs": 2}}
+    assert only(replace(off, config=several)).remedy == "lower optimizer.epochs (2) or optimizer.learning_rate (0.0002)"
+    ahead = off.config | {"sampling": off.config["sampling"] | {"ahead": True}}
+    assert only(replace(off, config=ahead)).remedy.startswith("set sampling.ahead to false, or lower")
+    skipped = altered(grown(load_run(grpo), 60), {"optim/skipped_updates": 1.0}, since=60)
+    assert only(skipped).remedy == "lower optimizer.learning_rate (0.0002)"  # this objective has no beta
+
+
 def test_what_is_no_fault(run: RunLogs) -> None:
     long = grown(run, 60)
     ahead = altered(long, {"mismatch/logprob_mean": 0.2, "rollouts/age": 1.0})
@@ -173,6 +209,7 @@ def test_what_is_no_fault(run: RunLogs) -> None:
 
 def test_headlines_without_enough_evaluations(run: RunLogs) -> None:
     once = replace(run, evals=run.evals[:1])
+    assert re.search(r", at step 8, 512 rollouts\.$", headline(replace(run, evals=run.evals[:-1])))  # when it was known
     assert headline(once).startswith("At step 12. Whether it learns is not known yet: one evaluation so far")
     assert headline(replace(run, evals=[])) == (
         "At step 12. Whether it learns is not known: nothing is held out; set data.eval."

@@ -157,13 +157,16 @@ def test_bins_of_the_reliability_plot_hold_all_prompts_once(run: RunLogs) -> Non
     prompts = judged(run.groups)
     bins = reliability(prompts)
     assert bins.count.sum() == len(prompts) == 96
-    assert (bins.count >= 8).all()
+    assert (bins.count >= 10).all()
     assert (np.diff(bins.estimate) > 0).all()
     assert bins.count @ bins.observed == pytest.approx(prompts.observed.sum())
     assert ((bins.low < bins.observed) | (bins.observed == 0)).all()
     assert ((bins.high > bins.observed) | (bins.observed == 1)).all()
     same = judged([{"step": 1, "accuracy_estimate": [0.5] * 50, "rewards": [[1.0]] * 50}])
     assert reliability(same).count.tolist() == [50.0]
+    tied = [0.1] * 13 + [0.2] * 9 + [0.3] * 3 + [0.4 + 0.01 * i for i in range(26)]
+    several = judged([{"step": 1, "accuracy_estimate": tied, "rewards": [[1.0]] * 51}])
+    assert reliability(several).count.tolist() == [13.0, 12.0, 10.0, 16.0]  # of ten or more; equal ones together
 
 
 def test_the_mean_of_tasks_has_a_narrower_interval_than_each(run: RunLogs) -> None:
