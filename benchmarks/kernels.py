@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from pacedrl.policy.attention import Decoding
 from pacedrl.policy.cpu import keep_freed_memory, packed_weights
+from pacedrl.policy.shared_prompts import Decoding
 
 HIDDEN, INNER, VOCABULARY, HEADS, KEY_HEADS, SIZE = 576, 1536, 49_152, 9, 3, 64
 ROWS, CONTEXT, PACKED = 64, 150, 640
@@ -106,8 +106,8 @@ def shared_prompts() -> tuple[Way, Way]:
     mask = torch.ones(ROWS, 1, 1, CONTEXT, dtype=torch.bool)
     prompts = heads(PROMPTS, PROMPT, KEY_HEADS), heads(PROMPTS, PROMPT, KEY_HEADS)
     own = key[:, :, PROMPT:], value[:, :, PROMPT:]
-    bias = torch.zeros(PROMPTS, 1, 1, PROMPT), torch.zeros(ROWS, 1, 1, CONTEXT - PROMPT)
-    pattern = Decoding([prompts], *bias, ROWS // PROMPTS, None)
+    prompt_bias, own_bias = torch.zeros(PROMPTS, 1, 1, PROMPT), torch.zeros(ROWS, 1, 1, CONTEXT - PROMPT)
+    pattern = Decoding([prompts], prompt_bias, own_bias, ROWS // PROMPTS, None)
     return (
         lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True),
         lambda: pattern.attend(query, *own, None, 0),

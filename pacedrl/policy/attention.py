@@ -1,6 +1,6 @@
-"""Attention over groups of completions: decoding from a preallocated cache, and training on prompts that are shared.
+"""Attention of our own, and training on completions that share their prompts by it.
 
-Both are given to a model through transformers' own interface for attention implementations, for as long as `attention`
+It is given to a model through transformers' own interface for attention implementations, for as long as `attention`
 lasts; the model's layers stay as they are.
 """
 
@@ -90,53 +90,6 @@ def _dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """One new token a row, which sees the row's prompt, kept once for all its G completions, and the row's own columns.
-
-    Equal to attending to the two end to end: one softmax over the scores of both. What a prompt's completions ask of it
-    is one multiplication, so that its keys and values are read once for all of them.
-    """
-
-    prompts: Sequence[tuple[Tensor, Tensor]]
-    """Of each layer keys and values, [P, key-value heads, L, D]."""
-    prompt_bias: Tensor
-    """0, or -inf where there is no token: [P, 1, 1, L]."""
-    own_bias: Tensor
-    """The same for the columns of the rows: [B, 1, 1, columns]."""
-    group_size: int
-    place_B: Tensor | None
-    """Which of the P · G completions each row is; None: all of them, in order."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
-        batch, heads, _, size = query.shape
-        prompt_key, prompt_value = self.prompts[layer]
-        scaled = query * (size**-0.5 if scale is None else scale)
-        # Heads that share a key-value head are queries of it.
-        query_BHRD = scaled.reshape(batch, key.shape[1], heads // key.shape[1], size)
-        prompt_PHQL = self._by_prompt(query_BHRD) @ prompt_key.transpose(2, 3) + self.prompt_bias
-        own_BHRS = query_BHRD @ key.transpose(2, 3) + self.own_bias
-        weight = torch.cat([self._by_row(prompt_PHQL, query_BHRD.shape[2]), own_BHRS], dim=-1).softmax(dim=-1)
-        width = prompt_key.shape[2]
-        weight = weight.to(value.dtype)
-        seen_PHQD = self._by_prompt(weight[..., :width]) @ prompt_value
-        output_BHRD: Tensor = self._by_row(seen_PHQD, query_BHRD.shape[2]) + weight[..., width:] @ value
-        return output_BHRD.reshape(batch, heads, 1, size)
-
-    def _by_prompt(self, rows: Tensor) -> Tensor:
-        """[B, heads, R, X] → [P, heads, G · R, X]; zeros where a completion has ended."""
-        prompts, size = len(self.prompt_bias), self.group_size
-        if self.place_B is not None:
-            rows = rows.new_zeros(prompts * size, *rows.shape[1:]).index_copy_(0, self.place_B, rows)
-        return rows.reshape(prompts, size, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
-
-    def _by_row(self, scores: Tensor, queries: int) -> Tensor:
-        """[P, heads, G · R, X] → [B, heads, R, X], for R ``queries`` a row."""
-        prompts, heads, _, width = scores.shape
-        rows = scores.reshape(prompts, heads, self.group_size, queries, width).transpose(1, 2).flatten(0, 1)
-        return rows if self.place_B is None else rows.index_select(0, self.place_B)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Key-value caches for decoding many rows that come and go: allocated ahead, written in place, never concatenated."""
+"""A key-value cache for decoding many rows that come and go: allocated ahead, written in place, never concatenated."""
 
 from __future__ import annotations
 
@@ -15,83 +15,23 @@ States = tuple[Tensor, Tensor]
 """Keys and values of one layer: [rows, key-value heads, columns, D]."""
 
 
-def states_of(prefilled: Cache) -> list[States]:
+def states_of(prefilled: Cache, width: int) -> list[States]:
     """What a model has read into ``prefilled``, a layer each.
 
-    Raises InputError for a cache that is not of one key and value a token.
+    Raises InputError for a cache that is not of one key and value for each of ``width`` tokens.
     """
     found = []
     for layer in prefilled.layers:
         for states in (layer.keys, layer.values):
-            if states is None or states.ndim != 4 or states.shape[2] != layer.keys.shape[2]:
+            if states is None or states.ndim != 4 or states.shape[2] != width:
                 raise InputError(f"model.name: its cache ({type(layer).__name__}) cannot be shared by completions")
         found.append((layer.keys, layer.values))
     return found
 
 
-class PromptCache:
-    """Keys and values of prompts of at most ``width`` tokens, each prompt once.
-
-    Prompt i's tokens lie in the last ``length_P[i]`` columns. In use are the prompts below ``count``; there is room for
-    ``capacity`` of them, and for more once more have come.
-    """
-
-    def __init__(self, capacity: int, width: int, device: torch.device) -> None:
-        self.capacity = capacity
-        self.width = width
-        self.count = 0
-        self.length_P = torch.zeros(capacity, dtype=torch.long, device=device)
-        self.layers: list[States] = []
-
-    def insert(self, states: Sequence[States], lengths: Sequence[int]) -> None:
-        """Add left-padded prompts."""
-        if not self.layers:
-            self.layers = [(self._buffer(keys), self._buffer(values)) for keys, values in states]
-        places = slice(self.count, self.count + len(lengths))
-        if places.stop > self.capacity:
-            self._grow(places.stop)
-        for own, new in zip(self.layers, states, strict=True):
-            for buffer, tensor in zip(own, new, strict=True):
-                buffer[places, :, self.width - tensor.shape[2] :] = tensor
-        self.length_P[places] = torch.tensor(lengths, device=self.length_P.device)
-        self.count = places.stop
-
-    def remove(self, place: int) -> None:
-        """Drop one. The last takes its place."""
-        last = self.count - 1
-        if place != last:
-            for buffers in self.layers:
-                for buffer in buffers:
-                    buffer[place] = buffer[last]
-            self.length_P[place] = self.length_P[last]
-        self.count = last
-
-    def used(self) -> tuple[list[States], Tensor]:
-        """The states of the prompts in use, as wide as the longest, and 0 or -inf, where there is no token: [P, L]."""
-        length_P = self.length_P[: self.count]
-        first = self.width - int(length_P.max())
-        layers = [(keys[: self.count, :, first:], values[: self.count, :, first:]) for keys, values in self.layers]
-        column_L = torch.arange(first, self.width, device=length_P.device)
-        return layers, no_token_bias(column_L >= self.width - length_P[:, None])
-
-    def _grow(self, needed: int) -> None:
-        before = self.count
-        self.capacity = max(needed, 2 * self.capacity)
-        for i, old in enumerate(self.layers):
-            keys, values = self._buffer(old[0]), self._buffer(old[1])
-            keys[:before], values[:before] = old[0][:before], old[1][:before]
-            self.layers[i] = keys, values
-        length_P = self.length_P.new_zeros(self.capacity)
-        length_P[:before] = self.length_P[:before]
-        self.length_P = length_P
-
-    def _buffer(self, like: Tensor) -> Tensor:
-        return like.new_zeros(self.capacity, like.shape[1], self.width, like.shape[3])
-
-
-def no_token_bias(token: Tensor) -> Tensor:
-    """What is added to the scores of columns: 0 where there is a token, else -inf."""
-    return torch.zeros(token.shape, device=token.device).masked_fill_(~token, -torch.inf)
+def no_columns(states: Sequence[States]) -> list[States]:
+    """The same layers and rows without a token."""
+    return [(keys[:, :, :0], values[:, :, :0]) for keys, values in states]
 
 
 class ColumnCache:
@@ -177,8 +117,11 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self.owner = owner
         shape = (owner.row_capacity, keys.shape[1], owner.column_capacity)
-        self.keys = keys.new_zeros(*shape, keys.shape[3])
-        self.values = values.new_zeros(*shape, values.shape[3])
+        # Models with rotary embeddings give float32 under autocast too; attention then takes the lower precision.
+        kind = keys.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else keys.dtype
+        self.keys = keys.new_zeros(*shape, keys.shape[3], dtype=dtype)
+        self.values = values.new_zeros(*shape, values.shape[3], dtype=dtype)
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...

@@ -20,6 +20,7 @@ from pacedrl.errors import InputError
 from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
 from pacedrl.policy.loading import find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import Head, token_logprobs
+from pacedrl.policy.shared_prompts import can_share_prompts
 from pacedrl.scale.sharding import Sharded, whole
 from pacedrl.types import Message
 
@@ -34,8 +35,9 @@ class Policy:
     hundreds of times slower on those that lack it). Dropout is always off: TB compares the log-probabilities of one
     policy at two times, not of two random subnetworks.
 
-    Where the model's attention allows it (``takes_patterns``), completions are decoded and trained with the patterns of
-    `pacedrl.policy.attention`: a prompt passes through the model once for all its completions.
+    Where the model's attention allows it (``takes_patterns``), completions are trained with the patterns of
+    `pacedrl.policy.attention`: a prompt passes through the model once for all its completions. On a CPU, where what it
+    caches allows it too (``shares_prompts``), they are decoded from one copy of their prompt (`shared_prompts`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
@@ -49,6 +51,10 @@ class Policy:
         # transformers renamed it in 5.24
         takes_cache = "cache" in signature(self.causal_lm.forward).parameters
         self.cache_argument = "cache" if takes_cache else "past_key_values"
+        # In float32 alone: under autocast its scores would be rounded before their softmax.
+        self.shares_prompts = (
+            self.takes_patterns and device.type == "cpu" and can_share_prompts(self.causal_lm, self.cache_argument)
+        )
         eos = self.causal_lm.generation_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [eos]
         self.eos_ids = sorted({i for i in [*eos_ids, tokenizer.eos_token_id] if i is not None})

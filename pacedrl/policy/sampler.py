@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from pacedrl.policy.attention import Decoding, attention
-from pacedrl.policy.cache import ColumnCache, PromptCache, no_token_bias, states_of
+from pacedrl.policy.attention import attention
+from pacedrl.policy.cache import ColumnCache, no_columns, states_of
 from pacedrl.policy.cpu import packed_weights
 from pacedrl.policy.draw import draw_tokens
 from pacedrl.policy.policy import Policy
+from pacedrl.policy.shared_prompts import PromptCache
 from pacedrl.scale.sharding import whole
 from pacedrl.types import Completion, FinishReason
 
@@ -131,19 +132,18 @@ class _Decoder:
         self.settings = settings
         self.seeds = seeds
         self.tick = tick
-        # Longest first: a prompt that joins later must fit into the columns that the cache has come to by then.
+        # Longest first: a prompt that joins later then fits into the columns that the cache has come to.
         self.waiting = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
         self.groups_at_once = max(1, settings.batch_size // settings.group_size)
         capacity = min(self.groups_at_once, len(prompt_ids)) * settings.group_size
         longest = max((len(ids) for ids in prompt_ids), default=0)
         ahead = min(settings.max_new_tokens, COLUMNS_AHEAD)
-        # Prompts are kept once where the model attends as we say; else each row has its own copy of its prompt.
-        self.prompts = (
-            PromptCache(capacity // settings.group_size, longest, policy.device) if policy.takes_patterns else None
-        )
+        self.prompts = None
+        if policy.shares_prompts:
+            self.prompts = PromptCache(self.groups_at_once, longest, policy.device)
         self.cache = ColumnCache(capacity, ahead if self.prompts else longest + ahead, policy.device)
         self.begun: list[int] = []
-        """The prompts in ``prompts``, in its order."""
+        """The prompts in ``prompts``, in its order; without it each row has its own copy."""
         self.rows: list[_Row] = []
         self.token_B = torch.zeros(capacity, dtype=torch.long, device=policy.device)
         self.uniform_BT = torch.zeros(capacity, settings.max_new_tokens, device=policy.device)
@@ -182,12 +182,13 @@ class _Decoder:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        size, before, states = self.settings.group_size, len(self.rows), states_of(prefilled)
+        size, before, states = self.settings.group_size, len(self.rows), states_of(prefilled, width)
         if self.prompts is not None:
             self.prompts.insert(states, lengths)
             self.begun += prompts
-            states, lengths = [(keys[:, :, :0], values[:, :, :0]) for keys, values in states], [0] * len(prompts)
-        self.cache.insert(states, lengths, size)
+            states, lengths = no_columns(states), [0] * len(prompts)
+        with self.policy.autocast():
+            self.cache.insert(states, lengths, size)
         uniform_BT = torch.cat([_uniforms(self.seeds[i], size, self.settings.max_new_tokens) for i in prompts])
         self.uniform_BT[before : before + len(uniform_BT)] = uniform_BT.to(self.policy.device)
         self.rows += [_Row(i, member) for i in prompts for member in range(size)]
@@ -204,8 +205,11 @@ class _Decoder:
         mask_BL = torch.arange(cache.first, cache.end + 1, device=self.policy.device) >= start_B[:, None]
         pattern = None
         if self.prompts is not None:
-            pattern, length_B = self._decoding(self.prompts, mask_BL)
-            position_B = position_B + length_B
+            place = {prompt: i for i, prompt in enumerate(self.begun)}
+            prompt_B = [place[row.prompt] for row in self.rows]
+            pattern = self.prompts.pattern(prompt_B, mask_BL)
+            lengths = [self.prompts.lengths[i] for i in prompt_B]
+            position_B = position_B + torch.tensor(lengths, device=self.policy.device)
         with self.policy.autocast(), attention(self.policy.config, pattern):
             output = self.policy.causal_lm(
                 input_ids=self.token_B[:count, None],
@@ -219,22 +223,6 @@ class _Decoder:
         drawn_B = torch.tensor([len(row.token_ids) for row in self.rows], device=self.policy.device)
         token_B1, logprob_B1 = self._draw(output.logits[:, -1], self.uniform_BT[:count].gather(1, drawn_B[:, None]))
         return token_B1.squeeze(1), logprob_B1.squeeze(1)
-
-    def _decoding(self, prompts: PromptCache, mask_BL: Tensor) -> tuple[Decoding, Tensor]:
-        """How the rows attend, and the length of each one's prompt."""
-        size, place = self.settings.group_size, {prompt: i for i, prompt in enumerate(self.begun)}
-        places = [place[row.prompt] * size + row.member for row in self.rows]
-        place_B = torch.tensor(places, device=self.policy.device)
-        layers, prompt_bias_PL = prompts.used()
-        whole = places == list(range(prompts.count * size))
-        pattern = Decoding(
-            layers,
-            prompt_bias_PL[:, None, None],
-            no_token_bias(mask_BL)[:, None, None],
-            size,
-            None if whole else place_B,
-        )
-        return pattern, prompts.length_P[place_B // size]
 
     def _draw(self, logits_RV: Tensor, uniform_RM: Tensor) -> tuple[Tensor, Tensor]:
         return draw_tokens(logits_RV, uniform_RM.to(logits_RV.device), self.settings.temperature, self.settings.top_p)

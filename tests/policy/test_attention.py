@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
+    DeepseekV3Config,
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
@@ -53,6 +54,17 @@ USUAL = {
     "phi": PhiConfig(**SIZE),
     "opt": OPT,
 }
+ONE_HEAD = LlamaConfig(**SIZE | {"num_key_value_heads": 1, "head_dim": 16, "attention_bias": True})
+COMPRESSED = DeepseekV3Config(
+    **SIZE,
+    num_key_value_heads=4,
+    q_lora_rank=16,
+    kv_lora_rank=8,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=8,
+    v_head_dim=16,
+    first_k_dense_replace=2,
+)
 UNUSUAL = {
     "gemma2, capped scores and sliding windows": Gemma2Config(**GROUPED, head_dim=8, sliding_window=4),
     "mistral, sliding windows": MistralConfig(**GROUPED, sliding_window=4),
@@ -113,12 +125,14 @@ def test_greedy_decoding_is_what_transformers_generates(random_policy: Build, co
         assert [completion.token_ids for completion in found[i]] == [expected[0, len(prompt) :].tolist()] * 2
 
 
-@pytest.mark.parametrize("config", [*USUAL.values(), *UNUSUAL.values()], ids=[*USUAL, *UNUSUAL])
-def test_completions_that_end_one_by_one_are_drawn_from_the_policy(
-    random_policy: Build, config: PretrainedConfig
-) -> None:
+DECODED = USUAL | UNUSUAL | {"one key-value head, biases": ONE_HEAD, "a compressed cache": COMPRESSED}
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_completions_that_end_one_by_one_are_drawn_from_the_policy(random_policy: Build, name: str) -> None:
     """Groups of three that lose members, are outlived, make room for others and are moved in the caches."""
-    policy = random_policy(config)
+    policy = random_policy(DECODED[name])
+    assert policy.shares_prompts == (name not in UNUSUAL and name != "a compressed cache")
     policy.eos_ids = sorted(range(0, 259, 6))
     prompts = [[1, 9, 8, 7], [1, 5], [1, 30, 31, 32, 33, 34, 35], [1, 60, 61], [1, 5, 5, 5, 5, 5], [1, 70], [1, 80, 9]]
     found = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=1.5, batch_size=9), list(range(7))))
@@ -129,6 +143,9 @@ def test_completions_that_end_one_by_one_are_drawn_from_the_policy(
         logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions], 1.5)
     for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
         torch.testing.assert_close(torch.tensor(completion.logprobs), row[mask], rtol=0, atol=1e-4)
+    policy.shares_prompts = False  # as on a GPU: each row with a copy of its prompt
+    copied = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=1.5, batch_size=9), list(range(7))))
+    assert [c.token_ids for i in range(7) for c in copied[i]] == [c.token_ids for c in completions]
 
 
 def test_a_layer_that_asks_for_more_than_a_pattern_can_do_is_not_given_one(random_policy: Build) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pacedrl.policy.cache import ColumnCache
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 from pacedrl.types import Completion
@@ -218,6 +219,31 @@ def test_sampling_takes_no_gradient_and_leaves_the_global_generator_alone(tiny: 
     drawn(tiny, prompts, SamplingSettings(2, 3))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in tiny.parameters())
+
+
+def test_under_autocast_caches_are_of_its_precision_and_tokens_of_the_policy(
+    policy: Policy, prompts: IDS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: bfloat16, and each row with a copy of its prompt."""
+    monkeypatch.setattr(policy, "autocast", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    policy.shares_prompts = False
+    kept: list[torch.dtype] = []
+
+    def note(cache: ColumnCache, *arguments: Any) -> None:
+        insert(cache, *arguments)
+        kept.extend(states.dtype for layer in cache.cache.layers for states in (layer.keys, layer.values))
+
+    insert = ColumnCache.insert
+    monkeypatch.setattr(ColumnCache, "insert", note)
+    completions = [c for group in drawn(policy, prompts, SamplingSettings(4, 8)) for c in group]
+    assert set(kept) == {torch.bfloat16}
+    repeated = [prompt for prompt in prompts for _ in range(4)]
+    with torch.no_grad():
+        logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions])
+    gaps = [
+        abs(a - b) for c, row in zip(completions, logprobs_BT.tolist(), strict=True) for a, b in zip(c.logprobs, row)
+    ]
+    assert 1e-5 < sum(gaps) / len(gaps) < 0.05
 
 
 def test_logits_that_are_not_numbers_do_not_crash_sampling(policy: Policy, prompts: IDS) -> None:

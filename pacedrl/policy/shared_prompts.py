@@ -1,0 +1,168 @@
+"""Decoding completions whose prompts' keys and values are kept, and read, once for all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from pacedrl.errors import InputError
+from pacedrl.policy.attention import attention
+from pacedrl.policy.cache import ColumnCache, States, no_columns, states_of
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One new token a row, which sees the row's prompt and the row's own columns.
+
+    Equal to attending to the two end to end: one softmax over the scores of both. What a prompt's rows ask of it is one
+    multiplication, so that its keys and values are read once for all of them.
+    """
+
+    prompts: Sequence[States]
+    """Of each layer keys and values, [P, key-value heads, L, D]."""
+    prompt_bias: Tensor
+    """0, or -inf where there is no token: [P, 1, 1, L]."""
+    own_bias: Tensor
+    """The same for the columns of the rows: [B, 1, 1, columns]."""
+    rows_a_prompt: int
+    """G, the most rows that any prompt has."""
+    place_B: Tensor | None
+    """Which of P · G places each row takes; None: all of them, in order."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
+        batch, heads, _, size = query.shape
+        prompt_key, prompt_value = self.prompts[layer]
+        scaled = query * (size**-0.5 if scale is None else scale)
+        # Heads that share a key-value head are queries of it.
+        query_BHRD = scaled.reshape(batch, key.shape[1], heads // key.shape[1], size)
+        prompt_PHQL = self._by_prompt(query_BHRD) @ prompt_key.transpose(2, 3) + self.prompt_bias
+        own_BHRS = query_BHRD @ key.transpose(2, 3) + self.own_bias
+        weight = torch.cat([self._by_row(prompt_PHQL, query_BHRD.shape[2]), own_BHRS], dim=-1).softmax(dim=-1)
+        width = prompt_key.shape[2]
+        seen_PHQD = self._by_prompt(weight[..., :width]) @ prompt_value
+        output_BHRD: Tensor = self._by_row(seen_PHQD, query_BHRD.shape[2]) + weight[..., width:] @ value
+        return output_BHRD.reshape(batch, heads, 1, -1)
+
+    def _by_prompt(self, rows: Tensor) -> Tensor:
+        """[B, heads, R, X] → [P, heads, G · R, X]; zeros where there is no row."""
+        prompts, size = len(self.prompt_bias), self.rows_a_prompt
+        if self.place_B is not None:
+            rows = rows.new_zeros(prompts * size, *rows.shape[1:]).index_copy_(0, self.place_B, rows)
+        return rows.reshape(prompts, size, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def _by_row(self, scores: Tensor, queries: int) -> Tensor:
+        """[P, heads, G · R, X] → [B, heads, R, X], for R ``queries`` a row."""
+        prompts, heads, _, width = scores.shape
+        rows = scores.reshape(prompts, heads, self.rows_a_prompt, queries, width).transpose(1, 2).flatten(0, 1)
+        return rows if self.place_B is None else rows.index_select(0, self.place_B)
+
+
+class PromptCache:
+    """Keys and values of prompts of at most ``width`` tokens, each prompt once.
+
+    Prompt i's tokens lie in the last ``lengths[i]`` columns. There is room for ``capacity`` prompts, and for more once
+    more have come.
+    """
+
+    def __init__(self, capacity: int, width: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.width = width
+        self.device = device
+        self.lengths: list[int] = []
+        self.layers: list[States] = []
+
+    def insert(self, states: Sequence[States], lengths: Sequence[int]) -> None:
+        """Add left-padded prompts."""
+        count = len(self.lengths)
+        self.lengths += lengths
+        if not self.layers:
+            self.layers = [(self._buffer(keys), self._buffer(values)) for keys, values in states]
+        if len(self.lengths) > self.capacity:
+            self._grow(count)
+        for own, new in zip(self.layers, states, strict=True):
+            for buffer, tensor in zip(own, new, strict=True):
+                before = self.width - tensor.shape[2]
+                buffer[count : len(self.lengths), :, :before] = 0.0  # masked, but 0 · inf would not be 0
+                buffer[count : len(self.lengths), :, before:] = tensor
+
+    def remove(self, place: int) -> None:
+        """Drop one. The last takes its place."""
+        last = len(self.lengths) - 1
+        if place != last:
+            for buffers in self.layers:
+                for buffer in buffers:
+                    buffer[place] = buffer[last]
+        self.lengths[place] = self.lengths[last]
+        self.lengths.pop()
+
+    def pattern(self, prompt_B: Sequence[int], token_BL: Tensor) -> Decoding:
+        """How rows attend whose prompts are at these places, and whose own tokens are where ``token_BL`` says."""
+        count, rows = len(self.lengths), Counter[int]()
+        ranks = []
+        for prompt in prompt_B:
+            ranks.append(rows[prompt])
+            rows[prompt] += 1
+        size = max(rows.values())
+        places = [prompt * size + rank for prompt, rank in zip(prompt_B, ranks, strict=True)]
+        whole = places == list(range(count * size))
+        first = self.width - max(self.lengths)
+        column_L = torch.arange(first, self.width, device=self.device)
+        token_PL = column_L >= self.width - torch.tensor(self.lengths, device=self.device)[:, None]
+        return Decoding(
+            [(keys[:count, :, first:], values[:count, :, first:]) for keys, values in self.layers],
+            _bias(token_PL),
+            _bias(token_BL),
+            size,
+            None if whole else torch.tensor(places, device=self.device),
+        )
+
+    def _grow(self, used: int) -> None:
+        self.capacity = max(len(self.lengths), 2 * self.capacity)
+        for i, (keys, values) in enumerate(self.layers):
+            self.layers[i] = self._buffer(keys), self._buffer(values)
+            for buffer, old in zip(self.layers[i], (keys, values), strict=True):
+                buffer[:used] = old[:used]
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        return like.new_zeros(self.capacity, like.shape[1], self.width, like.shape[3])
+
+
+def _bias(token: Tensor) -> Tensor:
+    """What is added to the scores of columns, 0 where there is a token, else -inf: [rows, 1, 1, columns]."""
+    return torch.zeros(token.shape, device=token.device).masked_fill_(~token, -torch.inf)[:, None, None]
+
+
+@torch.no_grad()
+def can_share_prompts(causal_lm: Any, cache_argument: str) -> bool:
+    """Whether a model that takes patterns attends to what it has cached as `Decoding` does, tried on a few tokens.
+
+    Not one that caches something smaller than its keys and values, as DeepSeek's compressed attention.
+    """
+    device = causal_lm.device
+    prompt, tokens = [3, 1, 4], [[2], [6]]
+    prefilled, own = DynamicCache(), ColumnCache(2, 1, device)
+    causal_lm(input_ids=torch.tensor([prompt], device=device), **{cache_argument: prefilled}, use_cache=True)
+    try:
+        states = states_of(prefilled, len(prompt))
+        prompts = PromptCache(1, len(prompt), device)
+        prompts.insert(states, [len(prompt)])
+        own.insert(no_columns(states), [0], len(tokens))
+        pattern = prompts.pattern([0, 0], torch.ones(len(tokens), 1, dtype=torch.bool, device=device))
+        with attention(causal_lm.get_decoder().config, pattern):
+            logits_BV = causal_lm(
+                input_ids=torch.tensor(tokens, device=device),
+                position_ids=torch.full((len(tokens), 1), len(prompt), device=device),
+                **{cache_argument: own.cache},
+                use_cache=True,
+            ).logits[:, -1]
+    except (InputError, NotImplementedError, RuntimeError):  # the shapes do not fit
+        return False
+    whole = torch.tensor([prompt + token for token in tokens], device=device)
+    expected_BV = causal_lm(input_ids=whole, use_cache=False).logits[:, -1]
+    return torch.allclose(logits_BV, expected_BV, rtol=1e-3, atol=1e-3 * float(expected_BV.abs().max()))
