@@ -19,6 +19,9 @@ PROJECTION_SAMPLE = 20_000
 """Prompts, evenly spaced, from which principal components are computed."""
 BASE_WIDTH = 64
 """The fan-in at which a matrix learns at the learning rate itself."""
+EPSILON = 1e-6
+"""Of AdamW, in accuracy: above the rounding of log-ratios, some 1e-8. Rewards of a first batch often miss the prior by
+amounts that cancel exactly, and at torch's 1e-8 what rounding leaves of the gradient would move log Z by whole steps."""
 
 
 class LogPartition(nn.Module):
@@ -107,7 +110,7 @@ class PartitionLearner:
             }
             for parameter in partition.parameters()
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, eps=EPSILON)
 
     @property
     def beta(self) -> float:
