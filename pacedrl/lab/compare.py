@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from pacedrl.errors import InputError
+from pacedrl.lab.forks import Forks
 from pacedrl.lab.measures import RunResult, read_run, seconds_at_evaluations
 from pacedrl.lab.plan import Plan, Run
 from pacedrl.lab.results import Results, default_target, variant_result
@@ -29,8 +28,8 @@ class Progress:
     """What a comparison has done so far."""
 
     waiting: list[Run] = field(default_factory=list)
-    running: dict[subprocess.Popen[bytes], tuple[Run, int]] = field(default_factory=dict)
-    """Process → its run and its slot."""
+    running: dict[int, tuple[Run, int]] = field(default_factory=dict)
+    """Pid → its run and its slot."""
     finished: list[Run] = field(default_factory=list)
     failed: dict[tuple[str, int], str] = field(default_factory=dict)
     """(variant, seed) → the last line of what the run said."""
@@ -49,25 +48,15 @@ def run_all(
     """
     runs = plan.runs()
     progress = Progress([run for run in runs if not run.finished], finished=[run for run in runs if run.finished])
-    free = list(range(jobs))
-    try:
-        while progress.waiting or progress.running:
-            while progress.waiting and free:
-                run, slot = progress.waiting.pop(0), free.pop(0)
-                progress.running[_start(plan, run, slot, jobs)] = (run, slot)
-            update(progress)
-            time.sleep(POLL_S)
-            for process in [process for process in progress.running if process.poll() is not None]:
-                run, slot = progress.running.pop(process)
-                free.append(slot)
-                failure = None if process.returncode == 0 else _reason(run.log, process.returncode)
-                if failure is None:
-                    progress.finished.append(run)
-                else:
-                    progress.failed[run.variant, run.seed] = failure
-                ended(run, failure)
-    finally:
-        _stop(progress.running)
+    if progress.waiting:
+        forks = Forks("pacedrl.lab.worker", _environment(jobs))
+        try:
+            _work(plan, jobs, progress, forks, update, ended)
+        finally:
+            if progress.running:
+                forks.interrupt()
+            else:
+                forks.kill()
     return progress.failed
 
 
@@ -121,9 +110,7 @@ def write_results(folder: Path, results: Results, times: Mapping[str, Mapping[in
 
 def default_jobs() -> int:
     """A process for each GPU, or each CPU core."""
-    import torch
-
-    return torch.cuda.device_count() or _cores()
+    return _gpus() or _cores()
 
 
 def _cores() -> int:
@@ -131,36 +118,59 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(plan: Plan, run: Run, slot: int, jobs: int) -> subprocess.Popen[bytes]:
+def _work(
+    plan: Plan,
+    jobs: int,
+    progress: Progress,
+    forks: Forks,
+    update: Callable[[Progress], None],
+    ended: Callable[[Run, str | None], None],
+) -> None:
+    free = list(range(jobs))
+    while progress.waiting or progress.running:
+        while progress.waiting and free:
+            run, slot = progress.waiting.pop(0), free.pop(0)
+            progress.running[_start(plan, run, slot, forks)] = (run, slot)
+        update(progress)
+        time.sleep(POLL_S)
+        for pid, code in forks.ended().items():
+            run, slot = progress.running.pop(pid)
+            free.append(slot)
+            failure = None if code == 0 else _reason(run.log, code)
+            if failure is None:
+                progress.finished.append(run)
+            else:
+                progress.failed[run.variant, run.seed] = failure
+            ended(run, failure)
+
+
+def _start(plan: Plan, run: Run, slot: int, forks: Forks) -> int:
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    return forks.start((plan.config_path, plan.final_k, run.overrides), run.log, _device(slot))
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """All runs'."""
+    # Without NVML, asking whether there is a GPU sets CUDA up, which a fork does not survive: what is imported may ask.
+    environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    if not _gpus() and "OMP_NUM_THREADS" not in environment:  # more threads than cores would spin on each other's
+        environment["OMP_NUM_THREADS"] = str(max(_cores() // jobs, 1))
+    return environment
+
+
+def _device(slot: int) -> dict[str, str]:
+    """The GPU of the runs in this slot, to be set before CUDA is."""
+    gpus = _gpus()
+    if not gpus:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    return {"CUDA_VISIBLE_DEVICES": visible[slot % gpus]}
+
+
+def _gpus() -> int:
     import torch
 
-    gpus = torch.cuda.device_count()
-    environment = dict(os.environ)
-    if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus]
-    elif "OMP_NUM_THREADS" not in environment:  # more threads than cores would spin on each other's
-        environment["OMP_NUM_THREADS"] = str(max(_cores() // jobs, 1))
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    ks = ",".join(map(str, plan.final_k))
-    worker = [sys.executable, "-m", "pacedrl.lab.worker", str(os.getpid())]
-    with run.log.open("wb") as log:
-        return subprocess.Popen(
-            [*worker, str(plan.config_path), str(max(plan.final_k)), ks, *run.overrides],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C is ours to hand on, once
-        )
-
-
-def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Have the runs save their state and end."""
-    for process in processes:
-        process.send_signal(signal.SIGINT)
-    for process in processes:
-        process.wait()
+    return torch.cuda.device_count()
 
 
 def _reason(log: Path, code: int) -> str:

@@ -1,9 +1,9 @@
 """One run of a comparison, in a process of its own: train, then evaluate the last policy with many samples.
 
-    python -m pacedrl.lab.worker PARENT CONFIG.yaml SAMPLES K,K,... section.key=value ...
+    python -m pacedrl.lab.worker PARENT DESCRIPTOR
 
-Exit codes as of ``pacedrl train``. On Linux it ends when the process PARENT does: a comparison that was killed leaves
-no run behind that a restarted one would meet.
+imports what runs need and forks one for each that `Forks` asks for. Exit codes as of ``pacedrl train``. On Linux all
+end when the process PARENT does: a comparison that was killed leaves no run behind that a restarted one would meet.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from pacedrl.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
 from pacedrl.config import load_config
 from pacedrl.errors import InputError
 from pacedrl.evaluation.evaluate import evaluate
+from pacedrl.lab.forks import serve
 from pacedrl.lab.measures import FINAL
 from pacedrl.rollouts import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.worker import die_with
 from pacedrl.training.run_folder import replace_text
 from pacedrl.training.trainer import Trainer, TrainingStopped
 
 
-def main(parent: int, config: Path, samples: int, ks: Sequence[int], overrides: Sequence[str]) -> int:
+def main(config: Path, ks: Sequence[int], overrides: Sequence[str]) -> int:
     """Go on with the run, or do what is left of it; its exit code."""
-    die_with(parent)
     try:
         trainer = Trainer(load_config(config, list(overrides)))
         summary = trainer.train()
         if summary.interrupted:
             return EXIT_INTERRUPTED
-        _evaluate(trainer, samples, ks)
+        _evaluate(trainer, ks)
     except InputError as error:
         print(f"pacedrl: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -44,10 +43,10 @@ def main(parent: int, config: Path, samples: int, ks: Sequence[int], overrides: 
     return 0
 
 
-def _evaluate(trainer: Trainer, samples: int, ks: Sequence[int]) -> None:
+def _evaluate(trainer: Trainer, ks: Sequence[int]) -> None:
     """Write final.json, whole or not at all."""
     config = trainer.config
-    settings = replace(evaluation_settings(config), group_size=samples)
+    settings = replace(evaluation_settings(config), group_size=max(ks))
     trainer.sampler.sync(trainer.policy)
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         results = evaluate(trainer.sampler, pool, trainer.eval_tasks, trainer.prompt_ids, settings, ks, config.run.seed)
@@ -56,5 +55,6 @@ def _evaluate(trainer: Trainer, samples: int, ks: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    parent, config, samples, ks, *overrides = sys.argv[1:]
-    sys.exit(main(int(parent), Path(config), int(samples), [int(k) for k in ks.split(",")], overrides))
+    run = serve(*map(int, sys.argv[1:]))
+    if run is not None:
+        sys.exit(main(*run))

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -126,6 +127,22 @@ class CommandLine:
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a JSONL file."""
         return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def together(cli: CommandLine, processes: int, *arguments: str, patch: Patch | None = None) -> list[Running]:
+    """One command line in several forked processes, which are told of each other as torchrun tells those it starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    alone = cli.environment
+    running = []
+    for rank in range(processes):
+        own = told | {"RANK": rank, "LOCAL_RANK": rank}
+        cli.environment = alone | {name: str(value) for name, value in own.items()}
+        running.append(cli.start(*arguments, patch=patch))
+    cli.environment = alone
+    return running
 
 
 def tiny_run(run_dir: str = "run", **sections: Any) -> dict[str, Any]:

@@ -28,6 +28,11 @@ def loss_not_finite_in(*steps: int) -> Callable[[], None]:
     return partial(break_loss, frozenset(steps))
 
 
+def gradient_not_finite(rank: int, step: int) -> Callable[[], None]:
+    """A patch for `CommandLine`: the gradients of one process are NaN in this step (counted from 0)."""
+    return partial(_install_nan, rank, step)
+
+
 def break_loss(steps: frozenset[int], replace: Callable[[Any, str, Any], None] = setattr) -> None:
     """Make the loss of these updates NaN (of all, if none is named); one micro-batch an update is assumed."""
     from pacedrl.training import objective
@@ -86,3 +91,26 @@ def _install_half_row(log: str, row: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     RunFolder.log = half  # type: ignore[method-assign]
+
+
+def _install_nan(rank: int, bad_step: int) -> None:
+    if int(os.environ["RANK"]) != rank:
+        return
+    from pacedrl.training.learner import Learner
+
+    update, accumulate = Learner.update, Learner._micro_batch
+    now = 0
+
+    def watched(self: Learner, batch: Any, step: int, *rest: Any) -> Any:
+        nonlocal now
+        now = step
+        return update(self, batch, step, *rest)
+
+    def broken(self: Learner, *arguments: Any) -> Any:
+        result = accumulate(self, *arguments)
+        if now == bad_step:
+            for parameter in self.policy.parameters():
+                parameter.grad.fill_(float("nan"))
+        return result
+
+    Learner.update, Learner._micro_batch = watched, broken  # type: ignore[method-assign]

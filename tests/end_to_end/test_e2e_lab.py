@@ -44,7 +44,7 @@ def compare(
     out: str = "out",
     rollouts: int = ROLLOUTS,
     seeds: int = 2,
-    real: bool = True,
+    real: bool = False,
 ) -> Result:
     cli.write("c.yaml", tiny_comparison())
     cli.write("v.yaml", VARIANTS)
@@ -56,7 +56,7 @@ def compare(
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[CommandLine, Result]:
     """GRPO twice, with other seeds the second time, LILO, and one that cannot run."""
     cli = CommandLine(tmp_path_factory.mktemp("compared"))
-    return cli, compare(cli, recipes="grpo,again,lilo,broken")
+    return cli, compare(cli, recipes="grpo,again,lilo,broken", real=True)
 
 
 def test_results_are_those_of_the_runs_logs(compared: tuple[CommandLine, Result]) -> None:
@@ -143,12 +143,12 @@ def test_what_is_finished_is_not_repeated_and_more_can_be_added(compared: tuple[
     assert (cli.folder / "more/results.json").read_bytes() == kept
     with (cli.folder / "more/.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        busy = compare(cli, recipes="grpo", out="more", real=False)
+        busy = compare(cli, recipes="grpo", out="more")
     assert (busy.code, busy.err) == (
         2,
         "pacedrl: --out: another comparison is at work in 'more'; wait for it, or choose another folder\n",
     )
-    refused = compare(cli, recipes="grpo", out="more", rollouts=ROLLOUTS + 16, real=False)
+    refused = compare(cli, recipes="grpo", out="more", rollouts=ROLLOUTS + 16)
     assert refused.code == 2
     assert "holds a comparison of another configuration, budget or final k" in refused.err
     cli.write("w.yaml", {"again": ["recipe=grpo", "run.seed=7{seed}", "objective.clip_low=0.1"]})
@@ -171,14 +171,14 @@ def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_res
     command = ["compare", "c.yaml", "--recipes", "grpo,lilo", "--rollouts", str(ROLLOUTS), "--out", "out"]
     command += ["--seeds", "2", "--final-k", "1,4", "--jobs", "2"]
     for variant, log, stop in (("grpo", "metrics.jsonl", "kill"), ("lilo", "eval.jsonl", "interrupt")):
-        running = cli.start(*command, real=True)
+        running = cli.start(*command, real=stop == "interrupt")
         assert eventually(lambda: bool(processes_of(cli.folder)), 60)  # the logs may be of the round before
         path = cli.folder / f"out/runs/{variant}/seed0/{log}"
         assert eventually(lambda path=path: path.exists() and path.read_text().count("\n") >= 2, 60)  # type: ignore[misc]
         getattr(running, stop)()
         assert running.wait().code == {"kill": -9, "interrupt": 130}[stop]
         assert eventually(lambda: not processes_of(cli.folder), 10)
-    assert cli(*command, real=True).code == 0
+    assert cli(*command).code == 0
     ours, theirs = (json.loads((folder / "out/results.json").read_text()) for folder in (cli.folder, reference.folder))
     theirs["variants"] = {name: theirs["variants"][name] for name in ("grpo", "lilo")}
     assert ours == theirs

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from cli_process import tiny_run
+from cli_process import CommandLine, Running, tiny_run, together
+from crashes import gradient_not_finite
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -36,28 +37,6 @@ from pacedrl.config import load_config
 torch.set_num_threads(1)
 for path in sys.argv[1:]:
     Trainer(load_config(Path(path))).train()
-"""
-TROUBLE = """
-import os, sys
-from pathlib import Path
-import torch
-from pacedrl import Trainer
-from pacedrl.config import load_config
-from pacedrl.training.learner import Learner
-
-torch.set_num_threads(1)
-accumulate, steps = Learner._micro_batch, []
-
-def broken(self, batch, size):
-    result = accumulate(self, batch, size)
-    if os.environ["RANK"] == "1" and trainer.step == 1:
-        for parameter in self.policy.parameters():
-            parameter.grad.fill_(float("nan"))
-    return result
-
-Learner._micro_batch = broken
-trainer = Trainer(load_config(Path(sys.argv[1])))
-trainer.train()
 """
 SLOW_VERIFIER = """
 import os, time
@@ -84,6 +63,13 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
+def finished(*launches: list[Running]) -> str:
+    """What was said in those that `together` started."""
+    results = [running.wait() for launch in launches for running in launch]
+    assert [result.code for result in results] == [0] * len(results), [result.err for result in results]
+    return "".join(result.out for result in results)
+
+
 def rows(folder: Path, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / log).read_text().splitlines()]
 
@@ -106,17 +92,17 @@ def configured(name: str, **sections: Any) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four runs in three layouts."""
+    """Four runs in three layouts: one of them by torchrun, in a script, the others by forks of the command line."""
     folder = tmp_path_factory.mktemp("ranks")
+    for layout, (_, scale) in LAYOUTS.items():
+        for run, sections in RUNS.items():
+            (folder / f"{run}-{layout}.yaml").write_text(configured(f"{run}-{layout}", **sections, **scale))
     (folder / "train.py").write_text(SCRIPT)
-    running = []
-    for layout, (processes, scale) in LAYOUTS.items():
-        names = [f"{run}-{layout}" for run in RUNS]
-        for name, sections in zip(names, RUNS.values(), strict=True):
-            (folder / f"{name}.yaml").write_text(configured(name, **sections, **scale))
-        running.append(launch(folder, processes, "train.py", *(f"{name}.yaml" for name in names)))
-    for process in running:
-        finish(process)
+    launched = launch(folder, 2, "train.py", *(f"{run}-two.yaml" for run in RUNS))
+    cli = CommandLine(folder)
+    for run in RUNS:
+        finished(*(together(cli, LAYOUTS[layout][0], "train", f"{run}-{layout}.yaml") for layout in ("one", "split")))
+    finish(launched)
     return folder
 
 
@@ -162,15 +148,12 @@ def test_a_run_goes_on_with_another_number_of_processes_and_bit_for_bit_with_the
     processes, scale = LAYOUTS[layout]
     half = f"half-{layout}"
     (trained / f"{half}.yaml").write_text(configured(half, recipe="paced", run={"steps": 2}, **scale))
-    command = ("-m", "pacedrl.cli", "train", f"{half}.yaml")
-    first = finish(launch(trained, processes, *command))
+    cli = CommandLine(trained)
+    first = finished(together(cli, processes, "train", f"{half}.yaml"))
     assert first.count(f"Run folder: {half}") == 1  # one of them speaks
-    running = []
     for count in (1, 2):
         subprocess.run(["cp", "-r", trained / half, trained / f"{half}-{count}"], check=True)
-        running.append(launch(trained, count, *command, f"run.dir={half}-{count}", "run.steps=6"))
-    for process in running:
-        finish(process)
+        finished(together(cli, count, "train", f"{half}.yaml", f"run.dir={half}-{count}", "run.steps=6"))
     assert difference(weights(trained / f"{half}-1"), weights(trained / "paced-one")) < 2e-5
     assert difference(weights(trained / f"{half}-2"), weights(trained / f"paced-{layout}")) == 0.0
 
@@ -207,7 +190,6 @@ def test_four_processes(trained: Path, scale: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("scale", [pytest.param({}, marks=pytest.mark.slow), SPLIT], ids=["whole", "split"])
 def test_a_gradient_of_nan_on_one_and_verifiers_slow_on_one(tmp_path: Path, scale: dict[str, Any]) -> None:
-    (tmp_path / "train.py").write_text(TROUBLE)
     (tmp_path / "slow.py").write_text(SLOW_VERIFIER)
     (tmp_path / "rows.jsonl").write_text(
         "".join(f'{{"prompt": "copy {i}{i + 1} =", "answer": "x"}}\n' for i in range(8))
@@ -215,7 +197,8 @@ def test_a_gradient_of_nan_on_one_and_verifiers_slow_on_one(tmp_path: Path, scal
     task = {"source": "rows.jsonl", "verifier": "slow.py:reward"}
     sections: dict[str, Any] = {"data": {"train": [task], "eval": []}, "verifier": {"check_gold": False}, **scale}
     (tmp_path / "run.yaml").write_text(configured("run", recipe="grpo", run={"steps": 3}, **sections))
-    finish(launch(tmp_path, 2, "train.py", "run.yaml"))
+    cli = CommandLine(tmp_path)
+    finished(together(cli, 2, "train", "run.yaml", patch=gradient_not_finite(rank=1, step=1)))
     assert [row["optim/skipped"] for row in rows(tmp_path / "run")] == [0.0, 1.0, 0.0]
     assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path / "run", 3).values())
     assert min(row["time/step"] for row in rows(tmp_path / "run")) > 1.0  # a prompt's four completions, on the other
