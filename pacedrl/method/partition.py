@@ -20,8 +20,9 @@ PROJECTION_SAMPLE = 20_000
 BASE_WIDTH = 64
 """The fan-in at which a matrix learns at the learning rate itself."""
 EPSILON = 1e-6
-"""Of AdamW, in accuracy: above the rounding of log-ratios, some 1e-8. Rewards of a first batch often miss the prior by
-amounts that cancel exactly, and at torch's 1e-8 what rounding leaves of the gradient would move log Z by whole steps."""
+"""Of AdamW, in accuracy: above the rounding of log-ratios, some 1e-8. Rewards of a first batch may miss the prior by
+amounts that cancel exactly, and with torch's 1e-8 what rounding leaves of the gradient would move log Z by whole
+steps."""
 
 
 class LogPartition(nn.Module):
