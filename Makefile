@@ -71,7 +71,7 @@ results-words: $(VENV)/dev.stamp smollm2  ## four recipes on SmolLM2-135M and SV
 FIGURES := docs/performance
 
 performance: $(VENV)/dev.stamp smollm2  ## time all benchmarks beside their peers; rewrite docs/performance.md (an hour on 2 quiet cores)
-	for name in kernels generate tiny step memory breakdown scheduler report; do $(BIN)/python benchmarks/$$name.py --json $(FIGURES)/$$name.json || exit 1; done
+	for name in choices generate tiny step memory breakdown scheduler report; do $(BIN)/python benchmarks/$$name.py --json $(FIGURES)/$$name.json || exit 1; done
 	$(BIN)/python benchmarks/scaling.py --measure --json $(FIGURES)/scaling.json
 	$(BIN)/python $(FIGURES)/build.py
 

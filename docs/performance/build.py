@@ -130,9 +130,9 @@ def output_layer() -> str:
     return table(["", "peak, GiB", "seconds"], rows)
 
 
-def gain(name: str) -> str:
+def gain(name: str, file: str = "choices") -> str:
     """By what factor a choice is faster than what it replaces."""
-    found = load("kernels")[name]
+    found = load(file)[name]
     factor = found["before"] / found["after"]
     return f"{factor:.0f}" if factor >= 10 else f"{factor:.1f}"
 
@@ -186,7 +186,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "rate": lambda: f"{load('step')['rate'] / 1e9:.0f}",
     "earlier tiny": lambda: f"{ratio(load('tiny_before/as it comes'), 'step'):.1f}",
     **{name: partial(gain, name) for name in ("packed body", "packed head", "grouped heads", "shared prompts")},
-    **{name: partial(gain, name) for name in ("fused attention", "bfloat16", "AdamW", "memory")},
+    **{name: partial(gain, name) for name in ("shared long prompts", "fused attention", "AdamW", "memory")},
+    "bfloat16": lambda: gain("bfloat16", "choices_avx512"),
     "output memory": lambda: f"{load('memory')['ours']['bytes'] / load('memory')['plain']['bytes']:.3f}",
     "generate_batch": lambda: f"{median(load('generate')['generate_batch']) / median(load('generate')['ours']):.2f}",
 }

@@ -1,6 +1,6 @@
 """What the choices under sampling and learning rest on, each alone: seconds of this way and of that.
 
-    python benchmarks/kernels.py                     # half a minute on 2 cores
+    python benchmarks/choices.py                    # half a minute on 2 cores
 
 At the shapes of SmolLM2-135M (hidden 576, 9 heads and 3 key-value heads of 64, vocabulary 49,152), float32 unless it
 says otherwise; the best of several rounds each. Prints the seconds and the ratio.
@@ -23,8 +23,8 @@ from pacedrl.policy.shared_prompts import Decoding
 
 HIDDEN, INNER, VOCABULARY, HEADS, KEY_HEADS, SIZE = 576, 1536, 49_152, 9, 3, 64
 ROWS, CONTEXT, PACKED = 64, 150, 640
-PROMPTS, PROMPT = 8, 95
-"""The decoding rows are completions of so many prompts, of so many tokens of the context."""
+PROMPTS, OWN = 8, 55
+"""The decoding rows are completions of so many prompts, and have so many tokens of their own."""
 ROUNDS = 5
 Way = Callable[[], object]
 
@@ -39,7 +39,8 @@ def main() -> None:
         "packed body": lambda: packed(HIDDEN, INNER, 20),
         "packed head": lambda: packed(HIDDEN, VOCABULARY, 1),
         "grouped heads": grouped_heads,
-        "shared prompts": shared_prompts,
+        "shared prompts": lambda: shared_prompts(CONTEXT - OWN, 30),
+        "shared long prompts": lambda: shared_prompts(1000, 5),
         "fused attention": fused_attention,
         "bfloat16": lower_precision,
         "AdamW": optimizers,
@@ -48,7 +49,7 @@ def main() -> None:
     for name, pair in pairs.items():
         before, after = (best(way) for way in pair())
         found[name] = {"before": before, "after": after}
-        print(f"{name:16}{before * 1e3:10.2f} ms{after * 1e3:10.2f} ms{before / after:8.2f}", flush=True)
+        print(f"{name:20}{before * 1e3:10.2f} ms{after * 1e3:10.2f} ms{before / after:8.2f}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -100,18 +101,24 @@ def grouped_heads() -> tuple[Way, Way]:
     )
 
 
-def shared_prompts() -> tuple[Way, Way]:
-    """A decoding step's attention, fused, over a cache that repeats prompts, and over prompts kept once."""
-    query, key, value = heads(ROWS, 1, HEADS), heads(ROWS, CONTEXT, KEY_HEADS), heads(ROWS, CONTEXT, KEY_HEADS)
-    mask = torch.ones(ROWS, 1, 1, CONTEXT, dtype=torch.bool)
-    prompts = heads(PROMPTS, PROMPT, KEY_HEADS), heads(PROMPTS, PROMPT, KEY_HEADS)
-    own = key[:, :, PROMPT:], value[:, :, PROMPT:]
-    prompt_bias, own_bias = torch.zeros(PROMPTS, 1, 1, PROMPT), torch.zeros(ROWS, 1, 1, CONTEXT - PROMPT)
-    pattern = Decoding([prompts], prompt_bias, own_bias, ROWS // PROMPTS, None)
-    return (
-        lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True),
-        lambda: pattern.attend(query, *own, None, 0),
-    )
+def shared_prompts(tokens: int, layers: int) -> tuple[Way, Way]:
+    """A decoding step's attention, fused, over caches that repeat prompts of so many tokens, and over one of each."""
+    query, mask = heads(ROWS, 1, HEADS), torch.ones(ROWS, 1, 1, tokens + OWN, dtype=torch.bool)
+    copied = [(heads(ROWS, tokens + OWN, KEY_HEADS), heads(ROWS, tokens + OWN, KEY_HEADS)) for _ in range(layers)]
+    prompts = [(heads(PROMPTS, tokens, KEY_HEADS), heads(PROMPTS, tokens, KEY_HEADS)) for _ in copied]
+    own = [(heads(ROWS, OWN, KEY_HEADS), heads(ROWS, OWN, KEY_HEADS)) for _ in copied]
+    prompt_bias, own_bias = torch.zeros(PROMPTS, 1, 1, tokens), torch.zeros(ROWS, 1, 1, OWN)
+    pattern = Decoding(prompts, prompt_bias, own_bias, ROWS // PROMPTS, None)
+
+    def fused() -> None:
+        for key, value in copied:
+            scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+
+    def shared() -> None:
+        for layer, (key, value) in enumerate(own):
+            pattern.attend(query, key, value, None, layer)
+
+    return fused, shared
 
 
 def fused_attention() -> tuple[Way, Way]:
