@@ -72,9 +72,8 @@ def serve(parent: int, descriptor: int) -> Sequence[Any] | None:
     and so when ``parent`` does.
     """
     die_with(parent)
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, [signal.SIGINT]
-    )  # one that comes right after a fork waits for it to be ready
+    # A SIGINT that comes right after a fork waits for it to be ready.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     connection, server, forks = Connection(descriptor), os.getpid(), set[int]()
     try:
         while True:

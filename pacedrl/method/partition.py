@@ -19,10 +19,10 @@ PROJECTION_SAMPLE = 20_000
 """Prompts, evenly spaced, from which principal components are computed."""
 BASE_WIDTH = 64
 """The fan-in at which a matrix learns at the learning rate itself."""
-EPSILON = 1e-6
-"""Of AdamW, in accuracy: above the rounding of log-ratios, some 1e-8. Rewards of a first batch may miss the prior by
-amounts that cancel exactly, and with torch's 1e-8 what rounding leaves of the gradient would move log Z by whole
-steps."""
+GRID = 2.0**-20
+"""Targets of log Z, in accuracy, are rounded to multiples of this, about 1e-6, above the rounding of log-ratios (some
+1e-8). Rewards of a first batch may miss the prior by amounts that cancel exactly; AdamW would make whole steps of what
+rounding leaves of such a gradient, and so of how completions happened to be batched."""
 
 
 class LogPartition(nn.Module):
@@ -111,7 +111,7 @@ class PartitionLearner:
             }
             for parameter in partition.parameters()
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, eps=EPSILON)
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
 
     @property
     def beta(self) -> float:
@@ -132,12 +132,14 @@ class PartitionLearner:
 
         The minimiser for one prompt is the mean of r/β − log-ratio (paper's Prop. 4.1, sampled). The loss is scaled
         by β² so that it is a squared error in accuracy; AdamW does not mind. ``reward_B`` is raw, ``log_ratio_B`` is
-        Σ_t (log π_θ − log π_old) and gets no gradient (FlowRL's are its own). ``seed`` fixes the dropout.
+        Σ_t (log π_θ − log π_old) and gets no gradient (FlowRL's are its own). Targets are rounded to ``GRID``. ``seed``
+        fixes the dropout.
 
         Returns the β²-scaled loss before the first step.
         """
         embeddings_BH = embeddings_BH.to(self.device)
         target_B = (reward_B - self.beta * log_ratio_B.detach()).to(self.device, torch.float32)
+        target_B = (target_B / GRID).round() * GRID
         with torch.no_grad():
             before = (self.partition.accuracy(embeddings_BH) - target_B).square().mean().item()
         cuda = [self.device] if self.device.type == "cuda" else []

@@ -52,6 +52,18 @@ def test_fitting_converges_to_reward_less_beta_log_ratio() -> None:
     assert torch.allclose(learner.accuracy(x), expected, atol=0.01)
 
 
+def test_rounding_does_not_decide_a_step_where_residuals_cancel() -> None:
+    """As many right as wrong about the prior: the gradient of the output's bias is nothing but log-ratios' rounding."""
+    x, reward = embeddings(1).expand(8, -1), torch.tensor([1.0, 0.0] * 4)
+    ends = []
+    for rounding in (3e-7, -3e-7):
+        learner = PartitionLearner(LogPartition(embeddings(), BETA, dropout=0.0), learning_rate=2e-3, fit_steps=1)
+        learner.fit(x, reward, torch.full((8,), rounding), seed=0)
+        ends.append(float(learner.accuracy(x)[0]))
+    assert ends[0] == ends[1]
+    assert learner.optimizer.state  # it did take a step
+
+
 def test_fitting_touches_no_log_ratio_and_no_global_randomness() -> None:
     x = embeddings()
     learner = PartitionLearner(LogPartition(x, BETA))
