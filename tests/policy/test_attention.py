@@ -132,19 +132,20 @@ DECODED = USUAL | UNUSUAL | {"one key-value head, biases": ONE_HEAD, "a compress
 def test_completions_that_end_one_by_one_are_drawn_from_the_policy(random_policy: Build, name: str) -> None:
     """Groups of three that lose members, are outlived, make room for others and are moved in the caches."""
     policy = random_policy(DECODED[name])
-    assert policy.shares_prompts == (name not in UNUSUAL and name != "a compressed cache")
-    policy.eos_ids = sorted(range(0, 259, 6))
+    if name != "a compressed cache":  # older versions of transformers keep it as it was before it was compressed
+        assert policy.shares_prompts == (name not in UNUSUAL)
+    policy.eos_ids = sorted(range(0, 259, 4))
     prompts = [[1, 9, 8, 7], [1, 5], [1, 30, 31, 32, 33, 34, 35], [1, 60, 61], [1, 5, 5, 5, 5, 5], [1, 70], [1, 80, 9]]
-    found = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=1.5, batch_size=9), list(range(7))))
+    found = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=4.0, batch_size=9), list(range(7))))
     assert len({len(completion.token_ids) for group in found.values() for completion in group}) > 2
     repeated = [prompt for prompt in prompts for _ in range(3)]
     completions = [completion for i in range(7) for completion in found[i]]
     with torch.no_grad():
-        logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions], 1.5)
+        logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions], 4.0)
     for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
         torch.testing.assert_close(torch.tensor(completion.logprobs), row[mask], rtol=0, atol=1e-4)
     policy.shares_prompts = False  # as on a GPU: each row with a copy of its prompt
-    copied = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=1.5, batch_size=9), list(range(7))))
+    copied = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=4.0, batch_size=9), list(range(7))))
     assert [c.token_ids for i in range(7) for c in copied[i]] == [c.token_ids for c in completions]
 
 
