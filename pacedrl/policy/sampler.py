@@ -135,12 +135,13 @@ class _Decoder:
         # Longest first: a prompt that joins later then fits into the columns that the cache has come to.
         self.waiting = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
         self.groups_at_once = max(1, settings.batch_size // settings.group_size)
-        capacity = min(self.groups_at_once, len(prompt_ids)) * settings.group_size
+        groups = min(self.groups_at_once, len(prompt_ids))
+        capacity = groups * settings.group_size
         longest = max((len(ids) for ids in prompt_ids), default=0)
         ahead = min(settings.max_new_tokens, COLUMNS_AHEAD)
         self.prompts = None
         if policy.shares_prompts:
-            self.prompts = PromptCache(self.groups_at_once, longest, policy.device)
+            self.prompts = PromptCache(groups, longest, policy.device)
         self.cache = ColumnCache(capacity, ahead if self.prompts else longest + ahead, policy.device)
         self.begun: list[int] = []
         """The prompts in ``prompts``, in its order; without it each row has its own copy."""

@@ -11,7 +11,7 @@ from pacedrl.report.run import RunLogs
 
 @dataclass(frozen=True)
 class Change:
-    """Of held-out accuracy, from the first evaluation to the last, with a 95% interval."""
+    """Of held-out accuracy, from an earlier evaluation to the last, with a 95% interval."""
 
     before: float
     after: float
