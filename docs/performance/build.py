@@ -109,11 +109,12 @@ def scheduler() -> str:
             f"{int(size):,}",
             *(f"{found[phase]:.3f}" for phase in phases),
             f"{sum(found[phase] for phase in phases[1:]) / PAPER_STEP_S:.3%}",
+            f"{found['peak'] / 2**30:.2f}",
         ]
         for name, sizes in load("scheduler").items()
         for size, found in sizes.items()
     ]
-    return table(["estimates of", "prompts", *(f"{p}, s" for p in phases), "of a step"], rows)
+    return table(["estimates of", "prompts", *(f"{p}, s" for p in phases), "of a step", "peak, GiB"], rows)
 
 
 def projection() -> str:
