@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -138,7 +137,7 @@ def table(name: str, costs: Costs, prompts: int, mean: float, longest: int, prom
 
 # The check against real runs.
 
-TOKENS, STEPS = 48, 4
+TOKENS, STEPS = 48, 6
 WORKER = """
 import sys, time, json
 from pathlib import Path
@@ -179,15 +178,14 @@ def measure() -> dict[str, dict[str, float]]:
         small, middle = (_run(folder, prompts, 1) for prompts in (8, 16))
         pair = _run(folder, 32, 2)
         large = _run(folder, 32, 1)
-    rows = 8 * GROUP_SIZE
-    tokens = rows * TOKENS
-    row = (middle["generate"] - small["generate"]) / tokens
-    token = (middle["update"] - small["update"]) / tokens
+    completions = [prompts * GROUP_SIZE for prompts in (8, 16)]
+    decode, row = line(completions, [step["generate"] / TOKENS for step in (small, middle)])
+    fixed, token = line([count * TOKENS for count in completions], [step["update"] for step in (small, middle)])
     costs = Costs(
-        decode=small["generate"] / TOKENS - row * rows,
+        decode=decode,
         row=row,
         token=token,
-        fixed=small["update"] - token * tokens,
+        fixed=fixed,
         weights=small["weights"],
         bandwidth=pair["weights"] / pair["gradients"],
         exchange=pair["exchange"] / 64,
@@ -203,6 +201,15 @@ def measure() -> dict[str, dict[str, float]]:
         print(f"   generate {predicted.generate:.2f} and {real['generate']:.2f}", end=", ")
         print(f"update {predicted.update:.2f} and {real['update']:.2f}")
     return found
+
+
+def line(amounts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """The constant and the slope of a cost. The constant is 0 where noise would have it negative."""
+    x, y = np.asarray(amounts, dtype=float), np.asarray(seconds, dtype=float)
+    slope, constant = np.polyfit(x, y, 1)
+    if constant < 0:
+        return 0.0, float(x @ y / (x @ x))
+    return float(constant), float(slope)
 
 
 def _model(folder: Path) -> None:
@@ -221,7 +228,7 @@ def _model(folder: Path) -> None:
 
 
 def _run(folder: Path, prompts: int, processes: int) -> dict[str, float]:
-    """Medians over the steps but the first, of the first process."""
+    """The least over the steps but the first, of the first process: what else the machine does only ever adds."""
     run = folder / f"run-{prompts}-{processes}"
     tree = {
         "recipe": "paced_select",
@@ -245,8 +252,8 @@ def _run(folder: Path, prompts: int, processes: int) -> dict[str, float]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
     found: dict[str, float] = json.loads(out.read_text())
     for phase in ("generate", "update", "step"):
-        found[phase] = statistics.median(row[f"time/{phase}"] for row in rows)
-    found["rest"] = statistics.median(row["time/step"] - row["time/generate"] - row["time/update"] for row in rows)
+        found[phase] = min(row[f"time/{phase}"] for row in rows)
+    found["rest"] = min(row["time/step"] - row["time/generate"] - row["time/update"] for row in rows)
     return found
 
 

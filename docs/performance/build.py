@@ -117,6 +117,12 @@ def scheduler() -> str:
     return table(["estimates of", "prompts", *(f"{p}, s" for p in phases), "of a step", "peak, GiB"], rows)
 
 
+def selecting(way: str) -> str:
+    """Seconds that choosing from a million prompts takes."""
+    seconds = load("scheduler")[way]["1000000"]["select"]
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
 def projection() -> str:
     rows = [
         [str(row["components"]), f"{row['share']:g}", *(f"{row[name]:.3f}" for name in ("error", "brier", "rank"))]
@@ -185,7 +191,12 @@ FIGURES: dict[str, Callable[[], str]] = {
     "report size": lambda: f"{load('report')['bytes'] / 1e6:.1f}",
     "capability": lambda: load("step")["capability"],
     "rate": lambda: f"{load('step')['rate'] / 1e9:.0f}",
+    "tiny": lambda: f"{ratio(load('tiny/as it comes'), 'step'):.1f}",
+    "tiny tuned": lambda: f"{ratio(load('tiny/tuned'), 'step'):.1f}",
     "earlier tiny": lambda: f"{ratio(load('tiny_before/as it comes'), 'step'):.1f}",
+    "whole embedding": partial(selecting, "whole embedding"),
+    "projected": partial(selecting, "128 components"),
+    "rescored": partial(selecting, "128 components, a tenth rescored"),
     **{name: partial(gain, name) for name in ("packed body", "packed head", "grouped heads", "shared prompts")},
     **{name: partial(gain, name) for name in ("shared long prompts", "fused attention", "AdamW", "memory")},
     "bfloat16": lambda: gain("bfloat16", "choices_avx512"),
