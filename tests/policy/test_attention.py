@@ -125,6 +125,12 @@ def test_greedy_decoding_is_what_transformers_generates(random_policy: Build, co
         assert [completion.token_ids for completion in found[i]] == [expected[0, len(prompt) :].tolist()] * 2
 
 
+def caches_compressed(policy: Policy) -> bool:
+    """DeepSeek's keys are cached before they are expanded to one a head; by older versions of transformers after."""
+    cache = policy.model(input_ids=torch.tensor([[1, 9]]), use_cache=True).past_key_values
+    return bool(cache.layers[0].keys.shape[1] < policy.config.num_key_value_heads)
+
+
 DECODED = USUAL | UNUSUAL | {"one key-value head, biases": ONE_HEAD, "a compressed cache": COMPRESSED}
 
 
@@ -132,8 +138,8 @@ DECODED = USUAL | UNUSUAL | {"one key-value head, biases": ONE_HEAD, "a compress
 def test_completions_that_end_one_by_one_are_drawn_from_the_policy(random_policy: Build, name: str) -> None:
     """Groups of three that lose members, are outlived, make room for others and are moved in the caches."""
     policy = random_policy(DECODED[name])
-    if name != "a compressed cache":  # older versions of transformers keep it as it was before it was compressed
-        assert policy.shares_prompts == (name not in UNUSUAL)
+    compressed = name == "a compressed cache" and caches_compressed(policy)
+    assert policy.shares_prompts == (name not in UNUSUAL and not compressed)
     policy.eos_ids = sorted(range(0, 259, 4))
     prompts = [[1, 9, 8, 7], [1, 5], [1, 30, 31, 32, 33, 34, 35], [1, 60, 61], [1, 5, 5, 5, 5, 5], [1, 70], [1, 80, 9]]
     found = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=4.0, batch_size=9), list(range(7))))
@@ -143,7 +149,7 @@ def test_completions_that_end_one_by_one_are_drawn_from_the_policy(random_policy
     with torch.no_grad():
         logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions], 4.0)
     for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
-        torch.testing.assert_close(torch.tensor(completion.logprobs), row[mask], rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), row[mask], rtol=0, atol=3e-5)
     policy.shares_prompts = False  # as on a GPU: each row with a copy of its prompt
     copied = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=4.0, batch_size=9), list(range(7))))
     assert [c.token_ids for i in range(7) for c in copied[i]] == [c.token_ids for c in completions]
