@@ -179,8 +179,8 @@ def measure() -> dict[str, dict[str, float]]:
         pair = _run(folder, 32, 2)
         large = _run(folder, 32, 1)
     completions = [prompts * GROUP_SIZE for prompts in (8, 16)]
-    decode, row = line(completions, [step["generate"] / TOKENS for step in (small, middle)])
-    fixed, token = line([count * TOKENS for count in completions], [step["update"] for step in (small, middle)])
+    decode, row = fitted(completions, [step["generate"] / TOKENS for step in (small, middle)])
+    fixed, token = fitted([count * TOKENS for count in completions], [step["update"] for step in (small, middle)])
     costs = Costs(
         decode=decode,
         row=row,
@@ -203,8 +203,8 @@ def measure() -> dict[str, dict[str, float]]:
     return found
 
 
-def line(amounts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """The constant and the slope of a cost. The constant is 0 where noise would have it negative."""
+def fitted(amounts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """The constant and the slope of a cost, by least squares. The constant is 0 where noise would have it negative."""
     x, y = np.asarray(amounts, dtype=float), np.asarray(seconds, dtype=float)
     slope, constant = np.polyfit(x, y, 1)
     if constant < 0:

@@ -141,8 +141,8 @@ def test_the_page_on_scale_quotes_the_simulation() -> None:
     assert [round(used(2048, 64, layout), 2) for layout in ("colocated", "served")] == [0.62, 0.77]
     step = scaling.colocated(costs, scaling.lengths(2048, 1000.0, 3072), 200, 1024)
     assert round(step.driver / step.total, 2) == 0.12
-    assert scaling.line([8, 16], [11.0, 19.0]) == pytest.approx((3.0, 1.0))
-    assert scaling.line([8, 16], [7.0, 17.0]) == pytest.approx((0.0, (56 + 272) / 320))  # not -3 + 1.25 x
+    assert scaling.fitted([8, 16], [11.0, 19.0]) == pytest.approx((3.0, 1.0))
+    assert scaling.fitted([8, 16], [7.0, 17.0]) == pytest.approx((0.0, (56 + 272) / 320))  # not -3 + 1.25 x
     quoted = " ".join(SCALE_PAGE.split())
     checked = json.loads((ROOT / "docs/performance/scaling.json").read_text())
     one, two = ([checked[n][of] for of in ("predicted", "real")] for n in ("1", "2"))

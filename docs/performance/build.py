@@ -119,8 +119,21 @@ def scheduler() -> str:
 
 def selecting(way: str) -> str:
     """Seconds that choosing from a million prompts takes."""
-    seconds = load("scheduler")[way]["1000000"]["select"]
+    seconds = load("scheduler")[way][str(MILLION)]["select"]
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
+EMBEDDING, MILLION = 1536, 10**6
+
+
+def multiplying() -> str:
+    """Seconds that log Z's two square layers take for a million whole embeddings, at the machine's limit."""
+    return f"{2 * 2 * EMBEDDING**2 * MILLION / load('step')['rate']:.0f}"
+
+
+def lower_precision() -> str:
+    found = load("choices")["bfloat16"]
+    return f"{found['after'] / found['before']:.0f}"
 
 
 def projection() -> str:
@@ -196,9 +209,14 @@ FIGURES: dict[str, Callable[[], str]] = {
     "earlier tiny": lambda: f"{ratio(load('tiny_before/as it comes'), 'step'):.1f}",
     "whole embedding": partial(selecting, "whole embedding"),
     "projected": partial(selecting, "128 components"),
+    "multiplying": multiplying,
+    "bfloat16 without": lower_precision,
     "rescored": partial(selecting, "128 components, a tenth rescored"),
-    **{name: partial(gain, name) for name in ("packed body", "packed head", "grouped heads", "shared prompts")},
-    **{name: partial(gain, name) for name in ("shared long prompts", "fused attention", "AdamW", "memory")},
+    **{name: partial(gain, name) for name in ("packed body", "packed head", "joined", "grouped heads")},
+    **{
+        name: partial(gain, name)
+        for name in ("shared prompts", "shared long prompts", "fused attention", "AdamW", "memory")
+    },
     "bfloat16": lambda: gain("bfloat16", "choices_avx512"),
     "output memory": lambda: f"{load('memory')['ours']['bytes'] / load('memory')['plain']['bytes']:.3f}",
     "generate_batch": lambda: f"{median(load('generate')['generate_batch']) / median(load('generate')['ours']):.2f}",
