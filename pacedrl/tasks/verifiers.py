@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from pacedrl.errors import InputError
 from pacedrl.tasks import sandbox
 from pacedrl.tasks.answers import JudgeError, MathOptions, load_math_verify, math_gold, math_reward, numeric_reward
-from pacedrl.tasks.code import CodeSettings, code_reward
+from pacedrl.tasks.code import START_LIMIT_S, CodeSettings, code_reward
 from pacedrl.tasks.games import countdown_gold, countdown_reward, knights_knaves_gold, knights_knaves_reward
 from pacedrl.types import Prompt
 
@@ -68,6 +68,22 @@ def check_spec(spec: str, options: Mapping[str, Any] | None = None) -> None:
     settings = _options(spec, options or {})
     if isinstance(settings, CodeSettings):
         sandbox.check(settings.sandbox)
+
+
+def require_time(spec: str, options: Mapping[str, Any], timeout_s: float, setting: str, task: str) -> None:
+    """Raise InputError, naming the ``setting``, where ``timeout_s`` is less than a verdict may rightly take.
+
+    Code that hangs is wrong; were the pool to lose patience first, it would be an error instead.
+    """
+    if spec != "code":
+        return
+    needed = float(options.get("timeout_s", CodeSettings.timeout_s)) + START_LIMIT_S
+    if needed >= timeout_s:
+        raise InputError(
+            f"{setting}: {timeout_s:g} s is too little for the code of task {task}: a verdict may take {needed:g} s "
+            f"(its own timeout_s and {START_LIMIT_S:g} s to start); raise it",
+            docs="verifiers",
+        )
 
 
 def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
