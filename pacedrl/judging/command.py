@@ -92,7 +92,7 @@ def _output(out: str | None, source: Path) -> Iterator[Callable[[Judged], None]]
         if path.exists() and path.samefile(source.expanduser()):
             raise InputError(f"--out: '{path}' is the file that is judged; give another one")
         try:
-            with path.open("w", encoding="utf-8") as file:
+            with path.open("w", buffering=1, encoding="utf-8") as file:  # whole lines, however this ends
                 yield lambda one: print(_line(one), file=file)
         except OSError as error:
             raise InputError(f"--out: cannot write '{path}' ({error.strerror}); choose another file") from None

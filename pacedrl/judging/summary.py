@@ -37,9 +37,9 @@ class Judged:
 
 def print_summary(console: Console, judged: Sequence[Judged], verifier: str, seconds: float) -> None:
     rewards = [one.verdict.reward for one in judged if one.verdict.reward is not None]
+    rate = len(judged) / seconds
     _print(
-        console,
-        f"{len(judged):,} rows by '{verifier}' in {seconds:.1f} s, imports included: {len(judged) / seconds:,.0f} verdicts/s",
+        console, f"{len(judged):,} rows by '{verifier}' in {seconds:.1f} s, imports included: {rate:,.0f} verdicts/s"
     )
     if rewards:
         rewarded = sum(reward > 0.0 for reward in rewards)
@@ -102,9 +102,9 @@ def _listed(disagreements: Sequence[Judged]) -> Iterator[str]:
 
 
 def _short(value: object, width: int) -> str:
-    """On one line; of what is longer the end, where answers stand."""
+    """On one line and in quotes; of what is longer the end, where answers stand."""
     line = " ".join(str(value).split())
-    return repr(line if len(line) <= width else "…" + line[1 - width :])
+    return f"'{line}'" if len(line) <= width else f"'…{line[1 - width :]}'"
 
 
 def _print(console: Console, line: str) -> None:
