@@ -36,6 +36,10 @@ def chat(prompts, completions):
 
 def slow(completions):
     time.sleep(30)
+
+def naps(completions):
+    time.sleep(float(completions[0]))
+    return [1.0]
 """
 RIGHT = {"question": "9+9?", "answer": "18", "completion": r"So \boxed{18}."}
 WRONG = {"question": "9+9?", "answer": "18", "completion": r"So \boxed{19}."}
@@ -88,9 +92,9 @@ def test_agreement_with_what_is_expected(cli: CommandLine) -> None:
     assert table == [["0", "1", "1", "0"], ["between", "1", "0", "0"], ["1", "1", "1", "1"]]
     assert "as expected: 2 of 5 judged (40.0%)" in lines
     listed = lines[lines.index("as expected: 2 of 5 judged (40.0%)") + 1 :]
-    assert listed[0] == r"  row 2: expected 0, got 1, answer '18', completion 'So \\boxed{18}.'"
-    assert listed[1].startswith("  row 4: expected 1, got 0, answer '18', completion '…word word")
-    assert listed[1].endswith(r"word \\boxed{19}'")
+    assert listed[0] == r"  row 2: expected 0, got 1, answer '18', completion 'So \boxed{18}.'"
+    assert listed[1].startswith("  row 4: expected 1, got 0, answer '18', completion '…ord word")
+    assert listed[1].endswith(r"word \boxed{19}'")
     assert listed[2].startswith("  row 5: expected 0.5, got 0,")
     assert len(listed) == 3
 
@@ -202,7 +206,7 @@ def test_home_folders_and_a_verifier_that_is_stuck(cli: CommandLine) -> None:
         (["rows.jsonl", "--out", "rows.jsonl"], "--out: 'rows.jsonl' is the file that is judged"),
         (
             ["rows.jsonl", "--out", "no/folder.jsonl"],
-            "--out: cannot write 'no/folder.jsonl' (No such file or directory)",
+            "--out: cannot write 'no/folder.jsonl' (No such file",
         ),
         (["rows.jsonl", "--verifier", "code", "--timeout-s", "3"], "--timeout-s: 3 s is too little for the code of"),
         (["empty.jsonl"], "empty.jsonl: holds no rows; expected one completion a row"),
@@ -212,7 +216,7 @@ def test_home_folders_and_a_verifier_that_is_stuck(cli: CommandLine) -> None:
         (["no_answer.jsonl"], "no_answer.jsonl: line 1: no answer column"),
         (
             ["expected.jsonl"],
-            "expected.jsonl: line 1: column 'expected' holds 'Paris'; expected the reward that would be",
+            "expected.jsonl: line 1: column 'expected' holds 'Paris'; expected the reward",
         ),
         (["minus.jsonl"], "minus.jsonl: line 1: column 'expected' holds '-1'"),
         (["broken.jsonl"], "broken.jsonl: line 2: not valid JSON"),
@@ -238,9 +242,8 @@ def test_bad_input_is_one_line(cli: CommandLine, words: list[str], said: str) ->
 
 
 def test_an_interrupt_keeps_what_was_judged(cli: CommandLine) -> None:
-    cli.write(
-        "mine.py", REWARDS + "\ndef naps(completions):\n    time.sleep(float(completions[0]))\n    return [1.0]\n"
-    )
+    cli.write("mine.py", REWARDS)
+
     write(cli, *[{"completion": "0"}] * 32, *[{"completion": "20"}] * 40)
     running = cli.start("judge", "rows.jsonl", "--verifier", "mine.py:naps", "--timeout-s", "60", "--out", "v.jsonl")
     written = cli.folder / "v.jsonl"
