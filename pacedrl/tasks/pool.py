@@ -341,7 +341,7 @@ class _Worker:
         except ConnectionError:  # what the worker said before it died is still to be read
             self._outgoing = b""
         try:
-            received = self.connection.recv(LONGEST_MESSAGE)
+            received = self.connection.recv(65536)
         except BlockingIOError:
             return True
         except ConnectionError:

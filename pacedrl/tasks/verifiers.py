@@ -301,6 +301,13 @@ def _load_function(spec: str) -> Callable[..., Any]:
         raise InputError(
             f"verifier '{spec}': '{name}' is a {type(function).__name__}, expected a function", docs="verifiers"
         )
+    try:
+        inspect.signature(function)
+    except (ValueError, TypeError):
+        raise InputError(
+            f"verifier '{spec}': '{name}' does not say which arguments it takes; wrap it in a function of your own",
+            docs="verifiers",
+        ) from None
     return function  # type: ignore[no-any-return]
 
 

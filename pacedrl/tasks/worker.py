@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ def main(descriptor: int, memory_mib: int) -> None:
     A job that runs out of memory gets its verdict, and the process ends: who knows what state that left it in.
     """
     pool = _Pool(descriptor)
-    clock = ImportClock(lambda: pool.tell("importing"), lambda seconds: pool.tell("imported", seconds=seconds))
+    memory = _Memory(memory_mib)
+    clock = _import_clock(pool, memory)
     verifiers: dict[tuple[str, str], Verifier] = {}
     pool.tell("ready")
     for job in pool.jobs():
@@ -36,9 +38,11 @@ def main(descriptor: int, memory_mib: int) -> None:
         out_of_memory = False
         try:
             if spec not in verifiers:
-                _limit_memory(None)
-                verifiers[spec] = _in_this_process(resolve(job["verifier"], job["options"]))
-                _limit_memory(memory_mib)
+                memory.lift()
+                try:
+                    verifiers[spec] = _in_this_process(resolve(job["verifier"], job["options"]))
+                finally:
+                    memory.restore()
         except InputError as error:
             verdict = Verdict(None, one_line(str(error)))
         except BaseException as error:  # importing runs anybody's code
@@ -86,6 +90,20 @@ class _Pool:
         os.close(nothing)
 
 
+def _import_clock(pool: _Pool, memory: _Memory) -> ImportClock:
+    """While modules load, the pool's clock stands still and memory is not limited."""
+
+    def began() -> None:
+        pool.tell("importing")
+        memory.lift()
+
+    def ended(seconds: float) -> None:
+        memory.restore()
+        pool.tell("imported", seconds=seconds)
+
+    return ImportClock(began, ended)
+
+
 def _in_this_process(verifier: Verifier) -> Verifier:
     """The verifier, in whose forked children nothing goes on when it returns or raises: they end there."""
     process = os.getpid()
@@ -106,13 +124,35 @@ def _in_this_process(verifier: Verifier) -> Verifier:
     return verify
 
 
-def _limit_memory(mebibytes: int | None) -> None:
-    """Let the process allocate this much beyond what it holds now; None lifts the limit. Linux only."""
-    if sys.platform != "linux":
-        return
-    import resource
+class _Memory:
+    """A limit on what the process allocates beyond what it holds now and what modules take. Linux only."""
 
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = hard if mebibytes is None else pages * resource.getpagesize() + mebibytes * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    def __init__(self, mebibytes: int) -> None:
+        self._limit = 0
+        self._held = 0
+        if sys.platform == "linux":
+            self._set(_memory_held() + mebibytes * 2**20)
+
+    def lift(self) -> None:
+        """Let modules load; ``restore`` then adds what they took to the limit."""
+        if sys.platform == "linux":
+            self._held = _memory_held()
+            resource.setrlimit(resource.RLIMIT_AS, (_hard_limit(), _hard_limit()))
+
+    def restore(self) -> None:
+        if sys.platform == "linux":
+            self._set(self._limit + _memory_held() - self._held)
+
+    def _set(self, limit: int) -> None:
+        hard = _hard_limit()
+        self._limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (self._limit, hard))
+
+
+def _hard_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_AS)[1]
+
+
+def _memory_held() -> int:
+    """Bytes of address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -117,6 +117,12 @@ STRAYS = """
             time.sleep(600)
         return [1.0]
 
+    def imports_what_is_large(completions):
+        import large_module
+        if completions[0] == "allocate":
+            held = bytearray(96 * 2**20)
+        return [1.0]
+
     def imports_endlessly(completions):
         import endless_module
 
@@ -132,6 +138,7 @@ def strays(tmp_path_factory):
     (folder / "strays.py").write_text(textwrap.dedent(STRAYS), encoding="utf-8")
     (folder / "slow_module.py").write_text("import time, slow_part\ntime.sleep(0.7)\n", encoding="utf-8")
     (folder / "slow_part.py").write_text("import time\ntime.sleep(0.7)\n", encoding="utf-8")
+    (folder / "large_module.py").write_text("held = bytearray(96 * 2**20)\n", encoding="utf-8")
     (folder / "endless_module.py").write_text("while True: pass\n", encoding="utf-8")
     (folder / "failing_module.py").write_text("raise SystemExit('no licence')\n", encoding="utf-8")
     return lambda name, text="": Job(f"{folder / 'strays.py'}:{name}", prompt(), str(text))
@@ -241,7 +248,7 @@ def test_exceptions_that_would_end_a_process_are_named_and_end_none(pool, strays
     [
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("class Own(BaseException): pass\nraise Own('x')", "Own: x"),
-        ("f = max", "no signature found for builtin <built-in function max>"),
+        ("f = max", "'f' does not say which arguments it takes; wrap it in a function of your own"),
     ],
 )
 def test_a_verifier_that_cannot_be_had_is_an_error_that_says_why(pool, tmp_path, code, error):
@@ -256,6 +263,13 @@ def test_imports_inside_a_function_do_not_count_as_judging(strays):
     with VerifierPool(workers=1, timeout_s=0.6) as pool:
         verdicts = pool.score([strays("imports_late", text) for text in ("", "", "hang", "", "")])
     assert verdicts == [OK, OK, Verdict(None, "timed out after 0.6 s"), OK, OK]
+
+
+@linux
+def test_imports_inside_a_function_do_not_count_as_memory_of_a_job(strays):
+    with VerifierPool(workers=1, timeout_s=20, memory_mib=64) as pool:
+        verdicts = pool.score([strays("imports_what_is_large", text) for text in ("", "", "allocate", "")])
+    assert verdicts == [OK, OK, Verdict(None, "ran out of memory; the limit is 64 MiB (verifier.memory_mib)"), OK]
 
 
 def test_imports_inside_a_function_have_the_limit_of_imports(strays, monkeypatch):

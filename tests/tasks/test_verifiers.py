@@ -297,6 +297,7 @@ def test_check_spec_accepts(spec):
         ("no_such_module:f", "importing no_such_module failed: ModuleNotFoundError: No module named 'no_such_module'"),
         ("json:dump_", "json has no 'dump_'; did you mean 'dump'?"),
         ("string:digits", "'digits' is a str, expected a function"),
+        ("builtins:max", "'max' does not say which arguments it takes; wrap it in a function of your own"),
     ],
 )
 def test_check_spec_refuses_in_one_line(spec, message):
