@@ -69,7 +69,8 @@ class Cancelled(Exception):
 class VerifierPool:
     """``workers`` processes, started at the first ``score``; ``timeout_s`` is the wall-clock limit of one job.
 
-    ``memory_mib`` is what a process may allocate beyond what it held when its verifiers were imported (Linux only).
+    ``memory_mib`` is what a process may allocate beyond what modules take (Linux only). Neither limit counts the loading of
+    modules. Processes that verifiers start end with the verifier's own, at the latest with the pool (Linux only).
     Usable from any thread, one ``score`` at a time. Ctrl-C reaches the caller only, never the processes.
     """
 
@@ -296,18 +297,6 @@ class _Worker:
         except (ValueError, RecursionError):
             raise self._lost(_GARBAGE) from None
         match message:
-            case {"job": self._number, "event": "ready"} if self._state == "starting":
-                self._rest()
-            case {"job": self._number, "event": "begin"} if self._state == "resolving":
-                self._state, self.deadline = "judging", now + timeout_s
-            case {"job": self._number, "event": "importing"} if self._state == "judging":
-                self._judging_deadline = self.deadline
-                self._state, self.deadline = "importing", now + self._import_s_left
-            case {"job": self._number, "event": "imported", "seconds": float(seconds)} if self._state == "importing":
-                self._state, self.deadline = "judging", self._judging_deadline + seconds
-                self._import_s_left -= seconds
-            case {"job": self._number, "event": "importing" | "imported"}:
-                pass  # by a thread that an earlier job left behind
             case {
                 "job": self._number,
                 "event": "verdict",
@@ -318,6 +307,18 @@ class _Worker:
                 self._rest()
                 self.retiring = retiring
                 return Verdict(reward, error)
+            case {"job": self._number, "event": "begin"} if self._state == "resolving":
+                self._state, self.deadline = "judging", now + timeout_s
+            case {"job": self._number, "event": "importing"} if self._state == "judging":
+                self._judging_deadline = self.deadline
+                self._state, self.deadline = "importing", now + self._import_s_left
+            case {"job": self._number, "event": "imported", "seconds": float(seconds)} if self._state == "importing":
+                self._state, self.deadline = "judging", self._judging_deadline + seconds
+                self._import_s_left -= seconds
+            case {"job": self._number, "event": "importing" | "imported"}:
+                pass  # by a thread that an earlier job left behind
+            case {"job": self._number, "event": "ready"} if self._state == "starting":
+                self._rest()
             case {"job": int(number), "event": str()} if number != self._number:
                 pass
             case _:
