@@ -20,7 +20,6 @@ from pacedrl.errors import InputError
 from pacedrl.judging.candidates import read_candidates
 from pacedrl.judging.summary import Judged, print_summary
 from pacedrl.tasks.pool import Job, VerifierPool
-from pacedrl.tasks.sources import is_file
 from pacedrl.tasks.verifiers import Verdict, check_spec, require_time
 
 BATCH = 16
@@ -103,10 +102,9 @@ def _line(one: Judged) -> str:
 
 
 def _source(path: Path) -> str:
-    source = str(path.expanduser())
-    if not is_file(source):
-        raise InputError(f"{source}: no such file; expected a .jsonl, .json, .csv or .parquet file with completions")
-    return source
+    """The file as a task's source that cannot be taken for a dataset on the hub."""
+    path = path.expanduser()
+    return str(path) if path.is_absolute() else f"./{path}"
 
 
 def _pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:

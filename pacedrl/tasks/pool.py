@@ -69,8 +69,8 @@ class Cancelled(Exception):
 class VerifierPool:
     """``workers`` processes, started at the first ``score``; ``timeout_s`` is the wall-clock limit of one job.
 
-    ``memory_mib`` is what a process may allocate beyond what modules take (Linux only). Neither limit counts the loading of
-    modules. Processes that verifiers start end with the verifier's own, at the latest with the pool (Linux only).
+    ``memory_mib`` is what a process may allocate beyond what modules take (Linux only). Loading modules counts against
+    neither limit. Processes that verifiers start end with the verifier's own, at the latest with the pool (Linux only).
     Usable from any thread, one ``score`` at a time. Ctrl-C reaches the caller only, never the processes.
     """
 
