@@ -6,7 +6,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -17,9 +17,10 @@ from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, Trajectory
 from pacedrl.errors import InputError
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings, sample
+from pacedrl.policy.sampler import sample
 from pacedrl.policy.vllm_client import Lost, Server
 from pacedrl.policy.vllm_weights import require_fit
+from pacedrl.rollouts import training_settings
 from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
@@ -30,6 +31,7 @@ from pacedrl.training.setup import (
     encode_tasks,
     load_tasks,
     rejected_gold,
+    require_an_end,
     require_enough_prompts,
     require_oracle_tasks,
     shorten,
@@ -78,9 +80,10 @@ def findings(config: Config) -> Iterator[Finding]:
     except InputError as error:
         yield Finding("fail", str(error))
         return
-    yield from _model(policy)
-    yield from _servers(config)
     tasks = [*train, *held_out]
+    yield from _model(policy)
+    yield from _ends(policy, tasks, config)
+    yield from _servers(config)
     try:
         yield from _prompts(policy, tasks, config)
         encoded, prompt_ids = encode_tasks(policy, tasks, _dropping(config))
@@ -106,6 +109,26 @@ def _model(policy: Policy) -> Iterator[Finding]:
         f"model: {type(policy.causal_lm).__name__}, {total / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
         f"context {policy.context_length or 'not stated'}, on {policy.device}",
     )
+
+
+def _ends(policy: Policy, tasks: Sequence[Task], config: Config) -> Iterator[Finding]:
+    """At which tokens and strings completions end, and whether the chat template's end of a turn is one of them."""
+    try:
+        require_an_end(config, policy)
+    except InputError as error:
+        yield Finding("fail", str(error))
+        return
+    ends = policy.ends(config.sampling.stop)
+    named = [*(policy.decode([i]) for i in ends.token_ids), *ends.strings]
+    shown = [repr(text) + " (the chat template's end of a turn)" * (text == policy.turn_end) for text in named]
+    yield Finding("ok", f"completions end at {', '.join(shown)}, or after {config.sampling.max_new_tokens} tokens")
+    chats = [task.name for task in tasks if any(not isinstance(prompt.content, str) for prompt in task.prompts)]
+    if chats and policy.turn_end is None:
+        yield Finding(
+            "warn",
+            f"task {chats[0]}: the chat template writes nothing at the end of the assistant's turn, so the model may "
+            "not have learned to end one; if completions run on, name what follows an answer with sampling.stop",
+        )
 
 
 def _servers(config: Config) -> Iterator[Finding]:
@@ -214,7 +237,7 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     probe = sorted(prompt_ids, key=len)[len(prompt_ids) // 2 :][: max(1, sampling.batch_size // sampling.group_size)]
     tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
     start = time.perf_counter()
-    settings = SamplingSettings(sampling.group_size, tokens, sampling.temperature, sampling.top_p, sampling.batch_size)
+    settings = replace(training_settings(config), max_new_tokens=tokens)
     groups = list(sample(policy, probe, settings, seeds=range(len(probe))))
     generated = sum(len(c.token_ids) for _, completions in groups for c in completions)
     generate_rate = generated / (time.perf_counter() - start)

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
+from pacedrl.policy.ends import Ends, as_ids, end_token_ids, split_stops, turn_end
 from pacedrl.policy.loading import find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import Head, token_logprobs
 from pacedrl.policy.shared_prompts import can_share_prompts
@@ -55,12 +56,10 @@ class Policy:
         self.shares_prompts = (
             self.takes_patterns and device.type == "cpu" and can_share_prompts(self.causal_lm, self.cache_argument)
         )
-        eos = self.causal_lm.generation_config.eos_token_id
-        eos_ids = eos if isinstance(eos, list) else [eos]
-        self.eos_ids = sorted({i for i in [*eos_ids, tokenizer.eos_token_id] if i is not None})
-        if not self.eos_ids:
-            raise InputError("model.name: neither the model nor its tokenizer names an end-of-sequence token")
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+        self.turn_end = turn_end(tokenizer)
+        own_ids, self.end_strings = split_stops(tokenizer, [self.turn_end] if self.turn_end else [])
+        self.eos_ids = sorted({*end_token_ids(self.causal_lm, tokenizer), *own_ids})
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*self.eos_ids, 0][0]
         self._sharded: Sharded | None = None
 
     @classmethod
@@ -138,7 +137,13 @@ class Policy:
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """The text that the tokens stand for, special tokens included, spaces as they are."""
+        return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
+
+    def ends(self, stop: Sequence[str] = ()) -> Ends:
+        """Where completions end: at the model's own end tokens, its template's end of a turn, and ``stop``."""
+        token_ids, strings = split_stops(self.tokenizer, stop)
+        return Ends({*self.eos_ids, *token_ids}, [*self.end_strings, *strings], self.decode)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
@@ -164,7 +169,7 @@ class Policy:
 
     def keep_in_step(self) -> None:
         """Go through a forward pass, and a backward pass of no gradient, with processes that have more to do."""
-        logprobs_BT, _, _ = self.logprobs([self.eos_ids[:1]], [self.eos_ids[:1]])
+        logprobs_BT, _, _ = self.logprobs([[self.pad_id]], [[self.pad_id]])
         if logprobs_BT.requires_grad:
             (0.0 * logprobs_BT.sum()).backward()  # type: ignore[no-untyped-call]
 
@@ -181,8 +186,13 @@ class Policy:
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Weights (or the adapter) as safetensors and the tokenizer, loadable by transformers (or peft).
 
+        The generation settings beside them name all end tokens, so that others stop where this package does.
+
         ``weights``: of a policy that is split, its `trained_weights`.
         """
+        settings = self.causal_lm.generation_config
+        if set(self.eos_ids) - set(as_ids(settings.eos_token_id)):
+            settings.eos_token_id = self.eos_ids
         self.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 

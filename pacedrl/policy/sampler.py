@@ -17,7 +17,7 @@ from pacedrl.policy.draw import draw_tokens
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.shared_prompts import PromptCache
 from pacedrl.scale.sharding import whole
-from pacedrl.types import Completion, FinishReason
+from pacedrl.types import Completion
 
 COLUMNS_AHEAD = 256
 """New tokens that the cache has room for at first; it doubles when a completion turns out longer."""
@@ -25,13 +25,17 @@ COLUMNS_AHEAD = 256
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """``temperature`` 0 decodes greedily. ``batch_size`` is the number of sequences decoded at once."""
+    """``temperature`` 0 decodes greedily. ``batch_size`` is the number of sequences decoded at once.
+
+    A completion ends at one of the strings ``stop`` as it does at the model's own ends (`Policy.ends`).
+    """
 
     group_size: int
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 256
+    stop: tuple[str, ...] = ()
 
 
 class Sampler(Protocol):
@@ -130,6 +134,7 @@ class _Decoder:
         self.policy = policy
         self.prompt_ids = prompt_ids
         self.settings = settings
+        self.ends = policy.ends(settings.stop)
         self.seeds = seeds
         self.tick = tick
         # Longest first: a prompt that joins later then fits into the columns that the cache has come to.
@@ -236,8 +241,8 @@ class _Decoder:
             row = self.rows[i]
             row.token_ids.append(token)
             row.logprobs.append(logprob)
-            if token in self.policy.eos_ids or len(row.token_ids) == self.settings.max_new_tokens:
-                self.done[row.prompt][row.member] = self._completion(row)
+            if self.ends.reached(row.token_ids) or len(row.token_ids) == self.settings.max_new_tokens:
+                self.done[row.prompt][row.member] = self.ends.completion(row.token_ids, row.logprobs)
                 gone.append(i)
         finished = {self.rows[i].prompt for i in gone}
         self._remove(gone)
@@ -266,11 +271,6 @@ class _Decoder:
             self.prompts.remove(place)
             self.begun[place] = self.begun[-1]
             self.begun.pop()
-
-    def _completion(self, row: _Row) -> Completion:
-        reason: FinishReason = "stop" if row.token_ids[-1] in self.policy.eos_ids else "length"
-        text = self.policy.decode(row.token_ids[:-1] if reason == "stop" else row.token_ids)
-        return Completion(row.token_ids, row.logprobs, text, reason)
 
 
 def _uniforms(seed: int, group_size: int, limit: int) -> Tensor:
