@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
+from pacedrl.policy.agreement import Decoding, choose_decoding
 from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
 from pacedrl.policy.ends import Ends, as_ids, end_token_ids, split_stops, turn_end
-from pacedrl.policy.loading import find_head, load_model_and_tokenizer, model_fingerprint
+from pacedrl.policy.loading import find_decoder, find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import Head, token_logprobs
 from pacedrl.policy.shared_prompts import can_share_prompts
 from pacedrl.scale.sharding import Sharded, whole
@@ -45,8 +46,10 @@ class Policy:
         self.model = model.to(device)
         self.tokenizer = tokenizer
         self.device = device
+        self.mixed_precision = device.type == "cuda"
         # peft wraps the model and injects its layers in place: the model inside is the adapted causal LM.
         self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder = find_decoder(self.causal_lm)
         self._head = find_head(self.causal_lm)
         self.takes_patterns = takes_patterns(self.causal_lm)
         # transformers renamed it in 5.24
@@ -65,12 +68,20 @@ class Policy:
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device, folder: Path | None = None) -> Policy:
         """The configured model, or the checkpoint of it in ``folder``. Raises InputError if it cannot be loaded."""
-        return cls(*load_model_and_tokenizer(config, folder), device)
+        policy = cls(*load_model_and_tokenizer(config, folder), device)
+        _ = policy.decoding  # a model that cannot be sampled from is refused before anything is done with it
+        return policy
 
     def frozen_copy(self) -> Policy:
         """A policy of the same weights that no training reaches."""
-        copy = deepcopy(self.model)
-        return Policy(copy.requires_grad_(False), self.tokenizer, self.device)
+        copy = Policy(deepcopy(self.model).requires_grad_(False), self.tokenizer, self.device)
+        copy.decoding = self.decoding
+        return copy
+
+    @cached_property
+    def decoding(self) -> Decoding:
+        """How completions are decoded. Raises InputError for a model that cannot be sampled from and trained."""
+        return choose_decoding(self)
 
     def shard(self) -> None:
         """Split the weights among all processes: from here on they compute, load and save together."""
@@ -100,7 +111,7 @@ class Policy:
     @property
     def config(self) -> Any:
         """The text model's, which its layers share."""
-        return self.causal_lm.get_decoder().config
+        return self.decoder.config
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The trainable ones."""
@@ -146,7 +157,7 @@ class Policy:
         return Ends({*self.eos_ids, *token_ids}, [*self.end_strings, *strings], self.decode)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
 
     def logprobs(
         self,
@@ -222,7 +233,7 @@ class Policy:
         if self.takes_patterns:
             packed = shared_prefix(prompt_ids, completion_ids, self.device)
             with self.autocast(), attention(self.config, packed):
-                return packed_hidden(self.causal_lm.get_decoder(), packed)
+                return packed_hidden(self.decoder, packed)
         sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
         hidden_BLH, _ = self._hidden(sequences)
         pairs = zip(prompt_ids, completion_ids, strict=True)
@@ -237,7 +248,7 @@ class Policy:
         lengths_B = self._tensor([len(ids) for ids in sequences])
         mask_BL = (torch.arange(ids_BL.shape[1], device=self.device) < lengths_B[:, None]).long()
         with self.autocast():
-            output = self.causal_lm.get_decoder()(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
+            output = self.decoder(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
         return output.last_hidden_state, mask_BL
 
     def _tensor(self, values: Sequence[int]) -> Tensor:

@@ -87,6 +87,8 @@ def tiny_config(model_type: str) -> PretrainedConfig:
 
 def _shrunk(default: PretrainedConfig, special: dict[str, Any]) -> PretrainedConfig:
     values = default.to_dict()
+    if "qk_rope_head_dim" in values:
+        values.pop("head_dim", None)  # it follows from the others
     known = {name: value for name, value in SMALL.items() if name in values and values[name] is not None} | special
     kinds = {name: list(dict.fromkeys(values[name])) for name in values if name.endswith("layer_types") and values[name]}
     kinds |= {"layers_block_type": list(dict.fromkeys(values["layers_block_type"]))} if values.get("layers_block_type") else {}
@@ -114,8 +116,8 @@ def tiny_model(model_type: str) -> Any:
             model = AutoModelForCausalLM.from_config(config)
             with torch.no_grad():
                 for parameter in model.parameters():
-                    if parameter.dim() > 1:
-                        parameter.mul_(3.0)
+                    if parameter.dim() > 1 and 0.0 < float(parameter.std()) < 0.15:
+                        parameter.mul_(0.15 / parameter.std())
     except NotBuildable:
         raise
     except Exception as error:
