@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "linear_num_key_heads", "multi_query_group_num"), 2),
     **dict.fromkeys(("swa_num_key_value_heads", "num_global_key_value_heads"), KEY_VALUE_HEADS),
     "swa_num_attention_heads": HEADS,
-    **dict.fromkeys(("head_dim", "attention_head_dim", "v_head_dim", "qk_head_dim", "d_kv", "dim_head"), HEAD),
+    **dict.fromkeys(("head_dim", "attention_head_dim", "v_head_dim", "d_kv", "dim_head"), HEAD),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "qk_nope_head_dim", "kv_channels"), HEAD),
     **dict.fromkeys(("swa_head_dim", "swa_v_head_dim", "global_head_dim", "index_head_dim"), HEAD),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank"), 16),
@@ -64,11 +64,33 @@ SMALL: dict[str, Any] = {
 """Values by which configurations are made small, where they have a field of that name."""
 SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "expand": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4}
+    | {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4}
+    | {"attention_hidden_size": 128, "attention_head_dim": 32, "n_mamba_heads": 8, "mamba_headdim": 16, "num_mem_blocks": 1},
     "reformer": {"axial_pos_embds": False, "is_decoder": True},
-    "lfm2": {"full_attn_idxs": [1]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
+    "hunyuan_v1_dense": {"head_dim": HEAD},
+    "hunyuan_v1_moe": {"head_dim": HEAD, "moe_topk": 2},
+    "ministral": {"head_dim": HEAD},
+    "nemotron": {"num_key_value_heads": KEY_VALUE_HEADS, "head_dim": HEAD},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+    | {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "xmod": {"default_language": "en_XX", "is_decoder": True},
+    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD, "indexer_budget": 64}
+    | {"indexer_compress_ratio": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}}
+    | {"ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": HIDDEN}},
+    "zaya": {"num_experts_per_tok": 1},
+    "bert-generation": {"is_decoder": True},
 }
 """What is needed besides, by model type."""
-ALWAYS_DECODERS = ("is_decoder",)
 
 
 class NotBuildable(Exception):
@@ -87,9 +109,9 @@ def tiny_config(model_type: str) -> PretrainedConfig:
 
 def _shrunk(default: PretrainedConfig, special: dict[str, Any]) -> PretrainedConfig:
     values = default.to_dict()
-    if "qk_rope_head_dim" in values:
-        values.pop("head_dim", None)  # it follows from the others
-    known = {name: value for name, value in SMALL.items() if name in values and values[name] is not None} | special
+    known = {name: value for name, value in SMALL.items() if values.get(name) is not None}
+    if "qk_rope_head_dim" in known and "head_dim" in known:
+        known["head_dim"] = known["qk_rope_head_dim"]  # compressed attention turns this part of a head alone
     kinds = {name: list(dict.fromkeys(values[name])) for name in values if name.endswith("layer_types") and values[name]}
     kinds |= {"layers_block_type": list(dict.fromkeys(values["layers_block_type"]))} if values.get("layers_block_type") else {}
     longest = max(map(len, kinds.values()), default=0)
@@ -97,9 +119,12 @@ def _shrunk(default: PretrainedConfig, special: dict[str, Any]) -> PretrainedCon
         layers = max(2, longest)
         known |= {name: (found * layers)[:layers] for name, found in kinds.items()}
         known["num_hidden_layers"] = layers
+    if "kv_lora_rank" in known:
+        known["num_key_value_heads"] = HEADS  # compressed keys and values are unfolded for every head
     for name, sub in vars(default).items():
         if isinstance(sub, PretrainedConfig):
             known[name] = _shrunk(sub, {})
+    known |= special
     return type(default)(**known)
 
 
