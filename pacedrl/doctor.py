@@ -291,8 +291,9 @@ def memory_estimate(policy: Policy, config: Config) -> float:
     reference = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
     frozen_bytes = 4 * frozen + (reference if config.needs_reference and config.model.lora is None else 0)
     states = frozen_bytes + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    attention_heads = getattr(text, "num_attention_heads", None) or 0  # none in state-space models
+    heads = getattr(text, "num_key_value_heads", None) or attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // max(1, attention_heads)
     element = 2 if policy.device.type == "cuda" else 4
     context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     rows = min(config.sampling.batch_size, config.sampling.prompts_per_step * config.sampling.group_size)

@@ -97,7 +97,9 @@ def find_head(causal_lm: Any) -> Head:
             hidden_KH = find_decoder(causal_lm)(input_ids=probe, use_cache=False).last_hidden_state[0]
         except Exception as error:  # of the model's own code, which may raise anything
             reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise InputError(f"model.name: {type(causal_lm).__name__} cannot be run on tokens alone: {reason}") from None
+            raise InputError(
+                f"model.name: {type(causal_lm).__name__} cannot be run on tokens alone: {reason}"
+            ) from None
         fits = hidden_KH.shape[-1] == linear.weight.shape[1]
         actual = head.logits(hidden_KH) if fits else torch.full_like(expected, torch.nan)
     if not torch.allclose(expected, actual, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):

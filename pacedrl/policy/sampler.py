@@ -290,4 +290,3 @@ class _Decoder:
             self.prompts.remove(place)
             self.begun[place] = self.begun[-1]
             self.begun.pop()
-

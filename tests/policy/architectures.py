@@ -16,7 +16,9 @@ HEADS, KEY_VALUE_HEADS, HEAD, HIDDEN = 4, 2, 16, 64
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "decoder_hidden_size", "word_embed_proj_dim"), HIDDEN),
     **dict.fromkeys(("embedding_size", "lru_width", "dim_model", "attention_hidden_size", "emb_dim"), HIDDEN),
-    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "d_inner", "dff", "dim_ff", "feed_forward_size"), 96),
+    **dict.fromkeys(
+        ("encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "d_inner", "dff", "dim_ff", "feed_forward_size"), 96
+    ),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_hidden_size", "shared_intermediate_size"), 96),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 32),
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "dense_intermediate_size", "intermediate_size_mlp"), 32),
@@ -72,7 +74,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4}
     | {"attention_hidden_size": 128, "attention_head_dim": 32},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4}
-    | {"attention_hidden_size": 128, "attention_head_dim": 32, "n_mamba_heads": 8, "mamba_headdim": 16, "num_mem_blocks": 1},
+    | {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 16,
+        "num_mem_blocks": 1,
+    },
     "reformer": {"axial_pos_embds": False, "is_decoder": True},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "hunyuan_v1_dense": {"head_dim": HEAD},
@@ -81,6 +89,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": KEY_VALUE_HEADS, "head_dim": HEAD},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
     | {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "xmod": {"default_language": "en_XX", "is_decoder": True},
     "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD, "indexer_budget": 64}
     | {"indexer_compress_ratio": 4},
@@ -112,8 +121,14 @@ def _shrunk(default: PretrainedConfig, special: dict[str, Any]) -> PretrainedCon
     known = {name: value for name, value in SMALL.items() if values.get(name) is not None}
     if "qk_rope_head_dim" in known and "head_dim" in known:
         known["head_dim"] = known["qk_rope_head_dim"]  # compressed attention turns this part of a head alone
-    kinds = {name: list(dict.fromkeys(values[name])) for name in values if name.endswith("layer_types") and values[name]}
-    kinds |= {"layers_block_type": list(dict.fromkeys(values["layers_block_type"]))} if values.get("layers_block_type") else {}
+    kinds = {
+        name: list(dict.fromkeys(values[name])) for name in values if name.endswith("layer_types") and values[name]
+    }
+    kinds |= (
+        {"layers_block_type": list(dict.fromkeys(values["layers_block_type"]))}
+        if values.get("layers_block_type")
+        else {}
+    )
     longest = max(map(len, kinds.values()), default=0)
     if longest:
         layers = max(2, longest)
