@@ -47,7 +47,7 @@ def choose_decoding(policy: Policy) -> Decoding:
     finally:
         policy.mixed_precision = usual
     raise InputError(
-        f"{name} cannot be sampled from: with a key-value cache {differences[0]}, with its own cache {differences[-1]}; "
+        f"{name} cannot be sampled from: with a key-value cache {differences[0]}, with its own {differences[-1]}; "
         "choose another model"
     )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
-from pacedrl.types import Completion
+from pacedrl.types import Completion, FinishReason, Message
 
-SENTINEL = "sentinel"
+SENTINEL = "Sentinel-2718"
 """An assistant's message that is looked for in what a chat template writes."""
 SLACK = 8
 """Tokens that are decoded beyond a stop string's own bytes: the first ones may begin inside a character."""
@@ -52,7 +53,7 @@ class Ends:
         at_token = ids[-1] in self.token_ids
         text = self._decode(ids[:-1] if at_token else ids)
         places = [text.find(string) for string in self.strings if string in text]
-        reason = "stop" if at_token or places else "length"
+        reason: FinishReason = "stop" if at_token or places else "length"
         return Completion(ids, list(logprobs[:count]), text[: min(places)] if places else text, reason)
 
     def _holds(self, token_ids: Sequence[int]) -> bool:
@@ -80,24 +81,34 @@ def as_ids(named: int | Sequence[int] | None) -> list[int]:
 def turn_end(tokenizer: Any) -> str | None:
     """What the chat template writes at the end of the assistant's turn; None if it writes nothing, or there is none.
 
-    It is the token that follows the assistant's text, or all of the text that follows if that is no single token.
+    It is the token that follows the assistant's text, or all of the text that follows if no token does.
     """
     if not tokenizer.chat_template:
         return None
-    conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": SENTINEL}]
-    # Some templates end a turn only when another follows.
-    for messages in (conversation, [*conversation, {"role": "user", "content": SENTINEL}]):
-        try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
-        except (TemplateError, TypeError, ValueError, KeyError):  # a template that refuses such a conversation
-            return None
-        after = text.partition(SENTINEL)[2].partition(SENTINEL)[0].lstrip()
-        tokens = [content for content in added_tokens(tokenizer) if after.startswith(content)]
-        if tokens:
-            return max(tokens, key=len)
-        if after and len(messages) == len(conversation):
-            return after.rstrip()
-    return None
+    question: list[Message] = [{"role": "user", "content": "Hi"}]
+    answered = [*question, {"role": "assistant", "content": SENTINEL}]
+    try:
+        prompt = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+        before, _, after = str(tokenizer.apply_chat_template(answered, tokenize=False)).partition(SENTINEL)
+        if not after.strip():  # some templates end a turn only when another follows
+            followed = [*answered, {"role": "user", "content": SENTINEL}]
+            after = str(tokenizer.apply_chat_template(followed, tokenize=False)).split(SENTINEL)[1]
+            return next(iter(_leading_tokens(tokenizer, after)), None)
+    except (TemplateError, TypeError, ValueError, LookupError):  # a template that refuses such a conversation
+        return None
+    tokens = _leading_tokens(tokenizer, after)
+    if not tokens:
+        # What follows the question as well opens the next turn, and ends none.
+        return None if prompt.endswith(after) else after.strip()
+    # A template that opens the assistant's text with something, such as a tag, closes that first.
+    return tokens[-1] if before.removeprefix(prompt).strip() else tokens[0]
+
+
+def _leading_tokens(tokenizer: Any, text: str) -> list[str]:
+    """The tokens that the text begins with, with nothing but space between them."""
+    longest_first = sorted(added_tokens(tokenizer), key=len, reverse=True)
+    beginning = re.match(rf"(\s*(?:{'|'.join(map(re.escape, longest_first))}))*", text) if longest_first else None
+    return re.findall("|".join(map(re.escape, longest_first)), beginning[0]) if beginning else []
 
 
 def added_tokens(tokenizer: Any) -> dict[str, int]:
