@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -109,6 +109,13 @@ def _model(policy: Policy) -> Iterator[Finding]:
         f"model: {type(policy.causal_lm).__name__}, {total / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
         f"context {policy.context_length or 'not stated'}, on {policy.device}",
     )
+    if policy.decoding != "columns":
+        apart = ", prompts of each length by themselves" if policy.decoding == "equal" else ""
+        yield Finding(
+            "ok",
+            f"sampling: by transformers' generate with the model's own cache{apart}: slower than for models whose cache "
+            "is of keys and values alone",
+        )
 
 
 def _ends(policy: Policy, tasks: Sequence[Task], config: Config) -> Iterator[Finding]:
@@ -291,17 +298,30 @@ def memory_estimate(policy: Policy, config: Config) -> float:
     reference = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
     frozen_bytes = 4 * frozen + (reference if config.needs_reference and config.model.lora is None else 0)
     states = frozen_bytes + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
-    attention_heads = getattr(text, "num_attention_heads", None) or 0  # none in state-space models
-    heads = getattr(text, "num_key_value_heads", None) or attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // max(1, attention_heads)
     element = 2 if policy.device.type == "cuda" else 4
     context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     rows = min(config.sampling.batch_size, config.sampling.prompts_per_step * config.sampling.group_size)
-    cache = 2 * text.num_hidden_layers * heads * width * element * rows * context
+    cache = sum(map(_cached_elements, _layer_configs(text))) * element * rows * context
     layers = 1 if config.optimizer.gradient_checkpointing else text.num_hidden_layers
     tokens = max(config.optimizer.tokens_per_micro_batch, context)
     activations = ACTIVATION_BYTES * tokens * text.hidden_size * layers * element / 4
     return float(states + max(cache, activations))
+
+
+def _layer_configs(text: Any) -> list[Any]:
+    """The configuration of each layer, in models whose layers have their own as in those that have one for all."""
+    own = getattr(text, "per_layer_config", None)
+    return list(own) if own else [text] * text.num_hidden_layers
+
+
+def _cached_elements(layer: Any) -> int:
+    """Keys and values that a layer keeps of a token; none in a layer without attention."""
+    attention_heads = getattr(layer, "num_attention_heads", None)
+    if not attention_heads:
+        return 0
+    heads = getattr(layer, "num_key_value_heads", None) or attention_heads
+    width = getattr(layer, "head_dim", None) or layer.hidden_size // attention_heads
+    return int(2 * heads * width)
 
 
 def _available_memory(device: torch.device) -> float:

@@ -55,7 +55,7 @@ REFUSED = {
 
 
 def outcome(model_type: str, tokenizer: Any) -> str:
-    """How it is decoded, ``not buildable``, or why it is refused. AssertionError where anything differs by `TOLERANCE`."""
+    """How it is decoded, ``not buildable``, or why it is refused. AssertionError where anything differs."""
     try:
         model = tiny_model(model_type)
     except NotBuildable:
