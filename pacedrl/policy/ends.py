@@ -98,8 +98,7 @@ def turn_end(tokenizer: Any) -> str | None:
         return None
     tokens = _leading_tokens(tokenizer, after)
     if not tokens:
-        # What follows the question as well opens the next turn, and ends none.
-        return None if prompt.endswith(after) else after.strip()
+        return after.strip()
     # A template that opens the assistant's text with something, such as a tag, closes that first.
     return tokens[-1] if before.removeprefix(prompt).strip() else tokens[0]
 

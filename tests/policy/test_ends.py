@@ -14,6 +14,7 @@ from pacedrl.errors import InputError
 from pacedrl.policy.ends import Ends, turn_end
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample_by
+from pacedrl.policy.vllm_sampler import sampling_parameters
 
 ROLE = "<|im_start|>{{ m.role }}\n"
 ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -31,11 +32,12 @@ TEMPLATES = {
     + ROLE
     + "<answer>{{ m.content }}</answer>{{ eos_token }}{% endfor %}"
     + ASSISTANT,
+    # what opens the next turn, which this template writes in any case
+    "assistant:": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ",
     "### End": "{% for m in messages %}### {{ m.role }}\n{{ m.content }}\n### End\n{% endfor %}" + ASSISTANT,
 }
 NO_END = {
     "nothing is written": "{% for m in messages %}{{ m.content }}\n{% endfor %}",
-    "the next turn is opened": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ",
     "an assistant is refused": "{% if messages[1:] %}{{ raise_exception('one message only') }}{% endif %}",
 }
 
@@ -158,6 +160,15 @@ def test_both_ways_of_sampling_end_at_strings(tiny: Policy, prompts: list[list[i
             assert (count < len(other.token_ids)) == (stop in other.text)
             cut += stop in other.text
     assert cut
+
+
+def test_vllm_is_told_where_completions_end(chat: Policy) -> None:
+    tokens = sampling_parameters(chat, SamplingSettings(2, 8, stop=("</answer>",)), seed=1)
+    assert tokens["stop_token_ids"] == [2, chat.tokenizer.convert_tokens_to_ids("</answer>")]
+    assert (tokens["stop"], tokens["detokenize"]) == ([], False)
+    strings = sampling_parameters(chat, SamplingSettings(2, 8, stop=("\n\n",)), seed=1)
+    assert strings["stop_token_ids"] == [2]
+    assert (strings["stop"], strings["detokenize"], strings["skip_special_tokens"]) == (["\n\n"], True, False)
 
 
 def test_stops_in_a_configuration() -> None:
