@@ -113,8 +113,8 @@ def _model(policy: Policy) -> Iterator[Finding]:
         apart = ", prompts of each length by themselves" if policy.decoding == "equal" else ""
         yield Finding(
             "ok",
-            f"sampling: by transformers' generate with the model's own cache{apart}: slower than for models whose cache "
-            "is of keys and values alone",
+            f"sampling: by transformers' generate with the model's own cache{apart}: slower than with one of keys and "
+            "values alone",
         )
 
 

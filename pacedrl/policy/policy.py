@@ -62,7 +62,10 @@ class Policy:
         self.turn_end = turn_end(tokenizer)
         own_ids, self.end_strings = split_stops(tokenizer, [self.turn_end] if self.turn_end else [])
         self.eos_ids = sorted({*end_token_ids(self.causal_lm, tokenizer), *own_ids})
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*self.eos_ids, 0][0]
+        self.vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
+        # Some tokenizers pad with a token that the model does not have. Which one it is does not matter: it is masked.
+        known = [i for i in (tokenizer.pad_token_id, *self.eos_ids) if i is not None and i < self.vocabulary]
+        self.pad_id = [*known, 0][0]
         self._sharded: Sharded | None = None
 
     @classmethod
@@ -140,11 +143,16 @@ class Policy:
 
         The template writes its own special tokens, so none are added to its output: no double BOS.
 
-        Raises InputError when there is no template for messages, or no token at all.
+        Raises InputError when there is no template for messages, no token at all, or one that the model does not have.
         """
         ids = token_ids(self.tokenizer, content)
         if not ids:
             raise InputError(f"the prompt {content!r} has no tokens: there is nothing to sample from")
+        if max(ids) >= self.vocabulary:
+            raise InputError(
+                f"model.name: the tokenizer writes {self.tokenizer.decode([max(ids)])!r} as token {max(ids)}, but the "
+                f"model has {self.vocabulary} tokens; give it the tokenizer it was trained with"
+            )
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -117,6 +117,19 @@ def test_plain_text_is_encoded_as_the_tokenizer_does_even_with_a_template(policy
     assert policy.decode(policy.encode("copy:12=")) == "<bos>copy:12="
 
 
+def test_tokens_that_the_model_does_not_have(policy: Policy, prompts: IDS, completions: IDS) -> None:
+    before = policy.logprobs(prompts, completions)[0]
+    policy.tokenizer.add_tokens(["<new>"])
+    policy.tokenizer.pad_token = "<new>"  # as masked as any
+    padding = Policy(policy.model, policy.tokenizer, CPU)
+    padding.takes_patterns = False
+    assert torch.allclose(padding.logprobs(prompts, completions)[0], before, atol=1e-5)
+    with pytest.raises(
+        InputError, match=r"model\.name: the tokenizer writes '<new>' as token 259, but the model has 259"
+    ):
+        padding.encode("copy:<new>=")
+
+
 def test_messages_without_a_template_are_an_input_error(tiny: Policy) -> None:
     with pytest.raises(InputError, match="no chat template"):
         tiny.encode([{"role": "user", "content": "1"}])
