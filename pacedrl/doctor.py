@@ -6,9 +6,9 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -17,9 +17,10 @@ from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, Trajectory
 from pacedrl.errors import InputError
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings, sample
+from pacedrl.policy.sampler import sample
 from pacedrl.policy.vllm_client import Lost, Server
 from pacedrl.policy.vllm_weights import require_fit
+from pacedrl.rollouts import training_settings
 from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
@@ -30,6 +31,7 @@ from pacedrl.training.setup import (
     encode_tasks,
     load_tasks,
     rejected_gold,
+    require_an_end,
     require_enough_prompts,
     require_oracle_tasks,
     shorten,
@@ -78,9 +80,10 @@ def findings(config: Config) -> Iterator[Finding]:
     except InputError as error:
         yield Finding("fail", str(error))
         return
-    yield from _model(policy)
-    yield from _servers(config)
     tasks = [*train, *held_out]
+    yield from _model(policy)
+    yield from _ends(policy, tasks, config)
+    yield from _servers(config)
     try:
         yield from _prompts(policy, tasks, config)
         encoded, prompt_ids = encode_tasks(policy, tasks, _dropping(config))
@@ -106,6 +109,33 @@ def _model(policy: Policy) -> Iterator[Finding]:
         f"model: {type(policy.causal_lm).__name__}, {total / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
         f"context {policy.context_length or 'not stated'}, on {policy.device}",
     )
+    if policy.decoding != "columns":
+        apart = ", prompts of each length by themselves" if policy.decoding == "equal" else ""
+        yield Finding(
+            "ok",
+            f"sampling: by transformers' generate with the model's own cache{apart}: slower than with one of keys and "
+            "values alone",
+        )
+
+
+def _ends(policy: Policy, tasks: Sequence[Task], config: Config) -> Iterator[Finding]:
+    """At which tokens and strings completions end, and whether the chat template's end of a turn is one of them."""
+    try:
+        require_an_end(config, policy)
+    except InputError as error:
+        yield Finding("fail", str(error))
+        return
+    ends = policy.ends(config.sampling.stop)
+    named = [*(policy.decode([i]) for i in ends.token_ids), *ends.strings]
+    shown = [repr(text) + " (the chat template's end of a turn)" * (text == policy.turn_end) for text in named]
+    yield Finding("ok", f"completions end at {', '.join(shown)}, or after {config.sampling.max_new_tokens} tokens")
+    chats = [task.name for task in tasks if any(not isinstance(prompt.content, str) for prompt in task.prompts)]
+    if chats and policy.turn_end is None:
+        yield Finding(
+            "warn",
+            f"task {chats[0]}: the chat template writes nothing at the end of the assistant's turn, so the model may "
+            "not have learned to end one; if completions run on, name what follows an answer with sampling.stop",
+        )
 
 
 def _servers(config: Config) -> Iterator[Finding]:
@@ -214,7 +244,7 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     probe = sorted(prompt_ids, key=len)[len(prompt_ids) // 2 :][: max(1, sampling.batch_size // sampling.group_size)]
     tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
     start = time.perf_counter()
-    settings = SamplingSettings(sampling.group_size, tokens, sampling.temperature, sampling.top_p, sampling.batch_size)
+    settings = replace(training_settings(config), max_new_tokens=tokens)
     groups = list(sample(policy, probe, settings, seeds=range(len(probe))))
     generated = sum(len(c.token_ids) for _, completions in groups for c in completions)
     generate_rate = generated / (time.perf_counter() - start)
@@ -268,16 +298,30 @@ def memory_estimate(policy: Policy, config: Config) -> float:
     reference = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
     frozen_bytes = 4 * frozen + (reference if config.needs_reference and config.model.lora is None else 0)
     states = frozen_bytes + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     element = 2 if policy.device.type == "cuda" else 4
     context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     rows = min(config.sampling.batch_size, config.sampling.prompts_per_step * config.sampling.group_size)
-    cache = 2 * text.num_hidden_layers * heads * width * element * rows * context
+    cache = sum(map(_cached_elements, _layer_configs(text))) * element * rows * context
     layers = 1 if config.optimizer.gradient_checkpointing else text.num_hidden_layers
     tokens = max(config.optimizer.tokens_per_micro_batch, context)
     activations = ACTIVATION_BYTES * tokens * text.hidden_size * layers * element / 4
     return float(states + max(cache, activations))
+
+
+def _layer_configs(text: Any) -> list[Any]:
+    """The configuration of each layer, in models whose layers have their own as in those that have one for all."""
+    own = getattr(text, "per_layer_config", None)
+    return list(own) if own else [text] * text.num_hidden_layers
+
+
+def _cached_elements(layer: Any) -> int:
+    """Keys and values that a layer keeps of a token; none in a layer without attention."""
+    attention_heads = getattr(layer, "num_attention_heads", None)
+    if not attention_heads:
+        return 0
+    heads = getattr(layer, "num_key_value_heads", None) or attention_heads
+    width = getattr(layer, "head_dim", None) or layer.hidden_size // attention_heads
+    return int(2 * heads * width)
 
 
 def _available_memory(device: torch.device) -> float:

@@ -14,14 +14,21 @@ def training_settings(config: Config) -> SamplingSettings:
     """How a training step samples."""
     sampling = config.sampling
     return SamplingSettings(
-        sampling.group_size, sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.batch_size
+        sampling.group_size,
+        sampling.max_new_tokens,
+        sampling.temperature,
+        sampling.top_p,
+        sampling.batch_size,
+        tuple(sampling.stop),
     )
 
 
 def evaluation_settings(config: Config) -> SamplingSettings:
     """How an evaluation samples."""
     own, sampling = config.eval, config.sampling
-    return SamplingSettings(own.samples, sampling.max_new_tokens, own.temperature, own.top_p, sampling.batch_size)
+    return SamplingSettings(
+        own.samples, sampling.max_new_tokens, own.temperature, own.top_p, sampling.batch_size, tuple(sampling.stop)
+    )
 
 
 def sample_groups(

@@ -155,6 +155,10 @@ class SamplingConfig(Section):
     """Longest prompt; ``data.overlong`` says what becomes of longer ones."""
     max_new_tokens: Positive = 3072
     """Longest completion; it is cut there."""
+    stop: list[str] = []
+    """Tokens or strings, such as ``</answer>``, at which a completion ends, besides the model's end tokens and the end
+    of a turn in its chat template. The text that is judged ends before the string, its tokens with it. Evaluation
+    uses the same."""
     batch_size: Positive = 256
     """Sequences decoded at once."""
     engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
@@ -171,6 +175,18 @@ class SamplingConfig(Section):
     """Sample the next step's completions while this step trains: they come from the policy one step older, and their
     prompts are chosen before this step's results are known. Trajectory balance allows for it. Costs a second copy of
     the weights."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_string_is_a_list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _are_not_empty(cls, stop: list[str]) -> list[str]:
+        if "" in stop:
+            raise ValueError("an empty string is in every text; leave it out")
+        return stop
 
     @field_validator("servers")
     @classmethod

@@ -35,6 +35,8 @@ def init(options: argparse.Namespace) -> int:
             docs="verifiers",
         )
     plan = Plan(out, options.model, known_model(options.model), data, choice, recipe)
+    if plan.known is not None:
+        plan.known.require_trainable()
     train = _load(plan, data.train, skeleton)
     held_out = [] if data.held_out is None else _load(plan, data.held_out, skeleton).prompts
     size = sizes(_kind(options.model), recipe, plan.known, train.prompts, held_out, choice.verifier)

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import try_to_load_from_cache
+
 from pacedrl.assets import TINY_MODEL
+from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
-from pacedrl.policy.policy import token_ids
+from pacedrl.policy.policy import Policy, token_ids
 from pacedrl.types import Prompt
+
+WEIGHTS = "model.safetensors"
+QUICKLY_LOADED = 2**31
+"""Bytes of weights."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,15 @@ class KnownModel:
     tokenizer: Any
     context: int | None
     gguf_file: str | None
+    where: str
+    """What transformers loads it from."""
+
+    def require_trainable(self) -> None:
+        """Raise InputError where training would refuse to start. Large models are left to `pacedrl doctor`."""
+        folder = Path(self.where)
+        file = folder / WEIGHTS if folder.is_dir() else try_to_load_from_cache(self.where, WEIGHTS)
+        if isinstance(file, str | Path) and Path(file).is_file() and Path(file).stat().st_size <= QUICKLY_LOADED:
+            Policy.load(ModelConfig(name=self.where), torch.device("cpu"))
 
     @property
     def chats(self) -> bool:
@@ -61,4 +78,4 @@ def known_model(name: str) -> KnownModel | None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"--model: cannot read a model in the folder '{name}': {reason}") from None
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return KnownModel(tokenizer, context, options.get("gguf_file"))
+    return KnownModel(tokenizer, context, options.get("gguf_file"), where)

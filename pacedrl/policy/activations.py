@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pacedrl.errors import InputError
 from pacedrl.policy.attention import attention, current_pattern
+from pacedrl.policy.loading import find_decoder
 
 OFFLOADED_ELEMENTS = 2**14
 """Smaller tensors stay on the device: moving them would cost more than they occupy."""
@@ -31,7 +32,7 @@ def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
     layers = [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise InputError(f"optimizer.gradient_checkpointing: {type(causal_lm).__name__} does not support it")
-    config = causal_lm.get_decoder().config
+    config = find_decoder(causal_lm).config
     for layer in layers:
         # transformers checkpoints layers in training mode only; the layer itself must run as in eval mode.
         layer.training = layer.gradient_checkpointing = True

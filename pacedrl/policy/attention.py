@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from pacedrl.policy.loading import find_decoder
+
 NAME = "pacedrl"
 CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
 """What a layer may ask of its attention that the patterns here know nothing of."""
@@ -194,7 +196,7 @@ def takes_patterns(causal_lm: Any) -> bool:
 
     Not that of models with sliding windows, capped or otherwise altered attention scores, or layers without attention.
     """
-    decoder = causal_lm.get_decoder()
+    decoder = find_decoder(causal_lm)
     config = decoder.config
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if (

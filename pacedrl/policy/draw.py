@@ -78,3 +78,8 @@ def truncate(weight_RV: Tensor, total_R1: Tensor, top_p: float) -> Tensor:
     descending_RV, order_RV = (weight_RV / total_R1).sort(dim=-1, descending=True)
     before_RV = descending_RV.cumsum(dim=-1) - descending_RV
     return weight_RV.masked_fill(torch.zeros_like(order_RV).bool().scatter(1, order_RV, before_RV >= top_p), 0.0)
+
+
+def uniforms(seed: int, group_size: int, limit: int) -> Tensor:
+    """The numbers that a group's tokens are drawn by, one for each of up to ``limit`` tokens a row: [G, limit]."""
+    return torch.rand(group_size, limit, generator=torch.Generator().manual_seed(seed))

@@ -19,6 +19,9 @@ from pacedrl.policy.logprobs import Head
 FINGERPRINT_VALUES = 256
 """Values of each parameter that enter the fingerprint, evenly spaced: any training changes nearly all of them."""
 
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Names by which configurations cap logits."""
+
 
 def resolve_device(name: str) -> torch.device:
     """``auto`` is the GPU where there is one. Raises InputError for a GPU that is not there."""
@@ -61,6 +64,15 @@ def load_model_and_tokenizer(config: ModelConfig, folder: Path | None = None) ->
     return model.eval(), tokenizer
 
 
+def find_decoder(causal_lm: Any) -> Any:
+    """The part of the model that turns tokens into last hidden states."""
+    decoder = causal_lm.get_decoder()
+    # transformers finds it by the name of an attribute, and in some models finds the whole, or another layer.
+    if decoder is causal_lm or not isinstance(decoder, transformers.PreTrainedModel):
+        decoder = getattr(causal_lm, "model", causal_lm.base_model)
+    return decoder
+
+
 def find_head(causal_lm: Any) -> Head:
     """How the model turns last hidden states into logits, checked against its own logits on a few tokens.
 
@@ -76,11 +88,20 @@ def find_head(causal_lm: Any) -> Head:
     text_config = causal_lm.config.get_text_config()
     scale = float(getattr(text_config, "logit_scale", None) or 1.0)
     scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)
-    head = Head(linear.weight, linear.bias, scale, getattr(text_config, "final_logit_softcapping", None))
+    softcap = next((getattr(text_config, name) for name in SOFTCAPS if getattr(text_config, name, None)), None)
+    head = Head(linear.weight, linear.bias, scale, softcap)
     with torch.no_grad():
         probe = torch.arange(4, device=linear.weight.device).unsqueeze(0)
-        expected = causal_lm(input_ids=probe, use_cache=False).logits[0].float()
-        actual = head.logits(causal_lm.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state[0])
+        try:
+            expected = causal_lm(input_ids=probe, use_cache=False).logits[0].float()
+            hidden_KH = find_decoder(causal_lm)(input_ids=probe, use_cache=False).last_hidden_state[0]
+        except Exception as error:  # of the model's own code, which may raise anything
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise InputError(
+                f"model.name: {type(causal_lm).__name__} cannot be run on tokens alone: {reason}"
+            ) from None
+        fits = hidden_KH.shape[-1] == linear.weight.shape[1]
+        actual = head.logits(hidden_KH) if fits else torch.full_like(expected, torch.nan)
     if not torch.allclose(expected, actual, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise InputError(f"model.name: {type(causal_lm).__name__} computes its logits in a way pacedrl does not know")
     return head

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
+from pacedrl.policy.agreement import Decoding, choose_decoding
 from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
-from pacedrl.policy.loading import find_head, load_model_and_tokenizer, model_fingerprint
+from pacedrl.policy.ends import Ends, as_ids, end_token_ids, split_stops, turn_end
+from pacedrl.policy.loading import find_decoder, find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import Head, token_logprobs
 from pacedrl.policy.shared_prompts import can_share_prompts
 from pacedrl.scale.sharding import Sharded, whole
@@ -44,8 +46,10 @@ class Policy:
         self.model = model.to(device)
         self.tokenizer = tokenizer
         self.device = device
+        self.mixed_precision = device.type == "cuda"
         # peft wraps the model and injects its layers in place: the model inside is the adapted causal LM.
         self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder = find_decoder(self.causal_lm)
         self._head = find_head(self.causal_lm)
         self.takes_patterns = takes_patterns(self.causal_lm)
         # transformers renamed it in 5.24
@@ -55,23 +59,32 @@ class Policy:
         self.shares_prompts = (
             self.takes_patterns and device.type == "cpu" and can_share_prompts(self.causal_lm, self.cache_argument)
         )
-        eos = self.causal_lm.generation_config.eos_token_id
-        eos_ids = eos if isinstance(eos, list) else [eos]
-        self.eos_ids = sorted({i for i in [*eos_ids, tokenizer.eos_token_id] if i is not None})
-        if not self.eos_ids:
-            raise InputError("model.name: neither the model nor its tokenizer names an end-of-sequence token")
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+        self.turn_end = turn_end(tokenizer)
+        own_ids, self.end_strings = split_stops(tokenizer, [self.turn_end] if self.turn_end else [])
+        self.eos_ids = sorted({*end_token_ids(self.causal_lm, tokenizer), *own_ids})
+        self.vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
+        # Some tokenizers pad with a token that the model does not have. Which one it is does not matter: it is masked.
+        known = [i for i in (tokenizer.pad_token_id, *self.eos_ids) if i is not None and i < self.vocabulary]
+        self.pad_id = [*known, 0][0]
         self._sharded: Sharded | None = None
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device, folder: Path | None = None) -> Policy:
         """The configured model, or the checkpoint of it in ``folder``. Raises InputError if it cannot be loaded."""
-        return cls(*load_model_and_tokenizer(config, folder), device)
+        policy = cls(*load_model_and_tokenizer(config, folder), device)
+        _ = policy.decoding  # a model that cannot be sampled from is refused before anything is done with it
+        return policy
 
     def frozen_copy(self) -> Policy:
         """A policy of the same weights that no training reaches."""
-        copy = deepcopy(self.model)
-        return Policy(copy.requires_grad_(False), self.tokenizer, self.device)
+        copy = Policy(deepcopy(self.model).requires_grad_(False), self.tokenizer, self.device)
+        copy.decoding = self.decoding
+        return copy
+
+    @cached_property
+    def decoding(self) -> Decoding:
+        """How completions are decoded. Raises InputError for a model that cannot be sampled from and trained."""
+        return choose_decoding(self)
 
     def shard(self) -> None:
         """Split the weights among all processes: from here on they compute, load and save together."""
@@ -101,7 +114,7 @@ class Policy:
     @property
     def config(self) -> Any:
         """The text model's, which its layers share."""
-        return self.causal_lm.get_decoder().config
+        return self.decoder.config
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The trainable ones."""
@@ -130,18 +143,29 @@ class Policy:
 
         The template writes its own special tokens, so none are added to its output: no double BOS.
 
-        Raises InputError when there is no template for messages, or no token at all.
+        Raises InputError when there is no template for messages, no token at all, or one that the model does not have.
         """
         ids = token_ids(self.tokenizer, content)
         if not ids:
             raise InputError(f"the prompt {content!r} has no tokens: there is nothing to sample from")
+        if max(ids) >= self.vocabulary:
+            raise InputError(
+                f"model.name: the tokenizer writes {self.tokenizer.decode([max(ids)])!r} as token {max(ids)}, but the "
+                f"model has {self.vocabulary} tokens; give it the tokenizer it was trained with"
+            )
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """The text that the tokens stand for, special tokens included, spaces as they are."""
+        return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
+
+    def ends(self, stop: Sequence[str] = ()) -> Ends:
+        """Where completions end: at the model's own end tokens, its template's end of a turn, and ``stop``."""
+        token_ids, strings = split_stops(self.tokenizer, stop)
+        return Ends({*self.eos_ids, *token_ids}, [*self.end_strings, *strings], self.decode)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
 
     def logprobs(
         self,
@@ -164,7 +188,7 @@ class Policy:
 
     def keep_in_step(self) -> None:
         """Go through a forward pass, and a backward pass of no gradient, with processes that have more to do."""
-        logprobs_BT, _, _ = self.logprobs([self.eos_ids[:1]], [self.eos_ids[:1]])
+        logprobs_BT, _, _ = self.logprobs([[self.pad_id]], [[self.pad_id]])
         if logprobs_BT.requires_grad:
             (0.0 * logprobs_BT.sum()).backward()  # type: ignore[no-untyped-call]
 
@@ -181,8 +205,13 @@ class Policy:
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Weights (or the adapter) as safetensors and the tokenizer, loadable by transformers (or peft).
 
+        The generation settings beside them name all end tokens, so that others stop where this package does.
+
         ``weights``: of a policy that is split, its `trained_weights`.
         """
+        settings = self.causal_lm.generation_config
+        if set(self.eos_ids) - set(as_ids(settings.eos_token_id)):
+            settings.eos_token_id = self.eos_ids
         self.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
@@ -212,7 +241,7 @@ class Policy:
         if self.takes_patterns:
             packed = shared_prefix(prompt_ids, completion_ids, self.device)
             with self.autocast(), attention(self.config, packed):
-                return packed_hidden(self.causal_lm.get_decoder(), packed)
+                return packed_hidden(self.decoder, packed)
         sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
         hidden_BLH, _ = self._hidden(sequences)
         pairs = zip(prompt_ids, completion_ids, strict=True)
@@ -227,7 +256,7 @@ class Policy:
         lengths_B = self._tensor([len(ids) for ids in sequences])
         mask_BL = (torch.arange(ids_BL.shape[1], device=self.device) < lengths_B[:, None]).long()
         with self.autocast():
-            output = self.causal_lm.get_decoder()(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
+            output = self.decoder(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
         return output.last_hidden_state, mask_BL
 
     def _tensor(self, values: Sequence[int]) -> Tensor:

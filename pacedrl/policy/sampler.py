@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from transformers import DynamicCache
 from pacedrl.policy.attention import attention
 from pacedrl.policy.cache import ColumnCache, no_columns, states_of
 from pacedrl.policy.cpu import packed_weights
-from pacedrl.policy.draw import draw_tokens
-from pacedrl.policy.policy import Policy
+from pacedrl.policy.draw import draw_tokens, uniforms
+from pacedrl.policy.own_cache import generate_groups
 from pacedrl.policy.shared_prompts import PromptCache
 from pacedrl.scale.sharding import whole
-from pacedrl.types import Completion, FinishReason
+from pacedrl.types import Completion
+
+if TYPE_CHECKING:
+    from pacedrl.policy.agreement import Decoding
+    from pacedrl.policy.policy import Policy
 
 COLUMNS_AHEAD = 256
 """New tokens that the cache has room for at first; it doubles when a completion turns out longer."""
@@ -25,13 +29,17 @@ COLUMNS_AHEAD = 256
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """``temperature`` 0 decodes greedily. ``batch_size`` is the number of sequences decoded at once."""
+    """``temperature`` 0 decodes greedily. ``batch_size`` is the number of sequences decoded at once.
+
+    A completion ends at one of the strings ``stop`` as it does at the model's own ends (`Policy.ends`).
+    """
 
     group_size: int
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 256
+    stop: tuple[str, ...] = ()
 
 
 class Sampler(Protocol):
@@ -98,10 +106,25 @@ def sample(
 
     ``tick`` is called once a token; what it raises ends sampling.
 
-    Raises InputError for a model whose cache the completions of a prompt cannot share.
+    Raises InputError for a model that cannot be sampled from (`pacedrl.policy.agreement`).
     """
-    decoder = _Decoder(policy, prompt_ids, settings, seeds, tick)
+    return sample_by(policy.decoding, policy, prompt_ids, settings, seeds, tick)
+
+
+def sample_by(
+    decoding: Decoding,
+    policy: Policy,
+    prompt_ids: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    seeds: Sequence[int],
+    tick: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, list[Completion]]]:
+    """`sample` in a given way, whether or not it is right for the model."""
     with packed_weights(policy.causal_lm, settings.batch_size):
+        if decoding != "columns":
+            yield from generate_groups(policy, prompt_ids, settings, seeds, tick, padded=decoding == "padded")
+            return
+        decoder = _Decoder(policy, prompt_ids, settings, seeds, tick)
         while decoder.busy:
             yield from decoder.advance()
 
@@ -130,6 +153,7 @@ class _Decoder:
         self.policy = policy
         self.prompt_ids = prompt_ids
         self.settings = settings
+        self.ends = policy.ends(settings.stop)
         self.seeds = seeds
         self.tick = tick
         # Longest first: a prompt that joins later then fits into the columns that the cache has come to.
@@ -190,7 +214,7 @@ class _Decoder:
             states, lengths = no_columns(states), [0] * len(prompts)
         with self.policy.autocast():
             self.cache.insert(states, lengths, size)
-        uniform_BT = torch.cat([_uniforms(self.seeds[i], size, self.settings.max_new_tokens) for i in prompts])
+        uniform_BT = torch.cat([uniforms(self.seeds[i], size, self.settings.max_new_tokens) for i in prompts])
         self.uniform_BT[before : before + len(uniform_BT)] = uniform_BT.to(self.policy.device)
         self.rows += [_Row(i, member) for i in prompts for member in range(size)]
         self.done |= {i: [None] * size for i in prompts}
@@ -236,8 +260,8 @@ class _Decoder:
             row = self.rows[i]
             row.token_ids.append(token)
             row.logprobs.append(logprob)
-            if token in self.policy.eos_ids or len(row.token_ids) == self.settings.max_new_tokens:
-                self.done[row.prompt][row.member] = self._completion(row)
+            if self.ends.reached(row.token_ids) or len(row.token_ids) == self.settings.max_new_tokens:
+                self.done[row.prompt][row.member] = self.ends.completion(row.token_ids, row.logprobs)
                 gone.append(i)
         finished = {self.rows[i].prompt for i in gone}
         self._remove(gone)
@@ -266,12 +290,3 @@ class _Decoder:
             self.prompts.remove(place)
             self.begun[place] = self.begun[-1]
             self.begun.pop()
-
-    def _completion(self, row: _Row) -> Completion:
-        reason: FinishReason = "stop" if row.token_ids[-1] in self.policy.eos_ids else "length"
-        text = self.policy.decode(row.token_ids[:-1] if reason == "stop" else row.token_ids)
-        return Completion(row.token_ids, row.logprobs, text, reason)
-
-
-def _uniforms(seed: int, group_size: int, limit: int) -> Tensor:
-    return torch.rand(group_size, limit, generator=torch.Generator().manual_seed(seed))

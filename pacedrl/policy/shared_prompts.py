@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from pacedrl.errors import InputError
 from pacedrl.policy.attention import attention
 from pacedrl.policy.cache import ColumnCache, States, no_columns, states_of
+from pacedrl.policy.loading import find_decoder
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def can_share_prompts(causal_lm: Any, cache_argument: str) -> bool:
         prompts.insert(states, [len(prompt)])
         own.insert(no_columns(states), [0], len(tokens))
         pattern = prompts.pattern([0, 0], torch.ones(len(tokens), 1, dtype=torch.bool, device=device))
-        with attention(causal_lm.get_decoder().config, pattern):
+        with attention(find_decoder(causal_lm).config, pattern):
             logits_BV = causal_lm(
                 input_ids=torch.tensor(tokens, device=device),
                 position_ids=torch.full((len(tokens), 1), len(prompt), device=device),

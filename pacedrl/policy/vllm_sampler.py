@@ -12,10 +12,11 @@ import torch.distributed as dist
 
 from pacedrl.config import SamplingConfig
 from pacedrl.errors import InputError
+from pacedrl.policy.ends import Ends
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings
 from pacedrl.policy.vllm_worker import pack_head
-from pacedrl.types import Completion, FinishReason
+from pacedrl.types import Completion
 
 
 class VllmSampler:
@@ -46,10 +47,13 @@ class VllmSampler:
         several = dist.is_initialized() and dist.get_world_size() > 1  # vLLM itself initialises it, for one
         with tempfile.TemporaryDirectory() as folder:
             policy.causal_lm.config.save_pretrained(folder)
+            reads_text = bool(policy.ends(config.stop).strings)
+            if reads_text:
+                policy.tokenizer.save_pretrained(folder)
             try:
                 self.llm = self.vllm.LLM(
                     model=folder,
-                    skip_tokenizer_init=True,
+                    skip_tokenizer_init=not reads_text,
                     load_format="dummy",
                     dtype="bfloat16" if policy.device.type == "cuda" else "float32",
                     max_model_len=config.max_prompt_tokens + config.max_new_tokens,
@@ -96,6 +100,7 @@ class VllmSampler:
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the prompt, its G completions) as groups finish. What ``tick`` raises ends sampling."""
         engine = self.llm.llm_engine
+        ends = self.policy.ends(settings.stop)
         names = {
             engine.add_request(f"{i}-{seed}", {"prompt_token_ids": list(ids)}, self._parameters(settings, seed)): i
             for i, (ids, seed) in enumerate(zip(prompt_ids, seeds, strict=True))
@@ -106,7 +111,7 @@ class VllmSampler:
                 for output in engine.step():
                     if output.finished:
                         number = int(output.request_id.partition("-")[0])
-                        group = [self._completion(one) for one in output.outputs]
+                        group = [self._completion(one, ends) for one in output.outputs]
                         yield number, group * (settings.group_size // len(group))
         finally:
             if engine.has_unfinished_requests():
@@ -118,15 +123,17 @@ class VllmSampler:
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
 
-    def _completion(self, output: Any) -> Completion:
+    def _completion(self, output: Any, ends: Ends) -> Completion:
         ids = [int(i) for i in output.token_ids]
-        return completion(
-            self.policy, ids, [float(row[i].logprob) for row, i in zip(output.logprobs, ids, strict=True)]
-        )
+        return ends.completion(ids, [float(row[i].logprob) for row, i in zip(output.logprobs, ids, strict=True)])
 
 
 def sampling_parameters(policy: Policy, settings: SamplingSettings, seed: int) -> dict[str, Any]:
-    """How a group is drawn, in the names of vLLM's ``SamplingParams``."""
+    """How a group is drawn, in the names of vLLM's ``SamplingParams``.
+
+    vLLM is told of stop strings so that it does not draw beyond them; the text is then cut as everywhere (`Ends`).
+    """
+    ends = policy.ends(settings.stop)
     return {
         "n": settings.group_size if settings.temperature > 0 else 1,  # all are the same
         "temperature": settings.temperature,
@@ -134,13 +141,9 @@ def sampling_parameters(policy: Policy, settings: SamplingSettings, seed: int) -
         "max_tokens": settings.max_new_tokens,
         "seed": seed % 2**31,
         "logprobs": 0,  # of the token drawn alone
-        "stop_token_ids": policy.eos_ids,
+        "stop_token_ids": ends.token_ids,
         "ignore_eos": True,  # ours are among the stop tokens
-        "detokenize": False,
+        "stop": list(ends.strings),
+        "detokenize": bool(ends.strings),
+        "skip_special_tokens": False,
     }
-
-
-def completion(policy: Policy, ids: list[int], logprobs: list[float]) -> Completion:
-    """What vLLM drew, as the rest of the package knows it."""
-    reason: FinishReason = "stop" if ids[-1] in policy.eos_ids else "length"
-    return Completion(ids, logprobs, policy.decode(ids[:-1] if reason == "stop" else ids), reason)

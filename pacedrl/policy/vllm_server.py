@@ -22,7 +22,7 @@ from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings
 from pacedrl.policy.vllm_client import Lost, Server, delay
-from pacedrl.policy.vllm_sampler import completion, sampling_parameters
+from pacedrl.policy.vllm_sampler import sampling_parameters
 from pacedrl.policy.vllm_weights import TICK_S, WeightKeeper, nobody_there
 from pacedrl.scale.ranks import Ranks
 from pacedrl.types import Completion
@@ -90,11 +90,12 @@ class VllmServerSampler:
 
         Raises InputError when there is no server for `SamplingConfig.server_patience_s` seconds.
         """
+        ends = self.policy.ends(settings.stop)
         parameters = [sampling_parameters(self.policy, settings, seed) for seed in seeds]
         dispatch = _Dispatch(self.config, self.version, settings, prompt_ids, parameters)
         try:
             for prompt, drawn in dispatch.run(tick):
-                group = [completion(self.policy, ids, logprobs) for ids, logprobs in drawn]
+                group = [ends.completion(ids, logprobs) for ids, logprobs in drawn]
                 yield prompt, group * (settings.group_size // len(group))
         finally:
             dispatch.close()

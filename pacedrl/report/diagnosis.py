@@ -233,7 +233,8 @@ def truncated(run: RunLogs) -> Finding | None:
         "truncated",
         "bad",
         f"{share.mean():.0%} of completions truncated",
-        f"raise sampling.max_new_tokens ({_setting(run, 'sampling', 'max_new_tokens')}), or ask for shorter answers",
+        f"raise sampling.max_new_tokens ({_setting(run, 'sampling', 'max_new_tokens')}) if answers come later; if "
+        "completions run on after them, name what should end them with sampling.stop",
     )
 
 

@@ -47,7 +47,8 @@ class Alarms:
             case "truncated":
                 return (
                     f"{metrics['completion/truncated']:.0%} of completions were cut at {max_new_tokens} tokens: where "
-                    "the answer comes later, raise sampling.max_new_tokens, or ask for shorter answers"
+                    "the answer comes later, raise sampling.max_new_tokens; where they run on after it, name what "
+                    "should end them with sampling.stop (`pacedrl doctor` says where they end now)"
                 )
             case "unmixed":
                 return (

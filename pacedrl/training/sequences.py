@@ -124,18 +124,21 @@ def true_accuracies(
     token_budget: int,
     tick: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
+    stop: Sequence[str] = (),
 ) -> list[float]:
     """The probability of each prompt's one right answer: the accuracy that sampling estimates, without its noise.
 
     For the verifier ``exact`` and untruncated sampling. Counts the answer as the tokenizer writes it, ended by any of
-    the end-of-sequence tokens; other token sequences that decode to the same text (surrounding spaces among them)
-    are missed, so it is a lower bound, and a tight one where the tokenizer has one way to write the answer.
+    the end tokens, those among ``stop`` included; other token sequences that decode to the same text (surrounding
+    spaces among them) are missed, so it is a lower bound, and a tight one where the tokenizer has one way to write the
+    answer.
     """
     batch = []
+    end_ids = policy.ends(stop).token_ids
     for prompt in prompts:
         answer = policy.tokenizer(str(prompt.answer).strip(), add_special_tokens=False).input_ids
-        for eos in policy.eos_ids:
-            batch.append(TrainingSequence(prompt_ids[prompt.key], [*answer, eos], 0.0, None))
+        for end in end_ids:
+            batch.append(TrainingSequence(prompt_ids[prompt.key], [*answer, end], 0.0, None))
     logprobs = sequence_logprobs(policy, batch, temperature, token_budget, tick, ranks)
     log_probability_N = torch.tensor([sum(row) for row in logprobs], dtype=torch.float64)
-    return [float(p) for p in log_probability_N.exp().view(len(prompts), len(policy.eos_ids)).sum(dim=1)]
+    return [float(p) for p in log_probability_N.exp().view(len(prompts), len(end_ids)).sum(dim=1)]

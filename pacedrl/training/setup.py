@@ -127,6 +127,7 @@ def build_sampler(config: Config, policy: Policy, splits: bool = False, ranks: R
 
     A policy that ``splits``, once this is built, is sampled from a copy in one piece. ``ranks`` all build one.
     """
+    require_an_end(config, policy)
     if config.sampling.engine == "vllm_server":
         from pacedrl.policy.vllm_server import VllmServerSampler
 
@@ -136,6 +137,15 @@ def build_sampler(config: Config, policy: Policy, splits: bool = False, ranks: R
 
         return VllmSampler(policy, config.sampling)
     return TransformersSampler(policy, own_copy=config.sampling.ahead or splits)
+
+
+def require_an_end(config: Config, policy: Policy) -> None:
+    """Raise InputError when nothing would end a completion but the limit on its length."""
+    if not policy.ends(config.sampling.stop):
+        raise InputError(
+            "model.name: neither the model, its tokenizer nor its chat template names a token that ends a completion; "
+            "give a token or a string that does with sampling.stop"
+        )
 
 
 def initial_embeddings(

@@ -247,6 +247,7 @@ class Trainer:
             self.config.optimizer.tokens_per_micro_batch,
             self._tick,
             self.ranks,
+            self.config.sampling.stop,
         )
 
     def _report(self, metrics: dict[str, float], groups: list[Group], thought: Believed) -> None:

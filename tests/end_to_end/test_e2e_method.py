@@ -182,5 +182,5 @@ def test_replayed_completions_were_all_correct(trainer_of: TrainerFactory) -> No
     assert 0 < len(entries) <= 8
     for entry in entries:
         assert entry.reward == 1.0
-        assert trainer.policy.decode(entry.token_ids).strip() == trainer.prompts[entry.key].answer
+        assert trainer.policy.decode(entry.token_ids[:-1]).strip() == trainer.prompts[entry.key].answer
         assert len(entry.logprobs) == len(entry.token_ids)

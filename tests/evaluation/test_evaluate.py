@@ -78,7 +78,7 @@ def test_greedy_accuracy_is_that_of_transformers_generation(run: Run, policy: Po
     for prompt in SORT.prompts:
         ids = torch.tensor([policy.encode(prompt.content)])
         out = policy.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10)
-        right += policy.decode(out[0, ids.shape[1] :].tolist()) == prompt.answer
+        right += policy.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == prompt.answer
     [result] = run([SORT], GREEDY, (1,))
     assert result.figures["pass@1"].mean == pytest.approx(right / 20)
 

@@ -41,7 +41,9 @@ class Recorded:
             yield (
                 i,
                 [
-                    Completion(ids, row[mask].tolist(), self.policy.decode(ids), "length")
+                    Completion(
+                        ids, row[mask].tolist(), self.policy.tokenizer.decode(ids, skip_special_tokens=True), "length"
+                    )
                     for ids, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True)
                 ],
             )

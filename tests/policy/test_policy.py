@@ -100,7 +100,7 @@ def test_messages_go_through_the_template_with_exactly_one_bos(policy: Policy) -
     ids = policy.encode([{"role": "system", "content": "Hi"}, {"role": "user", "content": "copy:12="}])
     assert ids.count(bos) == 1
     assert ids[0] == bos
-    assert policy.decode(ids) == "[system]Hi[user]copy:12=[assistant]"
+    assert policy.decode(ids) == "<bos>[system]Hi[user]copy:12=[assistant]"
     assert all(type(i) is int for i in ids)
 
 
@@ -114,7 +114,20 @@ def test_a_template_without_bos_gets_none(policy: Policy) -> None:
 def test_plain_text_is_encoded_as_the_tokenizer_does_even_with_a_template(policy: Policy) -> None:
     policy.tokenizer.chat_template = TEMPLATE
     assert policy.encode("copy:12=") == policy.tokenizer("copy:12=").input_ids
-    assert policy.decode(policy.encode("copy:12=")) == "copy:12="
+    assert policy.decode(policy.encode("copy:12=")) == "<bos>copy:12="
+
+
+def test_tokens_that_the_model_does_not_have(policy: Policy, prompts: IDS, completions: IDS) -> None:
+    before = policy.logprobs(prompts, completions)[0]
+    policy.tokenizer.add_tokens(["<new>"])
+    policy.tokenizer.pad_token = "<new>"  # as masked as any
+    padding = Policy(policy.model, policy.tokenizer, CPU)
+    padding.takes_patterns = False
+    assert torch.allclose(padding.logprobs(prompts, completions)[0], before, atol=1e-5)
+    with pytest.raises(
+        InputError, match=r"model\.name: the tokenizer writes '<new>' as token 259, but the model has 259"
+    ):
+        padding.encode("copy:<new>=")
 
 
 def test_messages_without_a_template_are_an_input_error(tiny: Policy) -> None:
@@ -298,5 +311,5 @@ def test_every_stop_token_of_model_and_tokenizer_counts(policy: Policy) -> None:
     assert Policy(policy.model, policy.tokenizer, CPU).eos_ids == [2, 5, 7]
     policy.model.generation_config.eos_token_id = None
     policy.tokenizer.eos_token = None
-    with pytest.raises(InputError, match="end-of-sequence"):
-        Policy(policy.model, policy.tokenizer, CPU)
+    policy.model.config.eos_token_id = 9
+    assert Policy(policy.model, policy.tokenizer, CPU).eos_ids == [9]

@@ -98,7 +98,9 @@ class FakeVllm:
         assert not self.paused.is_set()
         assert how["logprobs"] == 0
         assert how["stop_token_ids"] == self.policy.eos_ids
-        settings = SamplingSettings(how["n"], how["max_tokens"], how["temperature"], how["top_p"])
+        assert how["detokenize"] == bool(how["stop"])
+        stop = tuple(how["stop"])
+        settings = SamplingSettings(how["n"], how["max_tokens"], how["temperature"], how["top_p"], stop=stop)
         with DRAWING:
             version = self.version
             ((_, group),) = sample(self.policy, [prompt], settings, [how["seed"]])

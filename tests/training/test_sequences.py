@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from math import exp
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pacedrl.training.sequences import TrainingSequence, micro_batches
+from pacedrl.policy.policy import Policy
+from pacedrl.training.sequences import TrainingSequence, micro_batches, sequence_logprobs, true_accuracies
+from pacedrl.types import Prompt
 
 
 def sized(length: int) -> TrainingSequence:
@@ -46,3 +50,13 @@ def test_packed_micro_batches_count_each_prompt_once(pairs: list[tuple[int, int]
         assert cost([*group, following[0]]) > budget  # as many as fit
     order = [tuple(batch[i].prompt_ids) for group in groups for i in group]
     assert len(list(itertools.groupby(order))) == len(set(order))  # a prompt's completions together
+
+
+def test_true_accuracies_count_answers_that_end_at_a_stop_token(policy: Policy) -> None:
+    prompt = Prompt("key", "task", "copy:12=", "12")
+    ids = {"key": policy.encode(str(prompt.content))}
+    plain, with_stop = (true_accuracies(policy, [prompt], ids, 1.0, 64, stop=stop) for stop in ([], ["<pad>"]))
+    batch = [TrainingSequence(ids["key"], [*policy.encode("12")[1:], end], 0.0, None) for end in (2, 0)]
+    by_end, by_stop = (exp(sum(row)) for row in sequence_logprobs(policy, batch, 1.0, 64))
+    assert plain == pytest.approx([by_end])
+    assert with_stop == pytest.approx([by_end + by_stop])
