@@ -9,7 +9,7 @@ from typing import Any
 
 from pacedrl.assets import TINY_MODEL
 from pacedrl.errors import InputError
-from pacedrl.policy.policy import token_ids
+from pacedrl.policy.chat_template import mentions, prompt_ids, rendered, thinks
 from pacedrl.types import Prompt
 
 
@@ -25,9 +25,27 @@ class KnownModel:
     def chats(self) -> bool:
         return self.tokenizer.chat_template is not None
 
+    @property
+    def thinks(self) -> bool:
+        """Whether it reasons before it answers."""
+        return thinks(self.tokenizer)
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        return mentions(self.tokenizer, "enable_thinking")
+
+    def takes_system_message(self) -> bool:
+        """Whether the chat template puts a system message before the model, which some refuse and some leave out."""
+        text = "What the system says."
+        chat = [{"role": "system", "content": text}, {"role": "user", "content": "What the user says."}]
+        try:
+            return text in rendered(self.tokenizer, chat, {})
+        except InputError:
+            return False
+
     def longest(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Tokens of each prompt. InputError for messages where there is no chat template."""
-        return [len(token_ids(self.tokenizer, prompt.content)) for prompt in prompts]
+        """Tokens of each prompt. InputError where there is no chat template for messages, or it refuses them."""
+        return [len(prompt_ids(self.tokenizer, prompt)) for prompt in prompts]
 
     def answer_tokens(self, prompts: Sequence[Prompt]) -> int:
         """Tokens of the longest gold answer, 0 without any."""

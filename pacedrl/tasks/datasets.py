@@ -10,12 +10,13 @@ import string
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks.sources import ENDINGS, Row, is_file, read_rows
+from pacedrl.tasks.chats import messages, template_options
+from pacedrl.tasks.games import GOLD_FIELDS, gold_of_fields
+from pacedrl.tasks.sources import Row, default_name, default_verifier, read_rows
 from pacedrl.tasks.verifiers import check_spec
 from pacedrl.types import Message, Prompt, prompt_key
 
@@ -71,7 +72,7 @@ def load_task(config: TaskConfig) -> Task:
     are found on the first row. Raises InputError: one line that names the file and the row.
     """
     name = config.name or default_name(config.source)
-    verifier = config.verifier or _default_verifier(config.source)
+    verifier = config.verifier or default_verifier(config.source)
     check_spec(verifier, config.verifier_options)
     parts = _parts(config)
     stop = None if config.limit is None else config.skip + config.limit
@@ -100,19 +101,6 @@ def _parts(config: TaskConfig) -> tuple[RewardPart, ...]:
     return tuple(RewardPart(part.name, part.verifier, part.weight, part.options) for part in config.extra_rewards)
 
 
-def default_name(source: str) -> str:
-    if not is_file(source):
-        return source
-    name = Path(source).name
-    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
-
-
-def _default_verifier(source: str) -> str:
-    if source.startswith("gym:"):
-        return "gym"
-    return "exact" if source == "skills" else "math"
-
-
 @dataclass(frozen=True)
 class _Columns:
     """Paths into a row; None for the prompt when a template builds it, for the answer when there is none."""
@@ -134,10 +122,11 @@ def _find_columns(config: TaskConfig, verifier: str, row: Row, where: str) -> _C
             )
     if answer is None:
         answer = first_present(ANSWER_COLUMNS, row)
-        if answer is None and verifier in _NEED_AN_ANSWER:
+        if answer is None and verifier in _NEED_AN_ANSWER and _gold(verifier, None, row) is None:
+            fields = f", or columns {', '.join(GOLD_FIELDS[verifier])}" if verifier in GOLD_FIELDS else ""
             raise InputError(
-                f"{where}: no answer column ({', '.join(ANSWER_COLUMNS)}), and the verifier '{verifier}' needs one; "
-                f"it has {', '.join(row)}; say which with columns.answer"
+                f"{where}: no answer column ({', '.join(ANSWER_COLUMNS)}){fields}, and the verifier '{verifier}' needs "
+                f"one; it has {', '.join(row)}; say which with columns.answer"
             )
     return _Columns(prompt, answer)
 
@@ -158,15 +147,33 @@ def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row
         content = _content(config, _fill(config.prompt_template, row, where), "prompt_template", where)
     else:
         content = _content(config, value_at(row, columns.prompt, where), columns.prompt, where)
-    answer = None if columns.answer is None else value_at(row, columns.answer, where)
+    answer = _gold(verifier, None if columns.answer is None else value_at(row, columns.answer, where), row)
     if verifier in _NEED_AN_ANSWER and (answer is None or (isinstance(answer, float) and math.isnan(answer))):
         raise InputError(
-            f"{where}: the answer (column '{columns.answer}') is empty, and the verifier '{verifier}' needs one; "
+            f"{where}: the answer (column '{columns.answer or ', '.join(GOLD_FIELDS[verifier])}') is empty, and the verifier '{verifier}' needs one; "
             "remove the row or fill it in"
         )
     used = {columns.prompt, "answer" if columns.answer == "answer" else None}
     rest = {column: value for column, value in row.items() if column not in used}
-    return Prompt(prompt_key(content, answer), task, content, answer, rest)
+    options = _template_options(config, row, content, where)
+    return Prompt(prompt_key(content, answer, options), task, content, answer, rest, options, where)
+
+
+def _gold(verifier: str, answer: Any, row: Row) -> Any:
+    return gold_of_fields(verifier, answer, row) if verifier in GOLD_FIELDS else answer
+
+
+def _template_options(
+    config: TaskConfig, row: Row, content: str | list[Message], where: str
+) -> dict[str, Any]:
+    if isinstance(content, list):
+        return template_options(config.chat_template_kwargs, row, where)
+    if config.chat_template_kwargs:
+        raise InputError(
+            f"{where}: chat_template_kwargs are for chat prompts, and this one is plain text; set chat: true, or leave "
+            "them out"
+        )
+    return {}
 
 
 def value_at(row: Row, path: str, where: str) -> Any:
@@ -203,9 +210,9 @@ def _content(config: TaskConfig, value: Any, column: str, where: str) -> str | l
     if isinstance(value, str) and value.strip():
         if not config.chat and config.system_prompt is None:
             return value
-        messages = [{"role": "user", "content": value}]
+        chat: list[Message] = [{"role": "user", "content": value}]
     elif isinstance(value, list) and value:
-        messages = [_message(message, column, where) for message in value]
+        chat = messages(value, f"{where}: the prompt (column '{column}')")
     elif value is None or isinstance(value, str | list):
         raise InputError(f"{where}: the prompt (column '{column}') is empty; remove the row or fill it in")
     else:
@@ -213,19 +220,9 @@ def _content(config: TaskConfig, value: Any, column: str, where: str) -> str | l
             f"{where}: the prompt (column '{column}') is a {type(value).__name__}; expected text or chat messages"
         )
     if config.system_prompt is not None:  # the config's word over the row's
-        messages = [message for message in messages if message["role"] != "system"]
-        messages.insert(0, {"role": "system", "content": config.system_prompt})
-    return messages
-
-
-def _message(message: Any, column: str, where: str) -> Message:
-    match message:
-        case {"role": str(role), "content": str(content)} if content.strip():
-            return {"role": role, "content": content}
-    raise InputError(
-        f"{where}: the prompt (column '{column}') holds {str(message)[:80]!r}; expected chat messages with a role and "
-        "non-empty text as content"
-    )
+        chat = [message for message in chat if message["role"] != "system"]
+        chat.insert(0, {"role": "system", "content": config.system_prompt})
+    return chat
 
 
 def _json_value(value: Any, where: str) -> Any:

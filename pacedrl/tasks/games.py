@@ -14,6 +14,13 @@ from fractions import Fraction
 from typing import Any
 
 from pacedrl.tasks.answers import JudgeError, tagged_answer
+from pacedrl.tasks.chats import from_json
+
+GOLD_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "countdown": {"numbers": ("numbers", "nums"), "target": ("target",)},
+    "knights_knaves": {"names": ("names",), "solution": ("solution",)},
+}
+"""The parts of a game's gold answer, and the names under which data sets have them."""
 
 LONGEST_EXPRESSION = 300
 """Characters of a countdown expression; a longer one is wrong."""
@@ -32,6 +39,32 @@ _ALLOWED = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _STATEMENT = re.compile(r"(?:\(?\d{1,3}[).:]\s*)?(?P<name>\S.*?)\s*(?:\bis\s+an?\b|:)\s*(?P<role>knight|knave)", re.I)
 _BETWEEN = re.compile(r"[\n;,.]+(?:\s*and\b)?|\band\b", re.IGNORECASE)
 _ROLES = {"knight": True, "knave": False}
+
+
+def gold_of_fields(game: str, answer: Any, row: dict[str, Any]) -> Any:
+    """A game's gold answer as one object: from ``answer`` if it has all fields, else from columns of the row.
+
+    ``answer`` may be JSON text, as may each field. Without all fields in one place, it is returned as it is.
+    """
+    for source in (from_json(answer), row):
+        if isinstance(source, dict):
+            by_lower_case = {name.lower(): value for name, value in source.items() if value is not None}
+            found = {
+                field: _whole_numbers(from_json(by_lower_case[name]))
+                for field, names in GOLD_FIELDS[game].items()
+                for name in names[::-1]
+                if name in by_lower_case
+            }
+            if len(found) == len(GOLD_FIELDS[game]):
+                return found if source is row else source | found
+    return answer
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Floats without a fraction become integers: tables with gaps hold whole numbers as floats."""
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def countdown_reward(answer: Any, text: str) -> float:
@@ -116,7 +149,7 @@ def _puzzle(answer: Any) -> tuple[list[int], int]:
     if not isinstance(answer, dict) or not {"numbers", "target"} <= set(answer):
         raise JudgeError(
             "the gold answer is neither {'numbers': [...], 'target': n} nor four numbers for 24; map columns.answer to "
-            "one"
+            "one, or name the columns numbers (or nums) and target"
         )
     numbers, target = answer["numbers"], answer["target"]
     whole = isinstance(numbers, list) and 1 <= len(numbers) <= _MOST_NUMBERS
