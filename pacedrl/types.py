@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Message = dict[str, Any]
-"""One chat message: a ``role``, a ``content`` (text, or None beside ``tool_calls``), and whatever else its row holds."""
+"""One chat message: ``role``, ``content`` (text, or None beside ``tool_calls``), and what else the row has in it."""
 
 FinishReason = Literal["stop", "length"]
 

@@ -80,10 +80,10 @@ class TaskConfig(Section):
     """One set of prompts and the verifier that judges their completions."""
 
     source: str | Annotated[list[str], Field(min_length=1)] = "skills"
-    """``skills``, ``gym:NAME`` (reasoning-gym), a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow; text may be
-    compressed: .gz, .bz2, .xz, .zst), a pattern such as ``data/train-*.parquet``, a folder of such files or one that
-    ``save_to_disk`` wrote, or a hub dataset. Or a list of these. What exists here goes before a hub dataset of the same
-    name."""
+    """``skills``, ``gym:NAME`` (reasoning-gym), a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow; text also
+    as .gz, .bz2, .xz, .zst), a pattern (``data/train-*.parquet``), a folder of such files, a folder that
+    ``save_to_disk`` wrote, or a hub dataset; or a list of these. A local file or folder is used rather than a hub
+    dataset of the same name."""
     name: str | None = None
     """Shown in tables; the source's own name unless given."""
     split: str = "train"

@@ -22,9 +22,7 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
         raise InputError(f"task {prompt.task}: {prompt.row or repr(prompt.question[:60])}: {error}") from None
 
 
-def token_ids(
-    tokenizer: Any, content: str | Sequence[Message], options: Mapping[str, Any] | None = None
-) -> list[int]:
+def token_ids(tokenizer: Any, content: str | Sequence[Message], options: Mapping[str, Any] | None = None) -> list[int]:
     """Token ids of a text or of messages, ``options`` being the template's further variables.
 
     The template writes its own special tokens, so none are added to its output: no double BOS.
@@ -44,7 +42,7 @@ def token_ids(
 def rendered(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
     """The text that the model is to continue: the chat and the beginning of the assistant's turn.
 
-    A last message of the assistant's is that beginning: its text stands at the end as it is, and the turn is not closed.
+    If the last message is the assistant's, its text is that beginning: the text ends with it, and the turn stays open.
     Raises InputError with the template's own reason when it refuses the messages.
     """
     if messages[-1]["role"] != "assistant":

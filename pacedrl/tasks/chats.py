@@ -46,7 +46,7 @@ def messages(values: list[Any], where: str) -> list[Message]:
 
 def _message(value: Any, where: str) -> Message:
     if isinstance(value, dict) and isinstance(value.get("role"), str):
-        known = without_none(value)
+        known = _without_none(value)
         content = known.get("content")
         calls = known.get("tool_calls")
         may_be_empty = bool(calls) or value["role"] == "tool"
@@ -72,7 +72,7 @@ def template_options(settings: dict[str, Any], row: dict[str, Any], where: str) 
             f"{where}: column '{OPTIONS_COLUMN}' holds {str(own)[:60]!r}; expected an object such as "
             '{"enable_thinking": false}'
         )
-    options = without_none(settings | (own or {}))
+    options = _without_none(settings | (own or {}))
     for name in options:
         if name in DECIDED_HERE:
             raise InputError(f"{where}: {OPTIONS_COLUMN}: '{name}' is set by pacedrl itself; leave it out")
@@ -86,7 +86,7 @@ def _tools(value: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(tools, list):
         tools = [from_json(tool) for tool in tools]
         if all(isinstance(tool, dict) for tool in tools):
-            return [without_none(tool) for tool in tools]
+            return [_without_none(tool) for tool in tools]
     raise InputError(
         f"{where}: column '{TOOLS_COLUMN}' holds {str(value)[:60]!r}; expected a list of JSON schemas for the chat "
         "template; rename the column if it is for something else"
@@ -103,8 +103,12 @@ def from_json(value: Any) -> Any:
     return value
 
 
-def without_none(value: Any) -> Any:
-    """``value`` without the keys of objects, at any depth, that have None for a value."""
-    if isinstance(value, dict):
-        return {key: without_none(item) for key, item in value.items() if item is not None}
-    return [without_none(item) for item in value] if isinstance(value, list) else value
+def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+    """The object without the keys, at any depth, that have None for a value."""
+
+    def cleaned(item: Any) -> Any:
+        if isinstance(item, dict):
+            return _without_none(item)
+        return [cleaned(each) for each in item] if isinstance(item, list) else item
+
+    return {key: cleaned(item) for key, item in value.items() if item is not None}

@@ -144,13 +144,14 @@ def first_present(candidates: tuple[str, ...], row: Row) -> str | None:
 def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row: Row, where: str) -> Prompt:
     if columns.prompt is None:
         assert config.prompt_template is not None  # _find_columns
-        content = _content(config, _fill(config.prompt_template, row, where), "prompt_template", where)
+        content = _content(config, fill(config.prompt_template, row, where), "prompt_template", where)
     else:
         content = _content(config, value_at(row, columns.prompt, where), columns.prompt, where)
     answer = _gold(verifier, None if columns.answer is None else value_at(row, columns.answer, where), row)
     if verifier in _NEED_AN_ANSWER and (answer is None or (isinstance(answer, float) and math.isnan(answer))):
+        names = columns.answer or ", ".join(GOLD_FIELDS[verifier])
         raise InputError(
-            f"{where}: the answer (column '{columns.answer or ', '.join(GOLD_FIELDS[verifier])}') is empty, and the verifier '{verifier}' needs one; "
+            f"{where}: the answer (column '{names}') is empty, and the verifier '{verifier}' needs one; "
             "remove the row or fill it in"
         )
     used = {columns.prompt, "answer" if columns.answer == "answer" else None}
@@ -163,9 +164,7 @@ def _gold(verifier: str, answer: Any, row: Row) -> Any:
     return gold_of_fields(verifier, answer, row) if verifier in GOLD_FIELDS else answer
 
 
-def _template_options(
-    config: TaskConfig, row: Row, content: str | list[Message], where: str
-) -> dict[str, Any]:
+def _template_options(config: TaskConfig, row: Row, content: str | list[Message], where: str) -> dict[str, Any]:
     if isinstance(content, list):
         return template_options(config.chat_template_kwargs, row, where)
     if config.chat_template_kwargs:
@@ -191,7 +190,8 @@ def value_at(row: Row, path: str, where: str) -> Any:
     return value
 
 
-def _fill(template: str, row: Row, where: str) -> str:
+def fill(template: str, row: Row, where: str) -> str:
+    """A prompt template with the row's columns in its fields."""
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
         for column in (re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields):

@@ -19,6 +19,8 @@ from pacedrl.errors import InputError
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]
 
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
 
 def read_file(path: Path) -> Rows:
     """All rows of a file that exists. Raises InputError, at once or while iterating, naming file and row."""
@@ -30,7 +32,7 @@ def read_file(path: Path) -> Rows:
 
 def ending_of(name: str) -> str | None:
     """The ending that says what kind of file this is, compression left out; None for other files."""
-    for compressed in DECOMPRESS:
+    for compressed in COMPRESSED:
         if name.lower().endswith(compressed):
             inner = ending_of(name[: -len(compressed)])
             return inner if inner in TEXT else None
@@ -39,7 +41,7 @@ def ending_of(name: str) -> str | None:
 
 def stem_of(name: str) -> str:
     """The name of a file without the endings that `ending_of` knows."""
-    for compressed in DECOMPRESS:
+    for compressed in COMPRESSED:
         name = name.removesuffix(compressed)
     return next((name.removesuffix(ending) for ending in KINDS if name.endswith(ending)), name)
 
@@ -57,26 +59,23 @@ def _guarded(path: Path, rows: Rows) -> Rows:
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except (OSError, EOFError, lzma.LZMAError) as error:  # gzip raises EOFError for a truncated file
-        how = f", although its name ends in {path.suffix}" if path.suffix in DECOMPRESS else ""
+        how = f", although its name ends in {path.suffix}" if path.suffix.lower() in COMPRESSED else ""
         raise InputError(f"{path}: cannot read it{how}: {first_line(error)}") from None
 
 
-def _zstandard(path: Path) -> BinaryIO:
-    import pyarrow
-
-    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd")))
-
-
-DECOMPRESS: dict[str, Callable[[Path], BinaryIO]] = {
-    ".gz": lambda path: cast(BinaryIO, gzip.open(path)),
-    ".bz2": lambda path: cast(BinaryIO, bz2.open(path)),
-    ".xz": lambda path: cast(BinaryIO, lzma.open(path)),
-    ".zst": _zstandard,
-}
-
-
 def _open(path: Path) -> BinaryIO:
-    return DECOMPRESS[path.suffix](path) if path.suffix in DECOMPRESS else path.open("rb")
+    match path.suffix.lower():
+        case ".gz":
+            return cast(BinaryIO, gzip.open(path))
+        case ".bz2":
+            return cast(BinaryIO, bz2.open(path))
+        case ".xz":
+            return cast(BinaryIO, lzma.open(path))
+        case ".zst":
+            import pyarrow
+
+            return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd")))
+    return path.open("rb")
 
 
 def _text(path: Path) -> str:

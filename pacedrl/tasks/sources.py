@@ -103,7 +103,7 @@ def _nearest(path: Path) -> str:
 
 def _folder(config: TaskConfig, path: Path) -> Rows:
     """A folder of files, as ``load_dataset`` reads it: a dataset's repository, or shards named after their split."""
-    rows = _loaded(str(path), config)
+    rows = _loaded(config, str(path))
     return ((f"{config.source}: row {number}", row) for number, row in enumerate(rows, start=1))
 
 
@@ -138,7 +138,7 @@ def _saved(config: TaskConfig, path: Path) -> Rows:
 
 def _hub(config: TaskConfig) -> Rows:
     with _offline_unless_reachable() as reachable:
-        rows = _loaded(config.source, config, reachable)
+        rows = _loaded(config, str(config.source), reachable)
     return ((f"{config.source}: row {number}", row) for number, row in enumerate(rows, start=1))
 
 
@@ -162,7 +162,7 @@ def _offline_unless_reachable() -> Iterator[bool]:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def _loaded(source: str, config: TaskConfig, reachable: bool = True) -> Any:
+def _loaded(config: TaskConfig, source: str, reachable: bool = True) -> Any:
     import datasets
 
     try:
@@ -177,8 +177,8 @@ def _loaded(source: str, config: TaskConfig, reachable: bool = True) -> Any:
     if not reachable:
         reason = "the hub cannot be reached, and the cache does not hold it"
     raise InputError(
-        f"hub dataset '{config.source}' (split '{config.split}') cannot be loaded: {reason}; check name, split, network "
-        f"and options, e.g. options: {{name: main}}; no file or folder here has this name{_nearest(Path(source))}"
+        f"hub dataset '{config.source}' (split '{config.split}') cannot be loaded: {reason}; check name, split, network"
+        f" and options, e.g. options: {{name: main}}; no file or folder here has this name{_nearest(Path(source))}"
     )
 
 
