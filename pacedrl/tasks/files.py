@@ -59,8 +59,8 @@ def _guarded(path: Path, rows: Rows) -> Rows:
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except (OSError, EOFError, lzma.LZMAError) as error:  # gzip raises EOFError for a truncated file
-        how = f", although its name ends in {path.suffix}" if path.suffix.lower() in COMPRESSED else ""
-        raise InputError(f"{path}: cannot read it{how}: {first_line(error)}") from None
+        hint = "; is it compressed as its name says?" if path.suffix.lower() in COMPRESSED else ""
+        raise InputError(f"{path}: cannot read it: {first_line(error)}{hint}") from None
 
 
 def _open(path: Path) -> BinaryIO:
@@ -126,7 +126,7 @@ def _table(value: Any, path: Path) -> Iterable[Any]:
     if len(tables) == 1:  # {"data": [...]}
         return lists[tables[0]]
     lengths = {len(items) for items in lists.values()}
-    if len(lists) == len(value) > 0 and len(lengths) == 1 and not tables:  # columns as lists
+    if len(lists) == len(value) > 0 and len(lengths - {0}) == 1 and not tables:  # columns as lists
         return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
     if value and all(isinstance(item, dict) and item for item in value.values()):
         columns = [list(item) for item in value.values()]

@@ -39,9 +39,14 @@ def read_rows(config: TaskConfig) -> Rows:
     path = Path(source).expanduser()
     if path.is_dir():
         return _saved(config, path) if _is_saved(path) else _folder(config, path)
+    if not path.exists() and _GLOB.search(source):
+        parts = [config.model_copy(update={"source": str(match)}) for match in _matches(path)]
+        return chain.from_iterable(map(read_rows, parts))
     if config.options:
         raise InputError(f"{source}: options are for generators, folders and hub datasets; a file takes none")
-    return chain.from_iterable(map(read_file, _files(path)))
+    if not path.exists():
+        raise InputError(f"{path}: no such file{_nearest(path)}")
+    return read_file(path)
 
 
 def is_local(source: str) -> bool:
@@ -82,22 +87,23 @@ def split_names(source: str, subset: str | None) -> list[str]:
         raise InputError(f"{source}: cannot tell its splits: {first_line(error)}") from None
 
 
-def _files(path: Path) -> list[Path]:
-    """The file, or those that the pattern matches, sorted by name."""
-    if path.exists():
-        return [path]
-    if _GLOB.search(str(path)):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-        if not found:
-            raise InputError(f"{path}: no file matches this pattern")
-        return found
-    raise InputError(f"{path}: no such file or folder{_nearest(path)}")
+def _matches(pattern: Path) -> list[Path]:
+    """The files that the pattern matches, sorted by name; the folders, where it matches no file."""
+    found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
+    if not found:
+        raise InputError(f"{pattern}: no file matches this pattern")
+    return [path for path in found if path.is_file()] or found
 
 
 def _nearest(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; there is no folder {path.parent} either"
-    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return _close(path)
+
+
+def _close(path: Path) -> str:
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
@@ -137,48 +143,43 @@ def _saved(config: TaskConfig, path: Path) -> Rows:
 
 
 def _hub(config: TaskConfig) -> Rows:
-    with _offline_unless_reachable() as reachable:
-        rows = _loaded(config, str(config.source), reachable)
+    with _offline_unless_reachable():
+        rows = _loaded(config, str(config.source))
     return ((f"{config.source}: row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 @contextmanager
-def _offline_unless_reachable() -> Iterator[bool]:
-    """Without a network, datasets would try for half a minute before it looks into its cache: this looks at once."""
-    import datasets
+def _offline_unless_reachable() -> Iterator[None]:
+    """Without a network, the hub's library would try for half a minute before it looks into its cache."""
     from huggingface_hub import constants, get_session
 
-    before = datasets.config.HF_HUB_OFFLINE
-    reachable = False
-    if not before:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=10)
-            reachable = True
-        except Exception:  # of whichever HTTP library huggingface_hub uses
-            datasets.config.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE
     try:
-        yield reachable
+        if not before:
+            get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # of whichever HTTP library huggingface_hub uses
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
     finally:
-        datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = before
 
 
-def _loaded(config: TaskConfig, source: str, reachable: bool = True) -> Any:
+def _loaded(config: TaskConfig, source: str) -> Any:
     import datasets
 
     try:
         return datasets.load_dataset(source, split=config.split, **config.options)
     except Exception as error:  # network, name, configuration, split: a dozen unrelated types across three libraries
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error).removesuffix('.')}"
     if is_local(source):
         raise InputError(
             f"{config.source}: this folder (split '{config.split}') cannot be loaded: {reason}; expected files ending "
             f"in {', '.join(KINDS)}, their splits by datasets' rules for names, or a folder that save_to_disk wrote"
         )
-    if not reachable:
-        reason = "the hub cannot be reached, and the cache does not hold it"
     raise InputError(
         f"hub dataset '{config.source}' (split '{config.split}') cannot be loaded: {reason}; check name, split, network"
-        f" and options, e.g. options: {{name: main}}; no file or folder here has this name{_nearest(Path(source))}"
+        f" and options, e.g. options: {{name: main}}; no file or folder has this name{_close(Path(source))}"
     )
 
 
