@@ -9,7 +9,7 @@ from typing import Any
 
 from pacedrl.assets import TINY_MODEL
 from pacedrl.errors import InputError
-from pacedrl.policy.chat_template import mentions, prompt_ids, rendered, thinks
+from pacedrl.policy.chat_template import has_thinking_switch, prompt_ids, rendered, thinks
 from pacedrl.types import Prompt
 
 
@@ -32,7 +32,7 @@ class KnownModel:
 
     @property
     def has_thinking_switch(self) -> bool:
-        return mentions(self.tokenizer, "enable_thinking")
+        return has_thinking_switch(self.tokenizer)
 
     def takes_system_message(self) -> bool:
         """Whether the chat template puts a system message before the model, which some refuse and some leave out."""

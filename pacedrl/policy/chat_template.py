@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,15 +79,24 @@ def _before_continuation(
     return None
 
 
-def mentions(tokenizer: Any, text: str) -> bool:
-    """Whether the source of the chat template has this text in it."""
-    template = tokenizer.chat_template
-    return text in (template if isinstance(template, str) else " ".join((template or {}).values()))
-
-
 def thinks(tokenizer: Any) -> bool:
     """Whether the chat template is one of a model that reasons before it answers."""
-    return mentions(tokenizer, "enable_thinking") or mentions(tokenizer, THINK)
+    return has_thinking_switch(tokenizer) or THINK in _source(tokenizer)
+
+
+def has_thinking_switch(tokenizer: Any) -> bool:
+    return reads(tokenizer, "enable_thinking")
+
+
+def reads(tokenizer: Any, name: str) -> bool:
+    """Whether this name occurs in the chat template other than as a tag such as <think>."""
+    return re.search(rf"(?<![\w</]){re.escape(name)}(?!\w)", _source(tokenizer)) is not None
+
+
+def _source(tokenizer: Any) -> str:
+    """The template; those of a tokenizer that has several, one after the other."""
+    template = tokenizer.chat_template or ""
+    return template if isinstance(template, str) else "\n".join(template.values())
 
 
 def _applied(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any], **how: bool) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pacedrl.errors import InputError
-from pacedrl.policy.chat_template import END_OF_THINK, mentions, rendered, thinks
+from pacedrl.policy.chat_template import END_OF_THINK, has_thinking_switch, reads, rendered, thinks
 from pacedrl.tasks.chats import OPTIONS_COLUMN, TOOLS_COLUMN
 from pacedrl.types import Message, Prompt
 
@@ -26,7 +26,7 @@ def template_problems(tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens:
     if not chats:
         return
     for name in sorted({name for _, options in chats for name in options} - {TOOLS_COLUMN, "chat_template"}):
-        if not mentions(tokenizer, name):
+        if not reads(tokenizer, name):
             yield f"{OPTIONS_COLUMN}: the model's chat template does not use '{name}', so it changes nothing"
     with_tools = next((chat for chat in chats if TOOLS_COLUMN in chat[1]), None)
     if with_tools is not None and _ignores_tools(tokenizer, *with_tools):
@@ -37,7 +37,7 @@ def template_problems(tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens:
     for role in _left_out(tokenizer, *(with_calls or chats[0])):
         yield f"the model's chat template leaves out the text of messages with the role '{role}'"
     if max_new_tokens < ROOM_TO_THINK and thinks(tokenizer) and _may_think(tokenizer, *chats[0]):
-        off = f", or set {OPTIONS_COLUMN}: {{enable_thinking: false}}" if mentions(tokenizer, "enable_thinking") else ""
+        off = f", or set {OPTIONS_COLUMN}: {{enable_thinking: false}}" if has_thinking_switch(tokenizer) else ""
         yield (
             f"the model may think before it answers, and sampling.max_new_tokens = {max_new_tokens} leaves little "
             f"room; raise it to {ROOM_TO_THINK} or more{off}"
