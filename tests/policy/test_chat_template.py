@@ -28,10 +28,12 @@ OPENS_THOUGHTS = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
 )
+NOT_THINKING = "<think>\n\n</think>\n\n"
 SWITCH = (
     "{% for m in messages %}<{{ m.role }}>"
-    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}<assistant>"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if m.role == 'assistant' and loop.last %}" + NOT_THINKING + "{% endif %}{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>"
+    "{% if enable_thinking is defined and not enable_thinking %}" + NOT_THINKING + "{% endif %}{% endif %}"
 )
 USER, SYSTEM = {"role": "user", "content": "2 + 2?"}, {"role": "system", "content": "Add."}
 
