@@ -122,11 +122,10 @@ def _find_columns(config: TaskConfig, verifier: str, row: Row, where: str) -> _C
             )
     if answer is None:
         answer = first_present(ANSWER_COLUMNS, row)
-        if answer is None and verifier in _NEED_AN_ANSWER and _gold(verifier, None, row) is None:
-            fields = f", or columns {', '.join(GOLD_FIELDS[verifier])}" if verifier in GOLD_FIELDS else ""
+        if answer is None and verifier in _NEED_AN_ANSWER:
             raise InputError(
-                f"{where}: no answer column ({', '.join(ANSWER_COLUMNS)}){fields}, and the verifier '{verifier}' needs "
-                f"one; it has {', '.join(row)}; say which with columns.answer"
+                f"{where}: no answer column ({', '.join(ANSWER_COLUMNS)}), and the verifier '{verifier}' needs one; "
+                f"it has {', '.join(row)}; say which with columns.answer"
             )
     return _Columns(prompt, answer)
 
@@ -147,21 +146,18 @@ def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row
         content = _content(config, fill(config.prompt_template, row, where), "prompt_template", where)
     else:
         content = _content(config, value_at(row, columns.prompt, where), columns.prompt, where)
-    answer = _gold(verifier, None if columns.answer is None else value_at(row, columns.answer, where), row)
+    answer = None if columns.answer is None else value_at(row, columns.answer, where)
+    if verifier in GOLD_FIELDS:
+        answer = gold_of_fields(verifier, answer, row)
     if verifier in _NEED_AN_ANSWER and (answer is None or (isinstance(answer, float) and math.isnan(answer))):
-        names = columns.answer or ", ".join(GOLD_FIELDS[verifier])
         raise InputError(
-            f"{where}: the answer (column '{names}') is empty, and the verifier '{verifier}' needs one; "
+            f"{where}: the answer (column '{columns.answer}') is empty, and the verifier '{verifier}' needs one; "
             "remove the row or fill it in"
         )
     used = {columns.prompt, "answer" if columns.answer == "answer" else None}
     rest = {column: value for column, value in row.items() if column not in used}
     options = _template_options(config, row, content, where)
     return Prompt(prompt_key(content, answer, options), task, content, answer, rest, options, where)
-
-
-def _gold(verifier: str, answer: Any, row: Row) -> Any:
-    return gold_of_fields(verifier, answer, row) if verifier in GOLD_FIELDS else answer
 
 
 def _template_options(config: TaskConfig, row: Row, content: str | list[Message], where: str) -> dict[str, Any]:

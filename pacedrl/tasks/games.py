@@ -7,6 +7,7 @@ The answer is what stands in the last ``<answer>...</answer>``, else in the last
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -34,6 +35,7 @@ _MOST_NUMBERS = 12
 _MOST_TRIED = 4
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*"})
 _COMMANDS = [(r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"), (r"\left", ""), (r"\right", ""), ("$", "")]
+_NUMBERS = re.compile(r"[\[(]?\s*\d+(?:[\s,]+\d+)+\s*[\])]?", re.ASCII)
 _EXPRESSION = re.compile(r"[0-9()+\-*/ ]+")
 _ALLOWED = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _STATEMENT = re.compile(r"(?:\(?\d{1,3}[).:]\s*)?(?P<name>\S.*?)\s*(?:\bis\s+an?\b|:)\s*(?P<role>knight|knave)", re.I)
@@ -46,11 +48,11 @@ def gold_of_fields(game: str, answer: Any, row: dict[str, Any]) -> Any:
 
     ``answer`` may be JSON text, as may each field. Without all fields in one place, it is returned as it is.
     """
-    for source in (from_json(answer), row):
+    for source in (_parsed(answer), row):
         if isinstance(source, dict):
             by_lower_case = {name.lower(): value for name, value in source.items() if value is not None}
             found = {
-                field: _whole_numbers(from_json(by_lower_case[name]))
+                field: _whole_numbers(_parsed(by_lower_case[name]))
                 for field, names in GOLD_FIELDS[game].items()
                 for name in names[::-1]
                 if name in by_lower_case
@@ -60,10 +62,21 @@ def gold_of_fields(game: str, answer: Any, row: dict[str, Any]) -> Any:
     return answer
 
 
+def _parsed(value: Any) -> Any:
+    """What JSON text says, or the text of a Python list or dict, as tables hold that were written as CSV."""
+    value = from_json(value)
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return ast.literal_eval(value.strip())
+    return value
+
+
 def _whole_numbers(value: Any) -> Any:
-    """Floats without a fraction become integers: tables with gaps hold whole numbers as floats."""
+    """Whole numbers that a table holds as floats, or as text such as ``[20 9 24]``, as integers."""
     if isinstance(value, list):
         return [_whole_numbers(item) for item in value]
+    if isinstance(value, str) and _NUMBERS.fullmatch(value.strip()):
+        return [int(number) for number in re.findall(r"\d+", value)]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

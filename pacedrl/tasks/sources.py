@@ -84,7 +84,7 @@ def split_names(source: str, subset: str | None) -> list[str]:
     try:
         return list(datasets.get_dataset_split_names(str(path) if path.is_dir() else source, subset))
     except Exception as error:  # as in `_loaded`
-        raise InputError(f"{source}: cannot tell its splits: {first_line(error)}") from None
+        raise InputError(f"{source}: cannot tell its splits: {_reason(error)}") from None
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -115,7 +115,9 @@ def _folder(config: TaskConfig, path: Path) -> Rows:
 
 def _is_saved(path: Path) -> bool:
     """Whether ``save_to_disk`` of a Dataset or a DatasetDict wrote this folder."""
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    return (path / "dataset_dict.json").is_file() or all(
+        (path / name).is_file() for name in ("state.json", "dataset_info.json")
+    )
 
 
 def _load_saved(path: Path) -> Any:
@@ -171,7 +173,7 @@ def _loaded(config: TaskConfig, source: str) -> Any:
     try:
         return datasets.load_dataset(source, split=config.split, **config.options)
     except Exception as error:  # network, name, configuration, split: a dozen unrelated types across three libraries
-        reason = f"{type(error).__name__}: {first_line(error).removesuffix('.')}"
+        reason = _reason(error)
     if is_local(source):
         raise InputError(
             f"{config.source}: this folder (split '{config.split}') cannot be loaded: {reason}; expected files ending "
@@ -181,6 +183,14 @@ def _loaded(config: TaskConfig, source: str) -> Any:
         f"hub dataset '{config.source}' (split '{config.split}') cannot be loaded: {reason}; check name, split, network"
         f" and options, e.g. options: {{name: main}}; no file or folder has this name{_close(Path(source))}"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why ``load_dataset`` failed: what it says of the data in full, of anything else the first line."""
+    if type(error).__name__.startswith("DatasetGeneration") and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    text = " ".join(str(error).split())[:300] if isinstance(error, ValueError) else first_line(error)
+    return f"{type(error).__name__}: {text.removesuffix('.')}"
 
 
 def _gym(name: str, options: dict[str, Any]) -> Rows:

@@ -115,6 +115,18 @@ def test_folders_without_data(tmp_path):
     assert "or a folder that save_to_disk wrote" in message
 
 
+def test_a_folder_that_cannot_be_read_says_why(tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "1.jsonl").write_text('{"prompt": "a", "answer": "1"}\n')
+    (folder / "2.jsonl").write_text('{"prompt": "a", "gold": "1"}\n')
+    assert "because column names don't match" in refusal("mixed")
+    configs = "".join(f"- config_name: {name}\n  data_files: {n}.jsonl\n" for n, name in enumerate(("main", "hard"), 1))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert "Please pick one among the available configs: ['main', 'hard']" in refusal("mixed")
+    assert pairs("mixed", options={"name": "main"}) == [{"prompt": "a", "answer": "1"}]
+
+
 LINES = "".join(json.dumps(row) + "\n" for row in TRAIN)
 TSV = "prompt\tanswer\n" + "".join(f"{row['prompt']}\t{row['answer']}\n" for row in TRAIN)
 COLUMNS = {name: {str(i): row[name] for i, row in enumerate(TRAIN)} for name in ("prompt", "answer")}
