@@ -19,12 +19,12 @@ from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
-from pacedrl.policy.template_problems import template_problems
 from pacedrl.policy.vllm_client import Lost, Server
 from pacedrl.policy.vllm_weights import require_fit
 from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.template_problems import template_problems
 from pacedrl.training.learner import Learner
 from pacedrl.training.objective import policy_loss
 from pacedrl.training.sequences import TrainingSequence

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pacedrl.errors import InputError
-from pacedrl.tasks.chats import from_json
 from pacedrl.types import Message, Prompt
 
 THINK, END_OF_THINK = "<think>", "</think>"
@@ -157,5 +157,8 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if isinstance(function, dict):
         return {**call, "function": _with_object(function)}
-    arguments = from_json(call.get("arguments"))
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):  # text that is no JSON is the template's to make sense of
+            arguments = json.loads(arguments)
     return {**call, "arguments": _Arguments(arguments)} if isinstance(arguments, dict) else call

@@ -10,7 +10,7 @@ import pytest
 from pacedrl.errors import InputError
 from pacedrl.policy.chat_template import prompt_ids, token_ids
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.template_problems import template_problems
+from pacedrl.template_problems import template_problems
 from pacedrl.types import Prompt
 
 TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>\n{% endfor %}"
