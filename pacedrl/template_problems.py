@@ -36,7 +36,7 @@ def template_problems(tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens:
         yield "the model's chat template ignores tool_calls, so the model does not see them"
     for role in _left_out(tokenizer, *(with_calls or chats[0])):
         yield f"the model's chat template leaves out the text of messages with the role '{role}'"
-    if max_new_tokens < ROOM_TO_THINK and thinks(tokenizer) and _may_think(tokenizer, *chats[0]):
+    if max_new_tokens < ROOM_TO_THINK and _may_think(tokenizer, *chats[0]):
         off = f", or set {OPTIONS_COLUMN}: {{enable_thinking: false}}" if has_thinking_switch(tokenizer) else ""
         yield (
             f"the model may think before it answers, and sampling.max_new_tokens = {max_new_tokens} leaves little "
@@ -70,10 +70,10 @@ def _left_out(tokenizer: Any, messages: Sequence[Message], options: Options) -> 
 
 
 def _may_think(tokenizer: Any, messages: Sequence[Message], options: Options) -> bool:
-    """Whether the beginning of the assistant's turn leaves room for thoughts, none being closed in it."""
-    prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
-    text = _text(tokenizer, messages, options) or ""
-    return END_OF_THINK not in prefill and not text.rstrip().endswith(END_OF_THINK)
+    last = messages[-1]
+    return thinks(tokenizer, messages, options) and not (
+        last["role"] == "assistant" and END_OF_THINK in last["content"]
+    )
 
 
 def _text(tokenizer: Any, messages: Sequence[Message], options: Options) -> str | None:

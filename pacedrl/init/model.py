@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from pacedrl.assets import TINY_MODEL
 from pacedrl.errors import InputError
 from pacedrl.policy.chat_template import has_thinking_switch, prompt_ids, rendered, thinks
 from pacedrl.types import Prompt
+
+USER = {"role": "user", "content": "What the user says."}
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,23 @@ class KnownModel:
 
     @property
     def thinks(self) -> bool:
-        """Whether it reasons before it answers."""
-        return thinks(self.tokenizer)
+        """Whether it reasons before it answers unless it is told otherwise."""
+        with contextlib.suppress(InputError):  # the rows' own messages will be refused, and the message name the row
+            return self.chats and thinks(self.tokenizer, [USER], {})
+        return False
 
     @property
-    def has_thinking_switch(self) -> bool:
-        return has_thinking_switch(self.tokenizer)
+    def can_stop_thinking(self) -> bool:
+        """Whether it thinks, and ``enable_thinking: false`` turns that off."""
+        return self.thinks and has_thinking_switch(self.tokenizer)
 
     def takes_system_message(self) -> bool:
         """Whether the chat template puts a system message before the model, which some refuse and some leave out."""
         text = "What the system says."
-        chat = [{"role": "system", "content": text}, {"role": "user", "content": "What the user says."}]
-        try:
+        chat = [{"role": "system", "content": text}, USER]
+        with contextlib.suppress(InputError):
             return text in rendered(self.tokenizer, chat, {})
-        except InputError:
-            return False
+        return False
 
     def longest(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens of each prompt. InputError where there is no chat template for messages, or it refuses them."""

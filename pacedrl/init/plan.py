@@ -46,9 +46,9 @@ class Plan:
         return self.is_chat and self.known is not None and self.known.thinks
 
     @property
-    def has_thinking_switch(self) -> bool:
+    def can_stop_thinking(self) -> bool:
         """Whether the chat template can be told that it should not."""
-        return self.is_chat and self.known is not None and self.known.has_thinking_switch
+        return self.is_chat and self.known is not None and self.known.can_stop_thinking
 
 
 def task_settings(plan: Plan, task: Settings) -> Settings:
@@ -90,7 +90,7 @@ def _field(path: str | None) -> str | None:
 
 def _switches_thinking_off(plan: Plan) -> bool:
     """The verifier ``exact`` compares all that is written, thoughts included."""
-    return plan.has_thinking_switch and plan.choice.verifier == "exact"
+    return plan.can_stop_thinking and plan.choice.verifier == "exact"
 
 
 def cautions(plan: Plan) -> list[str]:

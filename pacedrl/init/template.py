@@ -98,7 +98,7 @@ def _task(plan: Plan, task: Settings, why: str) -> Tree:
     if task is plan.data.train and plan.known is None and not survey.chat:
         hint = "uncomment, here and below, if the model has a chat template: it is not here to be asked"
         lines["chat"] = Idea(True, hint)
-    if task is plan.data.train and plan.has_thinking_switch and "chat_template_kwargs" not in made:
+    if task is plan.data.train and plan.can_stop_thinking and "chat_template_kwargs" not in made:
         lines["chat_template_kwargs"] = Idea(
             {"enable_thinking": False}, "uncomment, here and below, for answers without thoughts before them"
         )

@@ -14,6 +14,8 @@ from pacedrl.types import Message, Prompt
 THINK, END_OF_THINK = "<think>", "</think>"
 """Between these a thinking model reasons before it answers."""
 
+_WRITTEN_THOUGHTS = re.compile(rf"{THINK}\s*({END_OF_THINK}\s*)?$")
+
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a prompt. Raises InputError as `token_ids` does; the message names the task and the row."""
@@ -55,13 +57,15 @@ def rendered(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, 
             raise InputError("the prompt is a message of the assistant's alone; put the user's message before it")
         return before + said
     opened = _applied(tokenizer, messages[:-1], options, add_generation_prompt=True)
-    if before is not None and before != opened:
-        # Templates without a generation prompt, or with other white space in it, begin a turn in their own way.
-        unopened = _applied(tokenizer, messages[:-1], options, add_generation_prompt=False)
-        if before.strip() == opened.strip() or opened == unopened:
+    if said.lstrip().startswith(THINK):  # the row's own thoughts replace those that the template begins
+        opened = _WRITTEN_THOUGHTS.sub("", opened)
+    shared = opened.rstrip()
+    if before is not None and before.startswith(shared):
+        # Some templates begin a message with more than they prompt for. Thoughts are left to the prompt, which heeds a
+        # thinking switch.
+        more = before.removeprefix(shared)
+        if THINK not in more and END_OF_THINK not in more:
             return before + said
-    if said.lstrip().startswith(THINK) and opened.rstrip().endswith(THINK):
-        opened = opened.rstrip().removesuffix(THINK)
     return opened + said
 
 
@@ -79,9 +83,15 @@ def _before_continuation(
     return None
 
 
-def thinks(tokenizer: Any) -> bool:
-    """Whether the chat template is one of a model that reasons before it answers."""
-    return has_thinking_switch(tokenizer) or THINK in _source(tokenizer)
+def thinks(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any]) -> bool:
+    """Whether the template leaves it to the model to reason before it answers.
+
+    Where there is a switch, that is whether it can still be turned off. Raises InputError as `rendered` does.
+    """
+    text = rendered(tokenizer, messages, options)
+    if has_thinking_switch(tokenizer):
+        return text != rendered(tokenizer, messages, {**options, "enable_thinking": False})
+    return THINK in _source(tokenizer) and not text.rstrip().endswith(END_OF_THINK)
 
 
 def has_thinking_switch(tokenizer: Any) -> bool:
@@ -107,7 +117,7 @@ def _applied(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, 
     blank = [{**message, "content": message["content"] or ""} for message in chat]
     texts: list[str] = []
     reason = ""
-    # Some templates tell None from text, others print it as a word or fail on it.
+    # Some templates tell None from text; others print it, as None or null, or fail on it.
     for form in [chat] if chat == blank else [chat, blank]:
         try:
             texts.append(str(tokenizer.apply_chat_template(form, tokenize=False, **how, **options)))
@@ -115,7 +125,7 @@ def _applied(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, 
             reason = reason or _reason(error)
     if not texts:
         raise InputError(_refusal(messages, reason))
-    return min(texts, key=lambda text: text.count("None"))
+    return min(texts, key=lambda text: text.count("None") + text.count("null"))
 
 
 def _reason(error: Exception) -> str:

@@ -35,6 +35,9 @@ SWITCH = (
     "{% if add_generation_prompt %}<assistant>"
     "{% if enable_thinking is defined and not enable_thinking %}" + NOT_THINKING + "{% endif %}{% endif %}"
 )
+SWITCH_OPENS = SWITCH.replace("{% endif %}{% endif %}", "{% else %}<think>\n{% endif %}{% endif %}")
+OFF_BY_DEFAULT = PLAIN + "{% if enable_thinking %}<think>{% endif %}"
+CHANNEL = PLAIN.replace("{{ m['content'] }}", "{% if m['role'] == 'assistant' %}final: {% endif %}{{ m['content'] }}")
 USER, SYSTEM = {"role": "user", "content": "2 + 2?"}, {"role": "system", "content": "Add."}
 
 
@@ -69,6 +72,9 @@ def said(text: str) -> dict[str, Any]:
         (OPENS_THOUGHTS, "I add.", "<assistant><think>\nI add."),
         (SWITCH, "<think>\nI add.", "<assistant><think>\nI add."),
         (SWITCH, "It is", "<assistant>It is"),
+        (SWITCH_OPENS, "It is", "<assistant><think>\nIt is"),
+        (SWITCH_OPENS, "<think>\nI add.", "<assistant><think>\nI add."),
+        (CHANNEL, "It is", "<assistant>final: It is"),
     ],
 )
 def test_a_last_message_of_the_assistants_is_continued(tokenizer: Any, template: str, prefill: str, end: str) -> None:
@@ -81,6 +87,8 @@ def test_a_last_message_of_the_assistants_is_continued(tokenizer: Any, template:
 def test_a_prefill_begins_after_what_the_thinking_switch_writes(tokenizer: Any) -> None:
     text = seen(tokenizer, SWITCH, [USER, said("It is")], enable_thinking=False)
     assert text.endswith("<assistant><think>\n\n</think>\n\nIt is")
+    text = seen(tokenizer, SWITCH, [USER, said("<think>\nI add.")], enable_thinking=False)
+    assert text.endswith("<assistant><think>\nI add.")
 
 
 def test_a_prefill_alone_and_earlier_assistant_messages(tokenizer: Any) -> None:
@@ -207,6 +215,9 @@ def test_what_a_template_ignores_is_named(tokenizer: Any) -> None:
         (SWITCH, chat([USER], enable_thinking=False), 16, False),
         (SWITCH, chat([USER, said("<think>\nI add.\n</think>\nIt is")]), 16, False),
         (OPENS_THOUGHTS, chat([USER]), 16, True),
+        (SWITCH_OPENS, chat([USER]), 16, True),
+        (OFF_BY_DEFAULT, chat([USER]), 16, False),
+        (OFF_BY_DEFAULT, chat([USER], enable_thinking=True), 16, True),
         (PLAIN, chat([USER]), 16, False),
         (SWITCH, Prompt("k", "t", "2 + 2?", "4"), 16, False),
     ],
@@ -214,4 +225,4 @@ def test_what_a_template_ignores_is_named(tokenizer: Any) -> None:
 def test_too_few_tokens_for_thoughts(tokenizer: Any, template: str, prompt: Prompt, tokens: int, warns: bool) -> None:
     found = problems(tokenizer, template, prompt, max_new_tokens=tokens)
     assert (f"sampling.max_new_tokens = {tokens} leaves little room" in found) == warns
-    assert ("enable_thinking: false" in found) == (warns and template is SWITCH)
+    assert ("enable_thinking: false" in found) == (warns and template is not OPENS_THOUGHTS)
