@@ -79,7 +79,7 @@ class RewardPartConfig(Section):
 class TaskConfig(Section):
     """One set of prompts and the verifier that judges their completions."""
 
-    source: str | Annotated[list[str], Field(min_length=1)] = "skills"
+    source: str | list[str] = "skills"
     """``skills``, ``gym:NAME`` (reasoning-gym), a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow; text also
     as .gz, .bz2, .xz, .zst), a pattern (``data/train-*.parquet``), a folder of such files, a folder that
     ``save_to_disk`` wrote, or a hub dataset; or a list of these. A local file or folder is used rather than a hub
@@ -114,6 +114,14 @@ class TaskConfig(Section):
     """Rows left out at the start of the file."""
     limit: Positive | None = None
     """Rows ``skip : skip + limit`` in file order."""
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _names_a_source(cls, value: Any) -> Any:
+        sources = value if isinstance(value, list) else [value]
+        if not sources or not all(isinstance(source, str) and source for source in sources):
+            raise ValueError("must be the name of a source, or a list of such names")
+        return value
 
     @field_validator("verifier", mode="before")
     @classmethod

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,11 @@ def _close(path: Path) -> str:
 
 def _folder(config: TaskConfig, path: Path) -> Rows:
     """A folder of files, as ``load_dataset`` reads it: a dataset's repository, or shards named after their split."""
+    names: list[str] = []
+    with contextlib.suppress(InputError):  # `_loaded` will say what is wrong with the folder
+        names = [] if config.options else split_names(str(path), None)
+    if names and config.split not in names and config.split.isidentifier():  # not "train[:100]"
+        raise InputError(f"{config.source}: has no split '{config.split}'; it has {', '.join(names)}")
     rows = _loaded(config, str(path))
     return ((f"{config.source}: row {number}", row) for number, row in enumerate(rows, start=1))
 
@@ -150,7 +155,7 @@ def _hub(config: TaskConfig) -> Rows:
     return ((f"{config.source}: row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _offline_unless_reachable() -> Iterator[None]:
     """Without a network, the hub's library would try for half a minute before it looks into its cache."""
     from huggingface_hub import constants, get_session

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-from pacedrl.config import TaskConfig
+from pacedrl.config import TaskConfig, parse_config
 from pacedrl.errors import InputError
 from pacedrl.tasks import load_task
 from pacedrl.tasks.sources import default_name, split_names
@@ -60,9 +60,8 @@ def test_a_folder_of_shards_is_read_by_any_path_to_it(repo):
         assert pairs(source, split="test") == TEST
         assert load(source).name == default_name(source) == "repo"
     assert split_names("repo", None) == ["train", "test"]
-    message = refusal("repo", split="tset")
-    assert message.startswith("repo: this folder (split 'tset') cannot be loaded: ValueError: Unknown split")
-    assert "['train', 'test']" in message
+    assert pairs("repo", split="train[:2]") == TRAIN[:2]
+    assert refusal("repo", split="tset") == "repo: has no split 'tset'; it has train, test"
 
 
 def test_a_folder_goes_before_a_hub_dataset_of_its_name(repo):
@@ -101,6 +100,14 @@ def test_patterns_and_lists(repo):
     assert refusal("repo/data/*.jsonl") == "repo/data/*.jsonl: no file matches this pattern"
     assert refusal(["repo", "repo.csv"]) == "repo.csv: no such file; did you mean repo?"
     assert "repo/README.md: cannot read this kind of file" in refusal("repo/*.md")
+
+
+@pytest.mark.parametrize("source", [3, [], [3], "", None, {"train": "rows.csv"}])
+def test_what_is_no_source(source):
+    with pytest.raises(
+        InputError, match=r"data\.train\.0\.source: must be the name of a source, or a list of such names"
+    ):
+        parse_config({"data": {"train": {"source": source}}})
 
 
 def test_a_file_whose_name_looks_like_a_pattern(repo):
