@@ -7,8 +7,8 @@ from typing import Any
 
 from pacedrl.errors import InputError
 from pacedrl.tasks.datasets import ANSWER_COLUMNS, PROMPT_COLUMNS, first_present, value_at
+from pacedrl.tasks.files import Row
 from pacedrl.tasks.games import GOLD_FIELDS
-from pacedrl.tasks.sources import Row
 
 MORE_PROMPT_COLUMNS = ("input", "text", "task", "puzzle", "quiz", "user_prompt", "user")
 MORE_ANSWER_COLUMNS = ("gold", "gold_answer", "correct_answer", "groundtruth", "result", "output", "response")

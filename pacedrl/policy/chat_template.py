@@ -112,7 +112,10 @@ def _source(tokenizer: Any) -> str:
 def _applied(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any], **how: bool) -> str:
     """transformers' ``apply_chat_template``; InputError with the template's reason when it fails."""
     if tokenizer.chat_template is None and "chat_template" not in options:
-        raise InputError("the prompt is a list of messages, but the model's tokenizer has no chat template")
+        raise InputError(
+            "the prompt is a list of messages, but the model's tokenizer has no chat template; give it plain text "
+            "(without chat and system_prompt), or choose a model that has one"
+        )
     chat = [_with_arguments(message) for message in messages]
     blank = [{**message, "content": message["content"] or ""} for message in chat]
     texts: list[str] = []

@@ -48,11 +48,11 @@ def _message(value: Any, where: str) -> Message:
     if isinstance(value, dict) and isinstance(value.get("role"), str):
         known = _without_none(value)
         content = known.get("content")
-        calls = known.get("tool_calls")
+        calls = from_json(known.pop("tool_calls", None)) or []
         may_be_empty = bool(calls) or value["role"] == "tool"
-        well_formed = not calls or (isinstance(calls, list) and all(isinstance(call, dict) for call in calls))
-        if not calls:
-            known.pop("tool_calls", None)
+        well_formed = isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+        if calls:
+            known["tool_calls"] = calls
         if well_formed and ((isinstance(content, str) and content.strip()) or (may_be_empty and content in (None, ""))):
             return {"role": value["role"], "content": content} | known
     raise InputError(
@@ -72,7 +72,7 @@ def template_options(settings: dict[str, Any], row: dict[str, Any], where: str) 
             f"{where}: column '{OPTIONS_COLUMN}' holds {str(own)[:60]!r}; expected an object such as "
             '{"enable_thinking": false}'
         )
-    options = _without_none(settings | (own or {}))
+    options = settings | _without_none(own or {})
     for name in options:
         if name in DECIDED_HERE:
             raise InputError(f"{where}: {OPTIONS_COLUMN}: '{name}' is set by pacedrl itself; leave it out")

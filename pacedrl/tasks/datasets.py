@@ -15,8 +15,9 @@ from typing import Any
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
 from pacedrl.tasks.chats import messages, template_options
+from pacedrl.tasks.files import Row
 from pacedrl.tasks.games import GOLD_FIELDS, gold_of_fields
-from pacedrl.tasks.sources import Row, default_name, default_verifier, read_rows
+from pacedrl.tasks.sources import default_name, default_verifier, read_rows
 from pacedrl.tasks.verifiers import check_spec
 from pacedrl.types import Message, Prompt, prompt_key
 
@@ -68,8 +69,8 @@ def load_task(config: TaskConfig) -> Task:
     """Read the prompts of one task and check that its verifier exists.
 
     ``Prompt.columns`` holds the row's columns as JSON values, without the prompt's own column and without an
-    ``answer`` column that became ``Prompt.answer``. Rows with the same prompt and answer are kept once. The columns
-    are found on the first row. Raises InputError: one line that names the file and the row.
+    ``answer`` column that became ``Prompt.answer``. Of rows with the same prompt, answer and template options one is
+    kept. The columns are found on the first row. Raises InputError: one line that names the file and the row.
     """
     name = config.name or default_name(config.source)
     verifier = config.verifier or default_verifier(config.source)

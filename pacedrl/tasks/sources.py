@@ -13,10 +13,8 @@ from typing import Any
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks.files import KINDS, Row, Rows, ending_of, first_line, read_file, stem_of
+from pacedrl.tasks.files import KINDS, Rows, ending_of, first_line, read_file, stem_of
 from pacedrl.tasks.verifiers import import_gym
-
-__all__ = ["Row", "Rows", "default_name", "default_verifier", "is_local", "read_rows", "split_names"]
 
 _GLOB = re.compile(r"[*?\[]")
 

@@ -61,6 +61,14 @@ def test_a_rows_options_go_before_the_tasks(rows_file):
     assert [prompt.template_options for prompt in prompts] == [{"x": 1, "y": 1}, {"x": 2, "y": 1}]
 
 
+def test_what_arrow_fills_into_options_leaves_the_tasks_alone(tmp_path):
+    rows = [{"prompt": "a", "answer": "4", "chat_template_kwargs": {"x": 2}}, {"prompt": "b", "answer": "4"}]
+    rows[1]["chat_template_kwargs"] = {"y": 3}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    prompts = load(tmp_path / "rows.parquet", chat=True, chat_template_kwargs={"x": 1})
+    assert [prompt.template_options for prompt in prompts] == [{"x": 2}, {"x": 1, "y": 3}]
+
+
 def test_options_in_csv_are_json_text(write):
     path = write("rows.csv", 'prompt,answer,chat_template_kwargs\na,1,"{""enable_thinking"": false}"\nb,2,\n')
     prompts = load(path, chat=True)
@@ -81,10 +89,11 @@ def test_messages_are_kept_whole_and_without_what_arrow_fills_in(tmp_path, rows_
 
 
 def test_a_call_may_come_without_content_and_a_tool_may_say_nothing(rows_file):
-    called = {"role": "assistant", "tool_calls": [CALL]}
-    (prompt,) = load(rows_file({"prompt": [USER, called, {**RESULT, "content": ""}], "answer": "4"}))
-    assert prompt.content[1:] == [CALLED, {**RESULT, "content": ""}]
-    assert prompt.question == "2 + 2?"
+    for calls in ([CALL], json.dumps([CALL])):
+        called = {"role": "assistant", "tool_calls": calls}
+        (prompt,) = load(rows_file({"prompt": [USER, called, {**RESULT, "content": ""}], "answer": "4"}))
+        assert prompt.content[1:] == [CALLED, {**RESULT, "content": ""}]
+        assert prompt.question == "2 + 2?"
 
 
 @pytest.mark.parametrize(
