@@ -76,9 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _verb(verbs, "eval", "pass@k, mean@n and diversity of a model on tasks")
     evaluate.add_argument("model", metavar="MODEL", help="hub name, folder, checkpoint folder, or 'tiny'")
-    evaluate.add_argument("--tasks", nargs="+", metavar="NAME", help="skills, gym:NAME, a file, or a hub dataset")
+    evaluate.add_argument(
+        "--tasks", nargs="+", metavar="NAME", help="skills, gym:NAME, a file, a folder, or a hub dataset"
+    )
     evaluate.add_argument("--config", type=Path, help="take tasks (data.eval) and settings from this configuration")
-    evaluate.add_argument("--split", default="test", help="split of hub datasets and built-in skills (default: test)")
+    evaluate.add_argument(
+        "--split", default="test", help="split of hub datasets, folders and built-in skills (default: test)"
+    )
     evaluate.add_argument("--k", default=None, help="comma-separated, e.g. 1,8,32 (default: eval.k)")
     evaluate.add_argument("--samples", type=int, help="completions a prompt (default: the largest k, at least 8)")
     evaluate.add_argument("--limit", type=int, help="only the first prompts of each task")
@@ -171,7 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     init.add_argument("--model", default="tiny", metavar="NAME", help="hub name, folder, or 'tiny' (the default)")
     init.add_argument(
-        "--data", default="skills", metavar="SOURCE", help="a file, a hub dataset, gym:NAME, or skills (the default)"
+        "--data",
+        default="skills",
+        metavar="SOURCE",
+        help="a file, a folder, a hub dataset, gym:NAME, or skills (the default)",
     )
     init.add_argument("--subset", metavar="NAME", help="configuration of a hub dataset, e.g. main")
     init.add_argument("--eval", metavar="SOURCE", help="what to evaluate on (default: a part of the data is held out)")

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, TrajectoryBalanceConfig
 from pacedrl.errors import InputError
+from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import sample
@@ -24,6 +25,7 @@ from pacedrl.rollouts import training_settings
 from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.template_problems import template_problems
 from pacedrl.training.learner import Learner
 from pacedrl.training.objective import policy_loss
 from pacedrl.training.sequences import TrainingSequence
@@ -37,6 +39,7 @@ from pacedrl.training.setup import (
     shorten,
     unique_prompts,
 )
+from pacedrl.types import Prompt
 
 SHOWN = 10
 """Offenders listed by each check."""
@@ -86,7 +89,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _servers(config)
     try:
         yield from _prompts(policy, tasks, config)
-        encoded, prompt_ids = encode_tasks(policy, tasks, _dropping(config))
+        encoded, token_ids = encode_tasks(policy, tasks, _dropping(config))
     except InputError as error:
         yield Finding("fail", str(error))
         return
@@ -94,10 +97,10 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _recipe(config, encoded[: len(train)])
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         for task in tasks:
-            yield from _gold(pool, task)
+            yield from _gold(pool, task, config.verifier.check_gold)
             yield from _attacks(pool, task)
     yield from _cost(
-        policy, [prompt_ids[prompt.key] for task in encoded[: len(train)] for prompt in task.prompts], config
+        policy, [token_ids[prompt.key] for task in encoded[: len(train)] for prompt in task.prompts], config
     )
 
 
@@ -159,7 +162,7 @@ def _servers(config: Config) -> Iterator[Finding]:
 
 def _prompts(policy: Policy, tasks: Sequence[Task], config: Config) -> Iterator[Finding]:
     for task in tasks:
-        lengths = [len(policy.encode(prompt.content)) for prompt in task.prompts]
+        lengths = [len(prompt_ids(policy.tokenizer, prompt, policy.vocabulary)) for prompt in task.prompts]
         limit = config.sampling.max_prompt_tokens
         overlong = [i for i, length in enumerate(lengths) if length > limit]
         summary = f"task {task.name}: {len(lengths):,} prompts of {min(lengths)} to {max(lengths)} tokens"
@@ -172,23 +175,28 @@ def _prompts(policy: Policy, tasks: Sequence[Task], config: Config) -> Iterator[
         else:
             yield Finding("ok", f"{summary}, verifier '{task.verifier}'")
         first = task.prompts[0]
-        ids = policy.encode(first.content)
-        rendered = policy.tokenizer.decode(ids)
-        kind = "plain text" if isinstance(first.content, str) else "chat template"
-        yield Finding("ok", f"task {task.name}: the model sees ({kind}) {rendered!r}")
+        ids = prompt_ids(policy.tokenizer, first, policy.vocabulary)
+        yield Finding("ok", f"task {task.name}: the model sees ({_kind(first)}) {policy.tokenizer.decode(ids)!r}")
         bos = policy.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             yield Finding("warn", f"task {task.name}: prompts start with two {policy.tokenizer.bos_token!r} tokens")
+        for problem in template_problems(policy.tokenizer, task.prompts, config.sampling.max_new_tokens):
+            yield Finding("warn", f"task {task.name}: {problem}")
+
+
+def _kind(prompt: Prompt) -> str:
+    if isinstance(prompt.content, str):
+        return "plain text"
+    continued = prompt.content[-1]["role"] == "assistant"
+    return "chat template, continuing the assistant's message" if continued else "chat template"
 
 
 def _duplicates(train: Sequence[Task], held_out: Sequence[Task]) -> Iterator[Finding]:
     for task in [*train, *held_out]:
         answers = defaultdict(set)
         for prompt in task.prompts:
-            answers[str(prompt.content)].add(str(prompt.answer))
-        clashing = [
-            next(p for p in task.prompts if str(p.content) == text) for text, a in answers.items() if len(a) > 1
-        ]
+            answers[_asked(prompt)].add(str(prompt.answer))
+        clashing = [next(p for p in task.prompts if _asked(p) == text) for text, a in answers.items() if len(a) > 1]
         if clashing:
             listed = ", ".join(map(shorten, clashing[:SHOWN]))
             yield Finding("warn", f"task {task.name}: {len(clashing)} prompts occur with differing answers: {listed}")
@@ -201,6 +209,10 @@ def _duplicates(train: Sequence[Task], held_out: Sequence[Task]) -> Iterator[Fin
             )
 
 
+def _asked(prompt: Prompt) -> str:
+    return str((prompt.content, prompt.template_options))
+
+
 def _recipe(config: Config, train: Sequence[Task]) -> Iterator[Finding]:
     """What the recipe asks of the data."""
     try:
@@ -210,7 +222,10 @@ def _recipe(config: Config, train: Sequence[Task]) -> Iterator[Finding]:
         yield Finding("fail", str(error))
 
 
-def _gold(pool: VerifierPool, task: Task) -> Iterator[Finding]:
+def _gold(pool: VerifierPool, task: Task, check: bool) -> Iterator[Finding]:
+    if not check:
+        yield Finding("ok", f"task {task.name}: gold answers were not tried, as verifier.check_gold is false")
+        return
     tried, offenders = rejected_gold(pool, task)
     if not tried:
         yield Finding("warn", f"task {task.name}: no row states a gold answer, so the verifier cannot be checked")

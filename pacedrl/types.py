@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Message = dict[str, str]
-"""One chat message: ``{"role": ..., "content": ...}``."""
+Message = dict[str, Any]
+"""One chat message: ``role``, ``content`` (text, or None beside ``tool_calls``), and what else the row has in it."""
 
 FinishReason = Literal["stop", "length"]
 
@@ -23,6 +23,8 @@ class Prompt:
 
     ``content`` is plain text, tokenised as it is, or chat messages, rendered by the model's chat template.
     ``columns`` holds the row's remaining columns, handed to verifiers. ``task`` names the task it came from.
+    ``template_options`` are the variables that the chat template gets beside the messages, ``tools`` among them.
+    ``row`` says where the prompt stands, for messages to the user: ``train.jsonl: line 3``.
     """
 
     key: str
@@ -30,6 +32,17 @@ class Prompt:
     content: str | list[Message]
     answer: Any
     columns: dict[str, Any] = field(default_factory=dict)
+    template_options: dict[str, Any] = field(default_factory=dict)
+    row: str = ""
+
+    @property
+    def question(self) -> str:
+        """The text of the last user message: what is asked, also where tools or the assistant spoke after it."""
+        if isinstance(self.content, str):
+            return self.content
+        said = [message for message in self.content if message["content"]]
+        asked = [message for message in said if message["role"] == "user"]
+        return str((asked or said or [{"content": ""}])[-1]["content"])
 
 
 @dataclass
@@ -75,7 +88,9 @@ class Group:
         return sum(self.rewards) / len(self.rewards) if self.rewards else None
 
 
-def prompt_key(content: str | list[Message], answer: Any) -> str:
+def prompt_key(content: str | list[Message], answer: Any, template_options: dict[str, Any] | None = None) -> str:
     """A 16-hex-digit hash of what is asked and what counts as right: stable under shuffling and dataset growth."""
-    canonical = json.dumps([content, answer], sort_keys=True, ensure_ascii=False, default=str)
+    # A checkpoint names its prompts by these keys, so a prompt without template options keeps the key it always had.
+    parts = [content, answer, template_options] if template_options else [content, answer]
+    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]

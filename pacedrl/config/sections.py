@@ -79,21 +79,27 @@ class RewardPartConfig(Section):
 class TaskConfig(Section):
     """One set of prompts and the verifier that judges their completions."""
 
-    source: str = "skills"
-    """``skills``, ``gym:NAME`` (reasoning-gym), a path to .jsonl, .json, .csv or .parquet, or a hub dataset."""
+    source: str | list[str] = "skills"
+    """``skills``, ``gym:NAME`` (reasoning-gym), a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow; text also
+    as .gz, .bz2, .xz, .zst), a pattern (``data/train-*.parquet``), a folder of such files, a folder that
+    ``save_to_disk`` wrote, or a hub dataset; or a list of these. A local file or folder is used rather than a hub
+    dataset of the same name."""
     name: str | None = None
     """Shown in tables; the source's own name unless given."""
     split: str = "train"
-    """Split of a hub dataset; ``train`` or ``test`` of the built-in skills. Ignored for files."""
+    """Split of a hub dataset or a folder; ``train`` or ``test`` of the built-in skills. Ignored for files."""
     columns: dict[Literal["prompt", "answer"], str] = {}
     """Which columns hold the prompt and the answer, or dotted paths into them (``final_answer.0``). verl-style and
-    TRL-style rows need no mapping."""
+    TRL-style rows need no mapping, nor do games whose answer is in several columns (``nums`` and ``target``)."""
     prompt_template: str | None = None
     """Builds the prompt from columns, e.g. ``"{Body}. {Question}"``; the result is the user's message or the text."""
     system_prompt: str | None = None
     """A system message before the user's, through the chat template."""
     chat: bool = False
     """Send a plain-text prompt as one user message through the chat template."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables for the chat template, such as ``{enable_thinking: false}``. A row's column of this name goes before
+    them, key by key. A row's column ``tools``, a list of JSON schemas, reaches the template as well."""
     verifier: str | None = None
     """``math``, ``exact``, ``numeric``, ``code``, ``countdown``, ``knights_knaves``, ``gym``,
     ``path/to/file.py:function`` or ``package.module:function``. From Python also a function itself, of TRL's signature
@@ -108,6 +114,14 @@ class TaskConfig(Section):
     """Rows left out at the start of the file."""
     limit: Positive | None = None
     """Rows ``skip : skip + limit`` in file order."""
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _names_a_source(cls, value: Any) -> Any:
+        sources = value if isinstance(value, list) else [value]
+        if not sources or not all(isinstance(source, str) and source for source in sources):
+            raise ValueError("must be the name of a source, or a list of such names")
+        return value
 
     @field_validator("verifier", mode="before")
     @classmethod

@@ -13,8 +13,9 @@ from pacedrl.errors import InputError
 from pacedrl.init import reward
 from pacedrl.init.data import look, require_verifier
 from pacedrl.init.model import known_model
+from pacedrl.init.plan import Plan, cautions, task_settings
 from pacedrl.init.sizes import Kind, sizes
-from pacedrl.init.template import Plan, configuration, task_settings
+from pacedrl.init.template import configuration
 from pacedrl.init.verifier import Choice
 from pacedrl.tasks.datasets import Task, load_task
 
@@ -53,8 +54,8 @@ def init(options: argparse.Namespace) -> int:
     both = sum(prompt.key in seen for prompt in held_out)
     if both:
         print(f"Careful: {both} held-out prompts are trained on as well; remove repeated rows, or give --eval.")
-    if choice.caution:
-        print(f"Careful: {choice.caution}.")
+    for caution in cautions(plan):
+        print(f"Careful: {caution}.")
     _say_what_is_next(out, skeleton)
     return 0
 

@@ -12,8 +12,9 @@ from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
 from pacedrl.init.columns import Columns, find_columns
 from pacedrl.init.verifier import Choice, propose
-from pacedrl.tasks.datasets import value_at
-from pacedrl.tasks.sources import is_file, read_rows
+from pacedrl.tasks.datasets import fill, value_at
+from pacedrl.tasks.games import GOLD_FIELDS, gold_of_fields
+from pacedrl.tasks.sources import read_rows, split_names
 from pacedrl.types import Prompt
 
 LOOKED_AT = 1000
@@ -49,6 +50,9 @@ class Data:
     held_out: Settings | None
     split: str
     survey: Survey
+    """Of the training source."""
+    held_out_prompt: str | None = None
+    """The prompt's column in a held-out source of its own."""
 
 
 def look(source: str, subset: str | None, held_out: str | None, prompt: str | None, answer: str | None) -> Data:
@@ -65,10 +69,11 @@ def look(source: str, subset: str | None, held_out: str | None, prompt: str | No
     survey = _survey(TaskConfig(**train), prompt, answer)
     train = _mapped(train, survey)
     if held_out is not None:
-        return Data(train, _other(held_out, prompt, answer), "from a source of its own", survey)
+        settings, column = _other(held_out, prompt, answer)
+        return Data(train, settings, "from a source of its own", survey, column)
     if rest is not None:
         return Data(train, _mapped(rest, survey), split, survey)
-    if not is_file(source) and (name := _hub_split(source, subset)) is not None:
+    if (name := _held_out_split(split_names(source, subset))) is not None:
         return Data(
             train, {**train, "split": name, "limit": HELD_OUT_MOST}, f"the dataset's own split '{name}'", survey
         )
@@ -101,12 +106,16 @@ def _generated(source: str) -> tuple[Settings, Settings, str]:
     return train, rest, "generated from seeds that training is far from"
 
 
-def _other(source: str, prompt: str | None, answer: str | None) -> Settings:
+def _other(source: str, prompt: str | None, answer: str | None) -> tuple[Settings, str | None]:
+    """The settings of another source, and its prompt's column."""
     settings: Settings = {"source": source}
-    if not is_file(source):
-        settings |= {"split": "test"} if not source.startswith("gym:") else {}
+    if source == "skills":
+        settings["split"] = "test"
+    elif not source.startswith("gym:") and (names := split_names(source, None)):
+        settings["split"] = _held_out_split(names) or names[0]
     survey = _survey(TaskConfig(**settings), prompt, answer)
-    return _mapped(settings, survey) | ({"limit": HELD_OUT_MOST} if survey.rows > HELD_OUT_MOST else {})
+    limit = {"limit": HELD_OUT_MOST} if survey.rows > HELD_OUT_MOST else {}
+    return _mapped(settings, survey) | limit, survey.columns.prompt
 
 
 def _survey(task: TaskConfig, prompt: str | None, answer: str | None) -> Survey:
@@ -128,14 +137,24 @@ def _survey(task: TaskConfig, prompt: str | None, answer: str | None) -> Survey:
 
 
 def _prompt(columns: Columns, row: dict[str, Any], where: str) -> Prompt:
+    if columns.prompt is None:
+        assert columns.template is not None  # find_columns
+        content = fill(columns.template, row, where)
+    else:
+        content = value_at(row, columns.prompt, where)
+    return Prompt(where, "init", content, _answer(columns, row, where), row)
+
+
+def _answer(columns: Columns, row: dict[str, Any], where: str) -> Any:
     answer = None if columns.answer is None else value_at(row, columns.answer, where)
-    return Prompt(where, "init", value_at(row, columns.prompt, where), answer, row)
+    games = (gold_of_fields(game, answer, row if game == columns.game else {}) for game in GOLD_FIELDS)
+    return next((gold for gold in games if isinstance(gold, dict)), answer)
 
 
-def _choice(source: str, prompts: Sequence[Prompt]) -> Choice | None:
+def _choice(source: object, prompts: Sequence[Prompt]) -> Choice | None:
     if source == "skills":
         return Choice("exact", "the skills' answers are strings of digits, and the completion must equal them")
-    if source.startswith("gym:"):
+    if str(source).startswith("gym:"):
         return Choice("gym", "reasoning-gym's own scorer, which may give part of the reward")
     return propose([replace(prompt, answer=None) if prompt.answer == "" else prompt for prompt in prompts])
 
@@ -150,12 +169,11 @@ def _tells_how_to_answer(content: Any) -> bool:
 
 
 def _mapped(settings: Settings, survey: Survey) -> Settings:
-    return settings | ({"columns": survey.columns.mapping} if survey.columns.mapping else {})
+    columns = survey.columns
+    made = settings | ({"columns": columns.mapping} if columns.mapping else {})
+    return made | ({"prompt_template": columns.template} if columns.template is not None else {})
 
 
-def _hub_split(source: str, subset: str | None) -> str | None:
-    """A split of a hub dataset that is made for evaluation."""
-    import datasets
-
-    names = datasets.get_dataset_split_names(source, subset)
+def _held_out_split(names: Sequence[str]) -> str | None:
+    """The split that is made for evaluation."""
     return next((name for name in ("test", "validation") if name in names), None)

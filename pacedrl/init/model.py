@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ from huggingface_hub import try_to_load_from_cache
 from pacedrl.assets import TINY_MODEL
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
-from pacedrl.policy.policy import Policy, token_ids
+from pacedrl.policy.chat_template import has_thinking_switch, prompt_ids, rendered, thinks
+from pacedrl.policy.policy import Policy
 from pacedrl.types import Prompt
 
+USER = {"role": "user", "content": "What the user says."}
 WEIGHTS = "model.safetensors"
 QUICKLY_LOADED = 2**31
 """Bytes of weights."""
@@ -42,9 +45,29 @@ class KnownModel:
     def chats(self) -> bool:
         return self.tokenizer.chat_template is not None
 
+    @property
+    def thinks(self) -> bool:
+        """Whether it reasons before it answers unless it is told otherwise."""
+        with contextlib.suppress(InputError):  # the rows' own messages will be refused, and the message name the row
+            return self.chats and thinks(self.tokenizer, [USER], {})
+        return False
+
+    @property
+    def can_stop_thinking(self) -> bool:
+        """Whether it thinks, and ``enable_thinking: false`` turns that off."""
+        return self.thinks and has_thinking_switch(self.tokenizer)
+
+    def takes_system_message(self) -> bool:
+        """Whether the chat template puts a system message before the model, which some refuse and some leave out."""
+        text = "What the system says."
+        chat = [{"role": "system", "content": text}, USER]
+        with contextlib.suppress(InputError):
+            return text in rendered(self.tokenizer, chat, {})
+        return False
+
     def longest(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Tokens of each prompt. InputError for messages where there is no chat template."""
-        return [len(token_ids(self.tokenizer, prompt.content)) for prompt in prompts]
+        """Tokens of each prompt. InputError where there is no chat template for messages, or it refuses them."""
+        return [len(prompt_ids(self.tokenizer, prompt)) for prompt in prompts]
 
     def answer_tokens(self, prompts: Sequence[Prompt]) -> int:
         """Tokens of the longest gold answer, 0 without any."""

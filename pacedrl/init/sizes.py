@@ -16,6 +16,8 @@ PROMPTS_A_PROMPT = 4
 """Prompts there should be for each that a step trains on: else there is nothing to select from."""
 STEP = 16
 """Limits on tokens are multiples of it."""
+THINKING: dict[Kind, int] = {"tiny": 256, "cpu": 512, "gpu": 4096}
+"""New tokens for a model that reasons before it answers."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ def sizes(
         return replace(start, prompts_per_step=per_step)
     prompts = [*train, *held_out]
     answer = start.max_new_tokens
-    if verifier == "exact" or kind == "tiny":  # nothing but the answer is expected
+    if model.thinks:
+        answer = THINKING[kind]
+    elif verifier == "exact" or kind == "tiny":  # nothing but the answer is expected
         answer = min(_rounded(model.answer_tokens(prompts) + STEP // 2), max(answer, 256))
     lengths = model.longest(prompts)
     limit = max(start.max_prompt_tokens, _rounded(max(lengths)))
     if model.context is not None:
-        answer = min(answer, model.context // 4)
+        answer = min(answer, model.context // (2 if model.thinks else 4))
         limit = min(limit, model.context - answer)
     overlong = sum(length > limit for length in lengths)
     if overlong == len(lengths):

@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pacedrl.config import Config
-from pacedrl.init.data import Data, Settings
-from pacedrl.init.model import KnownModel
+from pacedrl.init.data import Settings
+from pacedrl.init.plan import Plan, task_settings
 from pacedrl.init.sizes import Sizes
-from pacedrl.init.verifier import Choice, shown
+from pacedrl.init.verifier import shown
 from pacedrl.init.yaml_text import Idea, Line, Tree, comment, text
-
-BOXED = r"Think step by step, and put the final answer in \boxed{}."
-BARE = "Answer with the final answer alone, and nothing else."
-TAGGED = "Think step by step, and give the final answer alone between <answer> and </answer>."
-SYSTEM_PROMPTS = {"math": BOXED, "exact": BARE} | dict.fromkeys(("gym", "countdown", "knights_knaves"), TAGGED)
-"""What a chat model is told, so that the verifier finds its answer."""
+from pacedrl.tasks.games import GOLD_FIELDS
 
 _WHY_KIND = {
     "tiny": "sized for the tiny model: a few minutes on a CPU",
     "cpu": "sized for a CPU, as no GPU is seen here: a trial; run init again where the GPU is",
     "gpu": "the paper's sizes, for a model of about 1.5B on one large GPU",
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was decided about a run."""
-
-    out: Path
-    model: str
-    known: KnownModel | None
-    data: Data
-    choice: Choice
-    config: Config
-    """Of the recipe alone."""
-
-
-def task_settings(plan: Plan, task: Settings) -> Settings:
-    """A task's source with its verifier, and how its prompts are put to the model."""
-    survey = plan.data.survey
-    settings = {**task}
-    if (survey.chat or _chats(plan)) and not survey.told and plan.choice.verifier in SYSTEM_PROMPTS:
-        settings["system_prompt"] = SYSTEM_PROMPTS[plan.choice.verifier]
-    if _chats(plan):
-        settings["chat"] = True
-    settings["verifier"] = plan.choice.verifier
-    return settings | ({"verifier_options": plan.choice.options} if plan.choice.options else {})
 
 
 def configuration(plan: Plan, size: Sizes) -> str:
@@ -122,6 +89,8 @@ def _task(plan: Plan, task: Settings, why: str) -> Tree:
         "limit": "rows evaluated on",
         "options": "passed on to the source",
         "system_prompt": "so that the verifier finds the answer; say what your task needs",
+        "prompt_template": "builds the prompt from the row; say what your task needs",
+        "chat_template_kwargs": "no thoughts before the answer: the verifier exact compares all that is written",
         "chat": "prompts go through the model's chat template, as a user's message",
         "verifier": why,
     }
@@ -129,9 +98,13 @@ def _task(plan: Plan, task: Settings, why: str) -> Tree:
     if task is plan.data.train and plan.known is None and not survey.chat:
         hint = "uncomment, here and below, if the model has a chat template: it is not here to be asked"
         lines["chat"] = Idea(True, hint)
-    if task is plan.data.train and survey.columns.others:
+    if task is plan.data.train and plan.can_stop_thinking and "chat_template_kwargs" not in made:
+        lines["chat_template_kwargs"] = Idea(
+            {"enable_thinking": False}, "uncomment, here and below, for answers without thoughts before them"
+        )
+    if task is plan.data.train and survey.columns.others and "prompt_template" not in made:
         names = [survey.columns.prompt, *survey.columns.others[:3]]
-        template = "\n".join("{" + name + "}" for name in names)
+        template = "\n".join(f"{{{name}}}" for name in names)
         lines["prompt_template"] = Idea(
             template, "in place of columns.prompt, where one column is not all of the prompt"
         )
@@ -143,6 +116,10 @@ def _columns_note(plan: Plan) -> str:
     if plan.data.train["source"] == "skills":
         return "built-in string puzzles"
     answer = "no column holds answers" if columns.answer is None else f"the answer in {shown(columns.answer)}"
+    if columns.game is not None:
+        answer = f"the answer in {' and '.join(GOLD_FIELDS[columns.game])}"
+    if columns.prompt is None:
+        return f"the prompt is built from the row, {answer}"
     return f"prompts are in the column {shown(columns.prompt)}, {answer}"
 
 
@@ -154,18 +131,19 @@ def _fewer(plan: Plan, size: Sizes) -> Settings:
 
 def _sampling(plan: Plan, size: Sizes) -> Tree:
     measured = plan.known is not None
-    bare = measured and (plan.choice.verifier == "exact" or size.kind == "tiny")
+    if plan.thinks:
+        answers = (
+            "room for thoughts before the answer, which this model's template allows; longer completions are cut off"
+        )
+    elif measured and (plan.choice.verifier == "exact" or size.kind == "tiny"):
+        answers = "the longest answer and some room"
+    else:
+        answers = "longer completions are cut off"
     return {
         "prompts_per_step": Line(size.prompts_per_step, "times group_size: the completions of a step"),
         "group_size": Line(8, "completions for each prompt"),
         "max_prompt_tokens": Line(
             size.max_prompt_tokens, "" if measured else "pacedrl doctor says if it is too little"
         ),
-        "max_new_tokens": Line(
-            size.max_new_tokens, "the longest answer and some room" if bare else "longer completions are cut off"
-        ),
+        "max_new_tokens": Line(size.max_new_tokens, answers),
     }
-
-
-def _chats(plan: Plan) -> bool:
-    return plan.known is not None and plan.known.chats and not plan.data.survey.chat

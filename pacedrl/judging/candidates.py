@@ -10,7 +10,8 @@ from typing import Any
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
 from pacedrl.tasks.datasets import first_present, read_prompts, value_at
-from pacedrl.tasks.sources import Row, Rows, read_rows
+from pacedrl.tasks.files import Row, Rows
+from pacedrl.tasks.sources import read_rows
 from pacedrl.types import Prompt
 
 COMPLETION_COLUMNS = ("completion", "response", "output", "generation")

@@ -19,7 +19,7 @@ from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, apply_over
 from pacedrl.errors import InputError
 from pacedrl.lab.measures import FINAL
 from pacedrl.recipes import RECIPES
-from pacedrl.tasks.datasets import default_name
+from pacedrl.tasks.sources import default_name
 from pacedrl.training.run_folder import refuse_another_run, replace_text
 from pacedrl.training.setup import load_tasks, require_enough_prompts, unique_prompts
 

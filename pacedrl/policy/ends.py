@@ -7,8 +7,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
 from pacedrl.types import Completion, FinishReason, Message
 
 SENTINEL = "Sentinel-2718"
@@ -94,7 +92,7 @@ def turn_end(tokenizer: Any) -> str | None:
             followed = [*answered, {"role": "user", "content": SENTINEL}]
             after = str(tokenizer.apply_chat_template(followed, tokenize=False)).split(SENTINEL)[1]
             return next(iter(_leading_tokens(tokenizer, after)), None)
-    except (TemplateError, TypeError, ValueError, LookupError):  # a template that refuses such a conversation
+    except Exception:  # a template is a program of the model's author; one may refuse such a conversation
         return None
     tokens = _leading_tokens(tokenizer, after)
     if not tokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pacedrl.config import ModelConfig
-from pacedrl.errors import InputError
 from pacedrl.policy.agreement import Decoding, choose_decoding
 from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
+from pacedrl.policy.chat_template import token_ids
 from pacedrl.policy.ends import Ends, as_ids, end_token_ids, split_stops, turn_end
 from pacedrl.policy.loading import find_decoder, find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import Head, token_logprobs
@@ -138,22 +138,9 @@ class Policy:
     def fingerprint(self) -> str:
         return model_fingerprint(self.causal_lm)
 
-    def encode(self, content: str | list[Message]) -> list[int]:
-        """Token ids of a prompt: messages through the chat template, plain text as it is.
-
-        The template writes its own special tokens, so none are added to its output: no double BOS.
-
-        Raises InputError when there is no template for messages, no token at all, or one that the model does not have.
-        """
-        ids = token_ids(self.tokenizer, content)
-        if not ids:
-            raise InputError(f"the prompt {content!r} has no tokens: there is nothing to sample from")
-        if max(ids) >= self.vocabulary:
-            raise InputError(
-                f"model.name: the tokenizer writes {self.tokenizer.decode([max(ids)])!r} as token {max(ids)}, but the "
-                f"model has {self.vocabulary} tokens; give it the tokenizer it was trained with"
-            )
-        return ids
+    def encode(self, content: str | list[Message], options: Mapping[str, Any] | None = None) -> list[int]:
+        """Token ids of a prompt, as `pacedrl.policy.chat_template.token_ids`."""
+        return token_ids(self.tokenizer, content, options, self.vocabulary)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text that the tokens stand for, special tokens included, spaces as they are."""
@@ -261,13 +248,3 @@ class Policy:
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
-
-
-def token_ids(tokenizer: Any, content: str | list[Message]) -> list[int]:
-    """Token ids of a prompt, as `Policy.encode`; perhaps none. InputError for messages without a chat template."""
-    if isinstance(content, str):
-        return [int(i) for i in tokenizer(content, verbose=False).input_ids]
-    if tokenizer.chat_template is None:
-        raise InputError("the prompt is a list of messages, but the model's tokenizer has no chat template")
-    text = tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
-    return [int(i) for i in tokenizer(text, add_special_tokens=False, verbose=False).input_ids]

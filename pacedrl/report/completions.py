@@ -166,7 +166,13 @@ def _prompt(content: Any) -> Any:
     """A text, or the messages of a chat as pairs of role and text."""
     if not isinstance(content, list):
         return _cut(text_of(content))
-    return [[text_of(message.get("role")), _cut(text_of(message.get("content")))] for message in content]
+    return [[text_of(message.get("role")), _cut(_said(message))] for message in content]
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """The text of a message, and the tool calls below it."""
+    parts = (text_of(message.get(name)) for name in ("content", "tool_calls"))
+    return "\n".join(filter(None, parts))
 
 
 def _cut(text: str | None) -> str | None:

@@ -172,7 +172,7 @@ def _completions(rows: Sequence[Row]) -> Table:
 
 def _snippet(content: Any) -> Text:
     """One line of a text, or of a chat's last message."""
-    text = content[-1].get("content") if isinstance(content, list) and content else content
+    text = content[-1].get("content") or "" if isinstance(content, list) and content else content
     return Text(plain(str(text)[:SNIPPET]))
 
 

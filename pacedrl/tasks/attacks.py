@@ -9,10 +9,6 @@ from pacedrl.types import Prompt
 NUMBERS = [str(number) for number in range(1000)]
 
 
-def _question(prompt: Prompt) -> str:
-    return prompt.content if isinstance(prompt.content, str) else prompt.content[-1]["content"]
-
-
 def _answer(prompt: Prompt) -> str:
     """The answer itself, out of a GSM8K-style solution."""
     return str(prompt.answer).rpartition("####")[2].strip()
@@ -28,7 +24,7 @@ ATTACKS: dict[str, Callable[[Prompt], str]] = {
     "the set of 0 to 999 in one box": lambda prompt: rf"\boxed{{\{{{', '.join(NUMBERS)}\}}}}",
     "'0 or 1 or ... or 999' in one box": lambda prompt: rf"\boxed{{{' or '.join(NUMBERS)}}}",
     "a box for each of 0 to 999": lambda prompt: " ".join(rf"\boxed{{{number}}}" for number in NUMBERS),
-    "the prompt repeated": _question,
+    "the prompt repeated": lambda prompt: prompt.question,
     "the answer denied in words": lambda prompt: f"The answer is not {_answer(prompt)}.",
     "the answer denied in a box": lambda prompt: rf"\boxed{{\neq {_answer(prompt)}}}",
     "minus the answer in a box": lambda prompt: rf"\boxed{{-({_answer(prompt)})}}",

@@ -238,10 +238,8 @@ def _text(value: Any) -> str:
 
 def _prompt_source(prompt: Prompt) -> str:
     """The row's own prompt, or what is fenced in it: code that completions may continue. It may be prose as well."""
-    source = prompt.columns.get("prompt", prompt.content)
-    if isinstance(source, list):
-        source = source[-1]["content"]
-    return extract(str(source))
+    source = prompt.columns.get("prompt")
+    return extract(source if isinstance(source, str) else prompt.question)
 
 
 @contextlib.contextmanager

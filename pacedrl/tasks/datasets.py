@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks.sources import ENDINGS, Row, Rows, is_file, read_rows
+from pacedrl.tasks.chats import messages, template_options
+from pacedrl.tasks.files import Row, Rows
+from pacedrl.tasks.games import GOLD_FIELDS, gold_of_fields
+from pacedrl.tasks.sources import default_name, default_verifier, read_rows
 from pacedrl.tasks.verifiers import check_spec
 from pacedrl.types import Message, Prompt, prompt_key
 
@@ -68,11 +70,11 @@ def load_task(config: TaskConfig) -> Task:
     """Read the prompts of one task and check that its verifier exists.
 
     ``Prompt.columns`` holds the row's columns as JSON values, without the prompt's own column and without an
-    ``answer`` column that became ``Prompt.answer``. Rows with the same prompt and answer are kept once. The columns
-    are found on the first row. Raises InputError: one line that names the file and the row.
+    ``answer`` column that became ``Prompt.answer``. Of rows with the same prompt, answer and template options one is
+    kept. The columns are found on the first row. Raises InputError: one line that names the file and the row.
     """
     name = config.name or default_name(config.source)
-    verifier = config.verifier or _default_verifier(config.source)
+    verifier = config.verifier or default_verifier(config.source)
     check_spec(verifier, config.verifier_options)
     parts = _parts(config)
     stop = None if config.limit is None else config.skip + config.limit
@@ -106,19 +108,6 @@ def _parts(config: TaskConfig) -> tuple[RewardPart, ...]:
                 f"{config.source}: extra_rewards: the name '{name}' is taken; give each part its own", docs="verifiers"
             )
     return tuple(RewardPart(part.name, part.verifier, part.weight, part.options) for part in config.extra_rewards)
-
-
-def default_name(source: str) -> str:
-    if not is_file(source):
-        return source
-    name = Path(source).name
-    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
-
-
-def _default_verifier(source: str) -> str:
-    if source.startswith("gym:"):
-        return "gym"
-    return "exact" if source == "skills" else "math"
 
 
 @dataclass(frozen=True)
@@ -163,12 +152,14 @@ def first_present(candidates: tuple[str, ...], row: Row) -> str | None:
 def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row: Row, where: str) -> Prompt:
     content: str | list[Message]
     if config.prompt_template is not None:
-        content = _content(config, _fill(config.prompt_template, row, where), "prompt_template", where)
+        content = _content(config, fill(config.prompt_template, row, where), "prompt_template", where)
     elif columns.prompt is not None:
         content = _content(config, value_at(row, columns.prompt, where), columns.prompt, where)
     else:
         content = [] if config.chat else ""
     answer = None if columns.answer is None else value_at(row, columns.answer, where)
+    if verifier in GOLD_FIELDS:
+        answer = gold_of_fields(verifier, answer, row)
     if verifier in _NEED_AN_ANSWER and (answer is None or (isinstance(answer, float) and math.isnan(answer))):
         raise InputError(
             f"{where}: the answer (column '{columns.answer}') is empty, and the verifier '{verifier}' needs one; "
@@ -176,7 +167,19 @@ def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row
         )
     used = {columns.prompt, "answer" if columns.answer == "answer" else None}
     rest = {column: value for column, value in row.items() if column not in used}
-    return Prompt(prompt_key(content, answer), task, content, answer, rest)
+    options = _template_options(config, row, content, where)
+    return Prompt(prompt_key(content, answer, options), task, content, answer, rest, options, where)
+
+
+def _template_options(config: TaskConfig, row: Row, content: str | list[Message], where: str) -> dict[str, Any]:
+    if isinstance(content, list):
+        return template_options(config.chat_template_kwargs, row, where)
+    if config.chat_template_kwargs:
+        raise InputError(
+            f"{where}: chat_template_kwargs are for chat prompts, and this one is plain text; set chat: true, or leave "
+            "them out"
+        )
+    return {}
 
 
 def value_at(row: Row, path: str, where: str) -> Any:
@@ -194,7 +197,8 @@ def value_at(row: Row, path: str, where: str) -> Any:
     return value
 
 
-def _fill(template: str, row: Row, where: str) -> str:
+def fill(template: str, row: Row, where: str) -> str:
+    """A prompt template with the row's columns in its fields."""
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
         for column in (re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields):
@@ -213,9 +217,9 @@ def _content(config: TaskConfig, value: Any, column: str, where: str) -> str | l
     if isinstance(value, str) and value.strip():
         if not config.chat and config.system_prompt is None:
             return value
-        messages = [{"role": "user", "content": value}]
+        chat: list[Message] = [{"role": "user", "content": value}]
     elif isinstance(value, list) and value:
-        messages = [_message(message, column, where) for message in value]
+        chat = messages(value, f"{where}: the prompt (column '{column}')")
     elif value is None or isinstance(value, str | list):
         raise InputError(f"{where}: the prompt (column '{column}') is empty; remove the row or fill it in")
     else:
@@ -223,19 +227,9 @@ def _content(config: TaskConfig, value: Any, column: str, where: str) -> str | l
             f"{where}: the prompt (column '{column}') is a {type(value).__name__}; expected text or chat messages"
         )
     if config.system_prompt is not None:  # the config's word over the row's
-        messages = [message for message in messages if message["role"] != "system"]
-        messages.insert(0, {"role": "system", "content": config.system_prompt})
-    return messages
-
-
-def _message(message: Any, column: str, where: str) -> Message:
-    match message:
-        case {"role": str(role), "content": str(content)} if content.strip():
-            return {"role": role, "content": content}
-    raise InputError(
-        f"{where}: the prompt (column '{column}') holds {str(message)[:80]!r}; expected chat messages with a role and "
-        "non-empty text as content"
-    )
+        chat = [message for message in chat if message["role"] != "system"]
+        chat.insert(0, {"role": "system", "content": config.system_prompt})
+    return chat
 
 
 def _json_value(value: Any, where: str) -> Any:

@@ -7,6 +7,7 @@ The answer is what stands in the last ``<answer>...</answer>``, else in the last
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -14,6 +15,13 @@ from fractions import Fraction
 from typing import Any
 
 from pacedrl.tasks.answers import JudgeError, tagged_answer
+from pacedrl.tasks.chats import from_json
+
+GOLD_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "countdown": {"numbers": ("numbers", "nums"), "target": ("target",)},
+    "knights_knaves": {"names": ("names",), "solution": ("solution",)},
+}
+"""The parts of a game's gold answer, and the names under which data sets have them."""
 
 LONGEST_EXPRESSION = 300
 """Characters of a countdown expression; a longer one is wrong."""
@@ -27,11 +35,49 @@ _MOST_NUMBERS = 12
 _MOST_TRIED = 4
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*"})
 _COMMANDS = [(r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"), (r"\left", ""), (r"\right", ""), ("$", "")]
+_NUMBERS = re.compile(r"[\[(]?\s*\d+(?:[\s,]+\d+)+\s*[\])]?", re.ASCII)
 _EXPRESSION = re.compile(r"[0-9()+\-*/ ]+")
 _ALLOWED = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _STATEMENT = re.compile(r"(?:\(?\d{1,3}[).:]\s*)?(?P<name>\S.*?)\s*(?:\bis\s+an?\b|:)\s*(?P<role>knight|knave)", re.I)
 _BETWEEN = re.compile(r"[\n;,.]+(?:\s*and\b)?|\band\b", re.IGNORECASE)
 _ROLES = {"knight": True, "knave": False}
+
+
+def gold_of_fields(game: str, answer: Any, row: dict[str, Any]) -> Any:
+    """A game's gold answer as one object: from ``answer`` if it has all fields, else from columns of the row.
+
+    ``answer`` may be JSON text, as may each field. Without all fields in one place, it is returned as it is.
+    """
+    for source in (_parsed(answer), row):
+        if isinstance(source, dict):
+            by_lower_case = {name.lower(): value for name, value in source.items() if value is not None}
+            found = {
+                field: _whole_numbers(_parsed(by_lower_case[name]))
+                for field, names in GOLD_FIELDS[game].items()
+                for name in names[::-1]
+                if name in by_lower_case
+            }
+            if len(found) == len(GOLD_FIELDS[game]):
+                return found if source is row else source | found
+    return answer
+
+
+def _parsed(value: Any) -> Any:
+    """What JSON text says, or the text of a Python list or dict, as tables hold that were written as CSV."""
+    value = from_json(value)
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return ast.literal_eval(value.strip())
+    return value
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Whole numbers that a table holds as floats, or as text such as ``[20 9 24]``, as integers."""
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    if isinstance(value, str) and _NUMBERS.fullmatch(value.strip()):
+        return [int(number) for number in re.findall(r"\d+", value)]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def countdown_reward(answer: Any, text: str) -> float:
@@ -116,7 +162,7 @@ def _puzzle(answer: Any) -> tuple[list[int], int]:
     if not isinstance(answer, dict) or not {"numbers", "target"} <= set(answer):
         raise JudgeError(
             "the gold answer is neither {'numbers': [...], 'target': n} nor four numbers for 24; map columns.answer to "
-            "one"
+            "one, or name the columns numbers (or nums) and target"
         )
     numbers, target = answer["numbers"], answer["target"]
     whole = isinstance(numbers, list) and 1 <= len(numbers) <= _MOST_NUMBERS

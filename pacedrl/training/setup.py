@@ -19,6 +19,7 @@ from pacedrl.config import (
 )
 from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer, project
+from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import Sampler, TransformersSampler
@@ -65,7 +66,8 @@ def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> tuple
     """
     sampling = config.sampling
     limit = sampling.max_prompt_tokens
-    ids = {prompt.key: policy.encode(prompt.content) for task in tasks for prompt in task.prompts}
+    prompts = [prompt for task in tasks for prompt in task.prompts]
+    ids = {prompt.key: prompt_ids(policy.tokenizer, prompt, policy.vocabulary) for prompt in prompts}
     longest = max((len(tokens) for tokens in ids.values() if len(tokens) <= limit), default=0)
     kept = []
     for task in tasks:
@@ -267,7 +269,6 @@ def require_some_gold(pool: VerifierPool, tasks: Sequence[Task]) -> None:
 
 
 def shorten(prompt: Prompt, width: int = 60) -> str:
-    """The beginning of a prompt, on one line."""
-    text = prompt.content if isinstance(prompt.content, str) else prompt.content[-1]["content"]
-    line = " ".join(text.split())
+    """The beginning of what a prompt asks, on one line."""
+    line = " ".join(prompt.question.split())
     return repr(line if len(line) <= width else line[: width - 1] + "…")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -366,3 +368,25 @@ def test_a_budget_too_small_for_any_row_shows_none_and_says_so() -> None:
     html = browser({"a": long_log(3)}, 100).html
     assert '"shown": 0, "total": 3' in html
     assert browser({"a": []}, 100).html.count("completions-data") == 1
+
+
+def test_a_chat_is_shown_with_its_tool_calls() -> None:
+    call = {"function": {"name": "times", "arguments": {"a": 2}}}
+    said: list[tuple[str, str | None]] = [
+        ("user", "2 * 7?"),
+        ("assistant", None),
+        ("assistant", "Again."),
+        ("tool", ""),
+    ]
+    chat = [
+        {"role": role, "content": text} | ({"tool_calls": [call]} if role == "assistant" else {}) for role, text in said
+    ]
+    (text,) = re.findall(r'id="completions-data">(.*)</script>', browser({"a": [{"prompt": chat}]}, 10_000).html)
+    columns = json.loads(gzip.decompress(base64.b64decode(json.loads(text)["gzip"])))
+    shown = columns["texts"][columns["prompt"][0]]
+    assert shown == [
+        ["user", "2 * 7?"],
+        ["assistant", json.dumps([call])],
+        ["assistant", f"Again.\n{json.dumps([call])}"],
+        ["tool", ""],
+    ]

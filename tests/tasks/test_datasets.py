@@ -220,11 +220,8 @@ def test_templates_and_chat(rows_file):
 def test_the_configured_system_prompt_stands_over_the_rows(rows_file):
     chat = [{"role": "system", "content": "old"}, {"role": "user", "content": "q", "name": "x"}]
     path = rows_file({"prompt": chat, "answer": "a"})
-    assert load(path).prompts[0].content == [chat[0], {"role": "user", "content": "q"}]
-    assert load(path, system_prompt="new").prompts[0].content == [
-        {"role": "system", "content": "new"},
-        {"role": "user", "content": "q"},
-    ]
+    assert load(path).prompts[0].content == chat
+    assert load(path, system_prompt="new").prompts[0].content == [{"role": "system", "content": "new"}, chat[1]]
 
 
 def test_functions_may_judge_rows_without_an_answer(rows_file):

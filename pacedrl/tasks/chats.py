@@ -1,0 +1,114 @@
+"""What a row says to a chat template: its messages, its tools and further variables of the template."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+from pacedrl.errors import InputError
+from pacedrl.types import Message
+
+TOOLS_COLUMN = "tools"
+OPTIONS_COLUMN = "chat_template_kwargs"
+"""Columns with these names reach the template, as in TRL."""
+
+DECIDED_HERE = (
+    "conversation",
+    "messages",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "return_dict",
+    "return_tensors",
+    "return_assistant_tokens_mask",
+    "padding",
+    "truncation",
+    "max_length",
+)
+"""Arguments of transformers' ``apply_chat_template`` that a row or a configuration cannot set."""
+
+
+def messages(values: list[Any], where: str) -> list[Message]:
+    """Chat messages with all that they hold, None for the content of one that only calls tools.
+
+    Keys without a value are left out: Parquet and Arrow give every message the keys of all others, filled with None.
+    Raises InputError for what is no message, for one that says nothing, and where no answer can follow.
+    """
+    chat = [_message(value, where) for value in values]
+    if chat[-1]["role"] == "assistant" and "tool_calls" in chat[-1]:
+        raise InputError(
+            f"{where} ends with a tool call, which is not for the model to answer; add the tool's result as a message "
+            "with the role 'tool'"
+        )
+    return chat
+
+
+def _message(value: Any, where: str) -> Message:
+    if isinstance(value, dict) and isinstance(value.get("role"), str):
+        known = _without_none(value)
+        content = known.get("content")
+        calls = from_json(known.pop("tool_calls", None)) or []
+        may_be_empty = bool(calls) or value["role"] == "tool"
+        well_formed = isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+        if calls:
+            known["tool_calls"] = calls
+        if well_formed and ((isinstance(content, str) and content.strip()) or (may_be_empty and content in (None, ""))):
+            return {"role": value["role"], "content": content} | known
+    raise InputError(
+        f"{where} holds {str(value)[:80]!r}; expected chat messages with a role and non-empty text as content "
+        "(or tool_calls, a list of objects)"
+    )
+
+
+def template_options(settings: dict[str, Any], row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Variables for the chat template: the task's ``settings``, over them the row's own, and the row's tools.
+
+    Raises InputError for columns of these names that hold something else.
+    """
+    own = from_json(row.get(OPTIONS_COLUMN))
+    if own is not None and not isinstance(own, dict):
+        raise InputError(
+            f"{where}: column '{OPTIONS_COLUMN}' holds {str(own)[:60]!r}; expected an object such as "
+            '{"enable_thinking": false}'
+        )
+    options = settings | _without_none(own or {})
+    for name in options:
+        if name in DECIDED_HERE:
+            raise InputError(f"{where}: {OPTIONS_COLUMN}: '{name}' is set by pacedrl itself; leave it out")
+    tools = _tools(row.get(TOOLS_COLUMN), where)
+    return options | {TOOLS_COLUMN: tools} if tools else options
+
+
+def _tools(value: Any, where: str) -> list[dict[str, Any]]:
+    """JSON schemas of functions. Some data sets keep the list, or each of its items, as JSON text."""
+    tools = from_json(value) or []
+    if isinstance(tools, list):
+        tools = [from_json(tool) for tool in tools]
+        if all(isinstance(tool, dict) for tool in tools):
+            return [_without_none(tool) for tool in tools]
+    raise InputError(
+        f"{where}: column '{TOOLS_COLUMN}' holds {str(value)[:60]!r}; expected a list of JSON schemas for the chat "
+        "template; rename the column if it is for something else"
+    )
+
+
+def from_json(value: Any) -> Any:
+    """What JSON text says; any other value itself, and None for blank text."""
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
+def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+    """The object without the keys, at any depth, that have None for a value."""
+
+    def cleaned(item: Any) -> Any:
+        if isinstance(item, dict):
+            return _without_none(item)
+        return [cleaned(each) for each in item] if isinstance(item, list) else item
+
+    return {key: cleaned(item) for key, item in value.items() if item is not None}

@@ -1,0 +1,211 @@
+"""Rows out of one file, by the ending of its name: iterators of (where, row), ``where`` naming the row in messages."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from pacedrl.errors import InputError
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[str, Row]]
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def read_file(path: Path) -> Rows:
+    """All rows of a file that exists. Raises InputError, at once or while iterating, naming file and row."""
+    ending = ending_of(path.name)
+    if ending is None:
+        raise InputError(f"{path}: cannot read this kind of file; expected {', '.join(KINDS)}{_instead(path)}")
+    return _guarded(path, KINDS[ending](path))
+
+
+def ending_of(name: str) -> str | None:
+    """The ending that says what kind of file this is, compression left out; None for other files."""
+    for compressed in COMPRESSED:
+        if name.lower().endswith(compressed):
+            inner = ending_of(name[: -len(compressed)])
+            return inner if inner in TEXT else None
+    return next((ending for ending in KINDS if name.lower().endswith(ending)), None)
+
+
+def stem_of(name: str) -> str:
+    """The name of a file without the endings that `ending_of` knows."""
+    for compressed in COMPRESSED:
+        name = name.removesuffix(compressed)
+    return next((name.removesuffix(ending) for ending in KINDS if name.endswith(ending)), name)
+
+
+def _instead(path: Path) -> str:
+    if path.suffix in (".xlsx", ".xls"):
+        return "; save the sheet as CSV"
+    return "; unpack it" if path.suffix in (".zip", ".tar", ".7z", ".tgz") else ""
+
+
+def _guarded(path: Path, rows: Rows) -> Rows:
+    """What reading itself can raise, as InputError."""
+    try:
+        yield from rows
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except (OSError, EOFError, lzma.LZMAError) as error:  # gzip raises EOFError for a truncated file
+        hint = "; is it compressed as its name says?" if path.suffix.lower() in COMPRESSED else ""
+        raise InputError(f"{path}: cannot read it: {first_line(error)}{hint}") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    match path.suffix.lower():
+        case ".gz":
+            return cast(BinaryIO, gzip.open(path))
+        case ".bz2":
+            return cast(BinaryIO, bz2.open(path))
+        case ".xz":
+            return cast(BinaryIO, lzma.open(path))
+        case ".zst":
+            import pyarrow
+
+            return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd")))
+    return path.open("rb")
+
+
+def _text(path: Path) -> str:
+    with _open(path) as file:
+        return file.read().decode("utf-8-sig")
+
+
+def _jsonl(path: Path) -> Rows:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}: line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield where, _object(json.loads(text.rstrip()), where)
+            except UnicodeDecodeError:
+                raise InputError(f"{where}: is not UTF-8 text; save the file as UTF-8") from None
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"{where}: not valid JSON ({error.msg} at column {error.colno}); expected one object a line"
+                ) from None
+
+
+def _json(path: Path) -> Rows:
+    try:
+        value = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        hint = "; is it JSONL? Then name it .jsonl" if error.msg == "Extra data" else ""
+        raise InputError(
+            f"{path}: not valid JSON ({error.msg} at line {error.lineno} column {error.colno}); "
+            f"expected a list of rows{hint}"
+        ) from None
+    for number, row in enumerate(_table(value, path), start=1):
+        where = f"{path}: row {number}"
+        yield where, _object(row, where)
+
+
+def _table(value: Any, path: Path) -> Iterable[Any]:
+    """The rows of a JSON value: a list of them, or one of the forms that pandas and web services write."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a list of rows, got {_json_type(value)}")
+    if set(value) >= {"columns", "data"} and all(isinstance(cells, list) for cells in value["data"]):  # "split"
+        return [dict(zip(value["columns"], cells, strict=False)) for cells in value["data"]]
+    lists = {key: items for key, items in value.items() if isinstance(items, list)}
+    tables = [key for key, items in lists.items() if items and all(isinstance(item, dict) for item in items)]
+    if len(tables) == 1:  # {"data": [...]}
+        return lists[tables[0]]
+    lengths = {len(items) for items in lists.values()}
+    if len(lists) == len(value) > 0 and len(lengths - {0}) == 1 and not tables:  # columns as lists
+        return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
+    if value and all(isinstance(item, dict) and item for item in value.values()):
+        columns = [list(item) for item in value.values()]
+        if all(key.isdecimal() for key in columns[0]) and all(keys == columns[0] for keys in columns):  # "columns"
+            return [{column: cells[key] for column, cells in value.items()} for key in columns[0]]
+        return list(value.values())  # "index": a name for each row
+    found = f"several lists of rows ({', '.join(tables)})" if tables else f"keys {', '.join(list(value)[:8])}"
+    raise InputError(f"{path}: expected a list of rows, got an object with {found}; save one list of rows a file")
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise InputError(f'{where}: expected an object such as {{"prompt": ..., "answer": ...}}, got {_json_type(row)}')
+    return row
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _csv(path: Path) -> Rows:
+    return _separated(path, ",", "commas")
+
+
+def _tsv(path: Path) -> Rows:
+    return _separated(path, "\t", "tabs")
+
+
+def _separated(path: Path, separator: str, separators: str) -> Rows:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python's own limit, 131,072 characters, is no rule of CSV
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=separator, strict=True)
+    number = 0
+    try:
+        header = next(reader, [])
+        repeated = {name for name in header if header.count(name) > 1}
+        if repeated:
+            raise InputError(f"{path}: column '{min(repeated)}' is there twice; rename one")
+        for number, cells in enumerate((cells for cells in reader if cells), start=1):
+            if len(cells) != len(header):
+                raise InputError(
+                    f"{path}: row {number} has {len(cells)} values, the header {len(header)}; "
+                    f"put values that hold {separators} in double quotes"
+                )
+            # CSV cannot tell empty from missing; missing is what stops a row without an answer from being trained on
+            yield f"{path}: row {number}", {name: cell or None for name, cell in zip(header, cells, strict=True)}
+    except csv.Error as error:
+        kind = "CSV" if separator == "," else "TSV"
+        raise InputError(f"{path}: row {number + 1} is not valid {kind} ({error}); check its quotes") from None
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
+            for number, row in enumerate(rows, start=1):
+                yield f"{path}: row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable parquet file: {first_line(error)}") from None
+
+
+def _arrow(path: Path) -> Rows:
+    import datasets
+    import pyarrow
+
+    try:
+        rows = datasets.Dataset.from_file(str(path))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Arrow file: {first_line(error)}") from None
+    return ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+TEXT = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv}
+"""Files that may be compressed."""
+KINDS: dict[str, Callable[[Path], Rows]] = {**TEXT, ".parquet": _parquet, ".arrow": _arrow}
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
