@@ -43,7 +43,8 @@ TEMPORARY_MB = 64
 _PROBE_LIMIT_S = 30.0
 _DYNAMIC_UIDS = range(61184, 65520)  # systemd's, for users that exist as long as a process does
 
-# -S leaves out the folders of packages, and exit() and quit() with them. Time limits replace that on an integer's digits.
+# -S leaves out the folders of packages, and exit() and quit() with them. The digits of an integer need no limit of
+# their own where time has one.
 # The limits are set here, inside, because a limit on processes counts those of a user in a namespace. Packages of the
 # names that the modules know themselves by stand in for the real ones, whose imports would take seconds. Bubblewrap's
 # programs die with their parent anyway; others ask Linux for it, each process for itself.
