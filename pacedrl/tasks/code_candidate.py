@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import gc
 import itertools
 import operator
 import os
@@ -167,6 +168,7 @@ def _described(error: BaseException) -> list[Any]:
 
 def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callable[[], None]) -> None:
     """A process for each run, forked so that Python need not start again."""
+    gc.freeze()  # so that none of them goes through what is here when it ends
     send(answers, ["value", None])
     while True:
         text = receive(requests)
