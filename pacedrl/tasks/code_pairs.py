@@ -70,7 +70,7 @@ def _function_name(row: dict[str, Any]) -> str | None:
 
 def _arguments(value: Any) -> list[Any]:
     """Arguments as a list, or as lines of text."""
-    return value if isinstance(value, list) else [_readings(line)[-1] for line in str(value).splitlines()]
+    return value if isinstance(value, list) else [_readings(line)[-1] for line in _text(value).splitlines()]
 
 
 def _operations(value: Any, name: str | None) -> Operations | None:
@@ -133,7 +133,9 @@ def _loads(text: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "\n".join(map(_text, value))
+    return str(Decimal(value)) if type(value) is int else str(value)  # as above, for str()
 
 
 def _encoded(value: Any) -> Any:
