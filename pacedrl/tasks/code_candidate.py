@@ -4,8 +4,8 @@ This file is shown to the sandbox alone, without the rest of the package but for
 shares its process with hostile code: nothing that it sends is trusted.
 
 The first message says what to run. Each further one is the standard input of one run of a program, or a request
-``[operation, arguments, keywords]``: a function of the modules ``operator`` and ``builtins``, or ``take``. Answers are
-``["value", value]``, ``["error", exception types, message]`` or ``["output", text]``.
+``[operation, arguments, keywords]``, where the operation is a function of ``_OWN`` or of the modules ``operator`` and
+``builtins``. Answers are ``["value", value]``, ``["error", exception types, message]`` or ``["output", text]``.
 
 Where tests may use objects that are no plain data, these stay here, and a reference to them is sent (see ``Objects``).
 """
@@ -113,8 +113,7 @@ def _serve_requests(code: Any, requests: IO[bytes], answers: IO[bytes], keeps_ob
     while True:
         operation, arguments, keywords = receive(requests)
         try:
-            function = _take if operation == "take" else getattr(operator, operation, None)
-            function = function or getattr(builtins, operation)
+            function = _OWN.get(operation) or getattr(operator, operation, None) or getattr(builtins, operation)
             value = function(*decode(arguments, objects.receive), **decode(keywords, objects.receive))
             answer = ["value", encode(value, send_other)]
         except BaseException as error:  # SystemExit too
@@ -126,6 +125,15 @@ def _take(iterator: Any, count: int) -> list[Any]:
     return list(itertools.islice(iterator, count))
 
 
+def _awaited(coroutine: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
+_OWN: dict[str, Callable[..., Any]] = {"take": _take, "awaited": _awaited}
+
+
 class Objects:
     """What cannot be sent: objects that were referred to, by their index, and the module's functions, by name."""
 
@@ -134,13 +142,16 @@ class Objects:
         self._kept: list[Any] = []
 
     def send(self, value: Any) -> Any:
-        """An iterable that is no iterator as its items; else a reference, which says whether it is an iterator."""
+        """An iterable that is no iterator as its items, an exception as ``_described``; else a reference."""
         if isinstance(value, collections.deque):
             return {"deque": send_items(value)}
+        if isinstance(value, BaseException):
+            return {"error": _described(value)[1:]}
         if is_iterable(value) and not hasattr(value, "__next__"):
             return {"items": send_items(value)}
         self._kept.append(value)
-        return {"iterator" if is_iterable(value) else "object": len(self._kept) - 1}
+        tag = "coroutine" if hasattr(type(value), "__await__") else "iterator" if is_iterable(value) else "object"
+        return {tag: len(self._kept) - 1}
 
     def receive(self, tag: str, content: Any) -> Any:
         """What is meant by a name, or by a reference that ``send`` gave; an iterator over items; or a range."""

@@ -46,20 +46,18 @@ def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
         raise JudgeError("the row's 'inputs' and 'outputs' are not two lists of the same length, of at least one")
     name = value.get("fn_name")
-    operations = [None if reads_input else _operations(item, name) for item in inputs]
+    pairs = list(zip(inputs, outputs, strict=True))
+    operations = [None if reads_input else _operations(given, output, name) for given, output in pairs]
     if all(operations):
-        pairs = zip(operations, outputs, strict=True)
-        return {"kind": "operations", "cases": [_encoded(_case(given, output)) for given, output in pairs if given]}
+        cases = [_encoded(_case(each, output)) for each, output in zip(operations, outputs, strict=True) if each]
+        return {"kind": "operations", "cases": cases}
     if not name:
         return {"kind": "program", "inputs": list(map(_text, inputs)), "outputs": list(map(_text, outputs))}
     return {
         "kind": "calls",
         "name": name,
         "inputs": [_encoded(_arguments(item)) for item in inputs],
-        "outputs": [
-            _encoded(_outputs(output, is_text=isinstance(given, str)))
-            for given, output in zip(inputs, outputs, strict=True)
-        ],
+        "outputs": [_encoded(_outputs(output, is_text=isinstance(given, str))) for given, output in pairs],
     }
 
 
@@ -73,8 +71,12 @@ def _arguments(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [_readings(line)[-1] for line in _text(value).splitlines()]
 
 
-def _operations(value: Any, name: str | None) -> Operations | None:
-    """Operations and their arguments, if that is what an input is: of the class ``name``, where it is known."""
+def _operations(value: Any, output: Any, name: str | None) -> Operations | None:
+    """Operations and their arguments, if that is what an input is: of the class ``name``, where it is known.
+
+    Where it is not, they may as well be what a program reads. A class is then told by its capital letter, and by the
+    null that stands for it in the output.
+    """
     if isinstance(value, str) and not value.lstrip().startswith("["):  # a program's input may be long
         return None
     arguments = _arguments(value)
@@ -85,19 +87,26 @@ def _operations(value: Any, name: str | None) -> Operations | None:
     names, calls = arguments
     if not names or not all(isinstance(each, str) and each.isidentifier() for each in names):
         return None
-    if len(calls) != len(names) or not all(isinstance(call, list) for call in calls) or name not in (None, names[0]):
+    if len(calls) != len(names) or not all(isinstance(call, list) for call in calls):
         return None
-    return names, calls
+    results = _results(output)
+    is_class = names[0][0].isupper() and isinstance(results, list) and bool(results) and results[0] is None
+    return (names, calls) if name == names[0] or (name is None and is_class) else None
+
+
+def _results(output: Any) -> Any:
+    """What each operation returned; some data sets put that list into another one."""
+    results = _readings(output)[-1]
+    is_wrapped = isinstance(results, list) and len(results) == 1 and isinstance(results[0], list)
+    return results[0] if is_wrapped else results
 
 
 def _case(operations: Operations, output: Any) -> list[Any]:
     names, calls = operations
-    output = _readings(output)[-1]
-    if isinstance(output, list) and len(output) == 1 and isinstance(output[0], list) and len(names) > 1:
-        output = output[0]
-    if not isinstance(output, list) or len(output) != len(names):
-        raise JudgeError(f"the row tests {len(names)} operations of {names[0]}; 'outputs' must be a list of as many")
-    return [names, calls, output]
+    results = _results(output)
+    if not isinstance(results, list) or len(results) != len(names):
+        raise JudgeError(f"the row tests {len(names)} operations of {names[0]}, but has no list of as many results")
+    return [names, calls, results]
 
 
 def _outputs(value: Any, is_text: bool) -> list[Any]:

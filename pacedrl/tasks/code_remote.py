@@ -133,9 +133,16 @@ class Candidate:
                 return Deque(decode(content))
             case "iterator":
                 return RemoteIterator(self.ask, {"object": int(content)})
+            case "coroutine":
+                return self._coroutine(content)
+            case "error":
+                return self._exception(*content)
             case "object":
                 return self._object({"object": int(content)})
         return receive_none(tag, content)
+
+    async def _coroutine(self, content: int) -> Any:
+        return self.ask("awaited", self._object({"object": content}))
 
     def _object(self, reference: dict[str, Any]) -> Remote:
         return (RemoteInstance if self.has_classes else Remote)(self.ask, reference)

@@ -75,9 +75,16 @@ def test_results_of_operations_are_those_of_functions():
     assert reward(text.replace("return 1, 2", "return self"), row) == 0.0
 
 
+@pytest.mark.parametrize("results", [RESULTS[1:], [*RESULTS, 1], None, "[1]", [None]])
+def test_operations_without_as_many_results_are_an_error(results):
+    with pytest.raises(JudgeError, match="6 operations of LRUCache, but has no list of as many results"):
+        reward(CACHE, {"fn_name": "LRUCache", "inputs": [[NAMES, ARGUMENTS]], "outputs": [results]})
+
+
 def test_a_program_may_read_the_same_text():
     row = {"tests": [{"input": AS_TEXT[0], "output": "6", "testtype": "stdin"}]}
     assert reward("print(len(json.loads(input())))", **row) == 1.0
+    assert reward("print(input())", {"inputs": ['["a", "b"]\n[[], []]'], "outputs": ['["a", "b"]']}) == 1.0
     function = {"fn_name": "count", "inputs": [[["a", "b"], [[1], [2]]]], "outputs": [4]}
     assert reward("def count(names, rows): return len(names) + len(rows)", function) == 1.0
 
@@ -227,6 +234,16 @@ def test_returned_functions():
     assert reward(pairs, test_list=["assert [f(3) for f in pair()] == [3, 6]"]) == 1.0
     with pytest.raises(JudgeError, match="pass the code a value of type function"):
         reward(compose, test_list=["assert compose(lambda x: x, lambda x: x)(1) == 1"])
+
+
+def test_coroutines_and_exceptions():
+    text = "import asyncio\nasync def double(x):\n    await asyncio.sleep(0)\n    return 2 * x\n"
+    test = "async def main():\n    assert await double(2) == 4\nasyncio.run(main())\nassert asyncio.run(double(3)) == 6"
+    assert reward(text, test=f"import asyncio\n{test}") == 1.0
+    assert reward(text.replace("2 * x", "x"), test=f"import asyncio\n{test}") == 0.0
+    tests = ["assert isinstance(f(-1), ValueError) and str(f(-1)) == 'no' and f(1) == 1"]
+    assert reward("def f(x): return x if x > 0 else ValueError('no')", test_list=tests) == 1.0
+    assert reward("def f(x): return x if x > 0 else KeyError('no')", test_list=tests) == 0.0
 
 
 def test_objects_that_a_function_returns_have_their_attributes():
