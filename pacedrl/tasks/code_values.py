@@ -60,10 +60,9 @@ def encode(value: Any, send_other: Sender = refuse) -> Any:
     if isinstance(value, list):
         return list(value) if _is_json(value) else [encode(item, send_other) for item in value]
     if isinstance(value, dict):
-        items = [[encode(key, send_other), encode(item, send_other)] for key, item in value.items()]
-        kinds = (("Counter", collections.Counter), ("OrderedDict", collections.OrderedDict))
-        return {next((name for name, kind in kinds if isinstance(value, kind)), "dict"): items}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        tag = "dict" if type(value) is dict else next(name for name, kind in _DICTS.items() if isinstance(value, kind))
+        return {tag: [[encode(key, send_other), encode(item, send_other)] for key, item in value.items()]}
+    if type(value) is not tuple and isinstance(value, tuple) and hasattr(value, "_fields"):
         return {"namedtuple": [type(value).__name__, list(value._fields), encode(list(value), send_other)]}
     for kind in (tuple, set, frozenset):
         if isinstance(value, kind):
@@ -135,51 +134,64 @@ def decode(message: Any, receive_other: Receiver = receive_none) -> Any:
     if not isinstance(message, dict):
         return message
     ((tag, content),) = message.items()
-
-    def items() -> Any:
-        return decode(content, receive_other)
-
-    match tag:
-        case "int":
-            return int(content, 16)
-        case "dict":
-            return dict(items())
-        case "Counter" | "OrderedDict":
-            return getattr(collections, tag)(dict(items()))
-        case "namedtuple":
-            name, fields, values = content
-            return collections.namedtuple(name, fields)(*decode(values, receive_other))
-        case "tuple" | "set" | "frozenset":
-            return getattr(builtins, tag)(items())
-        case "complex":
-            return complex(*content)
-        case "bytes":
-            return bytes.fromhex(content)
-        case "type":
-            kind = getattr(builtins, content)
-            return kind if isinstance(kind, type) else receive_none(tag, content)
-        case "Fraction" | "Decimal" | "datetime" | "date" | "time" | "timedelta" | "ndarray":
-            return _decode_of_library(tag, content)
-    return receive_other(tag, content)
+    build = _BUILD.get(tag)
+    return receive_other(tag, content) if build is None else build(content, receive_other)
 
 
-def _decode_of_library(tag: str, content: Any) -> Any:
-    import datetime
-    import decimal
-    import fractions
+def _decode_type(name: str, receive_other: Receiver) -> type:
+    kind = getattr(builtins, name)
+    if not isinstance(kind, type):
+        raise ValueError(f"no type: {name}")
+    return kind
 
-    match tag:
-        case "Fraction":
-            return fractions.Fraction(*decode(content))
-        case "Decimal":
-            return decimal.Decimal(content)
-        case "timedelta":
-            return datetime.timedelta(*content)
-        case "ndarray":
-            import numpy
 
-            return numpy.array(decode(content[0]), dtype=content[1])
-    return getattr(datetime, tag).fromisoformat(content)
+def _decode_namedtuple(content: Any, receive_other: Receiver) -> Any:
+    name, fields, values = content
+    return collections.namedtuple(name, fields)(*decode(values, receive_other))
+
+
+def _decode_array(content: Any, receive_other: Receiver) -> Any:
+    import numpy
+
+    return numpy.array(decode(content[0]), dtype=content[1])
+
+
+def _decode_of_library(tag: str) -> Callable[[Any, Receiver], Any]:
+    """What builds a value of the library. Modules are imported when the first one arrives."""
+
+    def build(content: Any, receive_other: Receiver) -> Any:
+        import datetime
+        import decimal
+        import fractions
+
+        match tag:
+            case "Fraction":
+                return fractions.Fraction(*decode(content))
+            case "Decimal":
+                return decimal.Decimal(content)
+            case "timedelta":
+                return datetime.timedelta(*content)
+        return getattr(datetime, tag).fromisoformat(content)
+
+    return build
+
+
+_DICTS = {"Counter": collections.Counter, "OrderedDict": collections.OrderedDict, "dict": dict}
+_BUILD: dict[str, Callable[[Any, Receiver], Any]] = {
+    "int": lambda digits, _: int(digits, 16),
+    "dict": lambda items, other: {decode(key, other): decode(item, other) for key, item in items},
+    "Counter": lambda items, other: collections.Counter(_BUILD["dict"](items, other)),
+    "OrderedDict": lambda items, other: collections.OrderedDict(_BUILD["dict"](items, other)),
+    "tuple": lambda items, other: tuple(decode(items, other)),
+    "set": lambda items, other: set(decode(items, other)),
+    "frozenset": lambda items, other: frozenset(decode(items, other)),
+    "namedtuple": _decode_namedtuple,
+    "complex": lambda parts, _: complex(*parts),
+    "bytes": lambda digits, _: bytes.fromhex(digits),
+    "type": _decode_type,
+    "ndarray": _decode_array,
+    **{tag: _decode_of_library(tag) for tag in ("Fraction", "Decimal", "datetime", "date", "time", "timedelta")},
+}
 
 
 def send(file: IO[bytes], message: Any) -> None:
