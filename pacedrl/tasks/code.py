@@ -6,8 +6,8 @@ Four kinds of tests are told by a row's columns, in this order:
 - HumanEval: ``test``, which defines ``check(candidate)``, and ``entry_point``; or any other test code in ``test``;
 - MBPP: ``test_list``, assertions, with ``test_imports`` and ``test_setup_code``;
 - pairs of inputs and outputs, in the answer or one of the columns in ``PAIR_COLUMNS``, also as a JSON string:
-  ``{"inputs": [...], "outputs": [...]}`` of a program, or of the function ``fn_name``; or a list of
-  ``{"input": ..., "output": ...}``; see ``code_pairs``.
+  ``{"inputs": [...], "outputs": [...]}`` of a program, or of the function or class ``fn_name``; or a list of
+  ``{"input": ..., "output": ...}``. See ``code_pairs``.
 
 Two sandboxes are started for every completion. In one the completion's code runs, knowing nothing of the tests; in the
 other the tests, which reach that code through pipes, in plain data. See ``code_candidate`` and ``code_driver``.

@@ -4,8 +4,9 @@ This file is shown to the sandbox of the tests (see ``code_driver``), so it impo
 sides of a comparison are built by us: no code of a completion runs here.
 
 Whole numbers are compared exactly, however long they are; only numbers with a fraction have a tolerance. A number that
-is printed with a point or an exponent may stand for a whole number if it is as close to it as to any other: "3.0" is
-"3", but "1e18" is not "1000000000000000001". Of results, 3.0 equals 3 and True equals 1, as in Python.
+is printed with a point or an exponent passes for a whole number if it is within ``TOLERANCE`` of it, computed exactly:
+"3.0" passes for "3", but "1e18" does not for "1000000000000000001". Of results, 3.0 equals 3 and True equals 1, as in
+Python.
 """
 
 from __future__ import annotations

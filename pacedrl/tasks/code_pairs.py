@@ -28,18 +28,8 @@ def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
     JudgeError where they are incomplete or hold what no sandbox can be sent. ``columns`` are the whole row.
     """
     value = _json(value)
-    reads_input = False
     if isinstance(value, list) and value and all(isinstance(item, dict) and "input" in item for item in value):
-        names = {_function_name(item) or _function_name(columns) for item in value}
-        name = names.pop() if len(names) == 1 else None
-        if name is None and any(item.get("testtype") == "functional" for item in value):
-            raise JudgeError("the row's tests call a function, but no 'metadata' with 'func_name' says which")
-        reads_input = any("stdin" in str(item.get("testtype") or item.get("type")) for item in value)
-        value = {
-            "inputs": [item["input"] for item in value],
-            "outputs": [item.get("output") for item in value],
-            "fn_name": name,
-        }
+        value = _as_lists(value, columns)
     if not isinstance(value, dict) or "inputs" not in value or "outputs" not in value:
         return None
     inputs, outputs = value["inputs"], value["outputs"]
@@ -47,7 +37,7 @@ def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
         raise JudgeError("the row's 'inputs' and 'outputs' are not two lists of the same length, of at least one")
     name = value.get("fn_name")
     pairs = list(zip(inputs, outputs, strict=True))
-    operations = [None if reads_input else _operations(given, output, name) for given, output in pairs]
+    operations = [None if value.get("reads_input") else _operations(given, output, name) for given, output in pairs]
     if all(operations):
         cases = [_encoded(_case(each, output)) for each, output in zip(operations, outputs, strict=True) if each]
         return {"kind": "operations", "cases": cases}
@@ -58,6 +48,20 @@ def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
         "name": name,
         "inputs": [_encoded(_arguments(item)) for item in inputs],
         "outputs": [_encoded(_outputs(output, is_text=isinstance(given, str))) for given, output in pairs],
+    }
+
+
+def _as_lists(items: list[dict[str, Any]], columns: dict[str, Any]) -> dict[str, Any]:
+    """Pairs that are a dict each, as two lists; ``reads_input`` says that a program is tested for certain."""
+    names = {_function_name(item) or _function_name(columns) for item in items}
+    name = names.pop() if len(names) == 1 else None
+    if name is None and any(item.get("testtype") == "functional" for item in items):
+        raise JudgeError("the row's tests call a function, but no 'metadata' with 'func_name' says which")
+    return {
+        "inputs": [item["input"] for item in items],
+        "outputs": [item.get("output") for item in items],
+        "fn_name": name,
+        "reads_input": any("stdin" in str(item.get("testtype") or item.get("type")) for item in items),
     }
 
 

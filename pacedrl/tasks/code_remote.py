@@ -32,6 +32,7 @@ Ask = Callable[..., Any]
 _PLAIN_ATTRIBUTES = frozenset(
     name for kind in (str, bytes, int, float, complex, list, tuple, dict, set, frozenset) for name in dir(kind)
 )
+# Operators that an object of a class under test has: functions of the modules operator and builtins.
 _COMPARISONS = ("lt", "le", "gt", "ge")
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor")
 _OTHERS: tuple[str, ...] = ("len", "str", "repr", "bool", "hash", "int", "float", "abs", "round", "neg", "contains")
@@ -188,31 +189,42 @@ class Deque(collections.deque[Any]):
 
 
 class RemoteIterator:
-    """An iterator of the candidate's, which may have no end. It is equal to a list of the items that it has left."""
+    """An iterator of the candidate's, which may have no end. It is equal to a list of the items that it has left.
+
+    Going through it takes nothing away from it, only ``next`` does: a check of every item is not met by there being
+    none left.
+    """
 
     def __init__(self, ask: Ask, reference: dict[str, Any]) -> None:
         self._ask = ask
         self._reference = reference
-        self._ahead: collections.deque[Any] = collections.deque()
-        self._next_count = 1
+        self._items: list[Any] = []
+        self._place = 0  # of the next item
         self._ended = False
 
+    def _has(self, place: int) -> bool:
+        while place >= len(self._items) and not self._ended:
+            count = min(max(1, len(self._items)), 1000)  # a message for each item would take long
+            items = self._ask("take", self, count)
+            self._items += items
+            self._ended = len(items) < count
+        return place < len(self._items)
+
     def __iter__(self) -> Iterator[Any]:
-        return self
+        place = self._place
+        while self._has(place):
+            yield self._items[place]
+            place += 1
 
     def __next__(self) -> Any:
-        if not self._ahead and not self._ended:
-            items = self._ask("take", self, self._next_count)
-            self._ended = len(items) < self._next_count
-            self._next_count = min(2 * self._next_count, 1000)  # a message for each item takes long
-            self._ahead.extend(items)
-        if not self._ahead:
+        if not self._has(self._place):
             raise StopIteration
-        return self._ahead.popleft()
+        self._place += 1
+        return self._items[self._place - 1]
 
     def __eq__(self, other: object) -> bool:
         items = _items_of(other)
-        return items is not None and list(itertools.islice(self, len(items) + 1)) == items
+        return items is not None and list(itertools.islice(iter(self), len(items) + 1)) == items
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -220,13 +232,14 @@ class RemoteIterator:
 class Remote:
     """An object of the candidate's that is no plain data, such as a function that it returned.
 
-    It can be called and has attributes, but none that plain data have, too: where a test expects a list, an object
-    must not do, which might give another answer each time it is looked at.
+    It can be called, has items if its class gives it some, and attributes, but none that plain data have, too: where a
+    test expects a list, an object must not do, which might give another answer each time it is looked at.
     """
 
     def __init__(self, ask: Ask, reference: dict[str, Any]) -> None:
         object.__setattr__(self, "_ask", ask)
         object.__setattr__(self, "_reference", reference)
+        object.__setattr__(self, "_iterator", None)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self._ask("call", self, *arguments, **keywords)
@@ -236,10 +249,19 @@ class Remote:
             raise AttributeError(name)
         return self._ask("getattr", self, name)
 
+    def __iter__(self) -> Iterator[Any]:
+        """Its items, the same ones each time."""
+        if self._iterator is None:
+            object.__setattr__(self, "_iterator", self._new_iterator())
+        return iter(self._iterator)
+
+    def _new_iterator(self) -> RemoteIterator:
+        return RemoteIterator(self._ask, self._ask("iter", self)._reference)
+
     def __eq__(self, other: object) -> bool:
         """What its class says of another object of the candidate's; False of all plain data."""
         if isinstance(other, Remote):
-            return bool(self._ask("eq", self, other) is True)
+            return self._ask("eq", self, other) is True
         try:
             encode(other, _send_argument)
         except NotPlainDataError as error:
@@ -263,8 +285,7 @@ class RemoteInstance(Remote):
         self._ask("setattr", self, name, value)
 
     def __iter__(self) -> Iterator[Any]:
-        iterator = self._ask("iter", self)
-        return RemoteIterator(self._ask, iterator._reference)
+        return iter(self._new_iterator())
 
     def __next__(self) -> Any:
         items = self._ask("take", self, 1)

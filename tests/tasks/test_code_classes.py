@@ -314,6 +314,25 @@ def test_an_object_that_equals_everything_equals_nothing_plain(test):
     assert reward(EQUAL, test=test) == 0.0
 
 
+def test_objects_that_a_function_returns_have_items():
+    text = (
+        "class Countdown:\n"
+        "    def __init__(self, n): self.n = n\n"
+        "    def __iter__(self): return self\n"
+        "    def __next__(self):\n"
+        "        self.n -= 1\n        if self.n < 0: raise StopIteration\n        return self.n\n"
+        "def countdown(n): return Countdown(n)\n"
+    )
+    tests = ["assert list(countdown(3)) == [2, 1, 0]", "assert sum(item for item in countdown(4)) == 6"]
+    assert reward(text, test_list=tests) == 1.0
+    assert reward(text.replace("self.n < 0", "self.n <= 0"), test_list=tests) == 0.0
+    assert reward(text.replace("def __iter__", "def __items__"), test_list=tests) == 0.0
+    changing = "class Odd:\n    n = 0\n    def __iter__(self):\n        Odd.n += 1\n        return iter([Odd.n])\n"
+    changing += "def f(): return Odd()\n"
+    assert reward(changing, test="r = f()\nassert list(r) == [1]\nassert list(r) == [2]") == 0.0
+    assert reward(changing, test="r = f()\nassert list(r) == [1]\nassert list(r) == [1]") == 1.0
+
+
 def test_a_function_s_result_is_not_looked_at_twice():
     """An object that gives another answer each time would meet properties that no list has."""
     text = (

@@ -162,6 +162,16 @@ def test_tests_may_take_items_from_what_has_no_end():
     assert reward("def f():\n    return iter(range(30))", test=test) == 0.0
 
 
+def test_items_are_not_used_up_by_a_check():
+    test = "items = f([3, 1])\nassert sorted(items) == [1, 3]\nassert all(item % 2 == 0 for item in items)\n"
+    assert reward("def f(x):\n    return (item for item in x)", test=test) == 0.0
+    assert reward("def f(x):\n    yield from x", test=test.replace("== 0", "== 1")) == 1.0
+    test = (
+        "items = f([1, 2, 3])\nassert next(items) == 1 and list(items) == [2, 3] and next(items) == 2 and 3 in items\n"
+    )
+    assert reward("def f(x):\n    yield from x", test=test) == 1.0
+
+
 def test_iterables_as_arguments():
     tests = ["assert f(range(3)) == 3", "assert f({1: 2, 3: 4}.values()) == 2", "assert f(deque([1])) == 1"]
     assert reward("def f(x):\n    return len(x)", test_imports=IMPORTS, test_list=tests) == 1.0
