@@ -40,7 +40,7 @@ from pacedrl.tasks import (
     sandbox,
 )
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code_pairs import find_pairs
+from pacedrl.tasks.code_pairs import check_signature, find_pairs
 from pacedrl.tasks.sandbox import Mode
 from pacedrl.types import Prompt
 
@@ -176,6 +176,8 @@ def find_tests(prompt: Prompt) -> dict[str, Any]:
     for value in (prompt.answer, *(columns.get(column) for column in PAIR_COLUMNS)):
         pairs = find_pairs(value, columns)
         if pairs is not None:
+            if pairs["kind"] == "calls":
+                check_signature(str(columns.get("starter_code") or prompt.content))
             return pairs
     raise JudgeError(
         "the row has no tests: expected 'test' and 'entry_point', 'test_list', 'base_input' and 'canonical_solution', "

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -49,6 +50,14 @@ def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
         "inputs": [_encoded(_arguments(item)) for item in inputs],
         "outputs": [_encoded(_outputs(output, is_text=isinstance(given, str))) for given, output in pairs],
     }
+
+
+def check_signature(source: str) -> None:
+    """Raise JudgeError where a function's head or task says that JSON cannot hold what it takes or gives back."""
+    if node := re.search(r"\b(TreeNode|ListNode)\b", source):
+        raise JudgeError(f"the row's function takes or returns a {node[0]}, which inputs and outputs cannot hold")
+    if re.search("do not return anything", source, re.IGNORECASE):
+        raise JudgeError("the row's function changes an argument in place, and only what it returns can be judged")
 
 
 def _as_lists(items: list[dict[str, Any]], columns: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import builtins
 
 import pytest
-from code_helpers import reward
+from code_helpers import SETTINGS, reward
 
 from pacedrl.tasks.code_names import MEMBERS, SOURCES
 
@@ -35,7 +35,10 @@ def test_a_program_ends_as_a_script_does(end, verdict):
 @pytest.mark.parametrize(
     "text",
     [
-        "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.2), print(9))).start()",
+        pytest.param(
+            "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.2), print(9))).start()",
+            marks=pytest.mark.skipif(SETTINGS.sandbox == "rlimits", reason="all of the user's processes count there"),
+        ),
         "import atexit, sys\natexit.register(lambda: sys.stdout.write('9'))\nexit()",
         "import io, sys\nsys.stdout = io.StringIO()\nprint(9)\nsys.__stdout__.write(sys.stdout.getvalue())",
         "import sys\nsys.stdout.buffer.write(b'9')",

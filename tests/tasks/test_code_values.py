@@ -189,6 +189,7 @@ def test_iterables_as_arguments():
         ("datetime.date(2024, 1, 2)", datetime.date(2024, 1, 2), 1.0), ("Decimal('0.1')", decimal.Decimal("0.1"), 1.0),
         ("{1: {True: (2,)}, None: 1.5}", {"1": {"true": [2]}, "null": 1.5}, 1.0), ("{1: 2, '1': 3}", {"1": 3}, 0.0),
         ("(1, (2, 3))", [1, [2, 3]], 1.0), ("{1, 2}", [1, 2], 0.0), ("'ab'", ["a", "b"], 0.0), ("'[1]'", [1], 0.0),
+        ("[Fraction(1, 2)]", "[Fraction(1, 2)]", 1.0), ("[Fraction(1, 3)]", "[Fraction(1, 2)]", 0.0),
         ("5", ["5"], 0.0), ("'5'", "5", 1.0), ("'True'", "True", 1.0), ("b'a'", "a", 0.0),
     ],
     ids=str,
@@ -234,6 +235,14 @@ def test_a_result_of_any_other_type_is_wrong_where_plain_data_is_expected(expres
         ({"test": "class P: pass\nassert f() == P()"}, "compare a result with a value of type tests.P"),
         ({"test_list": ["assert f(lambda n: n) == 1"]}, "pass the code a value of type function"),
         ({"test_list": ["assert f(x=[pathlib]) == 1"]}, "pass the code a value of type module"),
+        (
+            {"answer": {"fn_name": "f", "inputs": [[[1]]], "outputs": [1]}, "starter_code": "def f(x: TreeNode): pass"},
+            "takes or returns a TreeNode",
+        ),
+        (
+            {"answer": {"fn_name": "f", "inputs": [[[1]]], "outputs": [[1]]}, "content": "Do not return anything!"},
+            "changes an argument in place",
+        ),
         ({"answer": {"fn_name": "f", "inputs": [[]], "outputs": [object()]}}, "hold a value of type object"),
         (
             {"answer": {"fn_name": "f", "inputs": [[[{1: print}]]], "outputs": [1]}},
