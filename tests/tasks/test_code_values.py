@@ -7,8 +7,7 @@ import pytest
 from code_helpers import SETTINGS, prompt, reward
 
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code import code_reward
-from pacedrl.tasks.verifiers import judge
+from pacedrl.tasks.pool import Job, VerifierPool
 
 IMPORTS = [
     "import array, collections, datetime, itertools, pathlib, re",
@@ -266,12 +265,20 @@ def test_what_cannot_be_judged_is_an_error_that_names_the_type(row, message):
     assert message in str(error.value)
 
 
-def test_the_error_reaches_the_verdict():
-    verdict = judge(
-        lambda prompt, text: code_reward(prompt, text, SETTINGS), prompt(test_list=["assert f(print) == 1"]), ENDLESS
-    )
-    assert verdict.reward is None
-    assert verdict.error == (
+def test_verdicts_come_through_the_pool():
+    options = {"sandbox": SETTINGS.sandbox}
+    tests = ["assert f(2) == Fraction(1, 2)"]
+    half = "from fractions import Fraction\ndef f(n): return Fraction(1, n)"
+    rows = [
+        (prompt(test_imports=IMPORTS, test_list=tests), half),
+        (prompt(test_imports=IMPORTS, test_list=tests), "def f(n): return 1"),
+        (prompt(test_imports=IMPORTS, test_list=["assert f(print) == 1"]), half),
+        (prompt({"inputs": ["2"], "outputs": ["1000000000000000001"]}), "print(1e18)\nexit()"),
+    ]
+    with VerifierPool(workers=1, timeout_s=30.0) as pool:
+        verdicts = pool.score([Job("code", row, text, options) for row, text in rows])
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, None, 0.0]
+    assert verdicts[2].error == (
         "the row's tests pass the code a value of type builtin_function_or_method, and only plain data can be sent to "
         "it or come from it"
     )
