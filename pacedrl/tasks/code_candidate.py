@@ -4,7 +4,7 @@ This file is shown to the sandbox alone, without the rest of the package but for
 shares its process with hostile code: nothing that it sends is trusted.
 
 The first message says what to run. Each further one is the standard input of one run of a program, or a request
-``[operation, arguments, keywords]``, where the operation is a function of ``_OWN`` or of the modules ``operator`` and
+``[operation, arguments, keywords]``, where the operation is a function of ours or of the modules ``operator`` and
 ``builtins``. Answers are ``["value", value]``, ``["error", exception types, message]`` or ``["output", text]``.
 
 Where tests may use objects that are no plain data, these stay here, and a reference to them is sent (see ``Objects``).
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import copy
 import gc
 import itertools
 import operator
@@ -110,10 +111,11 @@ def _serve_requests(code: Any, requests: IO[bytes], answers: IO[bytes], keeps_ob
     send(answers, ["value", None])
     objects = Objects(module)
     send_other: Sender = objects.send if keeps_objects else send_items
+    own: dict[str, Callable[..., Any]] = {**_OWN, "find": lambda name: _find(module, name)}
     while True:
         operation, arguments, keywords = receive(requests)
         try:
-            function = _OWN.get(operation) or getattr(operator, operation, None) or getattr(builtins, operation)
+            function = own.get(operation) or getattr(operator, operation, None) or getattr(builtins, operation)
             value = function(*decode(arguments, objects.receive), **decode(keywords, objects.receive))
             answer = ["value", encode(value, send_other)]
         except BaseException as error:  # SystemExit too
@@ -131,7 +133,7 @@ def _awaited(coroutine: Any) -> Any:
     return asyncio.run(coroutine)
 
 
-_OWN: dict[str, Callable[..., Any]] = {"take": _take, "awaited": _awaited}
+_OWN: dict[str, Callable[..., Any]] = {"take": _take, "awaited": _awaited, "copy": copy.copy, "deepcopy": copy.deepcopy}
 
 
 class Objects:
@@ -140,6 +142,7 @@ class Objects:
     def __init__(self, module: Any) -> None:
         self._module = module
         self._kept: list[Any] = []
+        self._places: dict[int, int] = {}  # of each object in this list, by its id
 
     def send(self, value: Any) -> Any:
         """An iterable that is no iterator as its items, an exception as ``_described``; else a reference."""
@@ -149,9 +152,11 @@ class Objects:
             return {"error": _described(value)[1:]}
         if is_iterable(value) and not hasattr(value, "__next__"):
             return {"items": send_items(value)}
-        self._kept.append(value)
+        place = self._places.setdefault(id(value), len(self._kept))
+        if place == len(self._kept):
+            self._kept.append(value)
         tag = "coroutine" if hasattr(type(value), "__await__") else "iterator" if is_iterable(value) else "object"
-        return {tag: len(self._kept) - 1}
+        return {tag: place}
 
     def receive(self, tag: str, content: Any) -> Any:
         """What is meant by a name, or by a reference that ``send`` gave; an iterator over items; or a range."""

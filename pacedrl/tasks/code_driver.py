@@ -27,7 +27,7 @@ from pacedrl.tasks.code_candidate import closed
 from pacedrl.tasks.code_compare import prints_the_same, returns_the_same
 from pacedrl.tasks.code_evalplus import Cases
 from pacedrl.tasks.code_names import SOURCES, compiled, provide
-from pacedrl.tasks.code_remote import Candidate, UnusableError
+from pacedrl.tasks.code_remote import Candidate, Remote, UnusableError
 from pacedrl.tasks.code_values import decode, send
 
 LONGEST_KNOWN = 256 << 10
@@ -36,6 +36,7 @@ LONGEST_KNOWN = 256 << 10
 Judge = Callable[[Candidate], bool]
 
 _SERVES = {"program": "runs", "code": "objects", "operations": "objects"}  # all others: values
+_HIDDEN = {"__class__", "__dict__", "__doc__", "__module__"}  # attributes that any object has, here as there
 _BUILT_IN = frozenset(dir(builtins)) | {"__name__"}
 
 
@@ -145,6 +146,9 @@ def _prepare_code(tests: dict[str, Any]) -> Judge:
     extended = _names(base for node in nodes if isinstance(node, ast.ClassDef) for base in node.bases) & classes
     if extended:
         raise TypeError(f"they extend {min(extended)}, a class of the code's own, which cannot be done from outside")
+    hidden = {node.attr for node in nodes if isinstance(node, ast.Attribute)} & _HIDDEN
+    if classes and hidden:
+        raise TypeError(f"they read {min(hidden)}, which objects of the code's do not have outside of it")
     caught = _names(node.type for node in nodes if isinstance(node, ast.ExceptHandler) and node.type) & classes
     caught |= {name for name in classes if name.endswith(("Error", "Exception"))}
     code = compile(tree, "<tests>", "exec")
@@ -157,12 +161,23 @@ def _prepare_code(tests: dict[str, Any]) -> Judge:
         candidate.has_classes = bool(classes)
         candidate.exceptions = {name: type(name, (Exception,), {}) for name in caught}
         namespace.update({name: functools.partial(candidate.call, name) for name in functions})
-        namespace.update({name: candidate.named(name) for name in classes})
+        namespace.update({name: candidate.ask("find", name) for name in classes - caught})
         namespace.update(candidate.exceptions)
+        if classes:
+            namespace.update({name: _looking_outside(candidate, name) for name in ("type", "vars", "dir")})
+        candidate.asked = False  # the tests have not asked for anything yet
         exec(code, namespace)
         return True
 
     return judge
+
+
+def _looking_outside(candidate: Candidate, name: str) -> Callable[..., Any]:
+    """The built-in function ``name``, which also takes objects of the candidate's."""
+    function = getattr(builtins, name)
+    return lambda *arguments: (
+        candidate.ask(name, *arguments) if any(isinstance(each, Remote) for each in arguments) else function(*arguments)
+    )
 
 
 def _split(free: set[str], name: str | None) -> tuple[set[str], set[str]]:

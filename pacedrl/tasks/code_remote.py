@@ -34,9 +34,36 @@ _PLAIN_ATTRIBUTES = frozenset(
 )
 # Operators that an object of a class under test has: functions of the modules operator and builtins.
 _COMPARISONS = ("lt", "le", "gt", "ge")
-_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor")
-_OTHERS: tuple[str, ...] = ("len", "str", "repr", "bool", "hash", "int", "float", "abs", "round", "neg", "contains")
-_OTHERS += ("getitem", "setitem", "delitem")
+_OPERATORS = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and_",
+    "or_",
+    "xor",
+    "lshift",
+    "rshift",
+)
+_CONVERSIONS = ("str", "repr", "format", "bytes", "bool", "hash", "int", "float", "index")
+_OTHERS = (
+    "len",
+    "abs",
+    "round",
+    "neg",
+    "pos",
+    "invert",
+    "divmod",
+    "reversed",
+    "contains",
+    "getitem",
+    "setitem",
+    "delitem",
+)
 
 
 class UnusableError(BaseException):
@@ -61,6 +88,7 @@ class Candidate:
         """Whether the tests are of classes, whose objects support operators, then."""
         self.exceptions: dict[str, type[Exception]] = {}
         """The tests' own classes for exceptions that the candidate defines, by name."""
+        self._objects: dict[int, Remote] = {}
 
     def await_ready(self) -> None:
         """Wait for the process. UnusableError when it ended before it ran anything of the completion's."""
@@ -75,13 +103,9 @@ class Candidate:
         """Run its definitions; any exception when they fail. See ``code_candidate`` for what it ``serves``."""
         self._exchange({"code": code, "serves": serves})
 
-    def named(self, name: str) -> Remote:
-        """What its program calls ``name``."""
-        return self._object({"name": name})
-
     def call(self, name: str, *arguments: Any, **keywords: Any) -> Any:
         """What its function returns, or the exception it raises, as the nearest built-in one."""
-        return self.ask("call", self.named(name), *arguments, **keywords)
+        return self.ask("call", Remote(self.ask, {"name": name}), *arguments, **keywords)
 
     def ask(self, operation: str, *arguments: Any, **keywords: Any) -> Any:
         """What an operation of its gives; exceptions as above. UnusableError for arguments that cannot be sent."""
@@ -139,14 +163,16 @@ class Candidate:
             case "error":
                 return self._exception(*content)
             case "object":
-                return self._object({"object": int(content)})
+                return self._object(int(content))
         return receive_none(tag, content)
 
     async def _coroutine(self, content: int) -> Any:
-        return self.ask("awaited", self._object({"object": content}))
+        return self.ask("awaited", self._object(content))
 
-    def _object(self, reference: dict[str, Any]) -> Remote:
-        return (RemoteInstance if self.has_classes else Remote)(self.ask, reference)
+    def _object(self, place: int) -> Remote:
+        """One object here for each one there."""
+        kind = RemoteInstance if self.has_classes else Remote
+        return self._objects.setdefault(place, kind(self.ask, {"object": place}))
 
 
 def _send_argument(value: Any) -> Any:
@@ -255,6 +281,12 @@ class Remote:
             object.__setattr__(self, "_iterator", self._new_iterator())
         return iter(self._iterator)
 
+    def __enter__(self) -> Any:
+        return self._ask("getattr", self, "__enter__")()
+
+    def __exit__(self, *error: Any) -> Any:
+        return self._ask("getattr", self, "__exit__")(*(None if part is None else str(part) for part in error))
+
     def _new_iterator(self) -> RemoteIterator:
         return RemoteIterator(self._ask, self._ask("iter", self)._reference)
 
@@ -284,6 +316,15 @@ class RemoteInstance(Remote):
     def __setattr__(self, name: str, value: Any) -> None:
         self._ask("setattr", self, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        self._ask("delattr", self, name)
+
+    def __copy__(self) -> Any:
+        return self._ask("copy", self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._ask("deepcopy", self)
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._new_iterator())
 
@@ -299,12 +340,6 @@ class RemoteInstance(Remote):
     def __subclasscheck__(self, kind: Any) -> bool:
         return isinstance(kind, Remote) and self._ask("issubclass", kind, self) is True
 
-    def __enter__(self) -> Any:
-        return self._ask("getattr", self, "__enter__")()
-
-    def __exit__(self, *error: Any) -> Any:
-        return self._ask("getattr", self, "__exit__")(*(None if part is None else str(part) for part in error))
-
 
 def _forwarded(operation: str, swapped: bool = False) -> Callable[..., Any]:
     def forward(self: RemoteInstance, *arguments: Any) -> Any:
@@ -315,7 +350,8 @@ def _forwarded(operation: str, swapped: bool = False) -> Callable[..., Any]:
     return forward
 
 
-for _name in (*_COMPARISONS, *_OPERATORS, *_OTHERS):
+for _name in (*_COMPARISONS, *_OPERATORS, *_CONVERSIONS, *_OTHERS):
     setattr(RemoteInstance, f"__{_name.rstrip('_')}__", _forwarded(_name))
 for _name in _OPERATORS:
     setattr(RemoteInstance, f"__r{_name.rstrip('_')}__", _forwarded(_name, swapped=True))
+    setattr(RemoteInstance, f"__i{_name.rstrip('_')}__", _forwarded(f"i{_name.rstrip('_')}"))

@@ -265,55 +265,6 @@ def test_a_class_that_only_the_code_could_extend_is_an_error():
         reward(STACK, test="class Mine(Stack):\n    pass\nassert Mine().items == []")
 
 
-EQUAL = """
-class Equal:
-    def __init__(self, *arguments): pass
-    def __getattr__(self, name): return Equal()
-    def __call__(self, *arguments): return Equal()
-    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = lambda self, other: True
-    __ne__ = lambda self, other: False
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __abs__ = __round__ = __getitem__ = lambda self, *other: Equal()
-    __hash__ = lambda self: 1
-    __bool__ = lambda self: True
-    __iter__ = lambda self: iter([Equal()])
-    __len__ = lambda self: 1
-Account = Stack = solve = Equal
-"""
-
-
-@pytest.mark.parametrize(
-    "test",
-    [
-        "assert Account().balance() == 5",
-        "assert 5 == Account().balance()",
-        "assert not Account().balance() != 5",
-        "assert abs(Account().balance() - 100.5) < 1e-9",
-        "assert 99 < Account().balance()",
-        "assert Account().balance() >= 5",
-        "assert round(Account().balance(), 2) == 5.5",
-        "assert Account().items in ([1], [2])",
-        "assert Account().name in {'a', 1}",
-        "assert {Account().name: 1}.get('a') == 1",
-        "assert [Account().x, 1] == [5, 1]",
-        "assert list(Account()) == [1]",
-        "assert str(Account()) == 'Account'",
-        "assert Account()[0] == 5",
-        "assert (Account() + 5) == 5",
-        "assert sorted([Account(), 3]) == [3, 5]",
-        "assert Account().rate() is True",
-        "assert solve(3) == 7",
-        "assert solve(3) in [7]",
-        "assert len(solve(3)) == 1",
-        "assert all(item > 0 for item in solve(3)) and solve(3)",
-        "assert solve(3)[0] == 5",
-        "r = solve(3)\nassert r.count(1) == 1",
-        "assert max(solve(3), 4) == 4",
-    ],
-)
-def test_an_object_that_equals_everything_equals_nothing_plain(test):
-    assert reward(EQUAL, test=test) == 0.0
-
-
 def test_objects_that_a_function_returns_have_items():
     text = (
         "class Countdown:\n"
