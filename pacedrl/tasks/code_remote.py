@@ -103,11 +103,11 @@ class Candidate:
         """Run its definitions; any exception when they fail. See ``code_candidate`` for what it ``serves``."""
         self._exchange({"code": code, "serves": serves})
 
-    def call(self, name: str, *arguments: Any, **keywords: Any) -> Any:
+    def call(self, name: str, /, *arguments: Any, **keywords: Any) -> Any:
         """What its function returns, or the exception it raises, as the nearest built-in one."""
         return self.ask("call", Remote(self.ask, {"name": name}), *arguments, **keywords)
 
-    def ask(self, operation: str, *arguments: Any, **keywords: Any) -> Any:
+    def ask(self, operation: str, /, *arguments: Any, **keywords: Any) -> Any:
         """What an operation of its gives; exceptions as above. UnusableError for arguments that cannot be sent."""
         self.asked = True
         try:
@@ -267,7 +267,7 @@ class Remote:
         object.__setattr__(self, "_reference", reference)
         object.__setattr__(self, "_iterator", None)
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+    def __call__(self, /, *arguments: Any, **keywords: Any) -> Any:
         return self._ask("call", self, *arguments, **keywords)
 
     def __getattr__(self, name: str) -> Any:

@@ -236,6 +236,13 @@ def test_returned_functions():
         reward(compose, test_list=["assert compose(lambda x: x, lambda x: x)(1) == 1"])
 
 
+def test_keywords_may_have_any_name():
+    keywords = "self=1, name=2, operation=3, arguments=4, keywords=5, obj=6"
+    text = "def total(**values):\n    return sum(values.values())\nadder = lambda: total\n"
+    assert reward(text, test_list=[f"assert total({keywords}) == 21"]) == 1.0
+    assert reward(text, test_list=[f"assert adder()({keywords}) == 21"]) == 1.0
+
+
 def test_coroutines_and_exceptions():
     text = "import asyncio\nasync def double(x):\n    await asyncio.sleep(0)\n    return 2 * x\n"
     test = "async def main():\n    assert await double(2) == 4\nasyncio.run(main())\nassert asyncio.run(double(3)) == 6"
