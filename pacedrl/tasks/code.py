@@ -6,8 +6,8 @@ Four kinds of tests are told by a row's columns, in this order:
 - HumanEval: ``test``, which defines ``check(candidate)``, and ``entry_point``; or any other test code in ``test``;
 - MBPP: ``test_list``, assertions, with ``test_imports`` and ``test_setup_code``;
 - pairs of inputs and outputs, in the answer or one of the columns in ``PAIR_COLUMNS``, also as a JSON string:
-  ``{"inputs": [...], "outputs": [...]}`` of a program, or of the function ``fn_name``; or a list of
-  ``{"input": ..., "output": ...}``.
+  ``{"inputs": [...], "outputs": [...]}`` of a program, or of the function or class ``fn_name``; or a list of
+  ``{"input": ..., "output": ...}``. See ``code_pairs``.
 
 Two sandboxes are started for every completion. In one the completion's code runs, knowing nothing of the tests; in the
 other the tests, which reach that code through pipes, in plain data. See ``code_candidate`` and ``code_driver``.
@@ -29,8 +29,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pacedrl.tasks import code_candidate, code_compare, code_driver, code_evalplus, sandbox
+from pacedrl.tasks import (
+    code_candidate,
+    code_compare,
+    code_driver,
+    code_evalplus,
+    code_names,
+    code_remote,
+    code_values,
+    sandbox,
+)
 from pacedrl.tasks.answers import JudgeError
+from pacedrl.tasks.code_pairs import check_signature, find_pairs
 from pacedrl.tasks.sandbox import Mode
 from pacedrl.types import Prompt
 
@@ -45,8 +55,10 @@ CANONICAL_FACTOR = 4.0
 
 _LONGEST_REPORT = 2 * code_driver.LONGEST_KNOWN  # bytes
 _REMEMBERED = 256  # rows
-_CANDIDATE = Path(code_candidate.__file__)
-_DRIVER = [Path(code_driver.__file__), Path(code_evalplus.__file__), Path(code_compare.__file__), _CANDIDATE]
+_CANDIDATE = [Path(str(module.__file__)) for module in (code_candidate, code_names, code_values)]
+_DRIVER = [
+    Path(str(module.__file__)) for module in (code_driver, code_compare, code_evalplus, code_remote)
+] + _CANDIDATE
 _PYTHON = ("python", "py", "python3")
 
 
@@ -103,7 +115,14 @@ _answers: dict[bytes, dict[str, Any]] = {}
 
 
 def _row_key(tests: dict[str, Any], settings: CodeSettings) -> bytes:
-    return hashlib.sha256(json.dumps([tests, settings.memory_mb]).encode("ascii")).digest()
+    return hashlib.sha256(_as_text([tests, settings.memory_mb])).digest()
+
+
+def _as_text(job: Any) -> bytes:
+    try:
+        return json.dumps(job).encode("ascii")
+    except (TypeError, ValueError) as error:  # a column of the row holds, say, a date
+        raise JudgeError(f"the row's tests cannot be sent to the sandbox: {error}") from None
 
 
 def _remember(row: bytes, known: dict[str, Any]) -> None:
@@ -155,8 +174,10 @@ def find_tests(prompt: Prompt) -> dict[str, Any]:
         setup = [*(columns.get("test_imports") or []), columns.get("test_setup_code") or ""]
         return _code(prompt, "\n".join(setup), "\n".join(columns["test_list"]))
     for value in (prompt.answer, *(columns.get(column) for column in PAIR_COLUMNS)):
-        pairs = _pairs(value, columns)
+        pairs = find_pairs(value, columns)
         if pairs is not None:
+            if pairs["kind"] == "calls":
+                check_signature(str(columns.get("starter_code") or prompt.content))
             return pairs
     raise JudgeError(
         "the row has no tests: expected 'test' and 'entry_point', 'test_list', 'base_input' and 'canonical_solution', "
@@ -186,56 +207,6 @@ def _code(prompt: Prompt, setup: str, code: str) -> dict[str, Any]:
     return {"kind": "code", "name": name, "prompt": source, "setup": setup, "code": code}
 
 
-def _pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
-    """Inputs and outputs, if ``value`` holds some. A function's name may be in the row's metadata (LiveCodeBench)."""
-    value = _json(value)
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "input" in item for item in value):
-        names = {_function_name(item) or _function_name(columns) for item in value}
-        name = names.pop() if len(names) == 1 else None
-        if name is None and any(item.get("testtype") == "functional" for item in value):
-            raise JudgeError("the row's tests call a function, but no 'metadata' with 'func_name' says which")
-        value = {
-            "inputs": [item["input"] for item in value],
-            "outputs": [item.get("output") for item in value],
-            "fn_name": name,
-        }
-    if not isinstance(value, dict) or "inputs" not in value or "outputs" not in value:
-        return None
-    inputs, outputs = value["inputs"], value["outputs"]
-    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
-        raise JudgeError("the row's 'inputs' and 'outputs' are not two lists of the same length, of at least one")
-    if value.get("fn_name"):
-        return {
-            "kind": "calls",
-            "name": value["fn_name"],
-            "inputs": [_arguments(item) for item in inputs],
-            "outputs": [_json(item) for item in outputs],
-        }
-    return {"kind": "program", "inputs": list(map(_text, inputs)), "outputs": list(map(_text, outputs))}
-
-
-def _function_name(row: dict[str, Any]) -> str | None:
-    metadata = _json(row.get("metadata"))
-    return metadata.get("func_name") if isinstance(metadata, dict) else None
-
-
-def _arguments(value: Any) -> list[Any]:
-    """Arguments as a list, or as lines of JSON."""
-    return value if isinstance(value, list) else [_json(line) for line in str(value).splitlines()]
-
-
-def _json(value: Any) -> Any:
-    """What a JSON string says; any other value itself."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(value)
-    return value
-
-
-def _text(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def _prompt_source(prompt: Prompt) -> str:
     """The row's own prompt, or what is fenced in it: code that completions may continue. It may be prose as well."""
     source = prompt.columns.get("prompt")
@@ -256,11 +227,11 @@ def _judging(job: dict[str, Any], settings: CodeSettings, errors: IO[bytes]) -> 
         requests, requests_to = _pipe(stack)
         answers, answers_to = _pipe(stack)
         task = stack.enter_context(tempfile.TemporaryFile())
-        task.write(json.dumps(job).encode("ascii"))
+        task.write(_as_text(job))
         task.seek(0)
         reach = [answers.fileno(), requests_to.fileno()]
         for start in (
-            sandbox.start(mode, [_CANDIDATE], limits, requests, answers_to, errors, numpy=numpy),
+            sandbox.start(mode, _CANDIDATE, limits, requests, answers_to, errors, numpy=numpy),
             sandbox.start(mode, _DRIVER, limits, task, report_to, errors, inherited=reach, numpy=numpy),
         ):
             stack.enter_context(start)

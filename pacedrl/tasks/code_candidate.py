@@ -1,107 +1,41 @@
-"""Runs a completion's code inside a sandbox: takes calls from a pipe, answers with plain data.
+"""Runs a completion's code inside a sandbox: takes requests from a pipe, answers with plain data.
 
-This file is shown to the sandbox alone, without the rest of the package, so it imports the standard library only, and
-little of it. It shares its process with hostile code: nothing that it sends is trusted. What makes a verdict safe
-is that whoever reads it (``code_driver``) builds values of built-in types and nothing else out of what arrives.
+This file is shown to the sandbox alone, without the rest of the package but for ``code_values`` and ``code_names``. It
+shares its process with hostile code: nothing that it sends is trusted.
 
-A message is a line of JSON. The first one says what to run; each further one is a call ``[name, arguments, keywords]``
-or, for a program, the standard input of one run. Answers are ``["value", value]``, ``["error", exception types,
-message]`` or ``["output", text]``.
+The first message says what to run. Each further one is the standard input of one run of a program, or a request
+``[operation, arguments, keywords]``, where the operation is a function of ours or of the modules ``operator`` and
+``builtins``. Answers are ``["value", value]``, ``["error", exception types, message]`` or ``["output", text]``.
+
+Where tests may use objects that are no plain data, these stay here, and a reference to them is sent (see ``Objects``).
 """
 
 from __future__ import annotations
 
+import builtins
 import collections
-import json
+import copy
+import gc
+import itertools
+import operator
 import os
 import sys
 from collections.abc import Callable
 from typing import IO, Any
 
-LONGEST_MESSAGE = 16 << 20
-"""Bytes of a line. A longer answer is a failure; so is printing more than an eighth of it in a run."""
+from pacedrl.tasks.code_names import compiled
+from pacedrl.tasks.code_values import (
+    LONGEST_MESSAGE,
+    Sender,
+    decode,
+    encode,
+    is_iterable,
+    receive,
+    send,
+    send_items,
+)
 
-_SMALL = 1 << 63  # larger integers are sent in hexadecimal, which takes time proportional to their length
 _SYNTAX_TREE = 0x400  # ast.PyCF_ONLY_AST, without the import
-_SCALARS = {str, int, float, bool, type(None)}
-
-
-class NotPlainDataError(TypeError):
-    """A value that is not made of built-in types alone."""
-
-
-def encode(value: Any) -> Any:
-    """``value`` as JSON: strings, numbers, None and lists as they are, all else as ``{tag: ...}``.
-
-    Subclasses are sent as the built-in type they extend, a match of a regular expression as True. NotPlainDataError
-    names a type that cannot be sent; RecursionError where it is nested too deeply.
-    """
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return int(value) if -_SMALL < value < _SMALL else {"int": format(int(value), "x")}
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, list):
-        return list(value) if _is_json(value) else [encode(item) for item in value]
-    if isinstance(value, dict):
-        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    for tag, kind in (("tuple", tuple), ("set", set), ("frozenset", frozenset), ("deque", collections.deque)):
-        if isinstance(value, kind):
-            return {tag: encode(list(value))}
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
-    if isinstance(value, bytes | bytearray):
-        return {"bytes": value.hex()}
-    if (type(value).__module__, type(value).__name__) == ("re", "Match"):  # MBPP's tests take it for a truth value
-        return True
-    raise NotPlainDataError(f"a {type(value).__name__} is no plain data")
-
-
-def _is_json(items: list[Any]) -> bool:
-    """Whether JSON says them as they are: most lists that are long hold numbers or strings."""
-    kinds = set(map(type, items))
-    return kinds <= _SCALARS and (
-        int not in kinds or all(-_SMALL < item < _SMALL for item in items if type(item) is int)
-    )
-
-
-_BUILD: dict[str, Callable[[Any], Any]] = {
-    "int": lambda digits: int(digits, 16),
-    "dict": lambda items: {decode(key): decode(item) for key, item in items},
-    "tuple": lambda items: tuple(decode(items)),
-    "set": lambda items: set(decode(items)),
-    "frozenset": lambda items: frozenset(decode(items)),
-    "deque": lambda items: collections.deque(decode(items)),
-    "complex": lambda parts: complex(*parts),
-    "bytes": bytes.fromhex,
-}
-
-
-def decode(message: Any) -> Any:
-    """What ``encode`` made ``message`` of, new at every call. Any exception, where it was not made by ``encode``."""
-    if isinstance(message, list):
-        return message[:] if set(map(type, message)) <= _SCALARS else [decode(item) for item in message]
-    if isinstance(message, dict):
-        ((tag, content),) = message.items()
-        return _BUILD[tag](content)
-    return message
-
-
-def send(file: IO[bytes], message: Any) -> None:
-    """Write one message. OSError where nobody reads."""
-    file.write(json.dumps(message).encode("ascii") + b"\n")
-    file.flush()
-
-
-def receive(file: IO[bytes]) -> Any:
-    """Read one message. EOFError at the end and where it is too long, ValueError where it is no JSON."""
-    line = file.readline(LONGEST_MESSAGE)
-    if not line.endswith(b"\n"):
-        raise EOFError
-    return json.loads(line)
 
 
 def main(seal: Callable[[], None]) -> None:
@@ -116,13 +50,13 @@ def main(seal: Callable[[], None]) -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     try:
-        code = compile(assemble(**job["code"]), "<completion>", "exec", dont_inherit=True)
+        code = compiled(assemble(**job["code"]), "<completion>")
     except BaseException as error:  # whatever the compiler raises on malformed text
         return send(answers, _described(error))
-    if job["program"]:
+    if job["serves"] == "runs":
         return _serve_runs(code, requests, answers, seal)
     seal()
-    return _serve_calls(code, requests, answers)
+    return _serve_requests(code, requests, answers, keeps_objects=job["serves"] == "objects")
 
 
 def assemble(text: str, prompt: str, entry_point: str | None) -> str:
@@ -166,22 +100,76 @@ def _compiles(text: str) -> bool:
     return True
 
 
-def _serve_calls(code: Any, requests: IO[bytes], answers: IO[bytes]) -> None:
+def _serve_requests(code: Any, requests: IO[bytes], answers: IO[bytes], keeps_objects: bool) -> None:
     module = type(sys)("completion")
     sys.modules["completion"] = module  # dataclasses look their module up
     try:
         exec(code, module.__dict__)
-    except BaseException as error:  # SystemExit too
-        return send(answers, _described(error))
+    except BaseException as error:
+        if not (isinstance(error, SystemExit) and error.code in (None, 0)):  # exit() ends a script, and is no failure
+            return send(answers, _described(error))
     send(answers, ["value", None])
+    objects = Objects(module)
+    send_other: Sender = objects.send if keeps_objects else send_items
+    own: dict[str, Callable[..., Any]] = {**_OWN, "find": lambda name: _find(module, name)}
     while True:
-        name, arguments, keywords = receive(requests)
+        operation, arguments, keywords = receive(requests)
         try:
-            value = _find(module, name)(*decode(arguments), **decode(keywords))
-            answer = ["value", encode(value)]
-        except BaseException as error:  # as above
+            function = own.get(operation) or getattr(operator, operation, None) or getattr(builtins, operation)
+            value = function(*decode(arguments, objects.receive), **decode(keywords, objects.receive))
+            answer = ["value", encode(value, send_other)]
+        except BaseException as error:  # SystemExit too
             answer = _described(error)
         send(answers, answer)
+
+
+def _take(iterator: Any, count: int) -> list[Any]:
+    return list(itertools.islice(iterator, count))
+
+
+def _awaited(coroutine: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
+_OWN: dict[str, Callable[..., Any]] = {"take": _take, "awaited": _awaited, "copy": copy.copy, "deepcopy": copy.deepcopy}
+
+
+class Objects:
+    """What cannot be sent: objects that were referred to, by their index, and the module's functions, by name."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._kept: list[Any] = []
+        self._places: dict[int, int] = {}  # of each object in this list, by its id
+
+    def send(self, value: Any) -> Any:
+        """An iterable that is no iterator as its items, an exception as ``_described``; else a reference."""
+        if isinstance(value, collections.deque):
+            return {"deque": send_items(value)}
+        if isinstance(value, BaseException):
+            return {"error": _described(value)[1:]}
+        if is_iterable(value) and not hasattr(value, "__next__"):
+            return {"items": send_items(value)}
+        place = self._places.setdefault(id(value), len(self._kept))
+        if place == len(self._kept):
+            self._kept.append(value)
+        tag = "coroutine" if hasattr(type(value), "__await__") else "iterator" if is_iterable(value) else "object"
+        return {tag: place}
+
+    def receive(self, tag: str, content: Any) -> Any:
+        """What is meant by a name, or by a reference that ``send`` gave; an iterator over items; or a range."""
+        match tag:
+            case "name":
+                return _find(self._module, content)
+            case "object":
+                return self._kept[content]
+            case "items":
+                return iter(decode(content))
+            case "deque":
+                return collections.deque(decode(content))
+        return range(*content)
 
 
 def _find(module: Any, name: str) -> Any:
@@ -196,6 +184,7 @@ def _described(error: BaseException) -> list[Any]:
 
 def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callable[[], None]) -> None:
     """A process for each run, forked so that Python need not start again."""
+    gc.freeze()  # so that none of them goes through what is here when it ends
     send(answers, ["value", None])
     while True:
         text = receive(requests)
@@ -205,7 +194,7 @@ def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callab
             requests.close()
             answers.close()
             os.close(output)
-            _run(code, text, theirs, seal)
+            return _run(code, text, theirs, seal)
         os.close(theirs)
         with os.fdopen(output, "rb") as file:
             printed = file.read(LONGEST_MESSAGE // 8)  # in JSON a byte may take six
@@ -217,7 +206,11 @@ def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callab
 
 
 def _run(code: Any, text: str, output: int, seal: Callable[[], None]) -> None:
-    """Become the program: never returns. Its exit code is 0 where it ended by itself or by ``sys.exit(0)``."""
+    """Become the program. The caller returns at once, so that the process ends as a script does.
+
+    That is after its other threads, with what ``atexit`` registered done and what was printed written; its exit code
+    is 0 where it ended by itself or by ``exit()``, and another where it raised or said so.
+    """
     with open("input", "w+b", buffering=0) as file:  # in the sandbox's empty /tmp
         file.write(text.encode("utf-8", "surrogatepass"))
         file.seek(0)
@@ -227,17 +220,9 @@ def _run(code: Any, text: str, output: int, seal: Callable[[], None]) -> None:
     sys.stdin, sys.stdout = os.fdopen(0, encoding="utf-8"), os.fdopen(1, "w", encoding="utf-8")
     module = type(sys)("__main__")
     sys.modules["__main__"] = module
+    for name in ("stdin", "stdout"):
+        setattr(sys, f"__{name}__", getattr(sys, name))
+        if hasattr(builtins, name):  # it was provided without an import
+            setattr(builtins, name, getattr(sys, name))
     seal()
-    status = 1
-    try:
-        exec(code, module.__dict__)
-        status = 0
-    except SystemExit as error:
-        status = 0 if error.code in (None, 0) else 1
-    except BaseException:  # the program failed
-        pass
-    finally:
-        try:
-            sys.stdout.flush()
-        finally:
-            os._exit(status)
+    exec(code, module.__dict__)

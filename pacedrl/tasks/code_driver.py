@@ -20,25 +20,24 @@ import builtins
 import functools
 import json
 import os
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from pacedrl.tasks.code_candidate import NotPlainDataError, closed, decode, encode, receive, send
-from pacedrl.tasks.code_compare import prints_the_same, same
+from pacedrl.tasks.code_candidate import closed
+from pacedrl.tasks.code_compare import prints_the_same, returns_the_same
 from pacedrl.tasks.code_evalplus import Cases
+from pacedrl.tasks.code_names import SOURCES, compiled, provide
+from pacedrl.tasks.code_remote import Candidate, Remote, UnusableError
+from pacedrl.tasks.code_values import decode, send
 
 LONGEST_KNOWN = 256 << 10
 """Bytes of a canonical solution's answers worth remembering. Longer ones are had again as fast as they are read."""
 
-Judge = Callable[["Candidate"], bool]
+Judge = Callable[[Candidate], bool]
 
-
-class UnusableError(BaseException):
-    """The row's tests cannot judge anything. No ``Exception``: tests must not catch it."""
-
-
-class CandidateLostError(BaseException):
-    """The candidate ended or broke the protocol. No ``Exception``, as above."""
+_SERVES = {"program": "runs", "code": "objects", "operations": "objects"}  # all others: values
+_HIDDEN = {"__class__", "__dict__", "__doc__", "__module__"}  # attributes that any object has, here as there
+_BUILT_IN = frozenset(dir(builtins)) | {"__name__"}
 
 
 def main(seal: Callable[[], None], read: int, write: int) -> None:
@@ -66,7 +65,8 @@ def main(seal: Callable[[], None], read: int, write: int) -> None:
 
 def _prepare(tests: dict[str, Any]) -> tuple[Judge, dict[str, Any] | None]:
     """What judges, and what is known of the canonical solution, where there is one."""
-    kinds = {"program": _prepare_program, "calls": _prepare_calls, "code": _prepare_code}
+    kinds = {"program": _prepare_program}
+    kinds |= {"calls": _prepare_calls, "operations": _prepare_operations, "code": _prepare_code}
     try:
         if tests["kind"] == "evalplus":
             cases = Cases(tests)
@@ -82,7 +82,7 @@ def _is_short(known: dict[str, Any] | None) -> bool:
 
 def _passes(judge: Judge, candidate: Candidate, job: dict[str, Any]) -> bool:
     try:
-        candidate.load(job["code"], program=job["tests"]["kind"] == "program")
+        candidate.load(job["code"], _SERVES.get(job["tests"]["kind"], "values"))
     except BaseException:  # whatever the completion's own definitions raise
         return False
     try:
@@ -98,109 +98,59 @@ def _passes(judge: Judge, candidate: Candidate, job: dict[str, Any]) -> bool:
     return passed and not candidate.lost
 
 
-class Candidate:
-    """The candidate's functions, from afar."""
-
-    def __init__(self, answers: IO[bytes], requests: IO[bytes]) -> None:
-        self._answers = answers
-        self._requests = requests
-        self.asked = False
-        """Whether anything was asked of it."""
-        self.lost = False
-        """Whether it broke the protocol."""
-
-    def await_ready(self) -> None:
-        """Wait for the process. UnusableError when it ended before it ran anything of the completion's."""
-        try:
-            ready = receive(self._answers) == "ready"
-        except (EOFError, ValueError):
-            ready = False
-        if not ready:
-            raise UnusableError("the candidate's sandbox did not start")
-
-    def load(self, code: dict[str, Any], program: bool) -> None:
-        """Run its definitions; any exception when they fail."""
-        self._ask({"code": code, "program": program})
-
-    def call(self, name: str, *arguments: Any, **keywords: Any) -> Any:
-        """What its function returns, or the exception it raises, as the nearest built-in one."""
-        self.asked = True
-        try:
-            encoded = encode(list(arguments)), encode(keywords)
-        except NotPlainDataError as error:
-            raise UnusableError(f"the row's tests pass {error}") from None
-        return self._ask([name, *encoded])
-
-    def run(self, text: str) -> str:
-        """What its program prints, given ``text`` on standard input; an exception when it fails."""
-        self.asked = True
-        output = self._ask(text)
-        if type(output) is not str:
-            raise ValueError
-        return output
-
-    def _ask(self, request: Any) -> Any:
-        if self.lost:
-            raise CandidateLostError
-        try:
-            send(self._requests, request)
-            kind, *content = receive(self._answers)
-            raised = _exception(*content) if kind == "error" else None
-            value = None if raised else decode(*content)
-        except BaseException:  # its end, garbage, too long, too deep, too large: all its own doing
-            self.lost = True
-            raise CandidateLostError from None
-        if raised:
-            raise raised
-        return value
-
-
-def _exception(types: list[str], message: str) -> Exception:
-    """The first of ``types`` that can be had. Those that end an iteration or the driver cannot: they are no failure."""
-    for name in types:
-        kind = getattr(builtins, name, None)
-        if isinstance(kind, type) and issubclass(kind, Exception) and "Iteration" not in name:
-            try:
-                return kind(str(message))
-            except TypeError:  # it needs more than a message; its base class may not
-                continue
-    return Exception(str(message))
-
-
 def _prepare_program(tests: dict[str, Any]) -> Judge:
     pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
     return lambda candidate: all(prints_the_same(candidate.run(given), expected) for given, expected in pairs)
 
 
 def _prepare_calls(tests: dict[str, Any]) -> Judge:
-    pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
-
     def judge(candidate: Candidate) -> bool:
-        for arguments, expected in pairs:
-            value = _as_json(candidate.call(tests["name"], *arguments))
-            wrapped = isinstance(expected, list) and len(expected) == 1 and same(value, expected[0])
-            if not (same(value, expected) or wrapped):  # some data sets put the one result into a list
+        for arguments, readings in zip(tests["inputs"], tests["outputs"], strict=True):
+            value = candidate.call(tests["name"], *decode(arguments))
+            if not any(returns_the_same(value, expected) for expected in decode(readings)):
                 return False
         return True
 
     return judge
 
 
-def _as_json(value: Any) -> Any:
-    """As expected results come, which have no tuples."""
-    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
+def _prepare_operations(tests: dict[str, Any]) -> Judge:
+    """Each case makes an object of the class that its first operation names, and then calls methods of it."""
+    cases = [decode(case) for case in tests["cases"]]
+    results = [(name, value) for names, _, expected in cases for name, value in zip(names, expected, strict=True)]
+    judged = {name for name, value in results if value is not None}  # all others return nothing, or it is not known
+
+    def judge(candidate: Candidate) -> bool:
+        candidate.has_classes = True
+        for (kind, *names), (first, *rest), (_, *expected) in cases:
+            instance = candidate.call(kind, *first)
+            for name, arguments, result in zip(names, rest, expected, strict=True):
+                value = getattr(instance, name)(*arguments)
+                if name in judged and not returns_the_same(value, result):
+                    return False
+        return True
+
+    return judge
 
 
 def _prepare_code(tests: dict[str, Any]) -> Judge:
-    """Test code in which one name is the candidate's; all others are its own, the prompt's, or make it unusable."""
+    """Test code in which some names are the candidate's; all others are its own, the prompt's, or make it unusable."""
     namespace: dict[str, Any] = {"__name__": "tests"}
-    exec(compile(closed(tests["prompt"]), "<prompt>", "exec"), namespace)
-    exec(compile(tests["setup"], "<setup>", "exec"), namespace)
+    exec(compiled(closed(tests["prompt"]), "<prompt>"), namespace)
+    exec(compiled(tests["setup"], "<setup>"), namespace)
     tree = ast.parse(tests["code"])
-    free = _free_names(tree) - set(namespace)
-    name = tests["name"] or (min(free) if len(free) == 1 else None)
-    if name is None or free - {name}:
-        raise NameError(f"they use names that nothing defines: {', '.join(sorted(free - {name})) or 'none'}")
+    name = (tests["name"] or "").partition("(")[0].partition(".")[0] or None  # the class, of Solution().method
+    functions, classes = _split(_free_names(tree) - (namespace.keys() - {name}), name)
+    provide(_free_names(tree) - functions - classes)
+    nodes = list(ast.walk(tree))
+    extended = _names(base for node in nodes if isinstance(node, ast.ClassDef) for base in node.bases) & classes
+    if extended:
+        raise TypeError(f"they extend {min(extended)}, a class of the code's own, which cannot be done from outside")
+    hidden = {node.attr for node in nodes if isinstance(node, ast.Attribute)} & _HIDDEN
+    if classes and hidden:
+        raise TypeError(f"they read {min(hidden)}, which objects of the code's do not have outside of it")
+    caught = _names(node.type for node in nodes if isinstance(node, ast.ExceptHandler) and node.type) & classes
+    caught |= {name for name in classes if name.endswith(("Error", "Exception"))}
     code = compile(tree, "<tests>", "exec")
     if "random" in tests["code"]:  # a verdict should not depend on the inputs drawn
         import random
@@ -208,17 +158,48 @@ def _prepare_code(tests: dict[str, Any]) -> Judge:
         random.seed(0)
 
     def judge(candidate: Candidate) -> bool:
-        namespace[name] = functools.partial(candidate.call, name)
+        candidate.has_classes = bool(classes)
+        candidate.exceptions = {name: type(name, (Exception,), {}) for name in caught}
+        namespace.update({name: functools.partial(candidate.call, name) for name in functions})
+        namespace.update({name: candidate.ask("find", name) for name in classes - caught})
+        namespace.update(candidate.exceptions)
+        if classes:
+            namespace.update({name: _looking_outside(candidate, name) for name in ("type", "vars", "dir")})
+        candidate.asked = False  # the tests have not asked for anything yet
         exec(code, namespace)
         return True
 
     return judge
 
 
+def _looking_outside(candidate: Candidate, name: str) -> Callable[..., Any]:
+    """The built-in function ``name``, which also takes objects of the candidate's."""
+    function = getattr(builtins, name)
+    return lambda *arguments: (
+        candidate.ask(name, *arguments) if any(isinstance(each, Remote) for each in arguments) else function(*arguments)
+    )
+
+
+def _split(free: set[str], name: str | None) -> tuple[set[str], set[str]]:
+    """Of the names that tests do not define: the function that is tested, if it is one, and the classes.
+
+    A class is told by its capital letter, as some functions are, and there may be several. NameError where that leaves
+    names which nothing defines, or no name at all. The usual names of ``code_names`` are the candidate's only where
+    there is no other.
+    """
+    own = (free - SOURCES.keys()) | (free & {name}) or {key for key in free if key[0].islower()} or free
+    classes = {key for key in own if key.lstrip("_")[:1].isupper()}
+    functions = own - classes
+    unknown = functions - {name}
+    if not own or len(functions) > 1 or (name and unknown):
+        raise NameError(f"they use names that nothing defines: {', '.join(sorted(unknown)) or 'none'}")
+    return functions, classes
+
+
 def _free_names(tree: ast.AST) -> set[str]:
     """Names that are read somewhere and bound nowhere; scopes are not told apart."""
     read: set[str] = set()
-    bound = set(dir(builtins)) | {"__name__"}
+    bound = set(_BUILT_IN)
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name, ctx=ast.Load()):
@@ -234,3 +215,7 @@ def _free_names(tree: ast.AST) -> set[str]:
             case ast.ExceptHandler(name=str(name)):
                 bound.add(name)
     return read - bound
+
+
+def _names(nodes: Iterable[ast.AST]) -> set[str]:
+    return {node.id for root in nodes for node in ast.walk(root) if isinstance(node, ast.Name)}

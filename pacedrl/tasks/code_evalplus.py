@@ -18,8 +18,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pacedrl.tasks.code_candidate import LONGEST_MESSAGE, assemble, decode, encode
+from pacedrl.tasks.code_candidate import assemble
 from pacedrl.tasks.code_compare import TOLERANCE, same
+from pacedrl.tasks.code_names import compiled
+from pacedrl.tasks.code_values import LONGEST_MESSAGE, decode, encode, send_items
 
 Agreement = Callable[[Any, Any, list[Any]], bool]
 """Whether a result agrees with the canonical solution's, given the arguments."""
@@ -38,7 +40,7 @@ class Cases:
         self._name = tests["name"]
         namespace: dict[str, Any] = {"__name__": "canonical"}
         source = assemble(tests["canonical"], tests["prompt"], self._name)
-        exec(compile(source, "<canonical>", "exec"), namespace)
+        exec(compiled(source, "<canonical>"), namespace)
         types = _argument_types(tests["assertion"], self._name, tests["base"])
         self._inputs = [encode(_typed_arguments(row, types)) for row in tests["inputs"]]
         known = tests.get("known")
@@ -65,7 +67,7 @@ class Cases:
 
 def _answer(canonical: Callable[..., Any], given: Any) -> str | None:
     try:
-        answer = json.dumps(encode(canonical(*decode(given))))
+        answer = json.dumps(encode(canonical(*decode(given)), send_items))
     except MemoryError:
         return None
     return answer if len(answer) < LONGEST_MESSAGE - 100 else None  # the message says that it is a value

@@ -5,10 +5,11 @@
 
 A program is a file that defines ``main(seal, *descriptors)``: ``seal()`` sets the limit on processes and is for the
 program to call before it runs what it does not trust. The other files are modules that the first one imports as
-``pacedrl.tasks.NAME``; nothing else of this package, and no site-packages, can be imported.
+``pacedrl.tasks.NAME``; nothing else of this package, and no installed package but numpy, can be imported.
 
-``bubblewrap`` shows the program the standard library and the system's shared libraries, read-only, an empty /tmp to
-work in, no network, no /proc, no environment, and no process but its own; all of it ends with whoever started it.
+``bubblewrap`` shows the program the standard library and the system's library folders, read-only and without installed
+packages, and an empty /tmp to work in. There is no network, no /proc, no environment, no process but its own, and a
+filter on system calls (see ``seccomp``). All of it ends with whoever started it.
 ``rlimits`` is for machines that allow no namespaces: resource limits, an empty environment and a temporary directory
 hinder accidents, not malice.
 """
@@ -16,14 +17,12 @@ hinder accidents, not malice.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import importlib.util
 import os
 import platform
 import secrets
 import shutil
-import struct
 import subprocess
 import sys
 import sysconfig
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from pacedrl.errors import InputError
+from pacedrl.tasks import seccomp
 
 Mode = Literal["bubblewrap", "rlimits"]
 
@@ -43,11 +43,13 @@ TEMPORARY_MB = 64
 _PROBE_LIMIT_S = 30.0
 _DYNAMIC_UIDS = range(61184, 65520)  # systemd's, for users that exist as long as a process does
 
+# -S leaves out the folders of packages, and exit() and quit() with them. The digits of an integer need no limit of
+# their own where time has one.
 # The limits are set here, inside, because a limit on processes counts those of a user in a namespace. Packages of the
 # names that the modules know themselves by stand in for the real ones, whose imports would take seconds. Bubblewrap's
 # programs die with their parent anyway; others ask Linux for it, each process for itself.
 _START = """
-import os, resource, sys
+import os, resource, site, sys
 inside, modules, packages, uid, limits, processes, descriptors = {settings!r}
 if uid is not None:
     os.setgroups([]), os.setresgid(uid, uid, uid), os.setresuid(uid, uid, uid)
@@ -58,6 +60,8 @@ for name in ("pacedrl", "pacedrl.tasks"):
     sys.modules[name].__path__ = modules
 sys.path += packages
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+site.setquit()
+sys.set_int_max_str_digits(0)
 def die_with_parent():
     if not inside and sys.platform == "linux":
         import ctypes
@@ -131,7 +135,7 @@ def start(
         folder = filter_from = None
         if mode == "bubblewrap":
             file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
-            file.write(system_call_filter(platform.machine()))
+            file.write(seccomp.system_call_filter(platform.machine()))
             file.seek(0)
             filter_from = file.fileno()
         else:
@@ -188,34 +192,9 @@ def _command(
     shown = [(path, Path("/program") / path.name) for path in files]
     shown += [(path, Path("/program/__pycache__") / path.name) for path in compiled if path.exists()]
     shown += [(path, Path("/packages") / path.name) for path in packages]
-    seccomp = ["--seccomp", str(filter_from)]
-    return [*_namespaces(), *seccomp, *_binds(shown), "--size", str(TEMPORARY_MB << 20), *_WRITABLE, *python]
+    filtered = ["--seccomp", str(filter_from)]
+    return [*_namespaces(), *filtered, *_binds(shown), "--size", str(TEMPORARY_MB << 20), *_WRITABLE, *python]
 
-
-def system_call_filter(machine: str) -> bytes:
-    """A classic BPF program for seccomp: calls that no solution needs fail with EPERM, all others work.
-
-    They reach into another process, among them the one that ends the sandbox (ptrace and its like); make namespaces;
-    keep memory that no limit counts (shmget); or are known for holes in the kernel. KeyError for an unknown machine.
-    """
-    audit, forbidden = _SYSTEM_CALLS[machine]
-    forbidden = [*forbidden, 425, 434, 438]  # io_uring_setup, pidfd_open, pidfd_getfd: the same everywhere
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
-    allow, refuse, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
-    program = [(load, 0, 0, 4), (equal, 1, 0, audit), (give, 0, 0, kill), (load, 0, 0, 0)]
-    jumps = len(forbidden)
-    program += [(at_least, jumps + 1, 0, 0x40000000)]  # a second set of numbers for the same calls, on x86
-    program += [(equal, jumps - n, 0, number) for n, number in enumerate(forbidden)]
-    program += [(give, 0, 0, allow), (give, 0, 0, refuse)]
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-
-
-# The machine's number in the kernel, and those of: ptrace, process_vm_readv, process_vm_writev, kcmp, unshare, setns,
-# shmget, add_key, request_key, keyctl, perf_event_open, bpf, userfaultfd.
-_SYSTEM_CALLS: dict[str, tuple[int, list[int]]] = {
-    "x86_64": (0xC000003E, [101, 310, 311, 312, 272, 308, 29, 248, 249, 250, 298, 321, 323]),
-    "aarch64": (0xC00000B7, [117, 270, 271, 272, 97, 268, 194, 217, 218, 219, 241, 280, 282]),
-}
 
 _WRITABLE = ("--perms", "1777", "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/", "--")
 
@@ -228,8 +207,9 @@ def _namespaces() -> Sequence[str]:
     if os.geteuid() != 0:
         user = ("--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534")
         return (*alone, *user, "--cap-drop", "ALL")
-    # Root in a user namespace is still root to the kernel, which then counts no processes. Root needs no user
-    # namespace to make the others, so it becomes a user of its own instead, and loses its capabilities thereby.
+    # Root needs no user namespace to make the others. And inside one it would still be root to the kernel, which does
+    # not limit root's processes. So the program becomes a user of its own, and loses all capabilities by that. That
+    # user could make user namespaces, which only the other branch turns off; the system call filter forbids them.
     return (*alone, "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
 
 
@@ -245,6 +225,8 @@ def _binds(shown: Sequence[tuple[Path, Path]]) -> Sequence[str]:
         arguments += ["--symlink", os.readlink(here), str(there)] if is_link else ["--ro-bind", str(here), str(there)]
     for device in ("null", "zero", "random", "urandom"):
         arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    for folder in _packages():  # nothing is in them for the program
+        arguments += ["--tmpfs", folder, "--remount-ro", folder]
     return arguments
 
 
@@ -256,6 +238,15 @@ def _system() -> Sequence[tuple[Path, Path]]:
     paths = [path for path in system if path.exists()]
     paths += [path for path in (library, Path(sysconfig.get_path("stdlib")), _python()) if not _covered(path, paths)]
     return [(path, path) for path in paths]
+
+
+@functools.cache
+def _packages() -> Sequence[str]:
+    """The folders of installed packages in what ``_system`` shows, of any Python's, each by its real path."""
+    names = ("site-packages", "dist-packages", "python*/site-packages", "python*/dist-packages")
+    shown = [path for path, _ in _system() if not path.is_symlink()]
+    found = {Path(os.path.realpath(folder)) for path in shown for name in names for folder in path.glob(name)}
+    return sorted(str(folder) for folder in found if _covered(folder, shown))
 
 
 def _covered(path: Path, by: Sequence[Path]) -> bool:
@@ -280,7 +271,7 @@ def _numpy_paths() -> Sequence[Path]:
 @functools.cache
 def _why_not() -> str | None:
     """The reason in one line why a bubblewrap sandbox does not work here, None when it does."""
-    if platform.machine() not in _SYSTEM_CALLS:
+    if not seccomp.knows(platform.machine()):
         return f"on {platform.machine()} it is not known which system calls to forbid"
     if shutil.which("bwrap") is None:
         return "there is no program 'bwrap' (on Debian and Ubuntu: apt-get install bubblewrap)"

@@ -1,0 +1,167 @@
+"""Reads tests that are pairs of inputs and outputs, in the forms that public data sets have them.
+
+A pair tests a program, which reads the input and prints the output; a function, named by ``fn_name`` or by a row's
+``metadata`` (LiveCodeBench's form), whose arguments and result these are; or a class, where the input is two lists, as
+in LeetCode's design problems: operations, the first of which is the class, and the arguments of each. The output is
+then the list of what each operation returned.
+
+Inputs and outputs of functions and classes are values, or text: JSON, or a literal of Python's.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+from pacedrl.tasks.answers import JudgeError
+from pacedrl.tasks.code_values import NotPlainDataError, encode
+
+Operations = tuple[list[str], list[list[Any]]]
+
+
+def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
+    """The tests that ``value`` holds, as ``code_driver`` takes them; None where it holds none.
+
+    JudgeError where they are incomplete or hold what no sandbox can be sent. ``columns`` are the whole row.
+    """
+    value = _json(value)
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "input" in item for item in value):
+        value = _as_lists(value, columns)
+    if not isinstance(value, dict) or "inputs" not in value or "outputs" not in value:
+        return None
+    inputs, outputs = value["inputs"], value["outputs"]
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
+        raise JudgeError("the row's 'inputs' and 'outputs' are not two lists of the same length, of at least one")
+    name = value.get("fn_name")
+    pairs = list(zip(inputs, outputs, strict=True))
+    operations = [None if value.get("reads_input") else _operations(given, output, name) for given, output in pairs]
+    if all(operations):
+        cases = [_encoded(_case(each, output)) for each, output in zip(operations, outputs, strict=True) if each]
+        return {"kind": "operations", "cases": cases}
+    if not name:
+        return {"kind": "program", "inputs": list(map(_text, inputs)), "outputs": list(map(_text, outputs))}
+    return {
+        "kind": "calls",
+        "name": name,
+        "inputs": [_encoded(_arguments(item)) for item in inputs],
+        "outputs": [_encoded(_outputs(output, is_text=isinstance(given, str))) for given, output in pairs],
+    }
+
+
+def check_signature(source: str) -> None:
+    """Raise JudgeError where a function's head or task says that JSON cannot hold what it takes or gives back."""
+    if node := re.search(r"\b(TreeNode|ListNode)\b", source):
+        raise JudgeError(f"the row's function takes or returns a {node[0]}, which inputs and outputs cannot hold")
+    if re.search("do not return anything", source, re.IGNORECASE):
+        raise JudgeError("the row's function changes an argument in place, and only what it returns can be judged")
+
+
+def _as_lists(items: list[dict[str, Any]], columns: dict[str, Any]) -> dict[str, Any]:
+    """Pairs that are a dict each, as two lists; ``reads_input`` says that a program is tested for certain."""
+    names = {_function_name(item) or _function_name(columns) for item in items}
+    name = names.pop() if len(names) == 1 else None
+    if name is None and any(item.get("testtype") == "functional" for item in items):
+        raise JudgeError("the row's tests call a function, but no 'metadata' with 'func_name' says which")
+    return {
+        "inputs": [item["input"] for item in items],
+        "outputs": [item.get("output") for item in items],
+        "fn_name": name,
+        "reads_input": any("stdin" in str(item.get("testtype") or item.get("type")) for item in items),
+    }
+
+
+def _function_name(row: dict[str, Any]) -> str | None:
+    metadata = _json(row.get("metadata"))
+    return metadata.get("func_name") if isinstance(metadata, dict) else None
+
+
+def _arguments(value: Any) -> list[Any]:
+    """Arguments as a list, or as lines of text."""
+    return value if isinstance(value, list) else [_readings(line)[-1] for line in _text(value).splitlines()]
+
+
+def _operations(value: Any, output: Any, name: str | None) -> Operations | None:
+    """Operations and their arguments, if that is what an input is: of the class ``name``, where it is known.
+
+    Where it is not, they may as well be what a program reads. A class is then told by its capital letter, and by the
+    null that stands for it in the output.
+    """
+    if isinstance(value, str) and not value.lstrip().startswith("["):  # a program's input may be long
+        return None
+    arguments = _arguments(value)
+    if len(arguments) == 1 and isinstance(arguments[0], list):
+        arguments = arguments[0]
+    if len(arguments) != 2 or not all(isinstance(part, list) for part in arguments):
+        return None
+    names, calls = arguments
+    if not names or not all(isinstance(each, str) and each.isidentifier() for each in names):
+        return None
+    if len(calls) != len(names) or not all(isinstance(call, list) for call in calls):
+        return None
+    results = _results(output)
+    is_class = names[0][0].isupper() and isinstance(results, list) and bool(results) and results[0] is None
+    return (names, calls) if name == names[0] or (name is None and is_class) else None
+
+
+def _results(output: Any) -> Any:
+    """What each operation returned; some data sets put that list into another one."""
+    results = _readings(output)[-1]
+    is_wrapped = isinstance(results, list) and len(results) == 1 and isinstance(results[0], list)
+    return results[0] if is_wrapped else results
+
+
+def _case(operations: Operations, output: Any) -> list[Any]:
+    names, calls = operations
+    results = _results(output)
+    if not isinstance(results, list) or len(results) != len(names):
+        raise JudgeError(f"the row tests {len(names)} operations of {names[0]}, but has no list of as many results")
+    return [names, calls, results]
+
+
+def _outputs(value: Any, is_text: bool) -> list[Any]:
+    """What a function may return: the value; in a list, if it is one of one, as some data sets have it; as text says.
+
+    Text beside arguments that are no text may be meant as the string that it is.
+    """
+    readings = _readings(value) if is_text or not isinstance(value, str) else [value, *_readings(value)]
+    return readings + [reading[0] for reading in readings if isinstance(reading, list) and len(reading) == 1]
+
+
+def _readings(value: Any) -> list[Any]:
+    """What text says: as JSON; where it is no JSON, the text itself and, if it is one, Python's literal."""
+    if not isinstance(value, str):
+        return [value]
+    with contextlib.suppress(ValueError, RecursionError):
+        return [_loads(value)]
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        return [value, ast.literal_eval(value.strip())]
+    return [value]
+
+
+def _json(value: Any) -> Any:
+    """What a JSON string says; any other value itself."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            return _loads(value)
+    return value
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_int=lambda digits: int(Decimal(digits)))  # int() takes no more than 4300 digits
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "\n".join(map(_text, value))
+    return str(Decimal(value)) if type(value) is int else str(value)  # as above, for str()
+
+
+def _encoded(value: Any) -> Any:
+    try:
+        return encode(value)
+    except NotPlainDataError as error:
+        raise JudgeError(f"the row's tests hold a value of type {error}, which is no plain data") from None
