@@ -7,8 +7,8 @@ hostile: a model under training finds whatever a judge gives credit for.
 
 from __future__ import annotations
 
-import math
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -27,16 +27,14 @@ __all__ = [
     "tagged_answer",
 ]
 
-NUMERIC_TOLERANCE = 1e-6
+NUMERIC_TOLERANCE = Fraction(1, 10**6)
 """Relative tolerance of the ``numeric`` verifier, where neither number is whole."""
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?"
-_VALUE = re.compile(
-    r"(?:(?<![\w.)\]])(?P<sign>[-+−]))?"  # a sign, unless it subtracts: the 2 of "5-2" is positive
-    rf"\$?(?P<number>(?=\.?\d){_NUMBER})"
-    rf"(?: ?/ ?(?P<denominator>(?=\.?\d){_NUMBER}))?",
-    re.ASCII,
+_VALUE = re.compile(  # a sign, unless it subtracts: the 2 of "5-2" is positive
+    rf"(?:(?<![\w.)\]])[-+−])?\$?(?=\.?\d){_NUMBER}(?: ?/ ?(?=\.?\d){_NUMBER})?"
 )
+_MAGNITUDE = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|hal(?:f|ves)|thirds?|quarters?)\b")
 _LONGEST_NUMBER = 400  # characters; more is beyond what a float holds
 _TAIL = 100_000  # characters in which to look for the last number
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|\\(?!\\(?:boxed|fbox)).|[{}]", re.DOTALL)
@@ -48,13 +46,12 @@ _STATEMENT = re.compile(
     r"(?:\bis(?:\s+(?:therefore|thus|then|simply|just))?(?:\s*:|\b)|\bequals\b|[:：=])",
     re.IGNORECASE,
 )
-_END_OF_ANSWER = re.compile(r"\n|[.!?]\s|,? +(?:because|since|so|as|which|where)\b")
+_END_OF_ANSWER = re.compile(r"\n|(?<!\\)[.!?]\s|,? +(?:because|since|so|as|which|where)\b")
 _DISPLAY = re.compile(r"(?:\$\$|\\\[)\s*(.+?)\s*(?:\$\$|\\\])", re.DOTALL)
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnever|\\neq?|≠|!=)(?:\s+(?:be|equal(?:\s+to)?|the|answer|is|think|believe|that|final|correct))*"
     r"[\s$*:(\[\\]*\Z"
 )
-_DIGITS = str.maketrans({chr(0xFF10 + digit): str(digit) for digit in range(10)})
 
 
 class JudgeError(Exception):
@@ -73,9 +70,8 @@ def numeric_reward(answer: Any, text: str) -> float:
         raise JudgeError(f"the gold answer {_shown(answer)} holds no number; the verifier 'numeric' needs one")
     stated = _stated_answer(text)
     value = _last_number(text if stated is None else stated)
-    if value is None:
-        return 0.0
-    return float(value == gold or (not gold.is_integer() and math.isclose(value, gold, rel_tol=NUMERIC_TOLERANCE)))
+    slack = 0 if value is None or 1 in (value.denominator, gold.denominator) else NUMERIC_TOLERANCE * abs(gold)
+    return float(value is not None and abs(value - gold) <= slack)
 
 
 def math_reward(answer: Any, text: str, options: MathOptions = MathOptions()) -> float:  # noqa: B008 - it is frozen
@@ -89,7 +85,7 @@ def math_reward(answer: Any, text: str, options: MathOptions = MathOptions()) ->
     gold = math_gold(answer)
     if not gold or not _readable(gold):
         raise JudgeError(f"the gold answer {_shown(answer)} is not one the verifier 'math' can parse")
-    stated = _final_answer(text, options)
+    stated = final_answer(text, options)
     return float(stated is not None and equal_answers(gold, stated, options))
 
 
@@ -141,7 +137,7 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
     return boxes or [(match.start(), *match.span(1)) for match in _BARE_BOX.finditer(text)]
 
 
-def _final_answer(text: str, options: MathOptions) -> str | None:
+def final_answer(text: str, options: MathOptions) -> str | None:
     if (stated := _stated_answer(text)) is not None:
         return stated or None
     if len(text) <= _LONGEST_NUMBER and read_number(tidy(text)):
@@ -203,19 +199,13 @@ def _stated(answer: Any) -> str:
     return str(answer).rpartition("####")[2].strip()
 
 
-def _last_number(text: str) -> float | None:
-    match = None
-    for match in _VALUE.finditer(text[-_TAIL:].translate(_DIGITS)):  # noqa: B007 - the last one is the point
-        pass
-    if match is None or len(match.group()) > _LONGEST_NUMBER:
+def _last_number(text: str) -> Fraction | None:
+    tail = text[-_TAIL:]
+    *_, last = [None, *_VALUE.finditer(tail)]
+    if last is None or len(last.group()) > _LONGEST_NUMBER or _MAGNITUDE.match(tail, last.end()):
         return None
-    value = float(match["number"].replace(",", ""))
-    if match["denominator"]:
-        denominator = float(match["denominator"].replace(",", ""))
-        value = value / denominator if denominator else math.nan
-    if not math.isfinite(value):
-        return None
-    return -value if match["sign"] in ("-", "−") else value
+    number = read_number(tidy(last.group().replace("$", "")))
+    return number.value if number else None
 
 
 def _shown(answer: Any) -> str:

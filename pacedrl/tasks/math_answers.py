@@ -37,7 +37,7 @@ _NAME = (  # x_1, f(2), P(A), \angle ABC, |AB|, (x, y), Area
     r"'?(?: ?_(?:\w|\{[^{}]*\}))?(?:\^\{-1\})?(?: ?\([^()]*\)| ?\[[^\[\]]*\])?"
 )
 _NAMED, _NAMES = re.compile(_NAME), re.compile(rf"{_NAME}(?: ?(?:[-+/]|\\cdot|\\times) ?{_NAME}){{0,3}}")
-_CHOICE = re.compile(r"\(?([A-J])(?:[).:]+\s*(?P<text>.*)|(?=\Z))", re.IGNORECASE)
+_CHOICE = re.compile(r"\(?([A-J])(?:[).:]+\s*(?P<text>(?![-+*/^=]).*)|(?=\Z))", re.IGNORECASE)
 _SEVERAL = re.compile(r"\([A-J]\)|\b(?:or|not|wrong|incorrect)\b|n't")
 _UNION, _RATIO, _ROW, _CELL = (re.compile(separator) for separator in (r"\\cup", ":", r"\\\\", "&"))
 _BRACKETS = [(r"\{", r"\}"), ("(", ")"), ("(", "]"), ("[", "]"), ("[", ")")]

@@ -7,28 +7,22 @@ short before it comes here.
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
 BOLD = re.compile(r"(?<![\w)}*])\*\*(?=[^\s*])([^*\n]*)(?<=[^\s*])\*\*(?![\w({*])")
 """Markdown's bold, whose asterisks are no powers."""
 
-_ASCII = str.maketrans(
-    {
-        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # fullwidth forms
-        **dict.fromkeys("−–—‐‑‒﹣", "-"),
-        **dict.fromkeys("\xa0\u2009\u202f\u3000\t\r\n", " "),
-        **dict.fromkeys("或和", " or "),
-        "、": ", ",
-        **dict(zip("×·÷∗", (r"\times ", r"\cdot ", "/", "*"), strict=True)),
-        **dict(
-            zip("π∞θ√°±≈", (r"\pi ", r"\infty ", r"\theta ", r"\sqrt", r"^\circ ", r"\pm ", r"\approx "), strict=True)
-        ),
-        **dict(
-            zip("≤≥≠∈∪∅ℝ", (r"\leq ", r"\geq ", r"\neq ", r"\in ", r"\cup ", r"\emptyset ", r"\mathbb{R}"), strict=True)
-        ),
-        **dict(zip("²³½¼¾", ("^2", "^3", r"\frac{1}{2}", r"\frac{1}{4}", r"\frac{3}{4}"), strict=True)),
-        **{"€": r"\$eur ", "£": r"\$gbp ", "¥": r"\$yen "},
+_SYMBOLS = str.maketrans(
+    dict.fromkeys("−–—‐‑‒﹣", "-")
+    | dict.fromkeys("\u2009\u202f", r"\,")
+    | {
+        symbols[0]: symbols[1:].replace("_", " ")
+        for symbols in (
+            r"×\times_ ·\cdot_ ÷/ ∗* π\pi_ ∞\infty_ θ\theta_ √\sqrt °^\circ_ ±\pm_ ≈\approx_ ≤\leq_ ≥\geq_ ≠\neq_ ∈\in_ ∪\cup_ "
+            r"∅\emptyset_ ℝ\mathbb{R} ²^2 ³^3 ½\frac{1}{2} ¼\frac{1}{4} ¾\frac{3}{4} €\$eur_ £\$gbp_ ¥\$yen_ 、,_ 或_or_ 和_and_"
+        ).split()
     }
 )
 _WORDS = r"\\(?:text(?:normal|bf|it|rm|tt|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname|boldsymbol)\s*"
@@ -38,11 +32,8 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
     for pattern, replacement in [
         # spaces, sizes, words
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", ""),
-        (r"\\(?:displaystyle|textstyle|limits)(?![a-zA-Z])", ""),
-        (r"\{\s*,\s*\}|,\s*\\!\s*", ","),
-        (r"\\!", ""),
-        (r"(?<=\d)\\,(?=\d{3}(?!\d))", ","),
+        (r"\{\s*,\s*\}|,\s*\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
+        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])\.?|\\!", ""),
         (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|(?<!\\)~", " "),
         (rf"{_WORDS}\{{([^{{}}]*)\}}", r" \1 "),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^\\circ "),
@@ -92,42 +83,36 @@ _TOKEN = re.compile(r"\\begin(?![a-zA-Z])|\\end(?![a-zA-Z])|\\[{}]|\\[a-zA-Z]+|\
 _OPENING = {"(": 1, "[": 1, "{": 1, r"\{": 1, r"\begin": 1, ")": -1, "]": -1, "}": -1, r"\}": -1, r"\end": -1}
 _SEPARATOR = re.compile(r",?\s*(?<![a-zA-Z])(?:and|or|AND|OR)(?![a-zA-Z])|[,;]")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)")
+_FRACTION = re.compile(r"\\frac\{(-?\d+)\}\{(-?\d+)\}", re.ASCII)
 _NUMBER = re.compile(
-    r"(?P<sign>[-+]?)\s*(?:"
-    r"(?P<decimal>(?:\d{1,3}(?: \d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
+    r"(?P<sign>[-+]?)\s*(?:(?P<decimal>(?:\d{1,3}(?: \d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
     r"(?:e(?P<exponent>[-+]?\d{1,3})| ?(?:\\times|\\cdot|\*|x) ?10 ?\^ ?\{?(?P<power>[-+]?\d{1,3})\}?)?"
-    r"|(?P<whole>\d+ (?=[\d])|\d+ ?(?=\\))?"
-    r"(?:\\frac\{(?P<minus>-?)(?P<top>\d+)\}\{(?P<under_minus>-?)(?P<bottom>\d+)\}|(?P<over>\d+) ?/ ?(?P<under>\d+))"
-    r")(?P<percent> ?%)?",
+    r"|(?:(?P<whole>\d+) +(?!-))?(?P<top>-?\d+) ?/ ?(?P<bottom>-?\d+))(?P<percent> ?%)?",
     re.IGNORECASE | re.ASCII,
 )
 _DECIMAL = re.compile(r"\d*\.\d+", re.ASCII)
 _UNIT = re.compile(
-    r"(?P<value>.*[\d})!\]]|.*\\pi) ?(?:(?P<degrees>\^\\circ)(?: ?[CF](?![a-zA-Z]))?|(?P<words>[^\W\d_][^\W\d_/. ]*(?:[/. ]+[^\W\d_]+)*)\.?)"
-    r"(?P<power> ?\^ ?\{?[23]\}?)?"
+    r"(?P<value>.*[\d})!\]]|.*\\pi) ?"
+    r"(?:\^\\circ(?: ?[CF](?![a-zA-Z]))?|(?P<words>[^\W\d_]+(?:[/. ]+[^\W\d_]+)*))\.?(?P<power> ?\^ ?\{?[23]\}?)?"
 )
-_SAME_UNITS = {
-    word: words.split()[0]
-    for words in """
-        cm centimeter centimetre 厘米|m meter metre 米|km kilometer kilometre 千米 公里|mm millimeter millimetre|inch inche in|foot feet ft
-        |mile mi|yard yd|kg kilogram 千克 公斤|g gram 克|mg milligram|lb pound|oz ounce|ton tonne|h hour hr 小时|min minute 分钟|s second sec 秒
-        |day 天|week|month|year yr 年|l L liter litre 升|ml mL milliliter|gallon gal|degree deg 度|radian rad|dollar usd|cent|eurdollar euro
-        |yuan 元|rupee|mph|kmh kph|N newton|J joule|W watt|V volt|A amp|K kelvin|celsius|fahrenheit|unit|acre|hectare|square sq|cubic cu
-        |person people 人|child children|man men|woman women|boy|girl|student|apple|orange|egg|book|page|cookie|marble|ball|card|coin|ticket
-        |car|dog|cat|bird|fish|flower|tree|box boxe|bag|bottle|cup|piece 个|slice|pizza|cake|candy candie|pencil|pen|sticker|stamp|toy
-        |game|point|vote|mark|question|word|way|time_|solution|integer|number|digit|side|edge|vertex vertice|face|triangle|rectangle
-        |term|root|zero_|bit|byte|step|row|column|player|member|guest|friend|worker|customer|house|room|chair|table|plate|shirt|shoe
-        |animal|cow|horse|chicken|sheep|pig|rabbit|frog|bee|seed|rock|block|brick|tile|photo|picture|song|movie|class classe|lesson|mile
-        |gram|calorie|serving|meal|sandwich sandwiche|banana|lemon|peach peache|potato potatoe|tomato tomatoe|per|of_|岁|次|种|name|team|seat""".split(
-        "|"
-    )
-    for word in words.split()
-}
+_UNITS = """
+cm centimeter centimetre 厘米, m meter metre 米, km kilometer kilometre 千米 公里, mm millimeter millimetre, inch inche in, foot
+feet ft, mile mi, yard yd, kg kilogram 千克 公斤, g gram 克, mg milligram, lb pound, oz ounce, ton tonne, hour hr h 小时, minute
+min 分钟, second sec s 秒, day 天, week, month, year yr 年, l L liter litre 升, ml mL milliliter, gallon, calorie, degree deg 度,
+radian rad, dollar usd, cent, eurdollar euro, gbpdollar, yendollar yen, yuan 元, rupee, mph, kmh kph, N newton, J joule, W watt,
+V volt, A amp, K kelvin, celsius, fahrenheit, unit, acre, hectare, square sq, cubic cu, bit, byte,
+person people 人, child children, man men, woman women, boy, girl, student, friend, guest, player, member, team, worker, customer,
+apple, orange, banana, lemon, egg, cookie, cake, candy candie, pizza, slice, sandwich sandwiche, meal, flower, tree, seed, book,
+page, card, ticket, coin, marble, ball, toy, sticker, stamp, pencil, pen, box boxe, bag, bottle, cup, piece 个, house, room, chair,
+table, shirt, shoe, car, dog, cat, bird, fish, cow, horse, chicken, sheep, pig, rabbit, game, point, vote, question, word, name,
+way, solution, integer, number, digit, term, root, side, edge, vertex vertice, face, triangle, step, row, column, tile, 岁, 次, 种
+"""
+_SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in words.split()} | {"/": "/", "per": "/"}
 
 
 def tidy(text: str) -> str:
     """The answer in one spelling: ASCII, no dollar signs, plain words for ``\\text{}``, braced fractions and roots."""
-    text = text.translate(_ASCII).strip().rstrip(".,;:").strip()
+    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).strip().rstrip(".,;:").strip()
     for opening, closing in _DELIMITERS * 2:
         inner = text[len(opening) : -len(closing)]
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
@@ -201,19 +186,14 @@ class Number(NamedTuple):
 
 def read_number(text: str) -> Number | None:
     """The plain number that is all of the text: a decimal, a fraction or a mixed number, with nothing to work out."""
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None or len(text) > 60:
+    match = _NUMBER.fullmatch(_FRACTION.sub(r" \1/\2", text).strip())
+    if match is None or len(text) > 60 or (match["bottom"] and int(match["bottom"]) == 0):
         return None
     if match["decimal"]:
         value = Fraction(match["decimal"].replace(" ", ""))
         value *= Fraction(10) ** int(match["exponent"] or match["power"] or 0)
     else:
-        bottom = int(match["bottom"] or match["under"])
-        if bottom == 0 or (match["whole"] and (match["minus"] or match["under_minus"])):
-            return None
-        value = Fraction(int(match["top"] or match["over"]), bottom)
-        value *= -1 if match["minus"] != match["under_minus"] else 1
-        value += int(match["whole"] or 0)
+        value = int(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"]))
     value /= (100 if match["percent"] else 1) * (-1 if match["sign"] == "-" else 1)
     return Number(value, not match["decimal"])
 
@@ -231,14 +211,11 @@ def without_unit(text: str) -> tuple[str, str]:
     if match is None or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match["value"]):
         return text, ""
     words = re.findall(r"[^\W\d_]+|/", match["words"] or "degree")
-    words = [word if word in _SAME_UNITS else word.lower() for word in words]
-    words = [word if word in _SAME_UNITS else word.removesuffix("s") for word in words]
-    glued = len(words) == 1 and len(words[0]) == 1 and words[0].isascii() and text[match.end("value")] != " "
-    if glued or not all(word in _SAME_UNITS or word == "/" for word in words):  # "5m" is 5 times m
+    known = [_SAME_UNITS.get(word) or _SAME_UNITS.get(word.lower().removesuffix("s")) for word in words]
+    glued = len(match["words"] or "degree") == 1 and words[0].isascii() and text[match.end("value")] != " "
+    if glued or None in known:  # "5m" is 5 times m
         return text, ""
     power = "".join(re.findall(r"\d", match["power"] or ""))
-    words = ["/" if word == "per" else _SAME_UNITS[word] if word != "/" else word for word in words]
-    if words[0] in ("square", "cubic") and len(words) > 1:
-        power = "2" if words[0] == "square" else "3"
-        words = words[1:]
-    return match["value"].strip(), " ".join(words) + power
+    if known[0] in ("square", "cubic") and len(known) > 1:
+        power = "2" if known.pop(0) == "square" else "3"
+    return match["value"].strip(), " ".join(map(str, known)) + power

@@ -25,6 +25,7 @@ _ALIKE = Fraction(1, 10**60)  # relative, for values that are not rational
 _MOST_BITS = 200_000  # of a rational number: 9999! has 118,000
 _LARGEST = 10**6  # argument of a function, exponent
 _RANGES = ((1, 3), (-3, -1), (3, 12), (20, 60), (-60, 60), (100, 400), (-400, -100))  # of what variables stand for
+_FAR = ((10**3, 10**4), (10**4, 10**5), (10**5, 10**6), (-(10**6), -(10**4)), (-1, 1))
 _READS_BEFORE_FORGETTING = 500
 _COMMANDS = re.compile(
     r"\\(?:frac|sqrt|pi|cdot|times|div|ln|log|exp|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|binom|circ|max|min"
@@ -32,8 +33,7 @@ _COMMANDS = re.compile(
 )
 _NO_EXPRESSION = re.compile(
     r"(?<![a-zA-Z\\])[a-zA-Z]{4}|\d\s+\d|\d\)?\s*_|[^\w\s\\^{}()\[\]|.+*/!,-]"  # words, two numbers, another base
-    r"|\d{31}|\^[^^]*\d\w*[\s)}]*\^|\^[^^]*!|\^\s*\{?\d{6}"  # towers of exponents
-    r"|\\binom(?!\{(?:\d{1,4}|\w)\}\{(?:\d{1,4}|\w)\})|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # evaluated when they are read
+    r"|\d{31}|\\binom(?!\{(?:\d{1,4}|\w)\}\{(?:\d{1,4}|\w)\})|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # evaluated when they are read
     re.ASCII,
 )
 _reads = itertools.count(1)
@@ -74,7 +74,7 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
     if left is None or right is None:
         return []
     pairs = []
-    for ends in _RANGES:
+    for ends in _ranges(gold + answer):
         point = _Point(f"{gold} {answer} {ends}", ends)
         try:
             pair = _value(left, point), _value(right, point)
@@ -85,6 +85,14 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
         if ends[0] > 0 or all(map(_real, pair)):
             pairs.append(pair)
     return pairs
+
+
+def _ranges(texts: str) -> tuple[tuple[int, int], ...]:
+    """More of them for functions that are made of pieces, which may differ near a corner or far away only."""
+    if not re.search(r"\||floor|ceil|max|min", texts):
+        return _RANGES
+    corners = [sign * int(number) for number in sorted(set(re.findall(r"\d{1,5}", texts)))[:10] for sign in (1, -1)]
+    return (*_RANGES, *_FAR, *((corner - 1, corner + 1) for corner in corners))
 
 
 class _Point(dict[str, Fraction]):
