@@ -3,12 +3,15 @@
     python benchmarks/math_judges.py                     # three minutes
     python benchmarks/math_judges.py --show ours         # and its mistakes, one a line
 
-The pairs are those of the tests (tests/tasks/math_pairs.py and math_kinds.py) and, where the data is at hand, MATH-500's
-gold answers: each as models write it, and spoilt (a sign, one more, a digit, an entry, a bracket, the unit). The judges:
+The pairs are those of the tests (tests/tasks/math_pairs.py and math_kinds.py) and, where the data is at hand,
+MATH-500's gold answers: each as models write it, and spoilt (a sign, one more, a digit, an entry, a bracket, the unit).
+The judges:
 
 - ``ours``: the verifier ``math``.
+- ``math-verify for expressions``: ours, but ``verify`` compares the expressions that are left when lists, equations,
+  units and so on are taken apart.
 - ``math-verify, strict``: our statement finder, spelling and comparison of plain numbers and equal texts; all else by
-  math-verify's ``parse`` and ``verify``, to 12 decimals and 50 digits, without its removal of units.
+  ``parse`` and ``verify``, to 12 decimals and 50 digits, without its removal of units.
 - ``math-verify``: its ``parse`` and ``verify`` on the completion, as most trainers call them.
 
 A verdict that takes more than 5 s, or an exception, is an error. Everything runs in this process, on one core.
@@ -29,6 +32,7 @@ from pathlib import Path
 
 from math_verifier import easy
 
+from pacedrl.tasks import math_answers
 from pacedrl.tasks.answers import JudgeError, final_answer, math_gold, math_reward
 from pacedrl.tasks.math_answers import MathOptions
 from pacedrl.tasks.math_notation import read_number, squashed, tidy
@@ -171,9 +175,6 @@ def _math_verify(gold: str, text: str) -> bool:
 
 
 def _math_verify_strict(gold: str, text: str) -> bool:
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse, verify
-
     stated = final_answer(text, MathOptions())
     if not stated:
         return False
@@ -183,19 +184,34 @@ def _math_verify_strict(gold: str, text: str) -> bool:
     numbers = [read_number(each) for each in texts]
     if numbers[0] and numbers[1]:
         return numbers[0].value == numbers[1].value
+    return _verified(*texts)
+
+
+def _verified(gold: str, answer: str, slack: Fraction = Fraction(0)) -> bool:  # noqa: ARG001 - as same_values has it
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+
     as_written = NormalizationConfig(units=False, malformed_operators=True, boxed="last")
     config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=as_written)
     read = [
-        parse(rf"\boxed{{{each}}}", [config], "no_fallback", extraction_mode="first_match", parsing_timeout=None)
-        for each in texts
+        parse(rf"\boxed{{{text}}}", [config], "no_fallback", extraction_mode="first_match", parsing_timeout=None)
+        for text in (gold, answer)
     ]
-    return bool(
-        verify(*read, float_rounding=12, numeric_precision=50, allow_set_relation_comp=True, timeout_seconds=None)
-    )
+    settings = {"float_rounding": 12, "numeric_precision": 50, "allow_set_relation_comp": True}
+    return bool(verify(*read, **settings, timeout_seconds=None))
+
+
+def _math_verify_for_expressions(gold: str, text: str) -> bool:
+    own, math_answers.same_values = math_answers.same_values, _verified
+    try:
+        return math_reward(gold, text) == 1.0
+    finally:
+        math_answers.same_values = own
 
 
 JUDGES: dict[str, Callable[[str, str], bool]] = {
     "ours": lambda gold, text: math_reward(gold, text) == 1.0,
+    "math-verify for expressions": _math_verify_for_expressions,
     "math-verify, strict": _math_verify_strict,
     "math-verify": _math_verify,
 }

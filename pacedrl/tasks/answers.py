@@ -42,14 +42,15 @@ _BARE_BOX = re.compile(r"\\boxed +(-?(?:\\frac\{[^{}]*\}\{[^{}]*\}|[\w.,/]*\w))"
 _BETWEEN_BOXES = re.compile(r"[\s$,;.]{0,20}(?:(?:and|or|\\text\{ ?(?:and|or) ?\})[\s$]{0,20})?")
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _STATEMENT = re.compile(
-    r"\banswer(?:\s+to\s[^.\n]{1,80}?)?\s?"
-    r"(?:\bis(?:\s+(?:therefore|thus|then|simply|just))?(?:\s*:|\b)|\bequals\b|[:：=])",
+    r"(?:\b(?:answer|(?:correct|right) (?:option|choice))(?:\s+to\s[^.\n]{1,80}?)?\s?"
+    r"(?:\b(?:is|(?:would|should|must) be)\b(?:\s+(?:therefore|thus|then|simply|just)\b)?\s*:?|\bequals\b|[:：=])"
+    r"|答案[是为：:]+)",
     re.IGNORECASE,
 )
-_END_OF_ANSWER = re.compile(r"\n|(?<!\\)[.!?]\s|,? +(?:because|since|so|as|which|where)\b")
+_END_OF_ANSWER = re.compile(r"\n|。|(?<!\\)[.!?]\s|,? +(?:because|since|so|as|which|where)\b")
 _DISPLAY = re.compile(r"(?:\$\$|\\\[)\s*(.+?)\s*(?:\$\$|\\\])", re.DOTALL)
 _NEGATED = re.compile(
-    r"(?:\bnot|n't|\bnever|\\neq?|≠|!=)(?:\s+(?:be|equal(?:\s+to)?|the|answer|is|think|believe|that|final|correct))*"
+    r"(?:\b(?:not|cannot|never|false|wrong|incorrect)|n't|\\neq?|≠|!=)(?:\s+(?:be|equal(?:\s+to)?|the|answer|is|think|believe|that|final|correct))*"
     r"[\s$*:(\[\\]*\Z"
 )
 
@@ -150,7 +151,8 @@ def _stated_answer(text: str) -> str | None:
     """The answer that the text marks as such; "" where what it marks is denied, None where it marks none."""
     tags = [tag.strip() for tag in _TAG.findall(text) if tag.strip()] if "</" in text else []
     if tags:
-        return _stated_answer(tags[-1]) if "box" in tags[-1] and _boxes(tags[-1]) else tags[-1]
+        stated = _stated_answer(tags[-1])
+        return tags[-1] if stated is None else stated
     if boxes := [box for box in _boxes(text) if text[box[1] : box[2]].strip()]:
         return _boxed_answer(text, boxes)
     if "####" in text and (line := text.rpartition("####")[2].strip().partition("\n")[0]):

@@ -10,9 +10,11 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from pacedrl.tasks.math_notation import (
+    Number,
     enclosed,
     items,
     last_place,
@@ -33,11 +35,12 @@ _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
 _EQUALITY = re.compile(r"=|\\(?:approx|in)(?![a-zA-Z])")
 _NAME = (  # x_1, f(2), P(A), \angle ABC, |AB|, (x, y), Area
     r"(?!\\?(?:sqrt|frac|ln|log|exp|lim|sum|int|pi|e|i|not|never|isn|wrong|minus|negative|half|twice)(?![a-zA-Z]))"
-    r"(?:\|[a-zA-Z]+\||\[[A-Z]+\]|\([a-z](?:, ?[a-z])+\)|(?:\\?[a-zA-Z]+ ?|(?<=\w)\{\w+\})+)"
+    r"(?:\|\\?[a-zA-Z{}]+\||\[(?:\\triangle )?[A-Z]+\]|\([a-z](?:, ?[a-z])+\)|(?:\\?[a-zA-Z]+ ?|(?<=\w)\{\w+\})+)"
     r"'?(?: ?_(?:\w|\{[^{}]*\}))?(?:\^\{-1\})?(?: ?\([^()]*\)| ?\[[^\[\]]*\])?"
 )
-_NAMED, _NAMES = re.compile(_NAME), re.compile(rf"{_NAME}(?: ?(?:[-+/]|\\cdot|\\times) ?{_NAME}){{0,3}}")
-_CHOICE = re.compile(r"\(?([A-J])(?:[).:]+\s*(?P<text>(?![-+*/^=]).*)|(?=\Z))", re.IGNORECASE)
+_NAMED = re.compile(_NAME)
+_COMBINED = re.compile(rf"{_NAME}(?: ?(?:[-+/]|\\cdot|\\times) ?{_NAME}){{0,3}}|\\frac\{{[a-zA-Z]+\}}\{{[a-zA-Z]+\}}")
+_CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])(?:[).:]+\s*(?P<text>(?![-+*/^=]).*)|(?=\Z))", re.IGNORECASE)
 _SEVERAL = re.compile(r"\([A-J]\)|\b(?:or|not|wrong|incorrect)\b|n't")
 _UNION, _RATIO, _ROW, _CELL = (re.compile(separator) for separator in (r"\\cup", ":", r"\\\\", "&"))
 _BRACKETS = [(r"\{", r"\}"), ("(", ")"), ("(", "]"), ("[", "]"), ("[", ")")]
@@ -69,11 +72,9 @@ class MathOptions:
     last_number: bool = False
 
     def __post_init__(self) -> None:
-        if self.percent not in ("either", "value", "sign") or self.units not in ("lenient", "strict"):
-            raise ValueError(
-                "expected percent either, value or sign, and units lenient or strict, "
-                f"got {self.percent!r} and {self.units!r}"
-            )
+        for name, known in (("percent", ("either", "value", "sign")), ("units", ("lenient", "strict"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} {' or '.join(known)}, got {getattr(self, name)!r}")
         if self.tolerance is not None and not 0 <= self.tolerance < 1:
             raise ValueError(f"expected 0 <= tolerance < 1, got {self.tolerance}")
 
@@ -105,24 +106,21 @@ class _Comparison:
             return self.same(gold.rstrip("% "), answer.rstrip("% "))
         if percents[0] and self.options.percent == "either" and self.same(gold.rstrip("% "), answer):
             return True
-        if (read_number(gold) and read_number(answer)) is not None:
-            return self._same_numbers(gold, answer)
+        numbers = read_number(gold), read_number(answer)
+        if numbers[0] and numbers[1]:
+            return self._same_numbers(numbers[0], numbers[1], self._slack(gold, answer))
         steps = (self._choices, self._equalities, self._intervals, self._collections, self._relations, self._units)
         for step in steps:
             if (verdict := step(gold, answer)) is not None:
                 return verdict
-        if self.options.evaluated and read_number(gold):
-            return False
-        return self._same_values(gold, answer, self._slack(gold, answer))
+        plain = self.options.evaluated and numbers[0]
+        return not plain and self._same_values(gold, answer, self._slack(gold, answer))
 
-    def _same_numbers(self, gold: str, answer: str) -> bool:
-        one, other = read_number(gold), read_number(answer)
-        assert one is not None
-        assert other is not None
-        if self.options.evaluated and other.divided and not one.divided and other.value.denominator == 1:
+    def _same_numbers(self, gold: Number, answer: Number, slack: Fraction) -> bool:
+        if self.options.evaluated and answer.divided and not gold.divided and answer.value.denominator == 1:
             return False  # 84/7 for 12
-        whole = 1 in (one.value.denominator, other.value.denominator)
-        return abs(one.value - other.value) <= (0 if whole else self._slack(gold, answer) * abs(one.value))
+        whole = 1 in (gold.value.denominator, answer.value.denominator)
+        return abs(gold.value - answer.value) <= (0 if whole else slack * abs(gold.value))
 
     def _slack(self, gold: str, answer: str) -> Fraction:
         """The relative difference allowed: none between exact values, else what rounding to the decimals makes."""
@@ -150,7 +148,7 @@ class _Comparison:
         if [gold, answer] == [*golds, *answers]:
             return None
         if not gold_name and len(golds) == 1 and not name:
-            name, answers = _sides(answer, _NAMES)
+            name, answers = _sides(answer, _COMBINED)
         unlike = gold_name and name and squashed(gold_name) != squashed(name)
         if not unlike and self._true(golds) and self._true(answers):
             ends = [(one, other) for one in {golds[0], golds[-1]} for other in {answers[0], answers[-1]}]
@@ -164,7 +162,7 @@ class _Comparison:
         return all(
             exactly.same(left, right)
             or exactly._same_values(left, right, max((last_place(side) or Fraction(0)) / 2 for side in (left, right)))
-            for left, right in zip(sides, sides[1:], strict=False)
+            for left, right in pairwise(sides)
         )
 
     def _intervals(self, gold: str, answer: str) -> bool | None:

@@ -14,17 +14,13 @@ from typing import NamedTuple
 BOLD = re.compile(r"(?<![\w)}*])\*\*(?=[^\s*])([^*\n]*)(?<=[^\s*])\*\*(?![\w({*])")
 """Markdown's bold, whose asterisks are no powers."""
 
-_SYMBOLS = str.maketrans(
-    dict.fromkeys("−–—‐‑‒﹣", "-")
-    | dict.fromkeys("\u2009\u202f", r"\,")
-    | {
-        symbols[0]: symbols[1:].replace("_", " ")
-        for symbols in (
-            r"×\times_ ·\cdot_ ÷/ ∗* π\pi_ ∞\infty_ θ\theta_ √\sqrt °^\circ_ ±\pm_ ≈\approx_ ≤\leq_ ≥\geq_ ≠\neq_ ∈\in_ ∪\cup_ "
-            r"∅\emptyset_ ℝ\mathbb{R} ²^2 ³^3 ½\frac{1}{2} ¼\frac{1}{4} ¾\frac{3}{4} €\$eur_ £\$gbp_ ¥\$yen_ 、,_ 或_or_ 和_and_"
-        ).split()
-    }
-)
+_SPELT = r"""
+−- –- —- ‐- ‑- ‒- ﹣- ×\times_ ·\cdot_ ÷/ ∗* π\pi_ ∞\infty_ θ\theta_ √\sqrt °^\circ_ ±\pm_ ≈\approx_ ≤\leq_ ≥\geq_
+≠\neq_ ∈\in_ ∪\cup_ ∅\emptyset_ ℝ\mathbb{R} ²^2 ³^3 ½\frac{1}{2}
+¼\frac{1}{4} ¾\frac{3}{4} €\$eur_ £\$gbp_ ¥\$yen_ 、,_ 或_or_ 和_and_
+"""
+_SYMBOLS = str.maketrans({symbol[0]: symbol[1:].replace("_", " ") for symbol in _SPELT.split()})
+_SYMBOLS |= dict.fromkeys(map(ord, "\u2009\u202f"), r"\,")
 _WORDS = r"\\(?:text(?:normal|bf|it|rm|tt|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname|boldsymbol)\s*"
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi"
 _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
@@ -53,12 +49,13 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\\ne(?:q)?(?![a-zA-Z])|\\not\s*=|!=", r"\\neq "),
         (r"\\(?:simeq|doteq|approxeq)(?![a-zA-Z])", r"\\approx "),
         # sets and matrices
+        (r"\\\\\[[\d.]+ ?[a-z]{2}\]", r"\\\\\\\\"),
         (r"\\(?:varnothing(?![a-zA-Z])|\{\s*\\\})", r"\\emptyset "),
         (r"\\lbrace(?![a-zA-Z])", r"\\{"),
         (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-        (r"\\mathbb\s*\{?R\}?(?!\s*\^)|\ball real(?: number)?s\b", r"(-\\infty, \\infty)"),
-        (r"[(\[]?\s*\\begin\{(?:array\}\s*\{[^{}]*|(?:small|[bp])?matrix)\}", r"\\begin{pmatrix}"),
-        (r"\\end\{(?:array|(?:small|[bp])?matrix)\}\s*[)\]]?", r"\\end{pmatrix}"),
+        (r"\\(?:mathbb\s*\{?)?R(?![a-zA-Z])\}?(?!\s*\^)|\b[aA]ll real(?: number)?s\b", r"(-\\infty, \\infty)"),
+        (r"[(\[]?\s*\\begin\{(?:array\}\s*\{[^{}]*|(?:small|[bpB])?matrix)\}", r"\\begin{pmatrix}"),
+        (r"\\end\{(?:array|(?:small|[bpB])?matrix)\}\s*[)\]]?", r"\\end{pmatrix}"),
         # functions, roots, fractions
         (r"(?<![\\a-zA-Z])(?:infinity|inf)(?![a-zA-Z])", r"\\infty "),
         (rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?![a-zA-Z])", r"\\\1"),
@@ -96,23 +93,26 @@ _UNIT = re.compile(
     r"(?:\^\\circ(?: ?[CF](?![a-zA-Z]))?|(?P<words>[^\W\d_]+(?:[/. ]+[^\W\d_]+)*))\.?(?P<power> ?\^ ?\{?[23]\}?)?"
 )
 _UNITS = """
-cm centimeter centimetre 厘米, m meter metre 米, km kilometer kilometre 千米 公里, mm millimeter millimetre, inch inche in, foot
-feet ft, mile mi, yard yd, kg kilogram 千克 公斤, g gram 克, mg milligram, lb pound, oz ounce, ton tonne, hour hr h 小时, minute
-min 分钟, second sec s 秒, day 天, week, month, year yr 年, l L liter litre 升, ml mL milliliter, gallon, calorie, degree deg 度,
-radian rad, dollar usd, cent, eurdollar euro, gbpdollar, yendollar yen, yuan 元, rupee, mph, kmh kph, N newton, J joule, W watt,
-V volt, A amp, K kelvin, celsius, fahrenheit, unit, acre, hectare, square sq, cubic cu, bit, byte,
-person people 人, child children, man men, woman women, boy, girl, student, friend, guest, player, member, team, worker, customer,
-apple, orange, banana, lemon, egg, cookie, cake, candy candie, pizza, slice, sandwich sandwiche, meal, flower, tree, seed, book,
-page, card, ticket, coin, marble, ball, toy, sticker, stamp, pencil, pen, box boxe, bag, bottle, cup, piece 个, house, room, chair,
-table, shirt, shoe, car, dog, cat, bird, fish, cow, horse, chicken, sheep, pig, rabbit, game, point, vote, question, word, name,
-way, solution, integer, number, digit, term, root, side, edge, vertex vertice, face, triangle, step, row, column, tile, 岁, 次, 种
+cm centimeter centimetre 厘米, m meter metre 米, km kilometer kilometre 千米 公里, mm millimeter millimetre, inch
+inche in, foot feet ft, mile mi, yard yd, kg kilogram 千克 公斤, g gram 克, mg milligram, lb pound, oz ounce, ton
+tonne, hour hr h 小时, minute min 分钟, second sec s 秒, day 天, week, month, year yr 年, l L liter litre 升, ml mL
+milliliter, gallon, calorie, degree deg 度, radian rad, dollar usd, cent, eurdollar euro, gbpdollar, yendollar yen,
+yuan 元, rupee, mph, kmh kph, N newton, J joule, W watt, V volt, A amp, K kelvin, celsius, fahrenheit, unit, acre,
+hectare, square sq, cubic cu, bit, byte, person people 人, child children, man men, woman women, boy, girl, student,
+friend, guest, player, member, team, worker, customer, apple, orange, banana, lemon, egg, cookie, cake, candy candie,
+pizza, slice, sandwich sandwiche, meal, flower, tree, seed, book, page, card, ticket, coin, marble, ball, toy,
+sticker, stamp, pencil, pen, box boxe, bag, bottle, cup, piece 个, house, room, chair, table, shirt, shoe, car, dog,
+cat, bird, fish, cow, horse, chicken, sheep, pig, rabbit, game, point, vote, question, word, name, way, solution,
+integer, number, digit, term, root, side, edge, vertex vertice, face, triangle, step, row, column, tile, 岁, 次, 种,
+m2 平方米, cm2 平方厘米, km2 平方千米 平方公里, m3 立方米, cm3 立方厘米, kWh, kW, GB, MB, KB, Hz, Pa, mol, more, red, blue, green, yellow,
+white, black
 """
 _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in words.split()} | {"/": "/", "per": "/"}
 
 
 def tidy(text: str) -> str:
     """The answer in one spelling: ASCII, no dollar signs, plain words for ``\\text{}``, braced fractions and roots."""
-    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).strip().rstrip(".,;:").strip()
+    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).strip().rstrip(".,;:。").strip()
     for opening, closing in _DELIMITERS * 2:
         inner = text[len(opening) : -len(closing)]
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
@@ -186,7 +186,7 @@ class Number(NamedTuple):
 
 def read_number(text: str) -> Number | None:
     """The plain number that is all of the text: a decimal, a fraction or a mixed number, with nothing to work out."""
-    match = _NUMBER.fullmatch(_FRACTION.sub(r" \1/\2", text).strip())
+    match = _NUMBER.fullmatch(re.sub(r"^(-?)(10 ?\^)", r"\g<1>1*\2", _FRACTION.sub(r" \1/\2", text)).strip())
     if match is None or len(text) > 60 or (match["bottom"] and int(match["bottom"]) == 0):
         return None
     if match["decimal"]:
@@ -211,7 +211,7 @@ def without_unit(text: str) -> tuple[str, str]:
     if match is None or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match["value"]):
         return text, ""
     words = re.findall(r"[^\W\d_]+|/", match["words"] or "degree")
-    known = [_SAME_UNITS.get(word) or _SAME_UNITS.get(word.lower().removesuffix("s")) for word in words]
+    known = [next(filter(None, map(_SAME_UNITS.get, _forms(word))), None) for word in words]
     glued = len(match["words"] or "degree") == 1 and words[0].isascii() and text[match.end("value")] != " "
     if glued or None in known:  # "5m" is 5 times m
         return text, ""
@@ -219,3 +219,7 @@ def without_unit(text: str) -> tuple[str, str]:
     if known[0] in ("square", "cubic") and len(known) > 1:
         power = "2" if known.pop(0) == "square" else "3"
     return match["value"].strip(), " ".join(map(str, known)) + power
+
+
+def _forms(word: str) -> tuple[str, str, str]:
+    return word, word.lower(), word.lower().removesuffix("s")

@@ -33,7 +33,7 @@ _COMMANDS = re.compile(
 )
 _NO_EXPRESSION = re.compile(
     r"(?<![a-zA-Z\\])[a-zA-Z]{4}|\d\s+\d|\d\)?\s*_|[^\w\s\\^{}()\[\]|.+*/!,-]"  # words, two numbers, another base
-    r"|\d{31}|\\binom(?!\{(?:\d{1,4}|\w)\}\{(?:\d{1,4}|\w)\})|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # evaluated when they are read
+    r"|\d{31}|\\binom(?!\{(?:\d{1,4}|\w)\}\{(?:\d{1,4}|\w)\})|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # evaluated when read
     re.ASCII,
 )
 _reads = itertools.count(1)
@@ -165,7 +165,7 @@ def _value(node: Any, point: _Point) -> Any:
         if isinstance(value, Fraction) and max(value.numerator, value.denominator, key=abs).bit_length() > _MOST_BITS:
             raise _NoValueError
         return value
-    if kind not in _FUNCTIONS or any(abs(argument) > _LARGEST for argument in arguments):
+    if not _FUNCTIONS.fullmatch(kind) or any(abs(argument) > _LARGEST for argument in arguments):
         raise _NoValueError
     return getattr(_mp, kind)(*map(_inexact, arguments))
 
@@ -207,9 +207,7 @@ _EXACT: dict[str, Callable[..., Any]] = {
     "Max": max,
     "Min": min,
 }
-_FUNCTIONS = frozenset(
-    "log exp sin cos tan cot sec csc asin acos atan sinh cosh tanh asinh acosh atanh binomial".split()
-)
+_FUNCTIONS = re.compile("log|exp|a?(?:sin|cos|tan)h?|cot|sec|csc|binomial")
 
 
 def _inexact(value: Any) -> Any:
