@@ -56,9 +56,8 @@ def main() -> None:
     signal.signal(signal.SIGALRM, _stop)
     pairs = [*tested(), *gold_forms()]
     rights = sum(right for _, _, right in pairs)
-    print(
-        f"| judge | of {len(pairs) - rights:,} wrong ones accepted | of {rights:,} right ones refused | errors | easy verdicts/s |"
-    )
+    wrong = f"of {len(pairs) - rights:,} wrong ones accepted"
+    print(f"| judge | {wrong} | of {rights:,} right ones refused | errors | easy verdicts/s |")
     print("|---|---|---|---|---|")
     for name, judge in JUDGES.items():
         mistakes = [(gold, text, right) for gold, text, right in pairs if _verdict(judge, gold, text) != right]
@@ -187,7 +186,7 @@ def _math_verify_strict(gold: str, text: str) -> bool:
     return _verified(*texts)
 
 
-def _verified(gold: str, answer: str, slack: Fraction = Fraction(0)) -> bool:  # noqa: ARG001 - as same_values has it
+def _verified(gold: str, answer: str, slack: Fraction = Fraction(0)) -> bool:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 

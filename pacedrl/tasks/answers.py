@@ -50,8 +50,8 @@ _STATEMENT = re.compile(
 _END_OF_ANSWER = re.compile(r"\n|。|(?<!\\)[.!?]\s|,? +(?:because|since|so|as|which|where)\b")
 _DISPLAY = re.compile(r"(?:\$\$|\\\[)\s*(.+?)\s*(?:\$\$|\\\])", re.DOTALL)
 _NEGATED = re.compile(
-    r"(?:\b(?:not|cannot|never|false|wrong|incorrect)|n't|\\neq?|≠|!=)(?:\s+(?:be|equal(?:\s+to)?|the|answer|is|think|believe|that|final|correct))*"
-    r"[\s$*:(\[\\]*\Z"
+    r"(?:\b(?:not|cannot|never|false|wrong|incorrect)|n't|\\neq?|≠|!=)"
+    r"(?:\s+(?:be|equal(?:\s+to)?|the|answer|is|think|believe|that|final|correct))*[\s$*:(\[\\]*\Z"
 )
 
 

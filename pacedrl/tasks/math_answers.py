@@ -40,7 +40,7 @@ _NAME = (  # x_1, f(2), P(A), \angle ABC, |AB|, (x, y), Area
 )
 _NAMED = re.compile(_NAME)
 _COMBINED = re.compile(rf"{_NAME}(?: ?(?:[-+/]|\\cdot|\\times) ?{_NAME}){{0,3}}|\\frac\{{[a-zA-Z]+\}}\{{[a-zA-Z]+\}}")
-_CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])(?:[).:]+\s*(?P<text>(?![-+*/^=]).*)|(?=\Z))", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])(?:[).:]+(?!\s*[-+*/^=])\s*(?P<text>.*)|(?=\Z))", re.IGNORECASE)
 _SEVERAL = re.compile(r"\([A-J]\)|\b(?:or|not|wrong|incorrect)\b|n't")
 _UNION, _RATIO, _ROW, _CELL = (re.compile(separator) for separator in (r"\\cup", ":", r"\\\\", "&"))
 _BRACKETS = [(r"\{", r"\}"), ("(", ")"), ("(", "]"), ("[", "]"), ("[", ")")]

@@ -104,8 +104,8 @@ pizza, slice, sandwich sandwiche, meal, flower, tree, seed, book, page, card, ti
 sticker, stamp, pencil, pen, box boxe, bag, bottle, cup, piece 个, house, room, chair, table, shirt, shoe, car, dog,
 cat, bird, fish, cow, horse, chicken, sheep, pig, rabbit, game, point, vote, question, word, name, way, solution,
 integer, number, digit, term, root, side, edge, vertex vertice, face, triangle, step, row, column, tile, 岁, 次, 种,
-m2 平方米, cm2 平方厘米, km2 平方千米 平方公里, m3 立方米, cm3 立方厘米, kWh, kW, GB, MB, KB, Hz, Pa, mol, more, red, blue, green, yellow,
-white, black
+m2 平方米, cm2 平方厘米, km2 平方千米 平方公里, m3 立方米, cm3 立方厘米, kWh, kW, GB, MB, KB, Hz, Pa, mol, more,
+red, blue, green, yellow, white, black
 """
 _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in words.split()} | {"/": "/", "per": "/"}
 
