@@ -211,7 +211,8 @@ def without_unit(text: str) -> tuple[str, str]:
     if match is None or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match["value"]):
         return text, ""
     words = re.findall(r"[^\W\d_]+|/", match["words"] or "degree")
-    known = [next(filter(None, map(_SAME_UNITS.get, _forms(word))), None) for word in words]
+    forms = [(word, word.lower(), word.lower().removesuffix("s")) for word in words]
+    known = [next((_SAME_UNITS[form] for form in each if form in _SAME_UNITS), None) for each in forms]
     glued = len(match["words"] or "degree") == 1 and words[0].isascii() and text[match.end("value")] != " "
     if glued or None in known:  # "5m" is 5 times m
         return text, ""
@@ -219,7 +220,3 @@ def without_unit(text: str) -> tuple[str, str]:
     if known[0] in ("square", "cubic") and len(known) > 1:
         power = "2" if known.pop(0) == "square" else "3"
     return match["value"].strip(), " ".join(map(str, known)) + power
-
-
-def _forms(word: str) -> tuple[str, str, str]:
-    return word, word.lower(), word.lower().removesuffix("s")

@@ -1,4 +1,4 @@
-"""Kinds of mathematical answers, one by one: each instance judged directly, each kind through the verifier processes."""
+"""Kinds of mathematical answers: each instance judged directly, each kind through the verifier processes."""
 
 import math
 
