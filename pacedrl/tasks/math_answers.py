@@ -179,7 +179,7 @@ class _Comparison:
             return None
         if len(golds) != len(answers) or not (len(kinds) == 1 or kinds <= _UNORDERED or kinds == {"list", "()"}):
             return False
-        if kinds <= _UNORDERED or (kinds <= {"list", "()"} and not self.options.ordered):
+        if kinds <= _UNORDERED or kinds == {"both"} or (kinds <= {"list", "()"} and not self.options.ordered):
             return self._match(golds, answers)
         return all(map(self.same, golds, answers))
 
@@ -243,10 +243,9 @@ def _sides(text: str, name: re.Pattern[str]) -> tuple[str, list[str]]:
 
 
 def _parts(text: str) -> tuple[str, list[str]]:
-    """The kind of collection ("one" for none, "list" for a bare one, or its brackets) and its elements."""
+    """The kind of collection ("one" for none, "list", "both" for x > 1 and x < 5, or brackets) and its elements."""
     if len(parts := items(text)) > 1:
-        intervals = [_interval(part) or "" for part in parts]
-        return ("union", intervals) if all(intervals) and not re.search(r"\band\b", text) else ("list", parts)
+        return ("both" if _INEQUALITY.search(text) and re.search(r"\band\b", text) else "list"), parts
     for kind, separator in (("union", _UNION), ("ratio", _RATIO)):
         if len(parts := split(text, separator)) > 1:
             return kind, parts

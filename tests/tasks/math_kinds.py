@@ -258,6 +258,8 @@ KINDS: dict[str, list[Case]] = {
         ),
     ],
     "tuples, intervals and sets": [
+        Case(r"x \leq -2 \text{ or } x \geq 3", (r"x \geq 3, x \leq -2",), (r"y \leq -2 \text{ or } y \geq 3",)),
+        Case(r"(1,\infty) \cup (-\infty,5)", ("x < 5 or x > 1",), ("x > 1 and x < 5",)),
         Case("(1,2)",
             ("( 1 , 2 )", r"\left(1, 2\right)", "(1.0, 2)",),
             ("(2,1)", "[1,2]", "(1,2]", "(1)", "(1,2,3)", "1", "(-1,2)", r"\{1,2\}",),
