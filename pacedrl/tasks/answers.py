@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 from pacedrl.tasks.math_answers import MathOptions, equal_answers
@@ -40,6 +39,7 @@ _TAIL = 100_000  # characters in which to look for the last number
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|\\(?!\\(?:boxed|fbox)).|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed +(-?(?:\\frac\{[^{}]*\}\{[^{}]*\}|[\w.,/]*\w))")
 _BETWEEN_BOXES = re.compile(r"[\s$,;.]{0,20}(?:(?:and|or|\\text\{ ?(?:and|or) ?\})[\s$]{0,20})?")
+_EMPTY = re.compile(r"(?:\\(?:text|q?quad|[,;:! ])|[{}\s$~.?])*")
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _STATEMENT = re.compile(
     r"(?:\b(?:answer|(?:correct|right) (?:option|choice))(?:\s+to\s[^.\n]{1,80}?)?\s?"
@@ -84,7 +84,7 @@ def math_reward(answer: Any, text: str, options: MathOptions = MathOptions()) ->
     Raises JudgeError when the gold answer is neither text nor a number, is empty, or has brackets that do not balance.
     """
     gold = math_gold(answer)
-    if not gold or not _readable(gold):
+    if not gold or levels(tidy(gold))[-1] != 0:
         raise JudgeError(f"the gold answer {_shown(answer)} is not one the verifier 'math' can parse")
     stated = final_answer(text, options)
     return float(stated is not None and equal_answers(gold, stated, options))
@@ -153,7 +153,7 @@ def _stated_answer(text: str) -> str | None:
     if tags:
         stated = _stated_answer(tags[-1])
         return tags[-1] if stated is None else stated
-    if boxes := [box for box in _boxes(text) if text[box[1] : box[2]].strip()]:
+    if boxes := [box for box in _boxes(text) if not _EMPTY.fullmatch(text, box[1], box[2])]:
         return _boxed_answer(text, boxes)
     if "####" in text and (line := text.rpartition("####")[2].strip().partition("\n")[0]):
         return line
@@ -188,11 +188,6 @@ def _unboxed(content: str) -> str:
             return ""
         content = content[inner:end]
     return ""
-
-
-@lru_cache(maxsize=1024)
-def _readable(gold: str) -> bool:
-    return levels(tidy(gold))[-1] == 0
 
 
 def _stated(answer: Any) -> str:

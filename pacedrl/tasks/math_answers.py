@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -83,12 +82,7 @@ def equal_answers(gold: str, answer: str, options: MathOptions) -> bool:
     """Whether ``answer`` states the value of ``gold``."""
     if max(len(gold), len(answer)) > LONGEST_ANSWER or max(levels(answer)) > 20:
         return squashed(gold) == squashed(answer)
-    return _Comparison(options).same(_tidied(gold), tidy(answer))
-
-
-@lru_cache(maxsize=1024)
-def _tidied(gold: str) -> str:
-    return tidy(gold)
+    return _Comparison(options).same(tidy(gold), tidy(answer))
 
 
 @dataclass(frozen=True)

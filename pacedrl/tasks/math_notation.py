@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 BOLD = re.compile(r"(?<![\w)}*])\*\*(?=[^\s*])([^*\n]*)(?<=[^\s*])\*\*(?![\w({*])")
@@ -110,6 +111,7 @@ red, blue, green, yellow, white, black
 _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in words.split()} | {"/": "/", "per": "/"}
 
 
+@lru_cache(maxsize=1024)  # the completions of a prompt share its gold answer
 def tidy(text: str) -> str:
     """The answer in one spelling: ASCII, no dollar signs, plain words for ``\\text{}``, braced fractions and roots."""
     text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).strip().rstrip(".,;:。").strip()
