@@ -238,15 +238,15 @@ def _sides(text: str, name: re.Pattern[str]) -> tuple[str, list[str]]:
 
 def _parts(text: str) -> tuple[str, list[str]]:
     """The kind of collection ("one" for none, "list", "both" for x > 1 and x < 5, or brackets) and its elements."""
+    for brackets in _BRACKETS:
+        inner = enclosed(text, *brackets)
+        if inner is not None and (brackets[0] == r"\{" or len(items(inner.replace(r"\pm", "+"))) > 1):
+            return "".join(brackets), items(inner)
     if len(parts := items(text)) > 1:
         return ("both" if _INEQUALITY.search(text) and re.search(r"\band\b", text) else "list"), parts
     for kind, separator in (("union", _UNION), ("ratio", _RATIO)):
         if len(parts := split(text, separator)) > 1:
             return kind, parts
-    for brackets in _BRACKETS:
-        inner = enclosed(text, *brackets)
-        if inner is not None and (len(parts := items(inner)) > 1 or brackets[0] == r"\{"):
-            return "".join(brackets), parts
     if matrix := re.fullmatch(r"\\begin\{([pv]matrix)\}(.*)\\end\{\1\}", text):
         rows = [split(row, _CELL) for row in split(matrix[2], _ROW) if row]
         return f"{matrix[1]} {[len(row) for row in rows]}", [cell for row in rows for cell in row]

@@ -18,7 +18,7 @@ BOLD = re.compile(r"(?<![\w)}*])\*\*(?=[^\s*])([^*\n]*)(?<=[^\s*])\*\*(?![\w({*]
 _SPELT = r"""
 −- –- —- ‐- ‑- ‒- ﹣- ×\times_ ·\cdot_ ÷/ ∗* π\pi_ ∞\infty_ θ\theta_ √\sqrt °^\circ_ ±\pm_ ≈\approx_ ≤\leq_ ≥\geq_
 ≠\neq_ ∈\in_ ∪\cup_ ∅\emptyset_ ℝ\mathbb{R} ²^2 ³^3 ½\frac{1}{2}
-¼\frac{1}{4} ¾\frac{3}{4} €\$eur_ £\$gbp_ ¥\$yen_ 、,_ 或_or_ 和_and_
+¼\frac{1}{4} ¾\frac{3}{4} €\$eur_ £\$gbp_ ¥\$yen_ ¢_cents 、,_ 或_or_ 和_and_
 """
 _SYMBOLS = str.maketrans({symbol[0]: symbol[1:].replace("_", " ") for symbol in _SPELT.split()})
 _SYMBOLS |= dict.fromkeys(map(ord, "\u2009\u202f"), r"\,")
@@ -84,6 +84,7 @@ _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)")
 _FRACTION = re.compile(r"\\frac\{(-?\d+)\}\{(-?\d+)\}", re.ASCII)
 _NUMBER = re.compile(
     r"(?P<sign>[-+]?)\s*(?:(?P<decimal>(?:\d{1,3}(?: \d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
+    r"(?:\\overline\{(?P<repeating>\d{1,20})\})?"
     r"(?:e(?P<exponent>[-+]?\d{1,3})| ?(?:\\times|\\cdot|\*|x) ?10 ?\^ ?\{?(?P<power>[-+]?\d{1,3})\}?)?"
     r"|(?:(?P<whole>\d+) +(?!-))?(?P<top>-?\d+) ?/ ?(?P<bottom>-?\d+))(?P<percent> ?%)?",
     re.IGNORECASE | re.ASCII,
@@ -106,7 +107,7 @@ sticker, stamp, pencil, pen, box boxe, bag, bottle, cup, piece 个, house, room,
 cat, bird, fish, cow, horse, chicken, sheep, pig, rabbit, game, point, vote, question, word, name, way, solution,
 integer, number, digit, term, root, side, edge, vertex vertice, face, triangle, step, row, column, tile, 岁, 次, 种,
 m2 平方米, cm2 平方厘米, km2 平方千米 平方公里, m3 立方米, cm3 立方厘米, kWh, kW, GB, MB, KB, Hz, Pa, mol, more,
-red, blue, green, yellow, white, black
+red, blue, green, yellow, white, black, different
 """
 _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in words.split()} | {"/": "/", "per": "/"}
 
@@ -191,8 +192,14 @@ def read_number(text: str) -> Number | None:
     match = _NUMBER.fullmatch(re.sub(r"^(-?)(10 ?\^)", r"\g<1>1*\2", _FRACTION.sub(r" \1/\2", text)).strip())
     if match is None or len(text) > 60 or (match["bottom"] and int(match["bottom"]) == 0):
         return None
+    if match["repeating"] and "." not in match["decimal"]:
+        return None
     if match["decimal"]:
         value = Fraction(match["decimal"].replace(" ", ""))
+        if repeating := match["repeating"]:
+            value += Fraction(
+                int(repeating), 10 ** len(match["decimal"].partition(".")[2]) * (10 ** len(repeating) - 1)
+            )
         value *= Fraction(10) ** int(match["exponent"] or match["power"] or 0)
     else:
         value = int(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"]))

@@ -97,6 +97,8 @@ KINDS: dict[str, list[Case]] = {
         Case(r"The answer is \boxed{7}. So \boxed{7}.", ("7",), ("7, 8", "77")),
     ],
     "decimals and whole numbers": [
+        Case(r"0.\overline{3}", ("1/3", "0.3333333"), ("0.3", r"0.\overline{6}", r"3.\overline{3}", r"0\overline{3}")),
+        Case(r"\frac{1}{6}", (r"0.1\overline{6}", "0.166667"), (r"0.\overline{16}", "0.16", "0.1666")),
         Case("12345678", ("12345678.0", "12,345,678"), ("12345679.0", "12345678.1", "12345679")),
         Case("12345678.0", ("12345678",), ("12345679", "12345677.0")),
         Case("1000000", ("1e6",), ("1000000.5", "1000001", "999999.9")),
@@ -258,6 +260,8 @@ KINDS: dict[str, list[Case]] = {
         ),
     ],
     "tuples, intervals and sets": [
+        Case(r"\{1\pm\sqrt{5},-2\}", (r"\{-2, 1+\sqrt5, 1-\sqrt5\}", r"-2, 1 \pm \sqrt5"), (r"\{1+\sqrt{5},-2\}",)),
+        Case(r"3 \pm 2\sqrt{2}", (r"3 \pm \sqrt8", r"3+2\sqrt2, 3-2\sqrt2"), (r"3+2\sqrt2", r"2 \pm 3\sqrt2")),
         Case(r"x \leq -2 \text{ or } x \geq 3", (r"x \geq 3, x \leq -2",), (r"y \leq -2 \text{ or } y \geq 3",)),
         Case(r"(1,\infty) \cup (-\infty,5)", ("x < 5 or x > 1",), ("x > 1 and x < 5",)),
         Case("(1,2)",
