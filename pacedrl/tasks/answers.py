@@ -34,6 +34,8 @@ _VALUE = re.compile(  # a sign, unless it subtracts: the 2 of "5-2" is positive
     rf"(?:(?<![\w.)\]])[-+−])?\$?(?=\.?\d){_NUMBER}(?: ?/ ?(?=\.?\d){_NUMBER})?"
 )
 _MAGNITUDE = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|hal(?:f|ves)|thirds?|quarters?)\b")
+_RAISED = re.compile(r"(?:[\^_]|[\w)}] ?\*\*) ?\{?\Z")
+_FRACTION = re.compile(r"\\[dtc]?frac\{(-?\d+)\}\{(\d+)\}")
 _LONGEST_NUMBER = 400  # characters; more is beyond what a float holds
 _TAIL = 100_000  # characters in which to look for the last number
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s?\{|\\(?!\\(?:boxed|fbox)).|[{}]", re.DOTALL)
@@ -71,8 +73,10 @@ def numeric_reward(answer: Any, text: str) -> float:
         raise JudgeError(f"the gold answer {_shown(answer)} holds no number; the verifier 'numeric' needs one")
     stated = _stated_answer(text)
     value = _last_number(text if stated is None else stated)
-    slack = 0 if value is None or 1 in (value.denominator, gold.denominator) else NUMERIC_TOLERANCE * abs(gold)
-    return float(value is not None and abs(value - gold) <= slack)
+    if value is None:
+        return 0.0
+    slack = NUMERIC_TOLERANCE * max(abs(gold), abs(value)) if 1 not in (value.denominator, gold.denominator) else 0
+    return float(abs(value - gold) <= slack)
 
 
 def math_reward(answer: Any, text: str, options: MathOptions = MathOptions()) -> float:  # noqa: B008 - it is frozen
@@ -197,11 +201,12 @@ def _stated(answer: Any) -> str:
 
 
 def _last_number(text: str) -> Fraction | None:
-    tail = text[-_TAIL:]
+    """None where there is none, or the last one is an exponent or an index, or counts something like millions."""
+    tail = _FRACTION.sub(r" \1/\2 ", text[-_TAIL:])
     *_, last = [None, *_VALUE.finditer(tail)]
     if last is None or len(last.group()) > _LONGEST_NUMBER or _MAGNITUDE.match(tail, last.end()):
         return None
-    number = read_number(tidy(last.group().replace("$", "")))
+    number = None if _RAISED.search(tail[: last.start()][-4:]) else read_number(tidy(last.group().replace("$", "")))
     return number.value if number else None
 
 
