@@ -50,7 +50,7 @@ _STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _END_OF_ANSWER = re.compile(r"\n|。|(?<!\\)[.!?]\s|,? +(?:because|since|so|as|which|where)\b")
-_DISPLAY = re.compile(r"(?:\$\$|\\\[)\s*(.+?)\s*(?:\$\$|\\\])", re.DOTALL)
+_DISPLAY = re.compile(r"(?:\$\$|\\\[)(.+?)(?:\$\$|\\\])", re.DOTALL)
 _NEGATED = re.compile(
     r"(?:\b(?:not|cannot|never|false|wrong|incorrect)|n't|\\neq?|≠|!=)"
     r"(?:\s+(?:be|equal(?:\s+to)?|the|answer|is|think|believe|that|final|correct))*[\s$*:(\[\\]*\Z"

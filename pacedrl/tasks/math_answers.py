@@ -34,7 +34,7 @@ _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
 _EQUALITY = re.compile(r"=|\\(?:approx|in)(?![a-zA-Z])")
 _NAME = (  # x_1, f(2), P(A), \angle ABC, |AB|, (x, y), Area
     r"(?!\\?(?:sqrt|frac|ln|log|exp|lim|sum|int|pi|e|i|not|never|isn|wrong|minus|negative|half|twice)(?![a-zA-Z]))"
-    r"(?:\|\\?[a-zA-Z{}]+\||\[(?:\\triangle )?[A-Z]+\]|\([a-z](?:, ?[a-z])+\)|(?:\\?[a-zA-Z]+ ?|(?<=\w)\{\w+\})+)"
+    r"(?:\|\\?[a-zA-Z{}]+\||\[(?:\\triangle )?[A-Z]+\]|\([a-z](?:, ?[a-z])+\)|(?:\\?[a-zA-Z]++ ?|(?<=\w)\{\w+\})+)"
     r"'?(?: ?_(?:\w|\{[^{}]*\}))?(?:\^\{-1\})?(?: ?\([^()]*\)| ?\[[^\[\]]*\])?"
 )
 _NAMED = re.compile(_NAME)

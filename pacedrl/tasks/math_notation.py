@@ -223,7 +223,7 @@ def without_unit(text: str) -> tuple[str, str]:
     forms = [(word, word.lower(), word.lower().removesuffix("s")) for word in words]
     known = [next((_SAME_UNITS[form] for form in each if form in _SAME_UNITS), None) for each in forms]
     glued = len(match["words"] or "degree") == 1 and words[0].isascii() and text[match.end("value")] != " "
-    if glued or None in known:  # "5m" is 5 times m
+    if glued or None in known or len(known) > 5:  # "5m" is 5 times m
         return text, ""
     power = "".join(re.findall(r"\d", match["power"] or ""))
     if known[0] in ("square", "cubic") and len(known) > 1:
