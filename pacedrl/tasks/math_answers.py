@@ -98,8 +98,9 @@ class _Comparison:
         percents = gold.endswith("%"), answer.endswith("%")
         if all(percents) or (any(percents) and self.options.percent == "sign"):
             return self.same(gold.rstrip("% "), answer.rstrip("% "))
-        may_miss = percents[0] and self.options.percent == "either" and not without_unit(answer)[1]
-        if may_miss and self.same(gold.rstrip("% "), answer):
+        if percents[0] and without_unit(answer)[1]:
+            return False  # 20 days are not 20%
+        if percents[0] and self.options.percent == "either" and self.same(gold.rstrip("% "), answer):
             return True
         numbers = read_number(gold), read_number(answer)
         if numbers[0] and numbers[1]:
