@@ -1,81 +1,60 @@
 r"""Whether two mathematical answers are equal, as a grader would say: exact where both are exact, and never generous.
 
-Numbers, lists, sets, tuples, intervals, matrices, equations and inequalities are taken apart as text, and math-verify
-reads what remains.
+Lists, sets, intervals, matrices, equations, units and plain numbers are taken apart as text; ``math_values`` reads
+and evaluates what remains.
 """
 
 from __future__ import annotations
 
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from pacedrl.tasks.math_notation import (
-    LONGEST_ANSWER,
-    MOST_PARTS,
     Number,
     enclosed,
     items,
+    last_place,
+    levels,
     read_number,
     split,
     squashed,
     tidy,
-    tractable,
+    without_unit,
 )
-from pacedrl.tasks.math_values import clear_caches, near, proportional, same_expressions
+from pacedrl.tasks.math_values import proportional, same_values
 
-CPU_LIMIT_S = 2.0
-"""Processor seconds for one comparison, where signals work (the main thread, not Windows); beyond it is not equal."""
+LONGEST_ANSWER = 500
+"""Characters. A longer answer is compared as text, never read as mathematics."""
 
-_RELATION = re.compile(r"\\leq|\\geq|\\neq|<|>|=")
+_RELATION, _INEQUALITY = re.compile(r"\\leq|\\geq|\\neq|<|>|="), re.compile(r"\\[lgn]eq|<|>")
 _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
-_NAMED = re.compile(r"(?P<name>[a-zA-Z](?:_\{?\w+\}?)?(?: ?\([a-z]\))?) ?(?:=|\\in) ?(?P<value>[^=<>]+)")
-_INTERVALS = {"(": ")]", "[": ")]"}
-_MATRIX = re.compile(r"\\begin\{([bpv]?)matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
-_ROW, _CELL, _UNION, _COLON = (re.compile(separator) for separator in (r"\\\\", "&", r"\\cup", ":"))
-_UNIT = re.compile(r"(?P<value>.*[\d})!]|.*\\pi) ?(?P<words>[a-zA-Z/. ]+?)(?P<power> ?\^ ?\{?[23]\}?)?")
-_ONE_LETTER = frozenset("mgshLlNJWVAKCF")  # apart from its number; "5m" is 5 times m
-_NO_UNITS = re.compile(
-    r"(?:and|or|not|isn|is|wrong|false|no|none|never|plus|minus|times|over|divided|than|x|hundred|thousand"
-    r"|[mb]illion|trillion|dozen|half|third|quarter|to|the|of|if|but|i|e|pi|ln|log|sin|cos|tan|cot|sqrt|am|pm|mod)s?",
-    re.IGNORECASE,
+_EQUALITY = re.compile(r"=|\\(?:approx|in)(?![a-zA-Z])")
+_NAME = (  # x_1, f(2), P(A), \angle ABC, |AB|, (x, y), Area
+    r"(?!\\?(?:sqrt|frac|ln|log|exp|lim|sum|int|pi|e|i|not|never|isn|wrong|minus|negative|half|twice)(?![a-zA-Z]))"
+    r"(?:\|\\?[a-zA-Z{}]+\||\[(?:\\triangle )?[A-Z]+\]|\([a-z](?:, ?[a-z])+\)|(?:\\?[a-zA-Z]++ ?|(?<=\w)\{\w+\})+)"
+    r"'?(?: ?_(?:\w|\{[^{}]*\}))?(?:\^\{-1\})?(?: ?\([^()]*\)| ?\[[^\[\]]*\])?"
 )
-_SAME_UNITS = {
-    **dict.fromkeys(["centimeter", "centimetre"], "cm"),
-    **dict.fromkeys(["meter", "metre"], "m"),
-    **dict.fromkeys(["kilometer", "kilometre"], "km"),
-    **dict.fromkeys(["millimeter", "millimetre"], "mm"),
-    **dict.fromkeys(["degree", "deg"], "degree"),
-    "inche": "inch",
-    "in": "inch",
-    "feet": "foot",
-    "ft": "foot",
-    "mile": "mi",
-    "kilogram": "kg",
-    "gram": "g",
-    "hour": "h",
-    "hr": "h",
-    "minute": "min",
-    "second": "s",
-    "sec": "s",
-    "liter": "l",
-    "litre": "l",
-}
+_NAMED = re.compile(_NAME)
+_COMBINED = re.compile(rf"{_NAME}(?: ?(?:[-+/]|\\cdot|\\times) ?{_NAME}){{0,3}}|\\frac\{{[a-zA-Z]+\}}\{{[a-zA-Z]+\}}")
+_CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])(?:[).:]+(?!\s*[-+*/^=])\s*(?P<text>.*)|(?=\Z))", re.IGNORECASE)
+_SEVERAL = re.compile(r"\([A-J]\)|\b(?:or|not|wrong|incorrect)\b|n't")
+_UNION, _RATIO, _ROW, _CELL = (re.compile(separator) for separator in (r"\\cup", ":", r"\\\\", "&"))
+_BRACKETS = [(r"\{", r"\}"), ("(", ")"), ("(", "]"), ("[", "]"), ("[", ")")]
+_UNORDERED = frozenset({"list", r"\{\}", "one", "union"})
 
 
 @dataclass(frozen=True)
 class MathOptions:
     """What counts as the same answer.
 
-    ``percent``: "either" takes 50% for 50 and for 0.5, "value" only for 0.5, "sign" only for 50.
+    ``percent``: what the sign means. "either": a hundredth, but an answer may leave the gold answer's sign out (a gold
+    50% takes 50% and 0.5 and 50; a gold 50 does not take 50%). "value": a hundredth. "sign": a unit (50% is 50).
     ``units``: "lenient" takes a missing unit, "strict" wants the gold answer's; different ones never match.
-    ``tolerance``: relative, where one of two numbers is a decimal; 0 or more, less than 1.
+    ``tolerance``: relative, where one of two values is a decimal and neither is whole; 0 or more, less than 1. None
+    takes what rounds to the decimal, up to 1e-6.
     ``ordered``: whether order matters in tuples; it never does in sets and bare lists.
     ``evaluated``: whether a plain number must be answered by a plain number, so that the question 9 + 9 is no answer to
     itself. A fraction need not be in lowest terms, unless it is a whole number.
@@ -86,64 +65,24 @@ class MathOptions:
 
     percent: Literal["either", "value", "sign"] = "either"
     units: Literal["lenient", "strict"] = "lenient"
-    tolerance: float = 1e-6
+    tolerance: float | None = None
     ordered: bool = True
     evaluated: bool = True
     last_number: bool = False
 
     def __post_init__(self) -> None:
-        if self.percent not in ("either", "value", "sign"):
-            raise ValueError(f"expected percent either, value or sign, got {self.percent!r}")
-        if self.units not in ("lenient", "strict"):
-            raise ValueError(f"expected units lenient or strict, got {self.units!r}")
-        if not 0 <= self.tolerance < 1:
+        for name, known in (("percent", ("either", "value", "sign")), ("units", ("lenient", "strict"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} {' or '.join(known)}, got {getattr(self, name)!r}")
+        if self.tolerance is not None and not 0 <= self.tolerance < 1:
             raise ValueError(f"expected 0 <= tolerance < 1, got {self.tolerance}")
 
 
 def equal_answers(gold: str, answer: str, options: MathOptions) -> bool:
-    """Whether ``answer`` states the value of ``gold``. Raises nothing but MemoryError, whatever the texts are."""
-    if not answer.strip() or max(len(gold), len(answer)) > LONGEST_ANSWER:
-        return squashed(gold) == squashed(answer) != ""
-    try:
-        with _cpu_limit(CPU_LIMIT_S):
-            return _Comparison(options).same(_tidied(gold), tidy(answer))
-    except (_TooLongError, RecursionError):
-        clear_caches()
-    except MemoryError:  # says nothing about the answer
-        raise
-    except Exception:  # the last resort: whatever fails on an answer, it was not shown to be right
-        return False
-    return False
-
-
-class _TooLongError(BaseException):
-    """Out of processor time. Not an Exception: sympy and math-verify catch those."""
-
-
-@contextmanager
-def _cpu_limit(seconds: float) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise _TooLongError
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.1)  # again and again, should something swallow it
-    try:
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    finally:  # again, because the signal may have come just before the line above
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)
-
-
-@lru_cache(maxsize=1024)
-def _tidied(gold: str) -> str:
-    return tidy(gold)
+    """Whether ``answer`` states the value of ``gold``."""
+    if max(len(gold), len(answer)) > LONGEST_ANSWER or max(levels(answer)) > 20:
+        return squashed(gold) == squashed(answer)
+    return _Comparison(options).same(tidy(gold), tidy(answer))
 
 
 @dataclass(frozen=True)
@@ -156,42 +95,74 @@ class _Comparison:
             return False
         if squashed(gold) == squashed(answer):
             return True
+        percents = gold.endswith("%"), answer.endswith("%")
+        if all(percents) or (any(percents) and self.options.percent == "sign"):
+            return self.same(gold.rstrip("% "), answer.rstrip("% "))
+        if percents[0] and without_unit(answer)[1]:
+            return False  # 20 days are not 20%
+        if percents[0] and self.options.percent == "either" and self.same(gold.rstrip("% "), answer):
+            return True
         numbers = read_number(gold), read_number(answer)
         if numbers[0] and numbers[1]:
-            return self._same_numbers(numbers[0], numbers[1])
-        for step in (self._named, self._intervals, self._collections, self._unions, self._matrices, self._relations):
+            return self._same_numbers(numbers[0], numbers[1], self._slack(gold, answer))
+        steps = (self._choices, self._equalities, self._intervals, self._collections, self._relations, self._units)
+        for step in steps:
             if (verdict := step(gold, answer)) is not None:
                 return verdict
-        ratios = self._ratios(gold, answer)
-        return self._same_values(gold, answer) if ratios is None else ratios
+        plain = self.options.evaluated and numbers[0]
+        return not plain and self._same_values(gold, answer, self._slack(gold, answer))
 
-    def _same_numbers(self, gold: Number, answer: Number) -> bool:
+    def _same_numbers(self, gold: Number, answer: Number, slack: Fraction) -> bool:
         if self.options.evaluated and answer.divided and not gold.divided and answer.value.denominator == 1:
             return False  # 84/7 for 12
-        tolerance = Fraction(str(self.options.tolerance)) if gold.decimal or answer.decimal else Fraction(0)
-        scales = [Fraction(1)] if gold.percent == answer.percent else self._percent_scales(answer.percent)
-        return any(near(gold.value, answer.value * scale, tolerance) for scale in scales)
+        whole = 1 in (gold.value.denominator, answer.value.denominator)
+        return abs(gold.value - answer.value) <= (0 if whole else slack * abs(gold.value))
 
-    def _percent_scales(self, answer_is_percent: bool) -> list[Fraction]:
-        """What to multiply the answer by, where one of the two carries a percent sign."""
-        by_value = Fraction(1, 100) if answer_is_percent else Fraction(100)
-        return {"either": [Fraction(1), by_value], "value": [by_value], "sign": [Fraction(1)]}[self.options.percent]
+    def _slack(self, gold: str, answer: str) -> Fraction:
+        """The relative difference allowed: none between exact values, else what rounding to the decimals makes."""
+        places = [place for place in map(last_place, (gold, answer)) if place]
+        if places and self.options.tolerance is not None:
+            return Fraction(str(self.options.tolerance))
+        return min(max(places) / len(places), Fraction(1, 10**6)) if places else Fraction(0)
 
-    def _named(self, gold: str, answer: str) -> bool | None:
-        """x = 5 is 5, but not y = 5."""
-        named = _NAMED.fullmatch(gold), _NAMED.fullmatch(answer)
-        if named[0] and named[1]:
-            if squashed(named[0]["name"]) != squashed(named[1]["name"]):
-                return self._relations(gold, answer)
-            if self.same(named[0]["value"], named[1]["value"]):
+    def _same_values(self, gold: str, answer: str, slack: Fraction) -> bool:
+        hundredths = [f"({text[:-1]})/100" if text.endswith("%") else text for text in (gold, answer)]
+        return same_values(hundredths[0], hundredths[1], slack)
+
+    def _choices(self, gold: str, answer: str) -> bool | None:
+        """B is (B), b and (B) 25; ABD is A, B, D."""
+        (golds, gold_text), (letters, text) = _choice(gold), _choice(answer)
+        if golds and letters:
+            return golds == letters.upper() and (not gold_text or not text or self.same(gold_text, text))
+        if golds and gold_text:
+            return self.same(gold_text, answer)
+        return self.same(gold, text) or None if text and answer.startswith("(") else None
+
+    def _equalities(self, gold: str, answer: str) -> bool | None:
+        """x = 5 is 5, but not y = 5; 10/4 = 2.5 is 2.5, because it is true."""
+        (gold_name, golds), (name, answers) = _sides(gold, _NAMED), _sides(answer, _NAMED)
+        if [gold, answer] == [*golds, *answers]:
+            return None
+        if not gold_name and len(golds) == 1 and not name:
+            name, answers = _sides(answer, _COMBINED)
+        unlike = gold_name and name and squashed(gold_name) != squashed(name)
+        if not unlike and self._true(golds) and self._true(answers):
+            ends = [(one, other) for one in {golds[0], golds[-1]} for other in {answers[0], answers[-1]}]
+            if any(self.same(one, other) for one, other in ends):
                 return True
-            return self._relations(gold, answer)
-        if (named[0] or named[1]) and not (_RELATION.search(gold) and _RELATION.search(answer)):
-            return self.same(named[0]["value"] if named[0] else gold, named[1]["value"] if named[1] else answer)
-        return None
+        return self._relations(gold, answer)
+
+    def _true(self, sides: list[str]) -> bool:
+        """Whether all sides are equal, up to the rounding of decimals."""
+        exactly = _Comparison(MathOptions(percent="value", evaluated=False))
+        return all(
+            exactly.same(left, right)
+            or exactly._same_values(left, right, max((last_place(side) or Fraction(0)) / 2 for side in (left, right)))
+            for left, right in pairwise(sides)
+        )
 
     def _intervals(self, gold: str, answer: str) -> bool | None:
-        """1 < x \\leq 2 is (1, 2]."""
+        r"""1 < x \leq 2 is (1, 2]."""
         intervals = _interval(gold), _interval(answer)
         if bool(intervals[0]) == bool(intervals[1]) or (_RELATION.search(gold) and _RELATION.search(answer)):
             return None
@@ -202,11 +173,9 @@ class _Comparison:
         kinds = {gold_kind, kind}
         if kinds == {"one"}:
             return None
-        if len(golds) != len(answers) or len(golds) > MOST_PARTS:
+        if len(golds) != len(answers) or not (len(kinds) == 1 or kinds <= _UNORDERED or kinds == {"list", "()"}):
             return False
-        if len(kinds) > 1 and not kinds <= {"list", "set", "one"} and not kinds <= {"list", "()"}:
-            return False
-        if "set" in kinds or kinds == {"list"} or (kinds <= {"list", "()"} and not self.options.ordered):
+        if kinds <= _UNORDERED or kinds == {"both"} or (kinds <= {"list", "()"} and not self.options.ordered):
             return self._match(golds, answers)
         return all(map(self.same, golds, answers))
 
@@ -218,24 +187,7 @@ class _Comparison:
             if found is None:
                 return False
             del left[found]
-        return not left
-
-    def _unions(self, gold: str, answer: str) -> bool | None:
-        golds, answers = split(gold, _UNION), split(answer, _UNION)
-        if len(golds) == len(answers) == 1:
-            return None
-        return len(golds) == len(answers) <= MOST_PARTS and self._match(golds, answers)
-
-    def _matrices(self, gold: str, answer: str) -> bool | None:
-        matrices = _MATRIX.fullmatch(gold), _MATRIX.fullmatch(answer)
-        if not (matrices[0] or matrices[1]):
-            return None
-        if not (matrices[0] and matrices[1]) or (matrices[0][1] == "v") != (matrices[1][1] == "v"):
-            return False
-        golds, answers = ([split(row, _CELL) for row in split(match[2], _ROW) if row] for match in matrices if match)
-        if [len(row) for row in golds] != [len(row) for row in answers] or sum(map(len, golds)) > MOST_PARTS:
-            return False
-        return all(all(map(self.same, *rows)) for rows in zip(golds, answers, strict=True))
+        return True
 
     def _relations(self, gold: str, answer: str) -> bool | None:
         (gold_sides, gold_signs), (sides, signs) = _relation(gold), _relation(answer)
@@ -245,56 +197,61 @@ class _Comparison:
             return False
         if all(map(self.same, gold_sides, sides)):
             return True
-        if len(signs) > 1 or not all(map(tractable, (*gold_sides, *sides))):
+        if len(signs) > 1:
             return False
-        if signs[0] in ("=", r"\neq") and all(map(self.same, gold_sides, sides[::-1])):
+        symmetric = signs[0] in ("=", r"\neq")
+        if symmetric and all(map(self.same, gold_sides, sides[::-1])):
             return True
         differences = [f"{left} - ({right})" for left, right in (gold_sides, sides)]
-        return proportional(differences[0], differences[1], positive=signs[0] not in ("=", r"\neq"))
+        return proportional(differences[0], differences[1], positive=not symmetric)
 
-    def _ratios(self, gold: str, answer: str) -> bool | None:
-        golds, answers = split(gold, _COLON), split(answer, _COLON)
-        if len(golds) == len(answers) == 1:
+    def _units(self, gold: str, answer: str) -> bool | None:
+        bare = [(enclosed(text, "(", ")") or text).strip() for text in (gold, answer)]
+        if bare != [gold, answer]:
+            return self.same(*bare)
+        (gold_value, gold_unit), (value, unit) = without_unit(gold), without_unit(answer)
+        if not (gold_unit or unit):
             return None
-        return len(golds) == len(answers) <= MOST_PARTS and all(map(self.same, golds, answers))
+        missing = not unit and self.options.units == "lenient"
+        return (unit == gold_unit or not gold_unit or missing) and self.same(gold_value, value)
 
-    def _same_values(self, gold: str, answer: str) -> bool:
-        stripped = [enclosed(text, "(", ")") or text for text in (gold, answer)]
-        if stripped != [gold, answer]:
-            return self.same(*(text.strip() for text in stripped))
-        (gold_value, gold_unit), (value, unit) = _without_unit(gold), _without_unit(answer)
-        if gold_unit or unit:
-            known = unit == gold_unit or not (unit and gold_unit)
-            given = bool(unit) or not gold_unit or self.options.units == "lenient"
-            return known and given and self.same(gold_value, value)
-        percents = [text.endswith("%") for text in (gold, answer)]
-        if percents[0] or percents[1]:
-            texts = [text.rstrip("%").strip() for text in (gold, answer)]
-            scales = [Fraction(1)] if all(percents) else self._percent_scales(percents[1])
-            return "%" not in "".join(texts) and any(
-                self._same_expressions(texts[0], texts[1], scale) for scale in scales
-            )
-        return self._same_expressions(gold, answer, Fraction(1))
 
-    def _same_expressions(self, gold: str, answer: str, scale: Fraction) -> bool:
-        if (self.options.evaluated and read_number(gold)) or not (tractable(gold) and tractable(answer)):
-            return False
-        return same_expressions(gold, answer, scale, Fraction(str(self.options.tolerance)))
+def _choice(text: str) -> tuple[str, str]:
+    """The letters of the choices that the text names, "" for none, and the text of a single one."""
+    if re.fullmatch("[A-J]{2,}", text):
+        return "".join(sorted(text)), ""
+    parts = [part.strip("() ") for part in items(text)]
+    if len(parts) > 1 and all(re.fullmatch("[A-J]", part) for part in parts):
+        return "".join(sorted(parts)), ""
+    match = _CHOICE.fullmatch(text)
+    return (match[1], match["text"] or "") if match and not _SEVERAL.search(match["text"] or "") else ("", "")
+
+
+def _sides(text: str, name: re.Pattern[str]) -> tuple[str, list[str]]:
+    """The name on the left of an equality, "" without one, and the values that are said to be equal."""
+    sides = split(text, _EQUALITY)
+    several = sum("=" in item for item in items(text)) > 1
+    if len(sides) == 1 or several or not sides[-1] or len(split(text, _INEQUALITY)) > 1:
+        return "", [text]
+    if not sides[0]:
+        return "", sides[1:]
+    return (sides[0], sides[1:]) if name.fullmatch(sides[0]) else ("", sides)
 
 
 def _parts(text: str) -> tuple[str, list[str]]:
-    """The kind of collection ("one" for none, "list" for a bare one, "set" or its brackets) and its elements."""
-    parts = items(text)
-    if len(parts) > 1:
-        return "list", parts
-    inner = enclosed(text, r"\{", r"\}")
-    if inner is not None:
-        return "set", items(inner)
-    for opening, closings in _INTERVALS.items():
-        for closing in closings:
-            inner = enclosed(text, opening, closing)
-            if inner is not None and len(parts := items(inner)) > 1:
-                return opening + closing, parts
+    """The kind of collection ("one" for none, "list", "both" for x > 1 and x < 5, or brackets) and its elements."""
+    for brackets in _BRACKETS:
+        inner = enclosed(text, *brackets)
+        if inner is not None and (brackets[0] == r"\{" or len(items(inner.replace(r"\pm", "+"))) > 1):
+            return "".join(brackets), items(inner)
+    if len(parts := items(text)) > 1:
+        return ("both" if _INEQUALITY.search(text) and re.search(r"\band\b", text) else "list"), parts
+    for kind, separator in (("union", _UNION), ("ratio", _RATIO)):
+        if len(parts := split(text, separator)) > 1:
+            return kind, parts
+    if matrix := re.fullmatch(r"\\begin\{([pv]matrix)\}(.*)\\end\{\1\}", text):
+        rows = [split(row, _CELL) for row in split(matrix[2], _ROW) if row]
+        return f"{matrix[1]} {[len(row) for row in rows]}", [cell for row in rows for cell in row]
     return "one", [text]
 
 
@@ -322,23 +279,3 @@ def _interval(text: str) -> str | None:
         case [False, True]:
             return rf"{start}{sides[0]}, \infty)"
     return None
-
-
-def _without_unit(text: str) -> tuple[str, str]:
-    """The value and its unit in one spelling, "" where the text has none."""
-    match = _UNIT.fullmatch(text)
-    if match is None:
-        return text, ""
-    words = re.findall(r"[a-zA-Z]+|/", match["words"])
-    apart = text[match.end("value")] == " "
-    lonely = len(words) == 1 and len(words[0]) == 1
-    if not 1 <= len(words) <= 4 or any(map(_NO_UNITS.fullmatch, words)):
-        return text, ""
-    if lonely and not (apart and words[0] in _ONE_LETTER):
-        return text, ""
-    power = "".join(re.findall(r"\d", match["power"] or ""))
-    if words[0].lower() in ("square", "sq", "cubic", "cu"):
-        power = "2" if words[0].lower().startswith("s") else "3"
-        words = words[1:]
-    singular = [word.lower().removesuffix("s") or word.lower() for word in words]
-    return match["value"].strip(), " ".join(_SAME_UNITS.get(word, word) for word in singular) + power

@@ -1,15 +1,14 @@
-"""Expressions that math-verify reads, and whether their values are equal.
+"""Whether two expressions have the same value: math-verify's grammar reads them, and they are evaluated at points.
 
-Two expressions are equal when their values agree to 20 digits, at several points where they have variables. That takes
-bounded time, where simplifying takes any amount of it, and it is relative: math-verify's own comparison rounds to six
-decimals and so holds 2^-99 and 2^-98 equal.
+Evaluating takes bounded time, where simplifying does not: rational numbers are exact up to a limit on their size, all
+others have _DIGITS digits, and what exceeds a limit has no value.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
+import math
 import random
 import re
 from collections.abc import Callable
@@ -17,29 +16,124 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-_ALIKE = Fraction(1, 10**20)
+import mpmath  # type: ignore[import-untyped]
+
+from pacedrl.tasks.math_notation import levels
+
+_DIGITS = 400
+_ALIKE = Fraction(1, 10**60)  # relative, for values that are not rational
+_MOST_BITS = 200_000  # of a rational number: 9999! has 118,000
+_LARGEST = 10**6  # argument of a function, exponent
+_RANGES = ((1, 3), (-3, -1), (3, 12), (20, 60), (-60, 60), (100, 400), (-400, -100))  # of what variables stand for
+_FAR = ((10**3, 10**4), (10**4, 10**5), (10**5, 10**6), (-(10**6), -(10**4)), (-1, 1))
 _READS_BEFORE_FORGETTING = 500
+_COMMANDS = re.compile(
+    r"\\(?:frac|sqrt|pi|cdot|times|div|ln|log|exp|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|binom|circ|max|min"
+    r"|[lr](?:ceil|floor|vert)|theta|alpha|beta|gamma|delta|lambda|mu|sigma|(?:var)?(?:phi|epsilon)|omega|rho|tau|psi)"
+)
+_NO_EXPRESSION = re.compile(
+    r"(?<![a-zA-Z\\])[a-zA-Z]{4}|\d\s+\d|\d\)?\s*_|[^\w\s\\^{}()\[\]|.+*/!,-]"  # words, two numbers, another base
+    r"|\d{31}|\dE[-+]?\d|\\binom(?!\{(?:\d{1,4}|\w)\}\{(?:\d{1,4}|\w)\})|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # costly
+    re.ASCII,
+)
 _reads = itertools.count(1)
-_RANGES = ((0.5, 3.0), (0.5, 3.0), (-3.0, -0.5))  # of what variables stand for
+_mp = mpmath.MPContext()
+_mp.dps = _DIGITS
+
+
+class _NoValueError(Exception):
+    """Too large, or of a kind that is not evaluated."""
 
 
 def load_math_verify() -> None:
-    """Import math-verify and build its expressions, so that the first completion's time limit does not pay for it."""
-    # It warns that its own time limits are off. They are: they measure wall-clock time, and would differ between runs.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    """Import the grammar and read one expression, so that the first completion's time limit does not pay for it."""
     _read(r"\frac{1}{2}x")
 
 
-def clear_caches() -> None:
-    """Forget expressions and what the grammar learnt from them.
+def same_values(gold: str, answer: str, slack: Fraction) -> bool:
+    """Whether both have the same values, up to the relative ``slack``, at points near and far."""
+    pairs = _values(gold, answer)
+    return bool(pairs) and all(_close(left, right, slack) for left, right in pairs)
 
-    Sympy keeps what it was working on when it was interrupted; the grammar's tables grow with every new kind of text,
-    4 MB in a thousand hostile ones.
+
+def proportional(gold: str, answer: str, positive: bool) -> bool:
+    """Whether one expression is a (``positive``) constant multiple of the other, so that both have the same signs."""
+    pairs = _values(gold, answer)
+    if len(pairs) < 2 or any(0 in pair for pair in pairs):
+        return False
+    ratio, *ratios = [_inexact(left) / _inexact(right) for left, right in pairs]
+    return all(_close(ratio, other, _ALIKE) for other in ratios) and (not positive or (_real(ratio) and ratio > 0))
+
+
+def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
+    """The values of both at the same points; none where either cannot be read, or has no value at a point.
+
+    Negative points at which one is not real are left out: equal roots and logarithms may differ there by a branch.
     """
-    from sympy.core.cache import clear_cache  # type: ignore[import-untyped]
+    left, right = _read(gold), _read(answer)
+    if left is None or right is None:
+        return []
+    pairs = []
+    for ends in _ranges(gold + answer):
+        point = _Point(f"{gold} {answer} {ends}", ends)
+        try:
+            pair = _value(left, point), _value(right, point)
+        except (_NoValueError, ArithmeticError, ValueError, TypeError):  # the last two: poles, and complex numbers
+            return []
+        if not point:  # a constant
+            return [pair]
+        if ends[0] > 0 or all(map(_real, pair)):
+            pairs.append(pair)
+    return pairs
 
+
+def _ranges(texts: str) -> tuple[tuple[int, int], ...]:
+    """More of them for functions that are made of pieces, which may differ near a corner or far away only."""
+    if not re.search(r"\||floor|ceil|max|min", texts):
+        return _RANGES
+    corners = [sign * int(number) for number in sorted(set(re.findall(r"\d{1,5}", texts)))[:10] for sign in (1, -1)]
+    return (*_RANGES, *_FAR, *((corner - 1, corner + 1) for corner in corners))
+
+
+class _Point(dict[str, Fraction]):
+    """What variables stand for: the same in every run, but a completion cannot be written to fit it."""
+
+    def __init__(self, seed: str, ends: tuple[int, int]) -> None:
+        self._random, self._ends = random.Random(seed), ends
+
+    def __missing__(self, name: str) -> Fraction:
+        start, end = self._ends
+        value = self[name] = Fraction(self._random.randrange(1000 * start, 1000 * end), 1009)
+        return value
+
+
+@lru_cache(maxsize=256)
+def _read(text: str) -> Any:
+    """The expression that the text is, unevaluated; None when it is none, or may cost much to read."""
+    from latex2sympy2_extended import latex2sympy  # type: ignore[import-untyped]
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[import-untyped]
+    from sympy import Expr  # type: ignore[import-untyped]
+
+    depths = levels(text)
+    if depths[-1] or max(depths) > 8 or max(len(text) - 300, text.count("|") - 8, text.count("/") - 20) > 0:
+        return None  # the grammar takes time exponential in some of these
+    if _NO_EXPRESSION.search(text) or not all(map(_COMMANDS.fullmatch, re.findall(r"\\(?:[a-zA-Z]+|.)", text))):
+        return None
+    if next(_reads) % _READS_BEFORE_FORGETTING == 0:
+        _forget()
+    case_matters = ConversionConfig(lowercase_symbols=False)
+    try:
+        expression = latex2sympy(text, normalization_config=None, conversion_config=case_matters, convert_degrees=True)
+    except MemoryError:  # says nothing about the text
+        raise
+    except Exception:  # it fails in many ways on malformed LaTeX, and malformed LaTeX is no expression
+        return None
+    return expression if isinstance(expression, Expr) else None
+
+
+def _forget() -> None:
+    """Clear the tables of the grammar, which grow with every new kind of text: 4 MB in a thousand hostile ones."""
     _read.cache_clear()
-    clear_cache()
     with contextlib.suppress(ImportError, AttributeError):  # of another version, whose tables then grow
         from antlr4.dfa.DFA import DFA  # type: ignore[import-untyped]
         from latex2sympy2_extended.antlr_parser import PSParser  # type: ignore[import-untyped]
@@ -48,122 +142,84 @@ def clear_caches() -> None:
         PSParser.decisionsToDFA[:] = [DFA(state, n) for n, state in enumerate(PSParser.atn.decisionToState)]
 
 
-def near(gold: Fraction, answer: Fraction, tolerance: Fraction) -> bool:
-    return abs(gold - answer) <= tolerance * abs(gold)
+def _value(node: Any, point: _Point) -> Any:
+    """A Fraction where that is exact, else one of mpmath's numbers. Raises _NoValueError, and what mpmath raises."""
+    kind = type(node).__name__
+    if node.is_Rational:
+        return Fraction(int(node.p), int(node.q))
+    if node.is_Float:
+        return Fraction(str(node))  # the decimal as it was written
+    if kind == "ImaginaryUnit" or (node.is_Symbol and node.name == "i"):
+        return _mp.mpc(0, 1)
+    if node.is_Symbol:
+        return point[node.name]
+    if kind in ("Pi", "Exp1"):
+        return +_mp.pi if kind == "Pi" else +_mp.e
+    arguments = [_value(argument, point) for argument in node.args]
+    if len(kind) == 1:  # the grammar takes a(b) for a function
+        arguments, kind = [point[kind], *arguments], "Mul"
+    if not all(isinstance(argument, Fraction) for argument in arguments):
+        arguments = list(map(_inexact, arguments))
+    if kind in _EXACT:
+        value = _EXACT[kind](*arguments)
+        if isinstance(value, Fraction) and max(value.numerator, value.denominator, key=abs).bit_length() > _MOST_BITS:
+            raise _NoValueError
+        return value
+    if not _FUNCTIONS.fullmatch(kind) or any(abs(argument) > _LARGEST for argument in arguments):
+        raise _NoValueError
+    return getattr(_mp, kind)(*map(_inexact, arguments))
 
 
-def same_expressions(gold: str, answer: str, scale: Fraction, tolerance: Fraction) -> bool:
-    """Whether ``gold`` equals ``scale`` times ``answer``; the relative tolerance counts where one holds a decimal."""
-    left, right = _read(gold), _read(answer)
-    if left is None or right is None or letters_differ_in_case(gold, answer):
-        return False
-    decimal = re.search(r"\.\d", gold + " " + answer)
-    points = _points((left, right), f"{gold} {answer}")
-    return _same_everywhere(left, right, points, scale, max(tolerance, _ALIKE) if decimal else _ALIKE)
+def _power(base: Any, exponent: Any) -> Any:
+    if abs(exponent) > _LARGEST:
+        raise _NoValueError
+    if isinstance(base, Fraction) and exponent.denominator == 1:
+        if max(base.numerator, base.denominator, key=abs).bit_length() * abs(exponent) > _MOST_BITS:
+            raise _NoValueError
+        return base ** int(exponent)
+    if isinstance(base, Fraction) and base < 0 and exponent.denominator % 2 and abs(exponent.numerator) == 1:
+        return -_mp.power(_inexact(-base), _inexact(exponent))  # the real root, as of -8
+    return _mp.power(_inexact(base), _inexact(exponent))
 
 
-def letters_differ_in_case(gold: str, answer: str) -> bool:
-    """R and r are two radii to a geometer and one symbol to math-verify."""
-    letters = [set(re.findall(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text))) for text in (gold, answer)]
-    return any(a.swapcase() in letters[1] and a not in letters[1] for a in letters[0])
+def _factorial(n: Any) -> Any:
+    if abs(n) >= 10_000:
+        raise _NoValueError
+    return (
+        Fraction(math.factorial(int(n)))
+        if isinstance(n, Fraction) and n.denominator == 1
+        else _mp.factorial(_inexact(n))
+    )
 
 
-@lru_cache(maxsize=256)
-def _read(text: str) -> Any:
-    """What math-verify makes of a tractable text; None when it cannot read it as one expression."""
-    from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
-    from math_verify import LatexExtractionConfig, parse
-    from sympy import Expr  # type: ignore[import-untyped]
-
-    if next(_reads) % _READS_BEFORE_FORGETTING == 0:
-        clear_caches()
-    as_written = NormalizationConfig(units=False, malformed_operators=True, boxed="last")
-    config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=as_written)
-    try:
-        (expression,) = parse(
-            rf"\boxed{{{text}}}",
-            [config],  # LaTeX only: the reader of plain expressions calls eval, and picks a number out of anything
-            fallback_mode="no_fallback",
-            extraction_mode="first_match",
-            parsing_timeout=None,
-            raise_on_error=True,
-        )
-    except MemoryError:  # says nothing about the text
-        raise
-    except Exception:  # it fails in many ways on malformed LaTeX, and malformed LaTeX is no expression
-        return None
-    return expression if isinstance(expression, Expr) else None
+def _floor(value: Any) -> Fraction:
+    return Fraction(math.floor(value) if isinstance(value, Fraction) else int(_mp.floor(value)))
 
 
-def _same_everywhere(left: Any, right: Any, points: list[dict[Any, Any]], scale: Fraction, tolerance: Fraction) -> bool:
-    exact = (_rational(left), _rational(right)) if points == [{}] else (None, None)
-    if exact[0] is not None and exact[1] is not None:
-        return near(exact[0], exact[1] * scale, tolerance if tolerance > _ALIKE else Fraction(0))
-    compared = 0
-    for point in points:
-        values = _value(left, point), _value(right, point)
-        if values == (None, None) or (point and min(point.values()) < 0 and not all(map(_real, values))):
-            continue  # roots and logarithms have branches there, on which equal forms may differ
-        if values[0] is None or values[1] is None or not _close(values[0], values[1] * _float(scale), tolerance):
-            return False
-        compared += 1
-    return compared >= len(points) - 1 and compared > 0
+_EXACT: dict[str, Callable[..., Any]] = {
+    "Add": lambda *terms: sum(terms),
+    "Mul": lambda *factors: math.prod(factors),
+    "Pow": _power,
+    "factorial": _factorial,
+    "Abs": abs,
+    "floor": _floor,
+    "ceiling": lambda value: -_floor(-value),
+    "Max": max,
+    "Min": min,
+}
+_FUNCTIONS = re.compile("log|exp|a?(?:sin|cos|tan)h?|cot|sec|csc|binomial")
 
 
-def proportional(gold: str, answer: str, positive: bool) -> bool:
-    """Whether one side's difference is a constant multiple of the other's, so that both relations say the same."""
-    left, right = _read(gold), _read(answer)
-    if left is None or right is None or letters_differ_in_case(gold, answer):
-        return False
-    ratios = []
-    for point in _points((left, right), f"{gold} {answer}"):
-        values = _value(left, point), _value(right, point)
-        if values[0] is None or values[1] is None or values[0] == 0 or values[1] == 0:
-            return False
-        ratios.append(values[1] / values[0])
-    same = all(_close(ratios[0], ratio, _ALIKE) for ratio in ratios[1:])
-    return same and len(ratios) > 1 and (not positive or (_real(ratios[0]) and bool(ratios[0] > 0)))
-
-
-def _points(expressions: tuple[Any, Any], seed: str) -> list[dict[Any, Any]]:
-    """Values to try for the variables: the same in every run, but a completion cannot be written to fit them."""
-    from sympy import Float
-
-    symbols = sorted(expressions[0].free_symbols | expressions[1].free_symbols, key=str)
-    rng = random.Random(seed)
-    return [{symbol: Float(rng.uniform(*ends), 40) for symbol in symbols} for ends in _RANGES] if symbols else [{}]
-
-
-def _guarded(evaluate: Callable[[], Any]) -> Any:
-    try:
-        return evaluate()
-    except MemoryError:
-        raise
-    except Exception:  # sympy fails in many ways on what has no value
-        return None
-
-
-def _rational(expression: Any) -> Fraction | None:
-    value = _guarded(expression.doit)
-    return Fraction(int(value.p), int(value.q)) if value is not None and value.is_Rational else None
-
-
-def _value(expression: Any, point: dict[Any, Any]) -> Any:
-    """A finite complex number of 30 digits; None when there is none."""
-    value = _guarded(lambda: expression.evalf(30, subs=point))
-    parts = _guarded(lambda: value.as_real_imag())
-    return value if parts is not None and all(part.is_Number and part.is_finite for part in parts) else None
+def _inexact(value: Any) -> Any:
+    return _mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
 def _real(value: Any) -> bool:
-    return value is not None and bool(value.is_Number)
+    return isinstance(value, Fraction | _mp.mpf)
 
 
-def _close(gold: Any, answer: Any, tolerance: Fraction) -> bool:
-    return _guarded(lambda: bool(abs(gold - answer) <= _float(tolerance) * abs(gold))) is True
-
-
-def _float(value: Fraction) -> Any:
-    from sympy import Float, Integer
-
-    return Float(Integer(value.numerator), 40) / Float(Integer(value.denominator), 40)
+def _close(gold: Any, answer: Any, slack: Fraction) -> bool:
+    if isinstance(gold, Fraction) and isinstance(answer, Fraction):
+        return abs(gold - answer) <= slack * abs(gold)
+    gold, answer = _inexact(gold), _inexact(answer)
+    return bool(abs(gold - answer) <= _inexact(max(slack, _ALIKE)) * abs(gold))

@@ -1,8 +1,6 @@
 """The maths verifier against known traps, every gold answer of public data sets, and hostile completions."""
 
-import contextlib
 import random
-import signal
 import threading
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ from math_pairs import PAIRS
 from pool_helpers import judging_pids
 from public_sets import GOLD_FILES, gold_answers
 
-from pacedrl.tasks import Job, VerifierPool, math_answers
+from pacedrl.tasks import Job, VerifierPool
 from pacedrl.tasks.answers import JudgeError, MathOptions, math_gold, math_reward, numeric_reward
 from pacedrl.types import Prompt
 
@@ -36,7 +34,7 @@ def test_known_traps(pair):
 
 def test_there_are_many_traps_and_few_misses():
     assert len(PAIRS) >= 190
-    assert sum(pair.miss is not None for pair in PAIRS) <= 5
+    assert sum(pair.miss is not None for pair in PAIRS) <= 1
     assert not any(pair.miss for pair in PAIRS if not pair.right)  # a false positive is what a model would find
 
 
@@ -48,6 +46,10 @@ def test_there_are_many_traps_and_few_misses():
         ({"percent": "value"}, "0.5", r"\boxed{50\%}", 1.0),
         ({"percent": "sign"}, r"50\%", r"\boxed{0.5}", 0.0),
         ({"percent": "sign"}, "50", r"\boxed{50\%}", 1.0),
+        ({}, r"50\%", r"\boxed{50}", 1.0),
+        ({}, "50", r"\boxed{50\%}", 0.0),
+        ({"tolerance": 0.01}, "1.41", r"\boxed{1.42}", 1.0),
+        ({"tolerance": 0.01}, "1000", r"\boxed{1001.0}", 0.0),  # no tolerance for whole numbers
         ({"units": "strict"}, "5 cm", r"\boxed{5}", 0.0),
         ({"units": "strict"}, "5 cm", r"\boxed{5 \text{ centimeters}}", 1.0),
         ({"units": "strict"}, "5", r"\boxed{5 cm}", 1.0),
@@ -130,7 +132,9 @@ def check_no_gold_passes_for_another(count):
     pairs = [rng.sample(answers, 2) for _ in range(count)]
     accepted = {(gold, other) for gold, other in pairs if math_reward(gold, rf"\boxed{{{other}}}") == 1.0}
     # The same value in other words, if any: all of them compare equal in both directions
-    assert all(math_reward(other, rf"\boxed{{{gold}}}") == 1.0 for gold, other in accepted)
+    # (but 12 may stand for 12%, and 12% not for 12).
+    backwards = [(other, gold) for gold, other in accepted if "%" not in gold]
+    assert all(math_reward(other, rf"\boxed{{{gold}}}") == 1.0 for other, gold in backwards)
     assert len(accepted) <= count // 500
 
 
@@ -357,20 +361,6 @@ def test_a_fraction_equals_itself_in_every_spelling_and_no_other(top, bottom):
     for spelling in (rf"\frac{{{2 * top}}}{{{2 * bottom}}}", f"{top}/{bottom}"):
         assert math_reward(rf"\frac{{{top}}}{{{bottom}}}", rf"\boxed{{{spelling}}}") == 1.0
         assert math_reward(rf"\frac{{{top + 1}}}{{{bottom}}}", rf"\boxed{{{spelling}}}") == 0.0
-
-
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no processor-time limit here")
-def test_what_takes_too_long_is_wrong(monkeypatch):
-    def endless(*_):
-        while True:
-            with contextlib.suppress(Exception):  # as sympy does
-                sum(range(1000))
-
-    monkeypatch.setattr(math_answers, "CPU_LIMIT_S", 0.3)
-    monkeypatch.setattr(math_answers, "same_expressions", endless)
-    start = time.process_time()
-    assert math_reward("x+1", r"\boxed{x+2}") == 0.0
-    assert time.process_time() - start < 2.0
 
 
 def test_threads_can_judge():
