@@ -143,12 +143,12 @@ def test_rewards_of_any_numeric_kind(value):
         ([], "returned 0 rewards for one completion"),
         ([0.1, 0.2], "returned 2 rewards for one completion"),
         ([None], "returned None: it does not apply to this row"),
-        ([float("nan")], "returned NaN; expected a number in [0, 1]"),
+        ([float("nan")], "the reward is outside [0, 1]: nan"),
         (["1"], "returned a str; expected a number in [0, 1]"),
         ("1", "returned a str; expected a number in [0, 1]"),
-        ([1.5], "the reward 1.5 is outside [0, 1]"),
-        ([-0.1], "the reward -0.1 is outside [0, 1]"),
-        ([float("inf")], "the reward inf is outside [0, 1]"),
+        ([1.5], "the reward is outside [0, 1]: 1.5"),
+        ([-0.1], "the reward is outside [0, 1]: -0.1"),
+        ([float("inf")], "the reward is outside [0, 1]: inf"),
     ],
 )
 def test_anything_else_a_function_returns_is_an_error(value, reason):
