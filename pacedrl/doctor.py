@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, TrajectoryBalanceConfig
 from pacedrl.errors import InputError
-from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 from pacedrl.policy.vllm_client import Lost, Server
@@ -78,7 +78,7 @@ def findings(config: Config) -> Iterator[Finding]:
     except InputError as error:
         yield Finding("fail", str(error))
         return
-    yield from _model(policy)
+    yield from _model(policy, config.model.name)
     yield from _servers(config)
     tasks = [*train, *held_out]
     try:
@@ -98,7 +98,7 @@ def findings(config: Config) -> Iterator[Finding]:
     )
 
 
-def _model(policy: Policy) -> Iterator[Finding]:
+def _model(policy: Policy, name: str) -> Iterator[Finding]:
     total = sum(parameter.numel() for parameter in policy.model.parameters())
     trained = sum(parameter.numel() for parameter in policy.parameters())
     yield Finding(
@@ -106,6 +106,9 @@ def _model(policy: Policy) -> Iterator[Finding]:
         f"model: {type(policy.causal_lm).__name__}, {total / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
         f"context {policy.context_length or 'not stated'}, on {policy.device}",
     )
+    note = adapter_note(name)
+    if note is not None:
+        yield Finding("ok", note)
 
 
 def _servers(config: Config) -> Iterator[Finding]:

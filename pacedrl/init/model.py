@@ -9,6 +9,7 @@ from typing import Any
 
 from pacedrl.assets import TINY_MODEL
 from pacedrl.errors import InputError
+from pacedrl.policy.loading import adapter_base
 from pacedrl.policy.policy import token_ids
 from pacedrl.types import Prompt
 
@@ -54,7 +55,8 @@ def known_model(name: str) -> KnownModel | None:
     where = str(folder) if folder.is_dir() else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        config = AutoConfig.from_pretrained(where, **options)
+        base = adapter_base(where) if folder.is_dir() else None
+        config = AutoConfig.from_pretrained(base or where, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         if not folder.is_dir():
             return None

@@ -24,7 +24,7 @@ import torch
 from pacedrl.config import Config
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.policy.cpu import keep_freed_memory
-from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import evaluation_settings
 from pacedrl.scale.ranks import connect
@@ -114,6 +114,9 @@ class Trainer:
         train, held_out = load_tasks(config)
         torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
         self.policy = Policy.load(config.model, device)
+        note = adapter_note(config.model.name)
+        if note is not None:
+            self.view.warn(note)
         self.pending: Collected | None = None
         """Sampled ahead."""
         encoded, self.prompt_ids = encode_tasks(self.policy, [*train, *held_out], config)
