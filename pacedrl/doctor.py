@@ -23,6 +23,8 @@ from pacedrl.policy.vllm_weights import require_fit
 from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.scoring import out_of_range
+from pacedrl.tasks.verifiers import OUT_OF_RANGE
 from pacedrl.training.learner import Learner
 from pacedrl.training.objective import policy_loss
 from pacedrl.training.sequences import TrainingSequence
@@ -91,8 +93,11 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _recipe(config, encoded[: len(train)])
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         for task in tasks:
-            yield from _gold(pool, task)
-            yield from _attacks(pool, task)
+            try:
+                yield from _gold(pool, task)
+                yield from _attacks(pool, task)
+            except InputError as error:
+                yield Finding("fail", str(error))
     yield from _cost(
         policy, [prompt_ids[prompt.key] for task in encoded[: len(train)] for prompt in task.prompts], config
     )
@@ -197,10 +202,14 @@ def _gold(pool: VerifierPool, task: Task) -> Iterator[Finding]:
 
 
 def _attacks(pool: VerifierPool, task: Task) -> Iterator[Finding]:
-    """What the verifier rewards although nothing was solved."""
+    """What the verifier rewards although nothing was solved. Raises InputError for a reward outside [0, 1]."""
     prompts = task.prompts[:ATTACKED]
     jobs = [Job(task.verifier, prompt, text(prompt), task.options) for text in ATTACKS.values() for prompt in prompts]
-    rewarded = [(verdict.reward or 0.0) > 0.0 for verdict in pool.score(jobs)]
+    verdicts = pool.score(jobs)
+    for verdict in verdicts:
+        if OUT_OF_RANGE in (verdict.error or ""):
+            raise out_of_range(task.name, task.verifier, str(verdict.error))
+    rewarded = [(verdict.reward or 0.0) > 0.0 for verdict in verdicts]
     counts = {name: sum(rewarded[i * len(prompts) : (i + 1) * len(prompts)]) for i, name in enumerate(ATTACKS)}
     found = [f"{name} ({count} of {len(prompts)})" for name, count in counts.items() if count]
     if found:

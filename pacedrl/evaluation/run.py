@@ -66,4 +66,4 @@ def run_evaluation(config: Config, view: View) -> list[TaskResult]:
     sampler = build_sampler(config, policy)
     settings, k, seed = evaluation_settings(config), config.eval.k, config.run.seed
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
-        return evaluate(sampler, pool, tasks, prompt_ids, settings, k, seed, advance=view.advance)
+        return evaluate(sampler, pool, tasks, prompt_ids, settings, k, seed, advance=view.advance, strict=True)

@@ -31,6 +31,7 @@ from pacedrl.scale.ranks import connect
 from pacedrl.scale.scheduler import Scheduler, shared
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.pool import VerifierPool
+from pacedrl.tasks.scoring import require_in_range
 from pacedrl.training.actor import Actor
 from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
@@ -114,8 +115,7 @@ class Trainer:
         train, held_out = load_tasks(config)
         torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
         self.policy = Policy.load(config.model, device)
-        note = adapter_note(config.model.name)
-        if note is not None:
+        if (note := adapter_note(config.model.name)) is not None:
             self.view.warn(note)
         self.pending: Collected | None = None
         """Sampled ahead."""
@@ -135,6 +135,7 @@ class Trainer:
         """
         interrupted = False
         try:
+            self._began = self.step
             self.folder.open_at(self.step)
             self.evaluated = (-1, 0)
             for row in self.ranks.broadcast(self.folder.rows("eval.jsonl")[-1:]):
@@ -173,6 +174,8 @@ class Trainer:
     def _step(self) -> None:
         clock = Stopwatch()
         collected = self.pending or self._collect()
+        if self.step == self._began:  # later, it is one error among the rewards of hours
+            require_in_range(collected.sampled, {task.name: task for task in self.train_tasks})
         clock.add(collected.seconds)
         with self._ahead(collected) as following:
             with clock.phase("update"):
@@ -297,6 +300,7 @@ class Trainer:
             self._tick,
             self.view.advance,
             self.ranks,
+            strict=self.step == self._began,
         )
         row: dict[str, float] = {"step": self.step, "rollouts/generated": self.rollouts}
         for result in results:
@@ -337,8 +341,7 @@ class Trainer:
         self.initial_policy = self.policy.fingerprint()
         saved = self._saved
         if saved is not None:
-            before = self.folder.before or config
-            refuse_foreign(saved, before, config, self.initial_policy, self.fingerprints)
+            refuse_foreign(saved, self.folder.before or config, config, self.initial_policy, self.fingerprints)
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
         own = None
         if self.ranks.main:
