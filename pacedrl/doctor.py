@@ -37,6 +37,7 @@ from pacedrl.training.setup import (
     shorten,
     unique_prompts,
 )
+from pacedrl.training.trackers import Trackers
 
 SHOWN = 10
 """Offenders listed by each check."""
@@ -74,6 +75,10 @@ def examine(config: Config, console: Console | None = None) -> int:
 
 def findings(config: Config) -> Iterator[Finding]:
     """Every check in order; one that cannot go on without an earlier one ends the list."""
+    try:
+        Trackers(config)
+    except InputError as error:
+        yield Finding("fail", str(error))
     try:
         train, held_out = load_tasks(config)
         policy = Policy.load(config.model, resolve_device(config.run.device))

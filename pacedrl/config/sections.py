@@ -290,7 +290,11 @@ def _function_reference(function: Any) -> str:
     name = getattr(function, "__qualname__", type(function).__name__)
     if not inspect.isfunction(function) or "<" in name:
         raise ValueError(f"{name} must be a function at the top level of a module: other processes import it by name")
-    try:
-        return f"{inspect.getfile(function)}:{name}"
-    except (OSError, TypeError):
-        raise ValueError(f"{name} must be defined in a file: other processes import it from there") from None
+    # A cell of a notebook and a line at a prompt have a name like a file's, but no file.
+    file = Path(inspect.getfile(function))
+    if not file.is_file():
+        raise ValueError(
+            f"{name} is defined in a notebook cell or at a prompt, where the processes that judge cannot import it: "
+            f"put it in a file (begin its cell with %%writefile my_{name}.py) and set the verifier to 'my_{name}.py:{name}'"
+        )
+    return f"{file}:{name}"

@@ -141,7 +141,7 @@ class Trainer:
             for row in self.ranks.broadcast(self.folder.rows("eval.jsonl")[-1:]):
                 self.evaluated = (row["step"], row["rollouts/generated"])
             self.view.start(self.step, steps_at_most(self.config, self.step, self.rollouts))
-            with InterruptGuard() as self.guard, self.trackers:
+            with InterruptGuard() as self.guard, self.trackers.running(self.step):
                 self._loop()
         except Interrupted:
             interrupted = True
