@@ -295,6 +295,7 @@ def _function_reference(function: Any) -> str:
     if not file.is_file():
         raise ValueError(
             f"{name} is defined in a notebook cell or at a prompt, where the processes that judge cannot import it: "
-            f"put it in a file (begin its cell with %%writefile my_{name}.py) and set the verifier to 'my_{name}.py:{name}'"
+            f"put it in a file (begin its cell with %%writefile my_{name}.py) and set the verifier to "
+            f"'my_{name}.py:{name}'"
         )
     return f"{file}:{name}"
