@@ -128,7 +128,7 @@ def _load_merged(name: str, base: str, options: dict[str, Any]) -> tuple[Any, An
 def _reason(name: str, error: Exception) -> str:
     """Why a model could not be loaded, in one line that names the file where one is damaged."""
     folder = Path(name)
-    if not folder.is_dir() and name.startswith((".", "/")):
+    if not folder.is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):  # no name of the hub's
         return "there is no such folder"
     if folder.is_dir():
         checkpoints = sorted((folder / "checkpoints").glob("step-*"))

@@ -77,7 +77,7 @@ def _refuse_other_prompts(
     if not gone and not altered:
         return
     what = f"{gone} are no longer in data.train" if gone else f"{altered} are now tokenised or judged otherwise"
-    why = f"it was started with {describe_changes(changed)}" if changed else "the rows, or the chat template, changed"
+    why = f"it was started with {describe_changes(changed)}" if changed else "the rows or the tokenizer changed"
     raise InputError(
         f"{folder}: of the {len(keys)} prompts that this run was trained on, {what}: {why}; undo the change, or start "
         "another run with run.dir=PATH"
