@@ -26,13 +26,14 @@ from pacedrl.types import Prompt
 def claim(folder: RunFolder, ranks: Ranks, view: View) -> Path | None:
     """Keep other processes out of the run's folder; the checkpoint to go on from, if there is one.
 
-    Raises InputError where another process is at work in it, and for a damaged checkpoint.
+    Raises InputError where another process is at work in it, and for a damaged log or checkpoint.
     """
     if not ranks.decide(folder.claim):
         view.warn(
             f"run.dir: the file system of '{folder.path}' has no locks: see to it yourself that no other process "
             "trains in this folder"
         )
+    ranks.decide(folder.require_readable_logs)
     newest = ranks.broadcast(list_checkpoints(folder.path)[-1:])
     if not newest:
         return None

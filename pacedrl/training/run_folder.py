@@ -62,6 +62,12 @@ class RunFolder:
                 f"run.dir: cannot write to '{self.path}' ({error.strerror}); choose another with run.dir=PATH"
             ) from None
 
+    def require_readable_logs(self) -> None:
+        """Raise InputError for a line of a log that cannot be read, but for a half-written last one."""
+        for name in LOGS:
+            if (self.path / name).exists():
+                _lines_until(self.path / name, 0)
+
     def release(self) -> None:
         """Let other processes in again."""
         if self.writes:
@@ -73,10 +79,7 @@ class RunFolder:
             self._lock.release(remove_folder=self._made)
 
     def open_at(self, step: int) -> None:
-        """Write the configuration; drop log lines of later steps and a half-written last one: they will come again.
-
-        Raises InputError, with nothing written, for any other line that cannot be read.
-        """
+        """Write the configuration; drop log lines of later steps and a half-written last one: they will come again."""
         if not self.writes:
             return
         kept = {path: _lines_until(path, step) for name in LOGS if (path := self.path / name).exists()}
