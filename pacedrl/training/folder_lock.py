@@ -45,23 +45,22 @@ class FolderLock:
         except OSError:  # some network file systems have none
             os.close(descriptor)
             return False
+        if os.fstat(descriptor).st_nlink == 0:  # its holder has just removed it: what we locked is no longer there
+            os.close(descriptor)
+            return self.take()
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"pid {os.getpid()} on {platform.node()}\n".encode())
         _held[folder] = descriptor
         return True
 
     def release(self, remove_folder: bool = False) -> None:
-        """Unlock the folder; without the lock, do nothing. The file stays, empty.
-
-        ``remove_folder``: remove the folder instead, if there is nothing else in it.
-        """
+        """Unlock the folder; without the lock, do nothing. ``remove_folder``: also remove it, if nothing is in it."""
         folder = self._folder.resolve()
         descriptor = _held.pop(folder, None)
         if descriptor is None:
             return
-        os.ftruncate(descriptor, 0)
-        if remove_folder and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-            (folder / LOCK_FILE).unlink()
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        if remove_folder and not any(folder.iterdir()):
             folder.rmdir()
         os.close(descriptor)
 

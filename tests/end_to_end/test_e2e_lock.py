@@ -10,7 +10,7 @@ import pytest
 from cli_process import CommandLine, eventually, snapshot, tiny_run, together, workers_of
 
 from pacedrl.training import folder_lock
-from pacedrl.training.folder_lock import LOCK_FILE, FolderBusy, FolderLock
+from pacedrl.training.folder_lock import FolderBusy, FolderLock
 
 SLOW = """
 import os, time
@@ -83,7 +83,7 @@ def test_bad_input_leaves_no_folder_and_no_lock(cli: CommandLine) -> None:
     (cli.folder / "run").mkdir()
     (cli.folder / "run" / "mine").write_text("")
     assert cli("train", "c.yaml").code == 2
-    assert snapshot(cli.folder / "run") == {"mine": b"", LOCK_FILE: b""}
+    assert snapshot(cli.folder / "run") == {"mine": b""}
 
 
 def test_a_fork_neither_holds_nor_ends_the_lock(tmp_path: Path) -> None:
