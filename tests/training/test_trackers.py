@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def init(**arguments):
 
 
 @pytest.fixture
-def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The calls of ``wandb.init``, one a line; nobody is logged in."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "wandb.py").write_text(STAND_IN)
@@ -51,7 +52,8 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     calls = tmp_path / "calls.jsonl"
     monkeypatch.setenv("CALLS", str(calls))
     monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB])
-    return calls
+    yield calls
+    sys.modules.pop("wandb", None)
 
 
 def config(tmp_path: Path, **sections: Any) -> Config:
