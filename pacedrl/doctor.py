@@ -37,7 +37,7 @@ from pacedrl.training.setup import (
     shorten,
     unique_prompts,
 )
-from pacedrl.training.trackers import Trackers
+from pacedrl.training.trackers import require_trackers
 
 SHOWN = 10
 """Offenders listed by each check."""
@@ -76,7 +76,7 @@ def examine(config: Config, console: Console | None = None) -> int:
 def findings(config: Config) -> Iterator[Finding]:
     """Every check in order; one that cannot go on without an earlier one ends the list."""
     try:
-        Trackers(config)
+        require_trackers(config)
     except InputError as error:
         yield Finding("fail", str(error))
     try:

@@ -20,24 +20,25 @@ RUN_ID = "trackers.json"
 """In a run's folder: by which name trackers know the run, so that a resumed one goes on where it was."""
 
 
-class Trackers:
-    """The trackers of the configuration; without any, nothing happens.
+def require_trackers(config: Config) -> None:
+    """Raise InputError for a tracker that is not installed, and for Weights & Biases without a login."""
+    for name in config.tracking.trackers:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of that name, as W&B makes one, is no package
+            raise InputError(f"tracking.trackers: '{name}' is not installed: pip install \"pacedrl[trackers]\"")
+    if "wandb" in config.tracking.trackers and not wandb_is_ready():
+        raise InputError(
+            "tracking.trackers: wandb is not logged in: run `wandb login` or set WANDB_API_KEY, or set "
+            "WANDB_MODE=offline to log to disk alone"
+        )
 
-    Raises InputError for a tracker that is not installed, and for Weights & Biases without a login.
-    """
+
+class Trackers:
+    """The trackers of the configuration; without any, nothing happens. Of several processes the main one tracks."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.accelerator: Any = None
-        for name in config.tracking.trackers:
-            spec = importlib.util.find_spec(name)
-            if spec is None or spec.origin is None:  # a folder of that name, as W&B makes one, is no package
-                raise InputError(f"tracking.trackers: '{name}' is not installed: pip install \"pacedrl[trackers]\"")
-        if "wandb" in config.tracking.trackers and not wandb_is_ready():
-            raise InputError(
-                "tracking.trackers: wandb is not logged in: run `wandb login` or set WANDB_API_KEY, or set "
-                "WANDB_MODE=offline to log to disk alone"
-            )
 
     @contextmanager
     def running(self, step: int) -> Iterator[None]:
@@ -54,9 +55,10 @@ class Trackers:
         self.accelerator = Accelerator(
             log_with=list(names), project_dir=str(self.config.run.dir), cpu=self.config.run.device == "cpu"
         )
+        how = self._start(step) if self.accelerator.is_main_process else {}
         try:
             self.accelerator.init_trackers(
-                self.config.tracking.project, config=_flat(dump_config(self.config)), init_kwargs=self._start(step)
+                self.config.tracking.project, config=_flat(dump_config(self.config)), init_kwargs=how
             )
         except Exception as error:  # each tracker has its own ways to fail, most of them of the network
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

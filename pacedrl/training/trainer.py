@@ -62,7 +62,7 @@ from pacedrl.training.setup import (
     reward_parts,
     unique_prompts,
 )
-from pacedrl.training.trackers import Trackers
+from pacedrl.training.trackers import Trackers, require_trackers
 from pacedrl.training.view import SilentView, View
 from pacedrl.types import Group
 
@@ -95,6 +95,7 @@ class Trainer:
         self.config = config
         self.ranks = connect()
         self.view = view or SilentView(quiet=not self.ranks.main)
+        self.ranks.decide(lambda: require_trackers(config))
         self.trackers = Trackers(config)
         self.folder = RunFolder(config, writes=self.ranks.main)
         with ExitStack() as undo:

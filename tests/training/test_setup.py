@@ -15,7 +15,7 @@ from pacedrl.seeding import derive_seed
 from pacedrl.tasks.datasets import Task
 from pacedrl.training import trackers
 from pacedrl.training.setup import build_scheduler, encode_tasks, load_tasks, shorten, unique_prompts
-from pacedrl.training.trackers import Trackers
+from pacedrl.training.trackers import Trackers, require_trackers
 from pacedrl.types import Prompt
 
 
@@ -140,7 +140,7 @@ def test_a_tracker_that_is_not_installed_is_an_input_error(monkeypatch: pytest.M
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     config = parse_config({"tracking": {"trackers": ["wandb"]}})
     with pytest.raises(InputError, match=r"'wandb' is not installed: pip install \"pacedrl\[trackers\]\""):
-        Trackers(config)
+        require_trackers(config)
     silent = Trackers(parse_config({}))
     with silent.running(step=0):
         silent.log({"reward/mean": 1.0}, step=1)

@@ -14,7 +14,7 @@ from accelerate.utils import LoggerType
 from pacedrl.config import Config, parse_config
 from pacedrl.doctor import findings
 from pacedrl.errors import InputError
-from pacedrl.training.trackers import Trackers
+from pacedrl.training.trackers import Trackers, require_trackers
 from pacedrl.training.trainer import Trainer
 
 STAND_IN = """
@@ -104,7 +104,7 @@ def test_every_way_to_be_logged_in(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
         (tmp_path / name).chmod(0o600)
-    Trackers(config(tmp_path))
+    require_trackers(config(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_login_elsewhere_is_none(
     (tmp_path / ".netrc").write_text(netrc or "machine api.wandb.ai login user password key")
     (tmp_path / ".netrc").chmod(0o600)
     with pytest.raises(InputError, match="not logged in"):
-        Trackers(config(tmp_path))
+        require_trackers(config(tmp_path))
 
 
 def test_a_resumed_run_goes_on_in_its_own_record(wandb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
