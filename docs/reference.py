@@ -48,13 +48,13 @@ def configuration() -> str:
         " section in YAML, and `section.key=value` on the command line. An unknown key is an error that names the"
         " nearest. `~` at the start of a path is the home folder.",
         "",
-        "A run that is resumed may change the settings marked *free*: they alter memory, speed, places or what is"
-        " reported, but not what a step computes, except for rounding. Any other change is refused.",
+        "A run that is resumed may change what is marked *Free*, a setting or a whole section: it alters memory, speed,"
+        " places or what is reported, but not what a step computes, except for rounding. Any other change is refused.",
         "",
         *_table(Config, package, "", _free, own_fields_only=True),
     ]
     for name, field in Config.model_fields.items():
-        free = _free_with_its_section if _is_free(field) else _free
+        free = _unmarked if _is_free(field) else _free
         variants = list(_models(field.annotation))
         if variants:
             lines += ["", f"## `{name}` {{#{name}}}", ""]
@@ -63,10 +63,11 @@ def configuration() -> str:
                 tag = variant.model_fields["name"].default
                 mark = " (the default)" if isinstance(field.default, variant) else ""
                 lines += ["", f"### `{name}.name: {tag}`{mark} {{#{name}-{tag}}}", ""]
-            lines += [_code(inspect.getdoc(variant) or ""), "", *_table(variant, package, name, free)]
+            mark = " *Free.*" if _is_free(field) else ""
+            lines += [_code(inspect.getdoc(variant) or "") + mark, "", *_table(variant, package, name, free)]
             for key, inner in variant.model_fields.items():
                 for model in _models(inner.annotation):
-                    lines += _nested(model, package, f"{name}.{key}", _free_as_prompts if name == "data" else free)
+                    lines += _nested(model, package, f"{name}.{key}", _unmarked if _is_free(inner) else free)
     return "\n".join(lines) + "\n"
 
 
@@ -75,16 +76,13 @@ def _is_free(field: FieldInfo) -> bool:
 
 
 def _free(field: FieldInfo) -> str:
-    """A cell of the column ``free``."""
-    return "yes" if _is_free(field) else ""
+    """What the description of a setting ends with."""
+    return " *Free.*" if _is_free(field) else ""
 
 
-def _free_with_its_section(field: FieldInfo) -> str:
-    return "yes"
-
-
-def _free_as_prompts(field: FieldInfo) -> str:
-    return "see `data.train`"
+def _unmarked(field: FieldInfo) -> str:
+    """Of settings whose section, or whose list of sections, says it for all of them."""
+    return ""
 
 
 def _nested(model: type[BaseModel], package: Any, path: str, free: Callable[[FieldInfo], str]) -> Iterator[str]:
@@ -109,9 +107,8 @@ def _table(
         docstring = documented[key].docstring
         text = _code(docstring.value) if docstring else ""
         full = f"{path}.{key}" if path else key
-        rows.append(f"| `{full}` | {_type(field)} | {_default(field)} | {free(field)} | {text} |")
-    head = ["| setting | type | default | free | |", "|---|---|---|---|---|"]
-    return [*head, *rows] if rows else ["No settings."]
+        rows.append(f"| `{full}` | {_type(field)} | {_default(field)} | {text}{free(field)} |")
+    return ["| setting | type | default | |", "|---|---|---|---|", *rows] if rows else ["No settings."]
 
 
 def _is_tag(field: FieldInfo) -> bool:
