@@ -154,6 +154,40 @@ def _parser() -> argparse.ArgumentParser:
     doctor.epilog = "example: pacedrl doctor examples/demo.yaml"
     doctor.set_defaults(run=_doctor)
 
+    judge = _verb(verbs, "judge", "try a verifier on completions in a file, judged as in training")
+    judge.add_argument(
+        "file", type=home_path, metavar="FILE", help=".jsonl, .json, .csv or .parquet; a completion a row"
+    )
+    judge.add_argument(
+        "--verifier",
+        type=expand_home,
+        required=True,
+        metavar="NAME",
+        help="a built-in verifier, FILE.py:function or module:function",
+    )
+    judge.add_argument(
+        "--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="of the built-in verifier"
+    )
+    judge.add_argument(
+        "--columns",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=NAME",
+        help="which column is the prompt, the answer or the completion, if it is not found",
+    )
+    judge.add_argument(
+        "--out",
+        type=expand_home,
+        metavar="VERDICTS",
+        help="write row, reward and error as JSONL ('-': standard output)",
+    )
+    judge.add_argument("--workers", type=int, help="completions judged at once (default: 2)")
+    judge.add_argument("--timeout-s", type=float, help="seconds one completion may take (default: 10)")
+    judge.add_argument("--limit", type=int, help="only the first rows")
+    judge.epilog = "example: pacedrl judge completions.jsonl --verifier math --option percent=value --out -"
+    judge.set_defaults(run=_judge)
+
     init = _verb(verbs, "init", "write a commented configuration for a model and a dataset, after a look at both")
     init.add_argument(
         "out", nargs="?", type=home_path, default=Path("my.yaml"), metavar="OUT.yaml", help="default: %(default)s"
@@ -296,6 +330,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from pacedrl.doctor import examine
 
     return EXIT_BAD_INPUT if examine(config) else 0
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from pacedrl.judging.command import judge
+
+    return judge(options)
 
 
 def _init(options: argparse.Namespace) -> int:

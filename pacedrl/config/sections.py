@@ -227,9 +227,10 @@ class VerifierConfig(Section):
     workers: Positive = 2
     """How many completions are judged at once."""
     timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
-    """Wall-clock seconds one completion may take; past it the worker is killed and the verdict is an error."""
+    """Wall-clock seconds one completion may take; past it the worker is killed and the verdict is an error. The time
+    that modules take to load is not counted."""
     memory_mib: Positive = 2048
-    """What a verifier may allocate beyond what it held when it was imported; past it the verdict is an error."""
+    """What a verifier may allocate beyond what its modules take; past it the verdict is an error."""
     check_gold: bool = True
     """Refuse to start when a verifier rejects every gold answer it is shown."""
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from pacedrl.tasks.worker import die_with
+from pacedrl.processes import die_with
 
 
 class Forks:

@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
@@ -15,7 +16,7 @@ from typing import Any
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks.sources import ENDINGS, Row, is_file, read_rows
+from pacedrl.tasks.sources import ENDINGS, Row, Rows, is_file, read_rows
 from pacedrl.tasks.verifiers import check_spec
 from pacedrl.types import Message, Prompt, prompt_key
 
@@ -75,17 +76,24 @@ def load_task(config: TaskConfig) -> Task:
     check_spec(verifier, config.verifier_options)
     parts = _parts(config)
     stop = None if config.limit is None else config.skip + config.limit
-    columns: _Columns | None = None
     prompts: dict[str, Prompt] = {}
-    for where, raw in islice(read_rows(config), config.skip, stop):
-        row = {str(column): _json_value(value, f"{where}: column '{column}'") for column, value in raw.items()}
-        columns = columns or _find_columns(config, verifier, row, where)
-        prompt = _prompt(config, name, verifier, columns, row, where)
+    for prompt in read_prompts(config, name, verifier, islice(read_rows(config), config.skip, stop)):
         prompts.setdefault(prompt.key, prompt)
     if not prompts:
         skipped = f" after skipping {config.skip}" if config.skip else ""
         raise InputError(f"{config.source}: holds no rows{skipped}; expected one prompt a row")
     return Task(name, list(prompts.values()), verifier, config.verifier_options, parts)
+
+
+def read_prompts(
+    config: TaskConfig, task: str, verifier: str, rows: Rows, *, prompt_optional: bool = False
+) -> Iterator[Prompt]:
+    """The prompt of every row, in order, for the task of that name; an empty one where there may be no prompt."""
+    columns: _Columns | None = None
+    for where, raw in rows:
+        row = {str(column): _json_value(value, f"{where}: column '{column}'") for column, value in raw.items()}
+        columns = columns or _find_columns(config, verifier, row, where, prompt_optional)
+        yield _prompt(config, task, verifier, columns, row, where)
 
 
 def _parts(config: TaskConfig) -> tuple[RewardPart, ...]:
@@ -115,19 +123,19 @@ def _default_verifier(source: str) -> str:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Paths into a row; None for the prompt when a template builds it, for the answer when there is none."""
+    """Paths into a row; None for the prompt when a template builds it, for either one when there is none."""
 
     prompt: str | None
     answer: str | None
 
 
-def _find_columns(config: TaskConfig, verifier: str, row: Row, where: str) -> _Columns:
+def _find_columns(config: TaskConfig, verifier: str, row: Row, where: str, prompt_optional: bool) -> _Columns:
     if config.prompt_template is not None and "prompt" in config.columns:
         raise InputError(f"{config.source}: columns.prompt and prompt_template both make the prompt; keep one")
     prompt, answer = config.columns.get("prompt"), config.columns.get("answer")
     if prompt is None and config.prompt_template is None:
         prompt = first_present(PROMPT_COLUMNS, row)
-        if prompt is None:
+        if prompt is None and not prompt_optional:
             raise InputError(
                 f"{where}: no prompt column ({', '.join(PROMPT_COLUMNS)}); it has {', '.join(row)}; "
                 "say which with columns.prompt, or build the prompt with prompt_template"
@@ -153,11 +161,13 @@ def first_present(candidates: tuple[str, ...], row: Row) -> str | None:
 
 
 def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row: Row, where: str) -> Prompt:
-    if columns.prompt is None:
-        assert config.prompt_template is not None  # _find_columns
+    content: str | list[Message]
+    if config.prompt_template is not None:
         content = _content(config, _fill(config.prompt_template, row, where), "prompt_template", where)
-    else:
+    elif columns.prompt is not None:
         content = _content(config, value_at(row, columns.prompt, where), columns.prompt, where)
+    else:
+        content = [] if config.chat else ""
     answer = None if columns.answer is None else value_at(row, columns.answer, where)
     if verifier in _NEED_AN_ANSWER and (answer is None or (isinstance(answer, float) and math.isnan(answer))):
         raise InputError(

@@ -6,6 +6,9 @@
 A job that hangs, crashes its process or raises gets an error verdict; it never becomes a reward of zero and never
 touches another job. One job is in flight per process: handing one over costs far less than judging it does, and a
 job that waits behind a stuck one would be late.
+
+Jobs are numbered, and a message counts only for the job whose number it holds: others are dropped. What is no message
+at all comes from a verifier that wrote to the connection; the job gets an error and its process is replaced.
 """
 
 from __future__ import annotations
@@ -24,21 +27,28 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
+from pacedrl.processes import END_LIMIT_S
 from pacedrl.tasks.verifiers import Verdict
 from pacedrl.types import Prompt
 
 CANCEL_LATENCY_S = 0.2
 START_LIMIT_S = 120.0
-"""Seconds a process may take to start, and a verifier to be imported in it. Neither counts as judging."""
+"""Seconds a process may take to start, a verifier to be imported in it, and a job to import what is not loaded yet.
+None of that counts as judging."""
+LONGEST_MESSAGE = 2**20
 
 # Not "-m pacedrl.tasks.worker" with a PYTHONPATH: that would leak into the programs that verifiers start.
 _WORKER = """
 import sys, json
 sys.path[:] = json.loads(sys.argv[1])
+descriptor, parent, memory_mib = map(int, sys.argv[2:5])
+from pacedrl.processes import guard
+guard(parent, descriptor)
 from pacedrl.tasks.worker import main
-main(*map(int, sys.argv[2:5]))
+main(descriptor, memory_mib)
 """
 
 
@@ -59,7 +69,8 @@ class Cancelled(Exception):
 class VerifierPool:
     """``workers`` processes, started at the first ``score``; ``timeout_s`` is the wall-clock limit of one job.
 
-    ``memory_mib`` is what a process may allocate beyond what it held when its verifiers were imported (Linux only).
+    ``memory_mib`` is what a process may allocate beyond what modules take (Linux only). Loading modules counts against
+    neither limit. Processes that verifiers start end with the verifier's own, at the latest with the pool (Linux only).
     Usable from any thread, one ``score`` at a time. Ctrl-C reaches the caller only, never the processes.
     """
 
@@ -76,6 +87,7 @@ class VerifierPool:
         self._lock = threading.Lock()
         # Linux kills a worker when the thread that started it ends, so one thread that lasts starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="pacedrl-verifiers")
+        self._numbers = count()
         self._closed = False
 
     def __enter__(self) -> VerifierPool:
@@ -123,7 +135,7 @@ class VerifierPool:
                     for worker in self._workers:
                         if worker.idle and waiting:
                             index = waiting.popleft()
-                            worker.hand(index, jobs[index])
+                            worker.hand(index, jobs[index], next(self._numbers))
                     self._await_news()
                     self._collect(verdicts, waiting, returned)
             except BaseException:  # Ctrl-C too: what is being judged now must not answer the next call's jobs
@@ -187,7 +199,10 @@ class _WorkerLostError(Exception):
 
 
 class _Worker:
-    """One process and its socket: starting, idle, importing a job's verifier or judging a job."""
+    """One process and its socket.
+
+    It is starting, idle, resolving a job's verifier, judging a job, or importing what the verifier needs for that job.
+    """
 
     def __init__(self, memory_mib: int) -> None:
         self.connection, theirs = socket.socketpair()
@@ -204,7 +219,10 @@ class _Worker:
         self.job: int | None = None
         self.retiring = False
         self.deadline = time.monotonic() + START_LIMIT_S
-        self._state: Literal["starting", "idle", "importing", "judging"] = "starting"
+        self._state: Literal["starting", "idle", "resolving", "judging", "importing"] = "starting"
+        self._number: int | None = None
+        self._judging_deadline = 0.0
+        self._import_s_left = START_LIMIT_S
         self._outgoing = b""
         self._incoming = b""
 
@@ -221,52 +239,98 @@ class _Worker:
         """What to wait for: a large job may take several writes."""
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
 
-    def hand(self, index: int, job: Job) -> None:
-        """Give an idle worker a job; ``exchange`` sends it."""
+    def hand(self, index: int, job: Job, number: int) -> None:
+        """Give an idle worker a job, and the number that its messages will hold; ``exchange`` sends it."""
         # ASCII with escapes: lone surrogates, null bytes and newlines survive
         message = {
+            "job": number,
             "verifier": job.verifier,
             "options": dict(job.options),
             "prompt": vars(job.prompt),
             "text": job.text,
         }
         self._outgoing = json.dumps(message).encode("ascii") + b"\n"
-        self.job = index
+        self.job, self._number = index, number
         self.deadline = time.monotonic() + START_LIMIT_S
-        self._state = "importing"
+        self._import_s_left = START_LIMIT_S
+        self._state = "resolving"
 
     def exchange(self, timeout_s: float) -> Verdict | None:
         """Send and receive what is possible now; the verdict when it arrived. Raises _WorkerLostError."""
+        # Asked first: what a process said before it ended is then there to be read. Whether the socket is open says
+        # less, for a process that the verifier started may hold it.
+        alive = self.alive
         open_ = self._transfer()
-        *lines, self._incoming = self._incoming.split(b"\n")
-        for message in map(json.loads, lines):
-            if message == "begin":
-                self._state = "judging"
-                self.deadline = time.monotonic() + timeout_s
-                continue
-            self._state = "idle"
-            self.job = None
-            if message == "ready":
-                return None
-            self.retiring = message.pop("retiring")
-            return Verdict(**message)
-        if not open_:
-            raise _WorkerLostError(self._ending(), unseen=self._state == "importing")
+        while b"\n" in self._incoming:
+            line, _, self._incoming = self._incoming.partition(b"\n")
+            verdict = self._heed(line, timeout_s)
+            if self.idle:
+                return verdict
+        if len(self._incoming) > LONGEST_MESSAGE:
+            raise self._lost(_GARBAGE)
+        if not (alive and open_):
+            raise self._lost(self._ending())
         if time.monotonic() >= self.deadline:
             limits = {
                 "starting": f"it took more than {START_LIMIT_S:g} s",
-                "importing": f"importing the verifier took more than {START_LIMIT_S:g} s",
+                "resolving": f"importing the verifier took more than {START_LIMIT_S:g} s",
+                "importing": f"importing what the verifier needs took more than {START_LIMIT_S:g} s",
             }
             raise _WorkerLostError(limits.get(self._state, f"timed out after {timeout_s:g} s"))
         return None
 
     def kill(self) -> None:
         """Kill the process and all that it started, and wait for its end."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its guardian sees to the rest; there is one on Linux
+            self._process.wait(2 * END_LIMIT_S if sys.platform == "linux" else 0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()  # its group is gone when it ended by itself; waiting for it must end all the same
         self._process.wait()
         self.connection.close()
+
+    def _heed(self, line: bytes, timeout_s: float) -> Verdict | None:
+        """What a message asks for; the verdict if it is one. Raises _WorkerLostError for what is no message."""
+        now = time.monotonic()
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            raise self._lost(_GARBAGE) from None
+        match message:
+            case {
+                "job": self._number,
+                "event": "verdict",
+                "reward": float() | None as reward,
+                "error": str() | None as error,
+                "retiring": bool(retiring),
+            }:
+                self._rest()
+                self.retiring = retiring
+                return Verdict(reward, error)
+            case {"job": self._number, "event": "begin"} if self._state == "resolving":
+                self._state, self.deadline = "judging", now + timeout_s
+            case {"job": self._number, "event": "importing"} if self._state == "judging":
+                self._judging_deadline = self.deadline
+                self._state, self.deadline = "importing", now + self._import_s_left
+            case {"job": self._number, "event": "imported", "seconds": float(seconds)} if self._state == "importing":
+                self._state, self.deadline = "judging", self._judging_deadline + seconds
+                self._import_s_left -= seconds
+            case {"job": self._number, "event": "importing" | "imported"}:
+                pass  # by a thread that an earlier job left behind
+            case {"job": self._number, "event": "ready"} if self._state == "starting":
+                self._rest()
+            case {"job": int(number), "event": str()} if number != self._number:
+                pass
+            case _:
+                raise self._lost(_GARBAGE)
+        return None
+
+    def _rest(self) -> None:
+        self._state = "idle"
+        self.job = self._number = None
+
+    def _lost(self, message: str) -> _WorkerLostError:
+        return _WorkerLostError(message, unseen=self._state == "resolving")
 
     def _transfer(self) -> bool:
         """Whether the connection is still open."""
@@ -278,20 +342,23 @@ class _Worker:
         except ConnectionError:  # what the worker said before it died is still to be read
             self._outgoing = b""
         try:
-            while received := self.connection.recv(65536):
-                self._incoming += received
+            received = self.connection.recv(65536)
         except BlockingIOError:
             return True
         except ConnectionError:
             return False
-        return False
+        self._incoming += received
+        return received != b""
 
     def _ending(self) -> str:
         try:
-            code = self._process.wait(timeout=1.0)
+            code = self._process.wait(timeout=END_LIMIT_S)
         except subprocess.TimeoutExpired:
             return "the verifier closed the connection of its process"
         if code >= 0:
             return f"the verifier's process exited with code {code}"
         memory = ", out of memory perhaps" if -code == signal.SIGKILL else ""
         return f"the verifier's process was killed by signal {-code} ({signal.strsignal(-code)}{memory})"
+
+
+_GARBAGE = "the verifier wrote to the connection of its process, which is the pool's alone"

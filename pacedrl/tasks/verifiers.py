@@ -7,6 +7,7 @@ Everything here runs in the calling process and without a time limit; training g
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import importlib
 import importlib.util
@@ -14,9 +15,10 @@ import inspect
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Set, Sized
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsFloat
@@ -26,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from pacedrl.errors import InputError
 from pacedrl.tasks import sandbox
 from pacedrl.tasks.answers import JudgeError, MathOptions, load_math_verify, math_gold, math_reward, numeric_reward
-from pacedrl.tasks.code import CodeSettings, code_reward
+from pacedrl.tasks.code import START_LIMIT_S, CodeSettings, code_reward
 from pacedrl.tasks.games import countdown_gold, countdown_reward, knights_knaves_gold, knights_knaves_reward
 from pacedrl.types import Prompt
 
@@ -43,6 +45,8 @@ _READ_THE_ANSWER_ALONE = ("math", "exact", "numeric", "knights_knaves")
 _GYM_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TUPLE_GYMS = frozenset({"arc_agi", "rearc"})
 _LONGEST_ERROR = 500
+_NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)
+"""Can be iterated over, but not as rewards in the order of the completions."""
 _running: set[Path] = set()  # files being imported now
 
 
@@ -66,6 +70,22 @@ def check_spec(spec: str, options: Mapping[str, Any] | None = None) -> None:
     settings = _options(spec, options or {})
     if isinstance(settings, CodeSettings):
         sandbox.check(settings.sandbox)
+
+
+def require_time(spec: str, options: Mapping[str, Any], timeout_s: float, setting: str, task: str) -> None:
+    """Raise InputError, naming the ``setting``, where ``timeout_s`` is less than a verdict may rightly take.
+
+    Code that hangs is wrong; were the pool to lose patience first, it would be an error instead.
+    """
+    if spec != "code":
+        return
+    needed = float(options.get("timeout_s", CodeSettings.timeout_s)) + START_LIMIT_S
+    if needed >= timeout_s:
+        raise InputError(
+            f"{setting}: {timeout_s:g} s is too little for the code of task {task}: a verdict may take {needed:g} s "
+            f"(its own timeout_s and {START_LIMIT_S:g} s to start); raise it",
+            docs="verifiers",
+        )
 
 
 def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
@@ -127,21 +147,37 @@ def _options(spec: str, options: Mapping[str, Any]) -> MathOptions | CodeSetting
 
 
 def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
-    """Run a verifier; an exception, or a reward that is no number in [0, 1], becomes an error verdict.
+    """Run a verifier; whatever it raises, and a reward that is no number in [0, 1], becomes an error verdict.
 
-    MemoryError is raised on: it may say more of the process than of the verifier.
+    That includes SystemExit and KeyboardInterrupt, so this is for processes that do nothing else. MemoryError is
+    raised on: it may say more of the process than of the verifier.
     """
     try:
         reward = float(verifier(prompt, text))
         if not 0.0 <= reward <= 1.0:
             raise JudgeError(f"{OUT_OF_RANGE}{reward}")
     except JudgeError as error:
-        return Verdict(None, _one_line(str(error)))
+        return Verdict(None, one_line(str(error)))
     except MemoryError:
         raise
-    except Exception as error:  # a verifier is anybody's code; what it raises is reported, never turned into a zero
-        return Verdict(None, _one_line(f"{type(error).__name__}: {error}"))
+    except BaseException as error:  # a verifier is anybody's code; what it raises is reported, never turned into a zero
+        return Verdict(None, describe(error))
     return Verdict(reward, None)
+
+
+def describe(error: BaseException) -> str:
+    """An exception's type and message on one line of at most 500 characters; it need not have a message to show."""
+    kind = type(error).__name__
+    try:
+        return one_line(f"{kind}: {error}").removesuffix(":")
+    except BaseException as failure:  # anybody's code as well
+        return one_line(f"{kind} (whose message cannot be shown: {type(failure).__name__})")
+
+
+def one_line(message: str) -> str:
+    """``message`` with its white space collapsed, and cut to 500 characters."""
+    line = " ".join(message[: 10 * _LONGEST_ERROR].split())
+    return line if len(line) <= _LONGEST_ERROR else line[: _LONGEST_ERROR - 3] + "..."
 
 
 def gold_completion(verifier: str, prompt: Prompt) -> str | None:
@@ -227,16 +263,30 @@ def _calls(function: Callable[..., Any], spec: str) -> Verifier:
 
 
 def _only_reward(rewards: Any, spec: str) -> float:
-    try:
-        (reward,) = rewards
-    except (TypeError, ValueError):  # not iterable, or not of length 1
-        got = f"{len(rewards)} rewards" if isinstance(rewards, list) else f"a {type(rewards).__name__}"
-        raise JudgeError(f"{spec} returned {got} for one completion; expected a list of one reward") from None
+    """The one reward in what a function returned. Raises JudgeError, which names the type where it is a wrong one.
+
+    As in TRL, anything that gives the rewards in order will do: a list, tuple, array, tensor or generator.
+    """
+    if isinstance(rewards, Coroutine):
+        rewards = asyncio.run(rewards)
+    if isinstance(rewards, _NO_LISTS) or not isinstance(rewards, Iterable) or getattr(rewards, "ndim", 1) == 0:
+        raise JudgeError(
+            f"{spec} returned a {type(rewards).__name__} for one completion; expected a list of one reward"
+        )
+    found = list(islice(rewards, 2))
+    if len(found) != 1:
+        count = len(rewards) if isinstance(rewards, Sized) else "2 or more" if found else 0
+        raise JudgeError(f"{spec} returned {count} rewards for one completion; expected a list of one reward")
+    return _number(found[0], spec)
+
+
+def _number(reward: Any, spec: str) -> float:
     if reward is None:
         raise JudgeError(f"{spec} returned None: it does not apply to this row")
-    if not isinstance(reward, SupportsFloat):
-        raise JudgeError(f"{spec} returned a {type(reward).__name__}; expected a number in [0, 1]")
-    return float(reward)
+    value = reward.item() if hasattr(reward, "item") else reward  # numpy's text has __float__ as well, Python's has not
+    if not isinstance(value, SupportsFloat):
+        raise JudgeError(f"{spec} returned a {type(reward).__name__} as the reward; expected a number in [0, 1]")
+    return float(value)
 
 
 def _load_function(spec: str) -> Callable[..., Any]:
@@ -260,6 +310,13 @@ def _load_function(spec: str) -> Callable[..., Any]:
         raise InputError(
             f"verifier '{spec}': '{name}' is a {type(function).__name__}, expected a function", docs="verifiers"
         )
+    try:
+        inspect.signature(function)
+    except (ValueError, TypeError):
+        raise InputError(
+            f"verifier '{spec}': '{name}' does not say which arguments it takes; wrap it in a function of your own",
+            docs="verifiers",
+        ) from None
     return function  # type: ignore[no-any-return]
 
 
@@ -272,11 +329,10 @@ def _import(where: str, spec: str) -> ModuleType:
         sys.path.append(folder)  # for the user's own modules; last, so that they shadow nothing
     try:
         return importlib.import_module(where) if path is None else _run_file(path)
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # user code
-        reason = _one_line(f"{type(error).__name__}: {error}")
-        raise InputError(f"verifier '{spec}': importing {where} failed: {reason}", docs="verifiers") from error
+    except BaseException as error:  # user code
+        raise InputError(f"verifier '{spec}': importing {where} failed: {describe(error)}", docs="verifiers") from error
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -297,8 +353,3 @@ def _run_file(path: Path) -> ModuleType:
     finally:
         _running.remove(path)
     return module
-
-
-def _one_line(message: str) -> str:
-    line = " ".join(message.split())
-    return line if len(line) <= _LONGEST_ERROR else line[: _LONGEST_ERROR - 3] + "..."

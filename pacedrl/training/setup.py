@@ -24,11 +24,10 @@ from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import Sampler, TransformersSampler
 from pacedrl.scale.ranks import Ranks
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code import START_LIMIT_S, CodeSettings
 from pacedrl.tasks.datasets import Task, load_task
 from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.tasks.scoring import out_of_range
-from pacedrl.tasks.verifiers import BUILT_IN, OUT_OF_RANGE, Verdict, gold_completion
+from pacedrl.tasks.verifiers import BUILT_IN, OUT_OF_RANGE, Verdict, gold_completion, require_time
 from pacedrl.types import Prompt
 
 GOLD_SAMPLE = 32
@@ -45,21 +44,9 @@ def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
         if count > 1:
             raise InputError(f"data.{section}: {count} tasks are called '{name}'; give each a name of its own")
     for task in [*train, *held_out]:
-        _require_time_for_code(task, config.verifier.timeout_s)
+        for part in (task.correctness, *task.parts):
+            require_time(part.verifier, part.options, config.verifier.timeout_s, "verifier.timeout_s", task.name)
     return train, held_out
-
-
-def _require_time_for_code(task: Task, timeout_s: float) -> None:
-    """Code that hangs is wrong; were the pool to lose patience first, it would be an error instead."""
-    for part in (task.correctness, *task.parts):
-        if part.verifier == "code":
-            needed = float(part.options.get("timeout_s", CodeSettings.timeout_s)) + START_LIMIT_S
-            if needed >= timeout_s:
-                raise InputError(
-                    f"verifier.timeout_s: {timeout_s:g} s is too little for the code of task {task.name}: a verdict "
-                    f"may take {needed:g} s (its own timeout_s and {START_LIMIT_S:g} s to start); raise it",
-                    docs="verifiers",
-                )
 
 
 def unique_prompts(tasks: Iterable[Task]) -> list[Prompt]:

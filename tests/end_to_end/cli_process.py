@@ -167,7 +167,7 @@ def tiny_run(run_dir: str = "run", **sections: Any) -> dict[str, Any]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """Pids of the verifier processes that process ``pid`` started and that are still there."""
+    """Pids of the verifier processes that process ``pid`` started, and of their guardians, that are still there."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

@@ -90,7 +90,7 @@ def test_a_second_interrupt_exits_at_once(cli: CommandLine) -> None:
     running = cli.start("train", "c.yaml", "verifier.timeout_s=30")
     assert eventually((cli.folder / "judging").exists)
     workers = workers_of(running.pid)
-    assert len(workers) == 2
+    assert len(workers) == 2 * 2  # each has a guardian
     running.interrupt()
     assert eventually(lambda: "Stopping" in running.err)
     assert running.alive

@@ -1,5 +1,6 @@
 """A verifier that does what it is told, and what tests of its processes look at."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -76,7 +77,15 @@ def until(condition, seconds=10.0):
 
 
 def pids(pool):
+    """The processes that the pool started: on Linux they are the guardians of those that judge."""
     return [worker._process.pid for worker in pool._workers]
+
+
+def judging_pids(pool):
+    """The processes that judge."""
+    if sys.platform != "linux":
+        return pids(pool)
+    return [int(Path(f"/proc/{pid}/task/{pid}/children").read_text()) for pid in pids(pool)]
 
 
 OK = Verdict(1.0, None)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_pairs import PAIRS
+from pool_helpers import judging_pids
 from public_sets import GOLD_FILES, gold_answers
 
 from pacedrl.tasks import Job, VerifierPool, math_answers
@@ -288,8 +289,8 @@ def job(gold, text, verifier="math"):
 
 
 def resident_mb(pool):
-    (worker,) = pool._workers
-    status = Path(f"/proc/{worker._process.pid}/status").read_text(encoding="utf-8")
+    (pid,) = judging_pids(pool)
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pool_helpers import OK, alive, pids, prompt
+from pool_helpers import OK, alive, judging_pids, pids, prompt
 
 from pacedrl.tasks import Job, Verdict, VerifierPool
 from pacedrl.tasks import pool as pool_module
@@ -36,12 +36,12 @@ def test_a_job_is_not_lost_with_a_process_that_died_before_it_began(behave):
         pool.start()
         real = pool_module._Worker.hand
 
-        def hand_to_the_dying(self, index, job):
+        def hand_to_the_dying(self, index, job, number):
             if index == 1 and not handed:
                 handed.append(self._process.pid)
                 self._process.kill()
                 self._process.wait()
-            real(self, index, job)
+            real(self, index, job, number)
 
         handed = []
         pool_module._Worker.hand = hand_to_the_dying
@@ -81,15 +81,16 @@ def test_ten_thousand_jobs_leave_no_process_and_no_descriptor_behind(behave):
         jobs = [Job("numeric", prompt(answer=n % 7), str(n % 5)) for n in range(9_900)]
         jobs[500:500] = behave(*["exit 1"] * 5, "segfault")
         pool.score(jobs)
-        workers = pids(pool)
+        workers = judging_pids(pool)
         assert len(workers) == 2
         memory = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in workers]
         pool.score(jobs[:100])
         assert [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in workers] == pytest.approx(
             memory, rel=0.02
         )
+        guardians = pids(pool)
     assert descriptors() == before
-    assert not any(map(alive, workers))
+    assert not any(map(alive, workers + guardians))
     zombies = [p for p in Path("/proc").glob("[0-9]*/stat") if _is_zombie_child(p)]
     assert zombies == []
 

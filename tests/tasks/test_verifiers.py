@@ -1,11 +1,15 @@
 """Specs, built-in verifiers, TRL reward functions and what becomes an error verdict."""
 
 import importlib
+import itertools
 import sys
 import textwrap
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from pacedrl.errors import InputError
 from pacedrl.tasks.verifiers import Verdict, check_spec, gold_completion, judge, resolve
@@ -129,10 +133,81 @@ def test_nested_names_and_modules_of_the_working_directory(rewards, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "value", [[1], [True], (1.0,), np.array([1.0]), [np.float32(1)], iter([1])], ids=lambda value: type(value).__name__
+    "value",
+    [
+        [1],
+        [True],
+        (1.0,),
+        iter([1]),
+        {"reward": 1.0}.values(),
+        [Fraction(1)],
+        [Decimal("1.0")],
+        np.array([1.0]),
+        np.array([True]),
+        [np.float32(1)],
+        [np.int64(1)],
+        torch.ones(1),
+        torch.ones(1, dtype=torch.bfloat16),
+        [torch.tensor(1)],
+        [torch.ones(1)],
+    ],
+    ids=lambda value: type(value).__name__,
 )
 def test_rewards_of_any_numeric_kind(value):
     assert reward(lambda completions: value) == Verdict(1.0, None)
+
+
+def test_functions_may_be_generators_or_asynchronous_as_in_trl():
+    def one_by_one(completions):
+        for text in completions:
+            yield float(text == "text")
+
+    async def later(completions):
+        return [1.0]
+
+    assert reward(one_by_one) == Verdict(1.0, None)
+    assert reward(later) == Verdict(1.0, None)
+
+
+def test_what_a_generator_raises_is_the_error():
+    def fails(completions):
+        raise ValueError("no such unit")
+        yield 1.0
+
+    assert reward(fails) == Verdict(None, "ValueError: no such unit")
+
+
+class SilentError(Exception):
+    def __str__(self):
+        raise RuntimeError("no message")
+
+    __repr__ = __str__
+
+
+class CustomExit(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (SystemExit(4), "SystemExit: 4"),
+        (SystemExit(), "SystemExit"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (GeneratorExit("early"), "GeneratorExit: early"),
+        (CustomExit("own"), "CustomExit: own"),
+        (SilentError(), "SilentError (whose message cannot be shown: RuntimeError)"),
+        (AssertionError(), "AssertionError"),
+        (ValueError("a\u2028b\rc\x0bd"), "ValueError: a b c d"),
+        (ExceptionGroup("both", [ValueError(1), ValueError(2)]), "ExceptionGroup: both (2 sub-exceptions)"),
+    ],
+    ids=lambda value: value.split(" ")[0] if isinstance(value, str) else "raised",
+)
+def test_whatever_a_function_raises_is_named(raised, error):
+    def fails(completions):
+        raise raised
+
+    assert reward(fails) == Verdict(None, error)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +219,26 @@ def test_rewards_of_any_numeric_kind(value):
         ([0.1, 0.2], "returned 2 rewards for one completion"),
         ([None], "returned None: it does not apply to this row"),
         ([float("nan")], "the reward is outside [0, 1]: nan"),
-        (["1"], "returned a str; expected a number in [0, 1]"),
-        ("1", "returned a str; expected a number in [0, 1]"),
+        (["1"], "returned a str as the reward; expected a number in [0, 1]"),
+        (["1.0"], "returned a str as the reward"),
+        ([b"1"], "returned a bytes as the reward"),
+        ([[1.0]], "returned a list as the reward"),
+        ([1j], "returned a complex as the reward"),
+        (np.array(["1.0"]), "returned a str_ as the reward"),
+        ([np.complex128(1)], "returned a complex128 as the reward"),
+        ([np.timedelta64(1, "s")], "returned a timedelta64 as the reward"),
+        ("1", "returned a str for one completion; expected a list of one reward"),
+        (b"\x01", "returned a bytes for one completion; expected a list of one reward"),
+        (bytearray(b"\x01"), "returned a bytearray for one completion"),
+        ({1.0: "reward"}, "returned a dict for one completion; expected a list of one reward"),
+        ({1.0}, "returned a set for one completion"),
+        (np.array(1.0), "returned a ndarray for one completion"),
+        (torch.tensor(1.0), "returned a Tensor for one completion"),
+        (itertools.repeat(1.0), "returned 2 or more rewards for one completion"),
+        (np.ones(3), "returned 3 rewards for one completion"),
+        (iter([]), "returned 0 rewards for one completion"),
+        ([float("-inf")], "the reward is outside [0, 1]: -inf"),
+        ([10**400], "OverflowError: int too large to convert to float"),
         ([1.5], "the reward is outside [0, 1]: 1.5"),
         ([-0.1], "the reward is outside [0, 1]: -0.1"),
         ([float("inf")], "the reward is outside [0, 1]: inf"),
@@ -204,6 +297,7 @@ def test_check_spec_accepts(spec):
         ("no_such_module:f", "importing no_such_module failed: ModuleNotFoundError: No module named 'no_such_module'"),
         ("json:dump_", "json has no 'dump_'; did you mean 'dump'?"),
         ("string:digits", "'digits' is a str, expected a function"),
+        ("builtins:max", "'max' does not say which arguments it takes; wrap it in a function of your own"),
     ],
 )
 def test_check_spec_refuses_in_one_line(spec, message):
@@ -218,6 +312,8 @@ def test_check_spec_refuses_in_one_line(spec, message):
     [
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("class E(Exception):\n    __str__ = None\nraise E", "E (whose message cannot be shown: TypeError)"),
         ("def", "SyntaxError"),
     ],
 )

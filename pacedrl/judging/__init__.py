@@ -1,0 +1,1 @@
+"""The verb ``judge``: a verifier tried on completions that are there already."""
