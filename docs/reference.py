@@ -10,7 +10,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from pacedrl.cli import _parser
 from pacedrl.config import Config
+from pacedrl.config.base import MAY_CHANGE
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUNDS = {Gt: ("gt", "more than {}"), Ge: ("ge", "at least {}"), Lt: ("lt", "less than {}"), Le: ("le", "at most {}")}
@@ -45,11 +46,15 @@ def configuration() -> str:
         "Every setting, from the classes in `pacedrl/config`. The defaults are the paper's recipe; what another"
         " `recipe` changes, [`pacedrl recipes NAME`](cli.md#pacedrl-recipes) prints. A setting is a key below its"
         " section in YAML, and `section.key=value` on the command line. An unknown key is an error that names the"
-        " nearest.",
+        " nearest. `~` at the start of a path is the home folder.",
         "",
-        *_table(Config, package, "", own_fields_only=True),
+        "A run that is resumed may change what is marked *Free*, a setting or a whole section: it alters memory, speed,"
+        " places or what is reported, but not what a step computes, except for rounding. Any other change is refused.",
+        "",
+        *_table(Config, package, "", _free, own_fields_only=True),
     ]
     for name, field in Config.model_fields.items():
+        free = _unmarked if _is_free(field) else _free
         variants = list(_models(field.annotation))
         if variants:
             lines += ["", f"## `{name}` {{#{name}}}", ""]
@@ -58,24 +63,41 @@ def configuration() -> str:
                 tag = variant.model_fields["name"].default
                 mark = " (the default)" if isinstance(field.default, variant) else ""
                 lines += ["", f"### `{name}.name: {tag}`{mark} {{#{name}-{tag}}}", ""]
-            lines += [_code(inspect.getdoc(variant) or ""), "", *_table(variant, package, name)]
+            mark = " *Free.*" if _is_free(field) else ""
+            lines += [_code(inspect.getdoc(variant) or "") + mark, "", *_table(variant, package, name, free)]
             for key, inner in variant.model_fields.items():
                 for model in _models(inner.annotation):
-                    lines += _nested(model, package, f"{name}.{key}")
+                    lines += _nested(model, package, f"{name}.{key}", _unmarked if _is_free(inner) else free)
     return "\n".join(lines) + "\n"
 
 
-def _nested(model: type[BaseModel], package: Any, path: str) -> Iterator[str]:
+def _is_free(field: FieldInfo) -> bool:
+    return MAY_CHANGE in field.metadata
+
+
+def _free(field: FieldInfo) -> str:
+    """What the description of a setting ends with."""
+    return " *Free.*" if _is_free(field) else ""
+
+
+def _unmarked(field: FieldInfo) -> str:
+    """Of settings whose section, or whose list of sections, says it for all of them."""
+    return ""
+
+
+def _nested(model: type[BaseModel], package: Any, path: str, free: Callable[[FieldInfo], str]) -> Iterator[str]:
     if path == "data.eval":  # of the same form as data.train
         return
     yield from ["", f"### `{path}` {{#{path.replace('.', '-')}}}", "", _code(inspect.getdoc(model) or ""), ""]
-    yield from _table(model, package, path)
+    yield from _table(model, package, path, free)
     for key, field in model.model_fields.items():
         for inner in _models(field.annotation):
-            yield from _nested(inner, package, f"{path}.{key}")
+            yield from _nested(inner, package, f"{path}.{key}", free)
 
 
-def _table(model: type[BaseModel], package: Any, path: str, own_fields_only: bool = False) -> list[str]:
+def _table(
+    model: type[BaseModel], package: Any, path: str, free: Callable[[FieldInfo], str], own_fields_only: bool = False
+) -> list[str]:
     documented = package[model.__module__.removeprefix("pacedrl.config.")][model.__name__].members
     rows = []
     for key, field in model.model_fields.items():
@@ -85,7 +107,7 @@ def _table(model: type[BaseModel], package: Any, path: str, own_fields_only: boo
         docstring = documented[key].docstring
         text = _code(docstring.value) if docstring else ""
         full = f"{path}.{key}" if path else key
-        rows.append(f"| `{full}` | {_type(field)} | {_default(field)} | {text} |")
+        rows.append(f"| `{full}` | {_type(field)} | {_default(field)} | {text}{free(field)} |")
     return ["| setting | type | default | |", "|---|---|---|---|", *rows] if rows else ["No settings."]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pacedrl import __version__
 from pacedrl.errors import InputError
+from pacedrl.paths import expand_home, home_path
 
 EXIT_STOPPED = 1
 EXIT_BAD_INPUT = 2
@@ -70,33 +71,43 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     train = _verb(verbs, "train", "post-train a model; resumes by itself if the run folder holds a checkpoint")
-    train.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    train.add_argument("config", type=home_path, metavar="CONFIG.yaml")
     train.epilog = "example: pacedrl train examples/demo.yaml run.steps=20 run.dir=runs/short"
     train.set_defaults(run=_train)
 
     evaluate = _verb(verbs, "eval", "pass@k, mean@n and diversity of a model on tasks")
-    evaluate.add_argument("model", metavar="MODEL", help="hub name, folder, checkpoint folder, or 'tiny'")
     evaluate.add_argument(
-        "--tasks", nargs="+", metavar="NAME", help="skills, gym:NAME, a file, a folder, or a hub dataset"
+        "model", type=expand_home, metavar="MODEL", help="hub name, folder, checkpoint folder, or 'tiny'"
     )
-    evaluate.add_argument("--config", type=Path, help="take tasks (data.eval) and settings from this configuration")
+    evaluate.add_argument(
+        "--tasks",
+        nargs="+",
+        type=expand_home,
+        metavar="NAME",
+        help="skills, gym:NAME, a file, a folder, or a hub dataset",
+    )
+    evaluate.add_argument(
+        "--config", type=home_path, help="take tasks (data.eval) and settings from this configuration"
+    )
     evaluate.add_argument(
         "--split", default="test", help="split of hub datasets, folders and built-in skills (default: test)"
     )
     evaluate.add_argument("--k", default=None, help="comma-separated, e.g. 1,8,32 (default: eval.k)")
     evaluate.add_argument("--samples", type=int, help="completions a prompt (default: the largest k, at least 8)")
     evaluate.add_argument("--limit", type=int, help="only the first prompts of each task")
-    evaluate.add_argument("--json", metavar="FILE", help="write the figures as JSON ('-': to standard output)")
+    evaluate.add_argument(
+        "--json", type=expand_home, metavar="FILE", help="write the figures as JSON ('-': to standard output)"
+    )
     evaluate.epilog = "example: pacedrl eval tiny sampling.max_new_tokens=16 --tasks skills --k 1,8 --limit 64"
     evaluate.set_defaults(run=_eval)
 
     compare = _verb(
         verbs, "compare", "how many rollouts each recipe needs: same start, prompts and budget, several seeds"
     )
-    compare.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    compare.add_argument("config", type=home_path, metavar="CONFIG.yaml")
     compare.add_argument("--recipes", metavar="A,B,C", help="recipes or variants to compare")
     compare.add_argument(
-        "--variants", type=Path, metavar="FILE.yaml", help="more variants: NAME: [section.key=value, ...]"
+        "--variants", type=home_path, metavar="FILE.yaml", help="more variants: NAME: [section.key=value, ...]"
     )
     compare.add_argument("--rollouts", type=int, required=True, help="completions that each run may generate")
     compare.add_argument("--seeds", type=int, default=5, help="runs of each recipe (default: 5)")
@@ -111,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or a CPU core)")
     compare.add_argument(
-        "--out", type=Path, default=Path("runs/compare"), help="folder of runs and results (%(default)s)"
+        "--out", type=home_path, default=Path("runs/compare"), help="folder of runs and results (%(default)s)"
     )
     compare.epilog = "example: pacedrl compare examples/demo.yaml --recipes grpo,paced --seeds 3 --rollouts 10000"
     compare.set_defaults(run=_compare)
@@ -119,22 +130,25 @@ def _parser() -> argparse.ArgumentParser:
     calibrate = _verb(
         verbs, "calibrate", "a run's accuracy estimates against sampled truth, at each of its checkpoints"
     )
-    calibrate.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run")
+    calibrate.add_argument("run_dir", type=home_path, metavar="RUN", help="folder of a run")
     calibrate.add_argument("--prompts", type=int, default=256, help="of each group, at most (default: %(default)s)")
     calibrate.add_argument("--samples", type=int, default=32, help="completions a prompt (default: %(default)s)")
     calibrate.epilog = "example: pacedrl calibrate runs/demo --prompts 128"
     calibrate.set_defaults(run=_calibrate)
 
     report = _verb(verbs, "report", "a run, or several overlaid, as one HTML page: plots, completions, what to change")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    report.add_argument("runs", type=home_path, nargs="+", metavar="RUN", help="folder of a run")
     report.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (default: RUN/report.html; of several runs ./report.html)"
+        "--out",
+        type=home_path,
+        metavar="FILE",
+        help="the page (default: RUN/report.html; of several runs ./report.html)",
     )
     report.epilog = "example: pacedrl report runs/demo"
     report.set_defaults(run=_report)
 
     watch = _verb(verbs, "watch", "follow runs, on a local page or in the terminal; stopped and synced ones as well")
-    watch.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, there already or not")
+    watch.add_argument("runs", type=home_path, nargs="+", metavar="RUN", help="folder of a run, there already or not")
     watch.add_argument("--terminal", action="store_true", help="a dashboard in the terminal instead of a page")
     watch.add_argument("--port", type=int, default=0, help="of the page, on 127.0.0.1 (default: any that is free)")
     watch.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -142,14 +156,20 @@ def _parser() -> argparse.ArgumentParser:
     watch.set_defaults(run=_watch)
 
     doctor = _verb(verbs, "doctor", "check model, chat template, data, verifier and memory before money is spent")
-    doctor.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    doctor.add_argument("config", type=home_path, metavar="CONFIG.yaml")
     doctor.epilog = "example: pacedrl doctor examples/demo.yaml"
     doctor.set_defaults(run=_doctor)
 
     judge = _verb(verbs, "judge", "try a verifier on completions in a file, judged as in training")
-    judge.add_argument("file", type=Path, metavar="FILE", help=".jsonl, .json, .csv or .parquet; a completion a row")
     judge.add_argument(
-        "--verifier", required=True, metavar="NAME", help="a built-in verifier, FILE.py:function or module:function"
+        "file", type=home_path, metavar="FILE", help=".jsonl, .json, .csv or .parquet; a completion a row"
+    )
+    judge.add_argument(
+        "--verifier",
+        type=expand_home,
+        required=True,
+        metavar="NAME",
+        help="a built-in verifier, FILE.py:function or module:function",
     )
     judge.add_argument(
         "--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="of the built-in verifier"
@@ -162,7 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=NAME",
         help="which column is the prompt, the answer or the completion, if it is not found",
     )
-    judge.add_argument("--out", metavar="VERDICTS", help="write row, reward and error as JSONL ('-': standard output)")
+    judge.add_argument(
+        "--out",
+        type=expand_home,
+        metavar="VERDICTS",
+        help="write row, reward and error as JSONL ('-': standard output)",
+    )
     judge.add_argument("--workers", type=int, help="completions judged at once (default: 2)")
     judge.add_argument("--timeout-s", type=float, help="seconds one completion may take (default: 10)")
     judge.add_argument("--limit", type=int, help="only the first rows")
@@ -171,19 +196,30 @@ def _parser() -> argparse.ArgumentParser:
 
     init = _verb(verbs, "init", "write a commented configuration for a model and a dataset, after a look at both")
     init.add_argument(
-        "out", nargs="?", type=Path, default=Path("my.yaml"), metavar="OUT.yaml", help="default: %(default)s"
+        "out", nargs="?", type=home_path, default=Path("my.yaml"), metavar="OUT.yaml", help="default: %(default)s"
     )
-    init.add_argument("--model", default="tiny", metavar="NAME", help="hub name, folder, or 'tiny' (the default)")
+    init.add_argument(
+        "--model", type=expand_home, default="tiny", metavar="NAME", help="hub name, folder, or 'tiny' (the default)"
+    )
     init.add_argument(
         "--data",
+        type=expand_home,
         default="skills",
         metavar="SOURCE",
         help="a file, a folder, a hub dataset, gym:NAME, or skills (the default)",
     )
     init.add_argument("--subset", metavar="NAME", help="configuration of a hub dataset, e.g. main")
-    init.add_argument("--eval", metavar="SOURCE", help="what to evaluate on (default: a part of the data is held out)")
     init.add_argument(
-        "--reward", metavar="VERIFIER", help="a verifier, or FILE.py:function, written if there is no such file"
+        "--eval",
+        type=expand_home,
+        metavar="SOURCE",
+        help="what to evaluate on (default: a part of the data is held out)",
+    )
+    init.add_argument(
+        "--reward",
+        type=expand_home,
+        metavar="VERIFIER",
+        help="a verifier, or FILE.py:function, written if there is no such file",
     )
     init.add_argument("--recipe", default="paced", metavar="NAME", help="see pacedrl recipes (default: %(default)s)")
     init.add_argument("--prompt-column", metavar="NAME", help="which column is the prompt, if it is not found")

@@ -16,7 +16,7 @@ from rich.console import Console
 from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, TrajectoryBalanceConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.chat_template import prompt_ids
-from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import sample
 from pacedrl.policy.vllm_client import Lost, Server
@@ -25,6 +25,8 @@ from pacedrl.rollouts import training_settings
 from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.scoring import out_of_range
+from pacedrl.tasks.verifiers import OUT_OF_RANGE
 from pacedrl.template_problems import template_problems
 from pacedrl.training.learner import Learner
 from pacedrl.training.objective import policy_loss
@@ -39,6 +41,7 @@ from pacedrl.training.setup import (
     shorten,
     unique_prompts,
 )
+from pacedrl.training.trackers import require_trackers
 from pacedrl.types import Prompt
 
 SHOWN = 10
@@ -78,13 +81,17 @@ def examine(config: Config, console: Console | None = None) -> int:
 def findings(config: Config) -> Iterator[Finding]:
     """Every check in order; one that cannot go on without an earlier one ends the list."""
     try:
+        require_trackers(config)
+    except InputError as error:
+        yield Finding("fail", str(error))
+    try:
         train, held_out = load_tasks(config)
         policy = Policy.load(config.model, resolve_device(config.run.device))
     except InputError as error:
         yield Finding("fail", str(error))
         return
     tasks = [*train, *held_out]
-    yield from _model(policy)
+    yield from _model(policy, config.model.name)
     yield from _ends(policy, tasks, config)
     yield from _servers(config)
     try:
@@ -97,14 +104,17 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _recipe(config, encoded[: len(train)])
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         for task in tasks:
-            yield from _gold(pool, task, config.verifier.check_gold)
-            yield from _attacks(pool, task)
+            try:
+                yield from _gold(pool, task, config.verifier.check_gold)
+                yield from _attacks(pool, task)
+            except InputError as error:
+                yield Finding("fail", str(error))
     yield from _cost(
         policy, [token_ids[prompt.key] for task in encoded[: len(train)] for prompt in task.prompts], config
     )
 
 
-def _model(policy: Policy) -> Iterator[Finding]:
+def _model(policy: Policy, name: str) -> Iterator[Finding]:
     total = sum(parameter.numel() for parameter in policy.model.parameters())
     trained = sum(parameter.numel() for parameter in policy.parameters())
     yield Finding(
@@ -112,6 +122,9 @@ def _model(policy: Policy) -> Iterator[Finding]:
         f"model: {type(policy.causal_lm).__name__}, {total / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
         f"context {policy.context_length or 'not stated'}, on {policy.device}",
     )
+    note = adapter_note(name)
+    if note is not None:
+        yield Finding("ok", note)
     if policy.decoding != "columns":
         apart = ", prompts of each length by themselves" if policy.decoding == "equal" else ""
         yield Finding(
@@ -239,10 +252,14 @@ def _gold(pool: VerifierPool, task: Task, check: bool) -> Iterator[Finding]:
 
 
 def _attacks(pool: VerifierPool, task: Task) -> Iterator[Finding]:
-    """What the verifier rewards although nothing was solved."""
+    """What the verifier rewards although nothing was solved. Raises InputError for a reward outside [0, 1]."""
     prompts = task.prompts[:ATTACKED]
     jobs = [Job(task.verifier, prompt, text(prompt), task.options) for text in ATTACKS.values() for prompt in prompts]
-    rewarded = [(verdict.reward or 0.0) > 0.0 for verdict in pool.score(jobs)]
+    verdicts = pool.score(jobs)
+    for verdict in verdicts:
+        if OUT_OF_RANGE in (verdict.error or ""):
+            raise out_of_range(task.name, task.verifier, str(verdict.error))
+    rewarded = [(verdict.reward or 0.0) > 0.0 for verdict in verdicts]
     counts = {name: sum(rewarded[i * len(prompts) : (i + 1) * len(prompts)]) for i, name in enumerate(ATTACKS)}
     found = [f"{name} ({count} of {len(prompts)})" for name, count in counts.items() if count]
     if found:

@@ -193,3 +193,11 @@ class _Callable:
 def test_a_function_that_other_processes_cannot_import_is_refused(function: Any) -> None:
     with pytest.raises(InputError, match=r"data\.train\.0\.verifier: .*top level of a module"):
         parse_config({"data": {"train": {"verifier": function}}})
+
+
+@pytest.mark.parametrize("file", ["/tmp/ipykernel_7/123.py", "<ipython-input-1-abc>", "<stdin>"])
+def test_a_function_of_a_notebook_cell_is_told_to_go_into_a_file(file: str) -> None:
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile("def mine(completions, **_):\n    return [1.0]\n", file, "exec"), cell)
+    with pytest.raises(InputError, match=r"%%writefile my_mine\.py\) and set the verifier to 'my_mine\.py:mine'"):
+        parse_config({"data": {"train": {"verifier": cell["mine"]}}})

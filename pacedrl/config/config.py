@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from pacedrl.config.base import Section
+from pacedrl.config.base import Free, Section
 from pacedrl.config.method import (
     POSTERIORS,
     EstimatorConfig,
@@ -53,12 +53,12 @@ class Config(Section):
     partition: PartitionConfig = PartitionConfig()
     replay: ReplayConfig = ReplayConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    scale: ScaleConfig = ScaleConfig()
-    verifier: VerifierConfig = VerifierConfig()
-    eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    versions: dict[str, str] = {}
+    scale: Free[ScaleConfig] = ScaleConfig()
+    verifier: Free[VerifierConfig] = VerifierConfig()
+    eval: Free[EvalConfig] = EvalConfig()
+    checkpoint: Free[CheckpointConfig] = CheckpointConfig()
+    tracking: Free[TrackingConfig] = TrackingConfig()
+    versions: Free[dict[str, str]] = {}
     """What a run was made with: written into its config.yaml, not read."""
 
     @model_validator(mode="before")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from pacedrl.config.config import Config
 from pacedrl.errors import InputError, Page
+from pacedrl.paths import expand_home
 
 VARIANTS = ("objective", "estimator", "gate")
 """Sections whose ``name`` says which settings they have."""
@@ -69,7 +70,7 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = yaml.load(expand_home(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"{path}: cannot read the config file ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -12,23 +12,23 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pacedrl.config.base import NonNegative, Positive, Probability, Section
+from pacedrl.config.base import Free, HomePath, HomeText, NonNegative, Positive, Probability, Section
 
 
 class RunConfig(Section):
     """Where the run lives and how long it is."""
 
-    dir: Path = Path("runs/default")
+    dir: Free[HomePath] = Path("runs/default")
     """The run's folder. One that holds a checkpoint is resumed."""
-    steps: Positive = 150
+    steps: Free[Positive] = 150
     """How many in all, those before a resumption included."""
-    max_rollouts: Positive | None = None
+    max_rollouts: Free[Positive | None] = None
     """End with the step at which as many completions were generated, thrown away ones included, if that comes first."""
     seed: NonNegative = 0
     """Every random number is derived from it and from what the number is for."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Free[Literal["auto", "cpu", "cuda"]] = "auto"
     """``auto``: the first GPU if there is one, else the CPU."""
-    samples_per_step: NonNegative = 4
+    samples_per_step: Free[NonNegative] = 4
     """Completions written to samples.jsonl each step."""
 
 
@@ -46,13 +46,14 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """Any causal language model that transformers can load."""
 
-    name: str = "tiny"
-    """A hub name, a local folder, or ``tiny``: the small pretrained model that ships with the package."""
-    gguf_file: str | None = None
+    name: Free[HomeText] = "tiny"
+    """A hub name, a local folder, or ``tiny``: the small pretrained model that ships with the package. A resumed run
+    needs the same weights, wherever they are."""
+    gguf_file: Free[str | None] = None
     """A GGUF file inside ``name`` to load the weights from (needs the ``gguf`` extra)."""
-    trust_remote_code: bool = False
+    trust_remote_code: Free[bool] = False
     """Run Python code that the model's repository ships. Off unless you trust it."""
-    attn_implementation: str | None = None
+    attn_implementation: Free[str | None] = None
     """``eager``, ``sdpa`` or another of transformers'; transformers chooses unless given."""
     lora: LoraConfig | None = None
     """Train an adapter; the whole model unless given."""
@@ -63,7 +64,7 @@ class RewardPartConfig(Section):
 
     name: str
     """Logged as ``reward/part/NAME``."""
-    verifier: str
+    verifier: HomeText
     """As in ``data.train.verifier``."""
     weight: float
     """Times the verifier's reward, in [0, 1]; may be negative."""
@@ -79,7 +80,7 @@ class RewardPartConfig(Section):
 class TaskConfig(Section):
     """One set of prompts and the verifier that judges their completions."""
 
-    source: str | list[str] = "skills"
+    source: HomeText | list[HomeText] = "skills"
     """``skills``, ``gym:NAME`` (reasoning-gym), a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow; text also
     as .gz, .bz2, .xz, .zst), a pattern (``data/train-*.parquet``), a folder of such files, a folder that
     ``save_to_disk`` wrote, or a hub dataset; or a list of these. A local file or folder is used rather than a hub
@@ -100,7 +101,7 @@ class TaskConfig(Section):
     chat_template_kwargs: dict[str, Any] = {}
     """Variables for the chat template, such as ``{enable_thinking: false}``. A row's column of this name goes before
     them, key by key. A row's column ``tools``, a list of JSON schemas, reaches the template as well."""
-    verifier: str | None = None
+    verifier: HomeText | None = None
     """``math``, ``exact``, ``numeric``, ``code``, ``countdown``, ``knights_knaves``, ``gym``,
     ``path/to/file.py:function`` or ``package.module:function``. From Python also a function itself, of TRL's signature
     and at the top level of a module."""
@@ -141,11 +142,12 @@ class RewardConfig(Section):
 class DataConfig(Section):
     """What to train on and what to hold out."""
 
-    train: list[TaskConfig] = [TaskConfig()]
-    """One set of prompts, or a list of several."""
-    eval: list[TaskConfig] = []
+    train: Free[list[TaskConfig]] = [TaskConfig()]
+    """One set of prompts, or a list of several. A resumed run needs the prompts that it was trained on, and what judges
+    them, wherever they come from."""
+    eval: Free[list[TaskConfig]] = []
     """Held-out sets, evaluated one by one."""
-    overlong: Literal["error", "drop"] = "error"
+    overlong: Free[Literal["error", "drop"]] = "error"
     """What to do with prompts of more than ``sampling.max_prompt_tokens`` tokens."""
 
     @field_validator("train", "eval", mode="before")
@@ -165,7 +167,7 @@ class SamplingConfig(Section):
     """Divides the logits, both when sampling and when training."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Tokens are drawn from the likeliest with this much probability. Below 1 samples are slightly off-policy."""
-    max_prompt_tokens: Positive = 1024
+    max_prompt_tokens: Free[Positive] = 1024
     """Longest prompt; ``data.overlong`` says what becomes of longer ones."""
     max_new_tokens: Positive = 3072
     """Longest completion; it is cut there."""
@@ -173,17 +175,17 @@ class SamplingConfig(Section):
     """Tokens or strings, such as ``</answer>``, at which a completion ends, besides the model's end tokens and the end
     of a turn in its chat template. The text that is judged ends before the string, its tokens with it. Evaluation
     uses the same."""
-    batch_size: Positive = 256
+    batch_size: Free[Positive] = 256
     """Sequences decoded at once."""
     engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
     """What draws the completions: the model itself, vLLM in the same process (needs the ``vllm`` extra), or servers."""
-    servers: list[str] = []
+    servers: Free[list[str]] = []
     """URLs of ``vllm serve`` processes, started as docs/serving.md says, which this run has to itself."""
-    server_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
+    server_timeout_s: Free[Annotated[float, Field(gt=0.0)]] = 1800.0
     """How long a server may take over a prompt's completions; past it the prompt is asked of another."""
-    server_patience_s: Annotated[float, Field(ge=0.0)] = 600.0
+    server_patience_s: Free[Annotated[float, Field(ge=0.0)]] = 600.0
     """How long the run waits for a server when all are lost, before it ends."""
-    gpu_memory: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    gpu_memory: Free[Annotated[float, Field(gt=0.0, le=1.0)]] = 0.4
     """Share of the GPU's memory for vLLM's weights and cache; the rest is for training."""
     ahead: bool = False
     """Sample the next step's completions while this step trains: they come from the policy one step older, and their
@@ -232,12 +234,12 @@ class OptimizerConfig(Section):
     """Passes over a step's completions."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """A longer gradient is shortened to this."""
-    tokens_per_micro_batch: Positive = 16384
+    tokens_per_micro_batch: Free[Positive] = 16384
     """Tokens in one forward and backward pass: completions and their distinct prompts; on a model whose attention does
     not let completions share a prompt, rows padded to the longest."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Free[bool] = False
     """Compute each layer's activations again in the backward pass: a third more time for a fraction of the memory."""
-    activation_offload: bool = False
+    activation_offload: Free[bool] = False
     """Keep activations in the host's memory until the backward pass: for a GPU that is short of its own."""
 
 
@@ -319,7 +321,12 @@ def _function_reference(function: Any) -> str:
     name = getattr(function, "__qualname__", type(function).__name__)
     if not inspect.isfunction(function) or "<" in name:
         raise ValueError(f"{name} must be a function at the top level of a module: other processes import it by name")
-    try:
-        return f"{inspect.getfile(function)}:{name}"
-    except (OSError, TypeError):
-        raise ValueError(f"{name} must be defined in a file: other processes import it from there") from None
+    # A cell of a notebook and a line at a prompt have a name like a file's, but no file.
+    file = Path(inspect.getfile(function))
+    if not file.is_file():
+        raise ValueError(
+            f"{name} is defined in a notebook cell or at a prompt, where the processes that judge cannot import it: "
+            f"put it in a file (begin its cell with %%writefile my_{name}.py) and set the verifier to "
+            f"'my_{name}.py:{name}'"
+        )
+    return f"{file}:{name}"

@@ -14,7 +14,7 @@ from pacedrl.rollouts import sample_groups
 from pacedrl.scale.ranks import Ranks
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import score_groups
+from pacedrl.tasks.scoring import require_in_range, score_groups
 from pacedrl.types import Group, Prompt
 
 
@@ -29,6 +29,13 @@ class TaskResult:
     """Share of completions cut at the token limit."""
     errors: int
     """Completions that the verifier could not judge; they are left out of the figures."""
+    completions: int
+    """All of them."""
+
+    @property
+    def left_out(self) -> float:
+        """Share of completions that the figures are without."""
+        return self.errors / self.completions
 
     def as_dict(self) -> dict[str, Any]:
         """Nested, for JSON."""
@@ -41,7 +48,11 @@ class TaskResult:
             row[f"{self.task}/{name}"] = estimate.mean
             row[f"{self.task}/{name}_low"] = estimate.low
             row[f"{self.task}/{name}_high"] = estimate.high
-        return row | {f"{self.task}/truncated": self.truncated, f"{self.task}/verifier_errors": float(self.errors)}
+        return row | {
+            f"{self.task}/truncated": self.truncated,
+            f"{self.task}/verifier_errors": float(self.errors),
+            f"{self.task}/left_out": self.left_out,
+        }
 
 
 def evaluate(
@@ -55,14 +66,16 @@ def evaluate(
     tick: Callable[[], None] = lambda: None,
     advance: Callable[[int], None] = lambda completions: None,
     ranks: Ranks | None = None,
+    strict: bool = False,
 ) -> list[TaskResult]:
     """Sample ``settings.group_size`` completions of every prompt of every task, judge and summarise them.
 
     The same seed draws the same random numbers whatever the policy, so that two policies are compared on common ones.
-    ``ranks`` are processes among which the prompts are shared out; all return the same.
+    ``ranks`` are processes among which the prompts are shared out; all return the same. ``strict`` refuses rewards
+    outside [0, 1], which otherwise count as errors.
 
     Raises ValueError when some k exceeds the number of samples, and InputError when the verifier could not judge enough
-    completions of a task.
+    completions of a task, or, if ``strict``, gave a reward outside [0, 1].
     """
     if max(ks) > settings.group_size:
         raise ValueError(f"pass@{max(ks)} needs at least {max(ks)} samples a prompt, not {settings.group_size}")
@@ -74,7 +87,10 @@ def evaluate(
             score_groups(pool, groups, {task.name: replace(task, parts=())})
             return groups
 
-        results.append(_result(task, (ranks or Ranks()).share(task.prompts, judged), ks))
+        groups = (ranks or Ranks()).share(task.prompts, judged)
+        if strict:
+            require_in_range(groups, {task.name: task})
+        results.append(_result(task, groups, ks))
     return results
 
 
@@ -89,7 +105,7 @@ def _result(task: Task, groups: Sequence[Group], ks: Sequence[int]) -> TaskResul
             f"completions, too many for pass@{max(ks)}; the first failure: {errors[0]}"
         ) from None
     truncated = sum(completion.finish_reason == "length" for completion in completions) / len(completions)
-    return TaskResult(task.name, len(groups), figures, truncated, len(errors))
+    return TaskResult(task.name, len(groups), figures, truncated, len(errors), len(completions))
 
 
 def _judged(task: Task, group: Group) -> PromptResult:

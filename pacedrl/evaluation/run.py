@@ -8,7 +8,7 @@ from typing import Any
 from pacedrl.config import Config, config_tree, parse_config
 from pacedrl.errors import InputError
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
-from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.loading import adapter_base, resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
@@ -26,11 +26,11 @@ def eval_config(options: argparse.Namespace) -> Config:
     tree: dict[str, Any] = config_tree(options.config, overrides)
     parse_config(tree, str(options.config or "eval"))
     model = tree.setdefault("model", {})
-    if options.model != model.get("name") and not any(
-        text.startswith("model.gguf_file=") for text in options.overrides
-    ):
+    said = any(text.startswith("model.gguf_file=") for text in options.overrides)
+    if options.model != model.get("name") and not said and adapter_base(options.model) is None:
         model.pop("gguf_file", None)  # of the model the configuration names, not of this one
     model["name"] = options.model
+    model["lora"] = None  # an adapter that nothing has trained changes nothing
     data = tree.setdefault("data", {})
     if named:
         data["eval"] = [{"source": name, "split": options.split} for name in named]
@@ -66,4 +66,4 @@ def run_evaluation(config: Config, view: View) -> list[TaskResult]:
     sampler = build_sampler(config, policy)
     settings, k, seed = evaluation_settings(config), config.eval.k, config.run.seed
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
-        return evaluate(sampler, pool, tasks, prompt_ids, settings, k, seed, advance=view.advance)
+        return evaluate(sampler, pool, tasks, prompt_ids, settings, k, seed, advance=view.advance, strict=True)

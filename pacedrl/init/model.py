@@ -15,6 +15,7 @@ from pacedrl.assets import TINY_MODEL
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.chat_template import has_thinking_switch, prompt_ids, rendered, thinks
+from pacedrl.policy.loading import adapter_base
 from pacedrl.policy.policy import Policy
 from pacedrl.types import Prompt
 
@@ -94,7 +95,8 @@ def known_model(name: str) -> KnownModel | None:
     where = str(folder) if folder.is_dir() else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        config = AutoConfig.from_pretrained(where, **options)
+        base = adapter_base(where) if folder.is_dir() else None
+        config = AutoConfig.from_pretrained(base or where, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         if not folder.is_dir():
             return None

@@ -25,8 +25,8 @@ from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import sample_groups, training_settings
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import score_groups
-from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state
+from pacedrl.tasks.scoring import require_in_range, score_groups
+from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, require_whole
 from pacedrl.training.setup import (
     build_sampler,
     build_scheduler,
@@ -85,6 +85,8 @@ class Calibration(BaseModel):
     run: str
     recipe: str
     samples: int
+    left_out: float = 0.0
+    """Share of all completions that the verifier could not judge: the truths are without them."""
     checkpoints: list[Checkpoint]
     reliability: dict[Group, dict[str, list[Bin]]]
 
@@ -98,6 +100,8 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
         raise InputError(f"{run}: expected a run's folder, with its config.yaml")
     config = load_config(run / "config.yaml", [f"run.dir={json.dumps(str(run))}"])
     folders = list_checkpoints(run)
+    for folder in folders:
+        require_whole(folder)
     if not folders:
         raise InputError(f"{run}: this run has no checkpoint yet; let it train for checkpoint.every steps first")
     bench = _Bench(config, view)
@@ -127,7 +131,12 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
         group: {name: _reliability(parts) for name, parts in named.items()} for group, named in pairs.items()
     }
     return Calibration(
-        run=str(run), recipe=config.recipe, samples=samples, checkpoints=checkpoints, reliability=reliability
+        run=str(run),
+        recipe=config.recipe,
+        samples=samples,
+        left_out=bench.unjudged / bench.sampled,
+        checkpoints=checkpoints,
+        reliability=reliability,
     )
 
 
@@ -143,6 +152,8 @@ class _Bench:
         self.prompts = unique_prompts(self.tasks)
         self.scheduler = build_scheduler(config, [prompt.key for prompt in self.prompts], self._embeddings(policy))
         self.sampler = build_sampler(config, policy)
+        self.sampled = self.unjudged = 0
+        """Completions, so far."""
 
     def _embeddings(self, policy: Policy) -> Tensor | None:
         if not self.config.needs_partition:
@@ -162,8 +173,13 @@ class _Bench:
         self.view.phase(f"step {step}", len(prompts) * samples)
         seed = (self.config.run.seed, "calibrate", step)
         sampled = sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, advance=self.view.advance)
-        score_groups(pool, sampled, {task.name: task for task in self.tasks})
-        return {row: group.rewards for row, group in zip(rows, sampled, strict=True)}
+        tasks = {task.name: task for task in self.tasks}
+        score_groups(pool, sampled, tasks)
+        require_in_range(sampled, tasks)
+        judged = {row: group.rewards for row, group in zip(rows, sampled, strict=True)}
+        self.sampled += len(rows) * samples
+        self.unjudged += len(rows) * samples - sum(map(len, judged.values()))
+        return judged
 
 
 def _checkpoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pacedrl.evaluation.metrics import left_out
 from pacedrl.lab.calibrate import GROUPS, Calibration
 from pacedrl.lab.page import to_html
 from pacedrl.lab.plots import pyplot, save
@@ -72,7 +73,8 @@ def calibration_table(calibration: Calibration) -> str:
             lines.append(f"| {group} | {name} | {cells[0]:.3f} | {cells[1]:+.3f} | {cells[2]:.3f} | {rank} |")
         noise = _mean([checkpoint.noise[group] for checkpoint in having])
         lines.append(f"| {group} | *noise of the truth* | {noise:.3f} | | | |")
-    return "\n".join(lines) + "\n"
+    without = left_out(calibration.left_out).strip(" ()")
+    return "\n".join([*lines, *(["", f"Completions: {without}."] if without else [])]) + "\n"
 
 
 def _beta_kl(calibration: Calibration) -> str:

@@ -57,6 +57,8 @@ class RunResult(BaseModel):
     """Mean |p̂ − p̄| over the run; None for recipes that estimate nothing."""
     verifier_errors: int
     """Completions of the run that the verifier could not judge: generated, paid for, and left out of training."""
+    left_out: float = 0.0
+    """Share of completions that the verifier could not judge in the evaluation in which it was the largest."""
 
     def measure(self, name: str, target: float, budget: float) -> float | None:
         """One of ``MEASURES``; None where the run has no such thing. Costs and area are up to ``budget`` rollouts."""
@@ -136,6 +138,10 @@ def read_run(folder: Path, counted: Sequence[str] = ()) -> RunResult:
         mixed_groups=_mixed_groups(folder),
         estimate_mae=float(np.mean(errors)) if errors else None,
         verifier_errors=sum(int(row["verifier/errors"]) for row in steps),
+        left_out=max(
+            [row.get(f"{task}/left_out", 0.0) for row in evals for task in counted]
+            + [result["errors"] / result.get("completions", math.inf) for result in final["results"]]
+        ),
     )
 
 

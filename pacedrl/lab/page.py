@@ -13,7 +13,7 @@ from pacedrl.errors import InputError
 from pacedrl.lab import plots
 from pacedrl.lab.measures import MEASURES
 from pacedrl.lab.results import Results, VariantResult
-from pacedrl.lab.view import failures, interval_text, measure_text, unjudged
+from pacedrl.lab.view import failures, interval_text, measure_text, missing, unjudged
 
 Times = Mapping[str, Mapping[int, Sequence[float]]]
 
@@ -189,7 +189,7 @@ def _table(results: Results) -> str:
     for name, variant in ranked:
         cells = [_cell(results, name, measure) for measure in TABLE]
         cells += [interval_text(variant.pass_at_k.get(k)) for k in shown]
-        lines.append(f"| {name} | {len(variant.runs)}/{len(results.seeds)} | {' | '.join(cells)} |")
+        lines.append(f"| {name}{missing(variant)} | {len(variant.runs)}/{len(results.seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

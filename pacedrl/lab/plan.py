@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import math
 import re
@@ -20,6 +19,7 @@ from pacedrl.errors import InputError
 from pacedrl.lab.measures import FINAL
 from pacedrl.recipes import RECIPES
 from pacedrl.tasks.sources import default_name
+from pacedrl.training.folder_lock import FolderBusy, FolderLock
 from pacedrl.training.run_folder import refuse_another_run, replace_text
 from pacedrl.training.setup import load_tasks, require_enough_prompts, unique_prompts
 
@@ -125,14 +125,17 @@ class Plan:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other comparisons out of the folder. Raises InputError where one is at work."""
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"--out: another comparison is at work in '{self.folder}'; wait for it, or choose another folder"
-                ) from None
+        lock = FolderLock(self.folder)
+        try:
+            lock.take()
+        except FolderBusy:
+            raise InputError(
+                f"--out: another comparison is at work in '{self.folder}'; wait for it, or choose another folder"
+            ) from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def _check_evaluation(self, name: str, config: Config, first: Config) -> None:
         if not config.data.eval:

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from pacedrl.evaluation.metrics import left_out
 from pacedrl.lab.compare import Progress
 from pacedrl.lab.measures import MEASURES
 from pacedrl.lab.plan import Plan, Run
-from pacedrl.lab.results import Results
+from pacedrl.lab.results import Results, VariantResult
 from pacedrl.lab.statistics import Interval
 
 SHOWN = ("rollouts_to_target", "area", "final", "mixed_groups", "estimate_mae")
@@ -87,11 +88,16 @@ def results_table(results: Results) -> Table:
         cells = [measure_text(results, name, measure) for measure in SHOWN]
         label = name if name != results.baseline else f"{name} (baseline)"
         table.add_row(
-            label,
+            label + missing(variant),
             f"{len(variant.runs)}/{len(results.seeds)}",
             *(f"[bold]{text}[/bold]" if differs else text for text, differs in cells),
         )
     return table
+
+
+def missing(variant: VariantResult) -> str:
+    """What stands beside a variant's accuracies where completions are missing from them."""
+    return left_out(max((run.left_out for run in variant.runs.values()), default=0.0))
 
 
 def measure_text(results: Results, name: str, measure: str) -> tuple[str, bool]:

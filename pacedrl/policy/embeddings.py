@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pacedrl.errors import InputError
+from pacedrl.paths import expand_home
 from pacedrl.policy.policy import Policy, Pooling
 
 TOKENS_PER_BATCH = 16384
@@ -20,7 +21,7 @@ TOKENS_PER_BATCH = 16384
 
 def cache_folder() -> Path:
     """``$PACEDRL_CACHE``, or ``~/.cache/pacedrl``."""
-    return Path(os.environ.get("PACEDRL_CACHE") or Path.home() / ".cache" / "pacedrl")
+    return expand_home(Path(os.environ.get("PACEDRL_CACHE") or Path.home() / ".cache" / "pacedrl"))
 
 
 def prompt_embeddings(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import find_adapter_config_file
 
 from pacedrl.assets import TINY_MODEL
 from pacedrl.config import LoraConfig, ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.logprobs import Head
+from pacedrl.policy.model_files import damage, first_damaged
 
 FINGERPRINT_VALUES = 256
 """Values of each parameter that enter the fingerprint, evenly spaced: any training changes nearly all of them."""
@@ -33,7 +35,8 @@ def resolve_device(name: str) -> torch.device:
 def load_model_and_tokenizer(config: ModelConfig, folder: Path | None = None) -> tuple[Any, Any]:
     """The model in float32 and its tokenizer; from ``folder``, a checkpoint of the same model, if given.
 
-    A LoRA config wraps the model in a fresh adapter, or in the checkpoint's.
+    Where ``config.name`` is an adapter (LoRA, of this package or another), it is merged into its base model. A LoRA
+    config then wraps the model in a fresh adapter, or in the checkpoint's.
 
     Raises InputError naming ``model.name`` and the reason when transformers cannot load it.
     """
@@ -46,22 +49,98 @@ def load_model_and_tokenizer(config: ModelConfig, folder: Path | None = None) ->
         options["gguf_file"] = config.gguf_file
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
+    model, tokenizer = _load(name, options)
+    # As an absolute path: adapters that are saved name their base by it.
+    model.name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
+    if config.lora is not None:
+        model = _with_adapter(model, config.lora, folder)
+    return model.eval(), tokenizer
+
+
+def adapter_base(name: str) -> str | None:
+    """The base model of the adapter called ``name``, a folder or a hub name; None where it is no adapter.
+
+    Raises InputError for an adapter that does not say.
+    """
+    try:
+        path = None if name == "tiny" else find_adapter_config_file(name)
+    except (OSError, ValueError):  # no name of a model at all, as loading it will say
+        path = None
+    if path is None:
+        return None
+    problem = damage(Path(path))
+    if problem is not None:
+        raise InputError(f"model.name: {path} {problem}; restore that file")
+    settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if not isinstance(base, str) or not base:
+        raise InputError(f"model.name: {path} does not name a base model; set base_model_name_or_path in it")
+    return base
+
+
+def adapter_note(name: str) -> str | None:
+    """What a user must know of a model that is an adapter; None for any other."""
+    base = adapter_base(name)
+    if base is None:
+        return None
+    return f"model.name: '{name}' is an adapter, merged into its base model '{base}'; training starts from the result"
+
+
+def _load(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    base = adapter_base(name)
+    if base is not None:
+        return _load_merged(name, base, options)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"model.name: cannot load '{name}' as a causal language model: {reason}") from None
+    except Exception as error:  # what broken files make a dozen libraries raise is of no common type
+        raise InputError(
+            f"model.name: cannot load '{name}' as a causal language model: {_reason(name, error)}"
+        ) from error
     if info["missing_keys"]:
         absent = sorted(info["missing_keys"])
         raise InputError(f"model.name: the weights in '{name}' lack {len(absent)} tensors, e.g. {absent[0]}")
     if "gguf_file" in options:
         _forget_quantisation(model)
-    if config.lora is not None:
-        model = _with_adapter(model, config.lora, folder)
-    return model.eval(), tokenizer
+    return model, tokenizer
+
+
+def _load_merged(name: str, base: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The base model with the weights of the adapter added; the tokenizer is the adapter's, if it has one."""
+    peft = _require("peft", extra="lora", why=f"model.name: the adapter '{name}'")
+    try:
+        model, tokenizer = _load(base, options)
+    except InputError as error:
+        raise InputError(
+            f"model.name: '{name}' is an adapter of '{base}': {str(error).removeprefix('model.name: ')}; if that "
+            "model lies elsewhere, set base_model_name_or_path in adapter_config.json"
+        ) from None
+    try:
+        model = peft.PeftModel.from_pretrained(model, name).merge_and_unload()
+        if (Path(name) / "tokenizer_config.json").exists():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
+    except Exception as error:  # as in _load
+        raise InputError(
+            f"model.name: cannot merge the adapter '{name}' into '{base}': {_reason(name, error)}"
+        ) from error
+    return model.requires_grad_(True), tokenizer  # peft had frozen it
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Why a model could not be loaded, in one line that names the file where one is damaged."""
+    folder = Path(name)
+    if not folder.is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):  # no name of the hub's
+        return "there is no such folder"
+    if folder.is_dir():
+        checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+        if checkpoints:
+            return f"it is the folder of a run; name one of its checkpoints, e.g. {checkpoints[-1]}"
+        damaged = first_damaged(folder)
+        if damaged is not None:
+            return f"{damaged}; restore that file"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def find_decoder(causal_lm: Any) -> Any:
@@ -123,7 +202,9 @@ def model_fingerprint(model: Any) -> str:
 def _with_adapter(model: Any, config: LoraConfig, folder: Path | None) -> Any:
     peft = _require("peft", extra="lora", why="model.lora")
     if folder is not None:
-        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        adapted.active_peft_config.base_model_name_or_path = model.name_or_path  # it may have moved
+        return adapted
     settings = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,

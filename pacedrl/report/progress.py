@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pacedrl.evaluation.metrics import left_out
 from pacedrl.report.figures import Z_95, mean_curve, task_curve
 from pacedrl.report.run import RunLogs
 
@@ -62,8 +63,16 @@ def headline(run: RunLogs) -> str:
     change = held_out_change(run)
     if change is None:
         (value,) = mean_curve(run, 1).mean
-        return f"At {at}. Whether it learns is not known yet: one evaluation so far, held-out pass@1 {value:.3f}."
+        return (
+            f"At {at}. Whether it learns is not known yet: one evaluation so far, held-out pass@1 {value:.3f}"
+            f"{_left_out(run)}."
+        )
     tasks = "" if len(run.tasks) == 1 else f" (mean of {len(run.tasks)} tasks)"
     says = "Learning" if change.low > 0 else "Getting worse" if change.high < 0 else "No change told from chance"
     last = f"step {run.evals[-1]['step']:,}, {run.evals[-1]['rollouts/generated']:,} rollouts"
-    return f"{says}: held-out pass@1{tasks} {change.text}, at {last}."
+    return f"{says}: held-out pass@1{tasks} {change.text}{_left_out(run)}, at {last}."
+
+
+def _left_out(run: RunLogs) -> str:
+    """What to say beside held-out accuracy where completions are missing from it."""
+    return left_out(max(row.get(f"{task}/left_out", 0.0) for row in run.evals for task in run.tasks))

@@ -46,8 +46,9 @@ class RunLogs:
 
     @property
     def tasks(self) -> list[str]:
-        """Held-out tasks that were evaluated, in the order of the configuration."""
-        return [name.removesuffix("/pass@1") for name in (self.evals[0] if self.evals else {}) if _is_pass_at_1(name)]
+        """Held-out tasks of which every evaluation has pass@1, in the order of the configuration."""
+        names = [name for name in (self.evals[-1] if self.evals else {}) if _is_pass_at_1(name)]
+        return [name.removesuffix("/pass@1") for name in names if all(name in row for row in self.evals)]
 
 
 def column(rows: Sequence[Row], name: str) -> Floats:

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from pacedrl.errors import InputError
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.verifiers import OUT_OF_RANGE
 from pacedrl.types import Group
 
 
@@ -36,7 +38,34 @@ def score_groups(pool: VerifierPool, groups: Sequence[Group], tasks: Mapping[str
         elif verdict.reward is not None:
             completion.parts[part.name] = part.weight * verdict.reward
         elif completion.error is None:
-            completion.reward, completion.error = None, f"reward part '{part.name}': {verdict.error}"
+            completion.reward, completion.error = None, f"{_of_part(part.name)}{verdict.error}"
+
+
+def require_in_range(groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
+    """Raise InputError where a verifier returned a number outside [0, 1]: left out, it would hide what it was for.
+
+    ``tasks`` by name, as they were given to `score_groups`.
+    """
+    for group in groups:
+        task = tasks[group.prompt.task]
+        for completion in group.completions:
+            error = completion.error or ""
+            if OUT_OF_RANGE in error:
+                parts = [part for part in task.parts if error.startswith(_of_part(part.name))]
+                raise out_of_range(task.name, parts[0].verifier if parts else task.verifier, error)
+
+
+def out_of_range(task: str, verifier: str, error: str) -> InputError:
+    """What to say of a verifier whose verdict has an error with OUT_OF_RANGE in it."""
+    return InputError(
+        f"task {task}: {verifier} returned {error.rpartition(OUT_OF_RANGE)[2]}, but a reward lies in [0, 1]: scale it, "
+        "e.g. return (reward + 1) / 2 where it is -1 or 1",
+        docs="verifiers",
+    )
+
+
+def _of_part(name: str) -> str:
+    return f"reward part '{name}': "
 
 
 def add_overlong_penalty(groups: Sequence[Group], limit: int, buffer: int, penalty: float) -> None:

@@ -12,7 +12,6 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import math
 import operator
 import re
 import sys
@@ -40,6 +39,9 @@ OPTIONS: dict[str, type[MathOptions] | type[CodeSettings]] = {"math": MathOption
 Verifier = Callable[[Prompt, str], float]
 """From a prompt and a completion's text to a reward; whatever it raises is an error verdict."""
 
+OUT_OF_RANGE = "the reward is outside [0, 1]: "
+"""Begins the error of a verdict whose reward was a number, but none in [0, 1]: the verifier's own fault."""
+_READ_THE_ANSWER_ALONE = ("math", "exact", "numeric", "knights_knaves")
 _GYM_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TUPLE_GYMS = frozenset({"arc_agi", "rearc"})
 _LONGEST_ERROR = 500
@@ -111,6 +113,15 @@ def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
     return _calls(_load_function(spec), spec)
 
 
+def columns_read(spec: str) -> set[str] | None:
+    """The columns, beside the answer, that the verifier reads of a row; None where it may read any."""
+    if spec in BUILT_IN:
+        return set() if spec in _READ_THE_ANSWER_ALONE else None
+    parameters = inspect.signature(_load_function(spec)).parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return None if takes_all else {p.name for p in parameters}
+
+
 def _options(spec: str, options: Mapping[str, Any]) -> MathOptions | CodeSettings | None:
     """The built-in verifier's settings; InputError for a user's function, which takes none, and for bad ones."""
     if spec not in OPTIONS:
@@ -144,7 +155,7 @@ def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
     try:
         reward = float(verifier(prompt, text))
         if not 0.0 <= reward <= 1.0:
-            raise JudgeError(f"the reward {reward} is outside [0, 1]")
+            raise JudgeError(f"{OUT_OF_RANGE}{reward}")
     except JudgeError as error:
         return Verdict(None, one_line(str(error)))
     except MemoryError:
@@ -275,8 +286,6 @@ def _number(reward: Any, spec: str) -> float:
     value = reward.item() if hasattr(reward, "item") else reward  # numpy's text has __float__ as well, Python's has not
     if not isinstance(value, SupportsFloat):
         raise JudgeError(f"{spec} returned a {type(reward).__name__} as the reward; expected a number in [0, 1]")
-    if math.isnan(float(value)):
-        raise JudgeError(f"{spec} returned NaN; expected a number in [0, 1]")
     return float(value)
 
 

@@ -7,14 +7,17 @@ split it; the optimiser's state is then in as many, ``optimizer-00001-of-00004``
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from pacedrl.errors import InputError
+from pacedrl.policy.model_files import damage
 from pacedrl.policy.policy import Policy
 from pacedrl.scale.ranks import Ranks
 from pacedrl.training.state import load_state, save_state
@@ -23,6 +26,11 @@ State = dict[str, Any]
 STATE_FORMAT = 2
 """Of what a checkpoint holds besides the policy; counts up when that changes."""
 NAME = re.compile(r"step-(\d{5,})")
+SPLIT = re.compile(r"optimizer-\d+-of-(\d+)")
+"""The optimiser's state of one of several processes."""
+STATE_FILES = (".json", ".safetensors")
+INDEX = "model.safetensors.index.json"
+"""Names the files of weights that are in several."""
 
 
 def save_checkpoint(
@@ -88,36 +96,59 @@ def checkpoint_step(folder: Path) -> int:
 
 def load_checkpoint_state(folder: Path, name: str) -> Any:
     """One part of the training state, as it was given to `save_checkpoint`."""
-    return load_state(folder / "state", name)
+    try:
+        return load_state(folder / "state", name)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{folder / 'state' / name}.json: cannot be read ({type(error).__name__}: {error})") from error
 
 
 def load_optimizer_states(folder: Path) -> list[Any]:
     """The optimiser's state as each process had it; that of a policy that was not split is one."""
-    return [load_state(folder / "state", path.stem) for path in sorted((folder / "state").glob("optimizer*.json"))]
+    return [load_checkpoint_state(folder, path.stem) for path in sorted((folder / "state").glob("optimizer*.json"))]
 
 
-def refuse_foreign(folder: Path, model: str, fingerprint: str, keys: Container[str]) -> None:
-    """Raise InputError for a checkpoint of another version or model, or of prompts that are gone.
+def require_whole(folder: Path) -> None:
+    """Raise InputError for a checkpoint of which a file is missing or damaged; it names the newest whole one."""
+    problem = _damage(folder)
+    if problem is None:
+        return
+    others = [other for other in list_checkpoints(folder.parent.parent) if other != folder and _damage(other) is None]
+    remedy = (
+        f"to go on from {others[-1].name}, the newest whole one, remove or rename that folder"
+        if others
+        else ("no other one is whole")
+    )
+    raise InputError(
+        f"{folder}: this checkpoint is damaged: {problem}; {remedy}, or start another run with run.dir=PATH"
+    )
 
-    ``fingerprint`` is the initial policy's, ``keys`` those of the prompts there are.
-    """
-    state = load_checkpoint_state(folder, "trainer")
-    if state.get("format") != STATE_FORMAT:
-        raise InputError(
-            f"{folder}: another version of pacedrl wrote this checkpoint, and this one cannot read its state; go "
-            "on with that version, or start another run with run.dir=PATH"
-        )
-    if state["initial_policy"] != fingerprint:
-        raise InputError(
-            f"{folder}: this checkpoint belongs to another model than model.name = '{model}'; start another run with "
-            "run.dir=PATH"
-        )
-    gone = [key for key in load_checkpoint_state(folder, "scheduler")["keys"] if key not in keys]
-    if gone:
-        raise InputError(
-            f"{folder}: {len(gone)} prompts that this run was trained on are no longer in data.train; put them "
-            "back, or start another run with run.dir=PATH"
-        )
+
+def _damage(folder: Path) -> str | None:
+    """The first file of a checkpoint that is missing or cannot be read, and why; None for a whole one."""
+    state = folder / "state"
+    optimizer = sorted(path.stem for path in state.glob("optimizer*.json")) or ["optimizer"]
+    split = SPLIT.fullmatch(optimizer[0])
+    if split is not None:
+        optimizer = [f"optimizer-{part:05d}-of-{split[1]}" for part in range(1, int(split[1]) + 1)]
+    needed = [state / f"{name}{ending}" for name in ("trainer", "scheduler", *optimizer) for ending in STATE_FILES]
+    for path in (*_model_files(folder), *needed):
+        problem = damage(path)
+        if problem is not None:
+            return f"{path.relative_to(folder)} {problem}"
+    return None
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files of the policy that must be there, and every other one that is there and can be checked."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    if any(path.name.startswith("adapter_") for path in there):
+        names = ["adapter_config.json", "adapter_model.safetensors"]
+    elif folder / INDEX in there and damage(folder / INDEX) is None:
+        shards = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("weight_map", {})
+        names = ["config.json", *sorted(set(shards.values()))]
+    else:
+        names = ["config.json", "model.safetensors"]
+    return [folder / "tokenizer_config.json", *(folder / name for name in names), *there]
 
 
 def _flush(folder: Path) -> None:

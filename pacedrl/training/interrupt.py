@@ -1,7 +1,8 @@
-"""Ctrl-C: the first asks the run to stop at the next safe moment and save, the second exits at once."""
+"""Ctrl-C: the first asks the run to stop at the next safe moment and save, the second ends it at once."""
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ class Interrupted(Exception):
 class InterruptGuard:
     """While it is entered, SIGINT sets a flag that `check` turns into Interrupted; a second SIGINT exits at once.
 
+    In a notebook the second raises KeyboardInterrupt: to exit would take with it whatever else the notebook holds.
     Outside the main thread, where Python gives no signals, it does nothing.
     """
 
@@ -43,6 +45,8 @@ class InterruptGuard:
 
     def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
         if self.requested:
+            if hasattr(builtins, "__IPYTHON__"):
+                raise KeyboardInterrupt
             os._exit(EXIT_CODE)
         self.requested = True
         sys.stderr.write("\nStopping: saving the state. Ctrl-C again exits at once.\n")

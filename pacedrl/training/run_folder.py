@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +17,76 @@ import yaml
 
 import pacedrl
 from pacedrl.config import Config, dump_config, load_config
+from pacedrl.config.base import changes
 from pacedrl.errors import InputError
+from pacedrl.training.checkpoint import list_checkpoints
+from pacedrl.training.folder_lock import FolderBusy, FolderLock
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "groups.jsonl")
-FREE_SECTIONS = ("eval", "checkpoint", "tracking", "verifier", "versions", "scale")
-"""Sections that may change when a run is resumed, as all of ``run`` but the seed may: they do not alter what a given
-step computes."""
+MOST_SHOWN = 3
+"""Settings that a refusal names."""
 
 
 class RunFolder:
     """``config.yaml`` and the line-by-line ``LOGS`` in the folder of a run.
 
-    Making one makes the folder but writes nothing into it. Of several processes only one ``writes``; the others' only
-    looks. Raises InputError when the folder cannot be written to or
-    holds a run of another configuration.
+    Making one changes nothing on disk. Of several processes only one ``writes``; the others' only looks. Raises
+    InputError for a folder that holds a run of other settings.
     """
 
     def __init__(self, config: Config, writes: bool = True) -> None:
         self.config = config
         self.path = config.run.dir
         self.writes = writes
-        if writes:
-            self._require_writable()
-        refuse_another_run(self.path, config)
+        self._lock = FolderLock(self.path)
+        self._made = False
+        self.before = refuse_another_run(self.path, config)
+        """The configuration that the run in the folder was started with; None where there is none."""
 
-    def _require_writable(self) -> None:
+    def claim(self) -> bool:
+        """Make the folder and keep other processes out of it; False where it cannot be locked.
+
+        Raises InputError where another process is at work in it, and where it cannot be written to.
+        """
         try:
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.write_text("")
-            probe.unlink()
+            return self._lock.take()
+        except FolderBusy as holder:
+            raise InputError(
+                f"run.dir: {holder} is at work in '{self.path}'; wait until it ends, or choose another folder with "
+                "run.dir=PATH"
+            ) from None
         except OSError as error:
             raise InputError(
                 f"run.dir: cannot write to '{self.path}' ({error.strerror}); choose another with run.dir=PATH"
             ) from None
 
+    def require_readable_logs(self) -> None:
+        """Raise InputError for a line of a log that cannot be read, but for a half-written last one."""
+        for name in LOGS:
+            if (self.path / name).exists():
+                _lines_until(self.path / name, 0)
+
+    def release(self) -> None:
+        """Let other processes in again."""
+        if self.writes:
+            self._lock.release()
+
+    def abandon(self) -> None:
+        """As `release`; a folder that `claim` made is gone again."""
+        if self.writes:
+            self._lock.release(remove_folder=self._made)
+
     def open_at(self, step: int) -> None:
-        """Write the configuration; drop log lines of later steps and any half-written one: they will come again."""
+        """Write the configuration; drop log lines of later steps and a half-written last one: they will come again."""
         if not self.writes:
             return
+        kept = {path: _lines_until(path, step) for name in LOGS if (path := self.path / name).exists()}
         resolved = dump_config(self.config) | {"versions": _versions()}
         replace_text(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-        for name in LOGS:
-            path = self.path / name
-            if path.exists():
-                kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-                replace_text(path, "".join(line + "\n" for line in kept))
+        for path, lines in kept.items():
+            replace_text(path, "".join(line + "\n" for line in lines))
 
     def log(self, name: str, row: Mapping[str, Any]) -> None:
         """Append one JSON object; numbers that are not finite are written as null."""
@@ -77,18 +101,38 @@ class RunFolder:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def refuse_another_run(folder: Path, config: Config) -> None:
-    """Raise InputError when the folder holds a run whose settings differ in what a run must keep."""
+def refuse_another_run(folder: Path, config: Config) -> Config | None:
+    """The configuration of the run in the folder, None without one.
+
+    Raises InputError where a setting that a run must keep differs, and where the run's configuration is lost.
+    """
     path = folder / "config.yaml"
     if not path.exists():
-        return
-    before, now = _settings(_read_config(path)), _settings(config)
-    for field, value in now.items():
-        if field not in before or before[field] != value:
+        if list_checkpoints(folder):
             raise InputError(
-                f"{path}: this run was started with {field} = {before.get(field)!r}, the config now says "
-                f"{value!r}; undo the change, or start another run with run.dir=PATH"
+                f"{path}: is missing, so that nobody knows with which settings this run was trained; put it back (a "
+                "copy of the configuration that the run was started with will do), or start another run with "
+                "run.dir=PATH"
             )
+        return None
+    before = _read_config(path)
+    refuse_changes(path, list(changes(before, config)))
+    return before
+
+
+def refuse_changes(where: Path, changed: Sequence[tuple[str, Any, Any]]) -> None:
+    """Raise InputError where there are any: dotted names, values before and now."""
+    if changed:
+        raise InputError(
+            f"{where}: this run was started with {describe_changes(changed)}; undo the change, or start another run "
+            "with run.dir=PATH"
+        )
+
+
+def describe_changes(changed: Sequence[tuple[str, Any, Any]]) -> str:
+    """``A = 1 (now 2), B = 3 (now 4) and 2 more``."""
+    named = ", ".join(f"{field} = {old!r} (now {new!r})" for field, old, new in changed[:MOST_SHOWN])
+    return named + (f" and {len(changed) - MOST_SHOWN} more" if len(changed) > MOST_SHOWN else "")
 
 
 def _read_config(path: Path) -> Config:
@@ -98,15 +142,6 @@ def _read_config(path: Path) -> Config:
         raise InputError(
             f"{error}; this is not the config.yaml of a run of this version: choose another folder with run.dir=PATH"
         ) from None
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """The settings that a run must keep, by dotted name."""
-    tree = dump_config(config)
-    tree["run"] = {"seed": tree["run"]["seed"]}
-    kept = {section: values for section, values in tree.items() if section not in FREE_SECTIONS}
-    recipe = {"recipe": kept.pop("recipe")}
-    return recipe | {f"{section}.{field}": value for section, values in kept.items() for field, value in values.items()}
 
 
 def _versions() -> dict[str, str]:
@@ -121,11 +156,25 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _step_of(line: str) -> float:
+def _lines_until(path: Path, step: int) -> list[str]:
+    """The lines of a log up to a step. The last line may be half-written: the process was killed."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is damaged at byte {error.start}; remove or mend the line there") from None
+    steps = [_step_of(line) for line in lines]
+    for number, found in enumerate(steps[:-1], start=1):
+        if found is None:
+            raise InputError(f"{path}, line {number}: expected a JSON object with a step; mend or remove the line")
+    return [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
+
+
+def _step_of(line: str) -> float | None:
+    """None for a line that is no row of a log."""
     try:
         return float(json.loads(line)["step"])
-    except ValueError:
-        return math.inf  # half-written when the process was killed
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _finite(value: Any) -> Any:

@@ -27,7 +27,8 @@ from pacedrl.scale.ranks import Ranks
 from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.datasets import Task, load_task
 from pacedrl.tasks.pool import Job, VerifierPool
-from pacedrl.tasks.verifiers import BUILT_IN, Verdict, gold_completion, require_time
+from pacedrl.tasks.scoring import out_of_range
+from pacedrl.tasks.verifiers import BUILT_IN, OUT_OF_RANGE, Verdict, gold_completion, require_time
 from pacedrl.types import Prompt
 
 GOLD_SAMPLE = 32
@@ -227,7 +228,8 @@ def rejected_gold(pool: VerifierPool, task: Task, limit: int | None = None) -> t
     """How many gold answers were tried, and those that the task's own verifier does not reward in full, with why.
 
     Built-in verifiers are shown the answer in their own form. What form a user's function reads is not known, so it is
-    shown each of the usual ones, and the first verdict is the reason given if it rewards none.
+    shown each of the usual ones, and the first verdict is the reason given if it rewards none. Raises InputError for a
+    reward outside [0, 1].
     """
     jobs: list[Job] = []
     offenders: list[tuple[Prompt, str]] = []
@@ -243,6 +245,8 @@ def rejected_gold(pool: VerifierPool, task: Task, limit: int | None = None) -> t
     unjudged = len(offenders)
     verdicts: dict[str, list[Verdict]] = {}
     for job, verdict in zip(jobs, pool.score(jobs), strict=True):
+        if OUT_OF_RANGE in (verdict.error or ""):
+            raise out_of_range(task.name, job.verifier, str(verdict.error))
         verdicts.setdefault(job.prompt.key, []).append(verdict)
     for prompt in task.prompts[:limit]:
         shown = verdicts.get(prompt.key, [])

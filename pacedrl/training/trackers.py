@@ -3,47 +3,100 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pacedrl.config import Config, dump_config
 from pacedrl.errors import InputError
+from pacedrl.training.run_folder import replace_text
+from pacedrl.training.wandb_login import wandb_is_ready
+
+RUN_ID = "trackers.json"
+"""In a run's folder: by which name trackers know the run, so that a resumed one goes on where it was."""
+
+
+def require_trackers(config: Config) -> None:
+    """Raise InputError for a tracker that is not installed, and for Weights & Biases without a login."""
+    for name in config.tracking.trackers:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of that name, as W&B makes one, is no package
+            raise InputError(f"tracking.trackers: '{name}' is not installed: pip install \"pacedrl[trackers]\"")
+    if "wandb" in config.tracking.trackers and not wandb_is_ready():
+        raise InputError(
+            "tracking.trackers: wandb is not logged in: run `wandb login` or set WANDB_API_KEY, or set "
+            "WANDB_MODE=offline to log to disk alone"
+        )
 
 
 class Trackers:
-    """Context manager around accelerate's trackers; without any configured it does nothing.
-
-    Raises InputError for a tracker that is not installed.
-    """
+    """The trackers of the configuration; without any, nothing happens. Of several processes the main one tracks."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.accelerator: Any = None
-        for name in config.tracking.trackers:
-            if importlib.util.find_spec(name) is None:
-                raise InputError(f"tracking.trackers: '{name}' is not installed: pip install \"pacedrl[trackers]\"")
 
-    def __enter__(self) -> Trackers:
+    @contextmanager
+    def running(self, step: int) -> Iterator[None]:
+        """Track for as long as the context lasts: on in the run's own record where ``step`` is above 0.
+
+        Raises InputError where a tracker does not start.
+        """
         names = self.config.tracking.trackers
-        if names:
-            from accelerate import Accelerator
+        if not names:
+            yield
+            return
+        from accelerate import Accelerator
 
-            self.accelerator = Accelerator(
-                log_with=list(names), project_dir=str(self.config.run.dir), cpu=self.config.run.device == "cpu"
+        self.accelerator = Accelerator(
+            log_with=list(names), project_dir=str(self.config.run.dir), cpu=self.config.run.device == "cpu"
+        )
+        how = self._start(step) if self.accelerator.is_main_process else {}
+        try:
+            self.accelerator.init_trackers(
+                self.config.tracking.project, config=_flat(dump_config(self.config)), init_kwargs=how
             )
-            self.accelerator.init_trackers(self.config.tracking.project, config=_flat(dump_config(self.config)))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.accelerator is not None:
+        except Exception as error:  # each tracker has its own ways to fail, most of them of the network
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"tracking.trackers: {', '.join(names)} did not start ({reason}); mend that, or leave it out"
+            ) from error
+        try:
+            yield
+        finally:
             self.accelerator.end_training()
+            self.accelerator = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Send one step's finite numbers."""
         if self.accelerator is not None:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self.accelerator.log(finite, step=step)
+
+    def _start(self, step: int) -> dict[str, dict[str, Any]]:
+        """By tracker, what makes it go on with this run."""
+        run = self._run_id(self.config.run.dir / RUN_ID, step)
+        return {
+            "wandb": {"id": run, "resume": "allow"},
+            "trackio": {"name": f"{self.config.run.dir.name}-{run}", "resume": "allow"},
+            # What an earlier process logged after the checkpoint is logged again.
+            "tensorboard": {"purge_step": step + 1 if step else 0},
+        }
+
+    def _run_id(self, path: Path, step: int) -> str:
+        """That of the run in the folder; a new one for a run that begins."""
+        if step and path.exists():
+            try:
+                return str(json.loads(path.read_text(encoding="utf-8"))["run"])
+            except (ValueError, KeyError, TypeError):
+                raise InputError(f"{path}: is damaged; remove it to go on in a new record of the trackers") from None
+        run = secrets.token_hex(4)
+        replace_text(path, json.dumps({"run": run}) + "\n")
+        return run
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:

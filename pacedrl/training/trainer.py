@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,22 +24,22 @@ import torch
 from pacedrl.config import Config
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.policy.cpu import keep_freed_memory
-from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import evaluation_settings
 from pacedrl.scale.ranks import connect
 from pacedrl.scale.scheduler import Scheduler, shared
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.pool import VerifierPool
+from pacedrl.tasks.scoring import require_in_range
 from pacedrl.training.actor import Actor
 from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
+from pacedrl.training.budget import ends_at, evaluation_due, steps_at_most
 from pacedrl.training.checkpoint import (
     STATE_FORMAT,
-    list_checkpoints,
     load_checkpoint_state,
     load_optimizer_states,
-    refuse_foreign,
     save_checkpoint,
 )
 from pacedrl.training.collect import Collected, dump_collected, load_collected
@@ -47,6 +47,7 @@ from pacedrl.training.interrupt import Interrupted, InterruptGuard
 from pacedrl.training.learner import Learner
 from pacedrl.training.metrics import Believed, Stopwatch, believed, group_row, rollout_metrics, sample_rows
 from pacedrl.training.objective import policy_loss
+from pacedrl.training.resume import claim, prompt_fingerprints, refuse_foreign
 from pacedrl.training.run_folder import RunFolder
 from pacedrl.training.sequences import TrainingSequence, sequence_logprobs, true_accuracies
 from pacedrl.training.setup import (
@@ -61,7 +62,7 @@ from pacedrl.training.setup import (
     reward_parts,
     unique_prompts,
 )
-from pacedrl.training.trackers import Trackers
+from pacedrl.training.trackers import Trackers, require_trackers
 from pacedrl.training.view import SilentView, View
 from pacedrl.types import Group
 
@@ -94,29 +95,39 @@ class Trainer:
         self.config = config
         self.ranks = connect()
         self.view = view or SilentView(quiet=not self.ranks.main)
+        self.ranks.decide(lambda: require_trackers(config))
         self.trackers = Trackers(config)
+        self.folder = RunFolder(config, writes=self.ranks.main)
+        with ExitStack() as undo:
+            undo.callback(self.folder.abandon)
+            self._saved = claim(self.folder, self.ranks, self.view)
+            self._load()
+            undo.callback(self.pool.close)
+            if config.verifier.check_gold:
+                require_some_gold(self.pool, [*self.train_tasks, *self.eval_tasks])
+            self._build_or_resume()
+            undo.pop_all()  # all went well: they stay until training ends
+
+    def _load(self) -> None:
+        """The data, the model, and what judges."""
+        config = self.config
         device = resolve_device(config.run.device)
         keep_freed_memory()
         train, held_out = load_tasks(config)
         torch.manual_seed(derive_seed(config.run.seed, "initialisation"))
         self.policy = Policy.load(config.model, device)
+        if (note := adapter_note(config.model.name)) is not None:
+            self.view.warn(note)
         self.pending: Collected | None = None
         """Sampled ahead."""
         encoded, self.prompt_ids = encode_tasks(self.policy, [*train, *held_out], config)
         self.train_tasks, self.eval_tasks = encoded[: len(train)], encoded[len(train) :]
         self.reward_parts = reward_parts(config, self.train_tasks)
         self.prompts = {prompt.key: prompt for prompt in unique_prompts(self.train_tasks)}
+        self.fingerprints = prompt_fingerprints(self.train_tasks, self.prompt_ids)
         require_enough_prompts(config, len(self.prompts))
         require_oracle_tasks(config, self.train_tasks)
         self.pool = VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib)
-        try:
-            if config.verifier.check_gold:
-                require_some_gold(self.pool, [*self.train_tasks, *self.eval_tasks])
-            self.folder = RunFolder(config, writes=self.ranks.main)
-            self._build_or_resume()
-        except BaseException:
-            self.pool.close()
-            raise
 
     def train(self) -> Summary:
         """Run to ``run.steps`` or ``run.max_rollouts``, or until Ctrl-C, which saves the state of the last whole step.
@@ -124,13 +135,14 @@ class Trainer:
         Raises TrainingStopped after three steps in a row whose loss was not finite.
         """
         interrupted = False
-        self.folder.open_at(self.step)
-        self.evaluated = (-1, 0)
-        for row in self.ranks.broadcast(self.folder.rows("eval.jsonl")[-1:]):
-            self.evaluated = (row["step"], row["rollouts/generated"])
-        self.view.start(self.step, self._steps_at_most())
         try:
-            with InterruptGuard() as self.guard, self.trackers:
+            self._began = self.step
+            self.folder.open_at(self.step)
+            self.evaluated = (-1, 0)
+            for row in self.ranks.broadcast(self.folder.rows("eval.jsonl")[-1:]):
+                self.evaluated = (row["step"], row["rollouts/generated"])
+            self.view.start(self.step, steps_at_most(self.config, self.step, self.rollouts))
+            with InterruptGuard() as self.guard, self.trackers.running(self.step):
                 self._loop()
         except Interrupted:
             interrupted = True
@@ -138,6 +150,7 @@ class Trainer:
         finally:
             self.view.stop()
             self.pool.close()
+            self.folder.release()
         return Summary(self.folder.path, self.step, self.rollouts, interrupted, self.folder.rows("eval.jsonl"))
 
     def _loop(self) -> None:
@@ -162,6 +175,8 @@ class Trainer:
     def _step(self) -> None:
         clock = Stopwatch()
         collected = self.pending or self._collect()
+        if self.step == self._began:  # later, it is one error among the rewards of hours
+            require_in_range(collected.sampled, {task.name: task for task in self.train_tasks})
         clock.add(collected.seconds)
         with self._ahead(collected) as following:
             with clock.phase("update"):
@@ -218,7 +233,7 @@ class Trainer:
     def _ahead(self, collected: Collected) -> Iterator[Callable[[], Collected | None]]:
         """Where ``sampling.ahead`` says so, sample the next step's groups meanwhile, with the policy as it is now."""
         rollouts = self.rollouts + sum(len(group.completions) for group in collected.sampled)
-        if not self.config.sampling.ahead or self._ends_at(self.step + 1, rollouts):
+        if not self.config.sampling.ahead or ends_at(self.config, self.step + 1, rollouts):
             yield lambda: None
             return
         self.sampler.sync(self.policy, self._tick)
@@ -263,29 +278,13 @@ class Trainer:
 
     @property
     def _finished(self) -> bool:
-        return self._ends_at(self.step, self.rollouts)
-
-    def _ends_at(self, step: int, rollouts: int) -> bool:
-        budget = self.config.run.max_rollouts
-        return step >= self.config.run.steps or (budget is not None and rollouts >= budget)
-
-    def _steps_at_most(self) -> int:
-        """The step that ends the run, or a later one where a gate has more generated than P·G a step."""
-        budget, sampling = self.config.run.max_rollouts, self.config.sampling
-        if budget is None:
-            return self.config.run.steps
-        a_step = sampling.prompts_per_step * sampling.group_size
-        return min(self.config.run.steps, self.step + max(math.ceil((budget - self.rollouts) / a_step), 0))
+        return ends_at(self.config, self.step, self.rollouts)
 
     def _evaluation_due(self) -> bool:
         step, generated = self.evaluated
         if not self.eval_tasks or step == self.step:
             return False
-        if self.step == 0 or self._finished:
-            return True
-        steps, rollouts = self.config.eval.every, self.config.eval.every_rollouts
-        passed = rollouts > 0 and self.rollouts // rollouts > generated // rollouts
-        return passed or (steps > 0 and self.step % steps == 0)
+        return evaluation_due(self.config, self.step, self.rollouts, generated)
 
     def _evaluate(self) -> list[TaskResult]:
         settings = evaluation_settings(self.config)
@@ -303,6 +302,7 @@ class Trainer:
             self._tick,
             self.view.advance,
             self.ranks,
+            strict=self.step == self._began,
         )
         row: dict[str, float] = {"step": self.step, "rollouts/generated": self.rollouts}
         for result in results:
@@ -328,6 +328,7 @@ class Trainer:
                 "unmixed_in_a_row": self.alarms.unmixed_steps,
                 "alarms_said": sorted(self.alarms.said),
                 "initial_policy": self.initial_policy,
+                "prompts": torch.tensor(list(self.fingerprints.values())),
                 "pending": None if self.pending is None else dump_collected(self.pending),
             },
             "optimizer": self.learner.state_dict(),
@@ -340,9 +341,9 @@ class Trainer:
         self.step = self.rollouts = self.trained = self.tokens = self.skipped = 0
         self.alarms = Alarms()
         self.initial_policy = self.policy.fingerprint()
-        saved = self.ranks.broadcast(list_checkpoints(config.run.dir)[-1:])
-        if saved:
-            refuse_foreign(saved[0], config.model.name, self.initial_policy, self.prompts)
+        saved = self._saved
+        if saved is not None:
+            refuse_foreign(saved, self.folder.before or config, config, self.initial_policy, self.fingerprints)
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
         own = None
         if self.ranks.main:
@@ -351,8 +352,8 @@ class Trainer:
         # Under LoRA the initial policy is the policy without its adapter.
         needs_copy = config.needs_reference and config.model.lora is None
         self.initial = self.policy.frozen_copy() if needs_copy else None
-        if saved:
-            self.policy = Policy.load(config.model, self.policy.device, saved[0])
+        if saved is not None:
+            self.policy = Policy.load(config.model, self.policy.device, saved)
         splits = config.scale.shard and self.ranks.count > 1
         self.sampler = build_sampler(config, self.policy, splits, self.ranks)
         if splits:
@@ -379,8 +380,8 @@ class Trainer:
             self._true_accuracies,
             line,
         )
-        if saved:
-            self._restore(saved[0])
+        if saved is not None:
+            self._restore(saved)
 
     def _embeddings(self) -> torch.Tensor | None:
         if not self.config.needs_partition:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pacedrl.evaluation.evaluate import TaskResult
-from pacedrl.evaluation.metrics import Estimate
+from pacedrl.evaluation.metrics import Estimate, left_out
 
 
 class View(Protocol):
@@ -93,7 +93,8 @@ class ConsoleView:
 
     def step(self, row: Mapping[str, Any]) -> None:
         figures = (
-            f"reward {row['reward/mean']:.3f}  {self._accuracy(row)}"
+            f"reward {row['reward/mean']:.3f}{left_out(row['verifier/errors'] / row['rollouts/step'])}  "
+            f"{self._accuracy(row)}"
             f"{row['rollouts/step'] / row['time/step']:.1f} rollouts/s"
         )
         self.progress.update(self.bar, completed=row["step"], figures=figures)
@@ -107,7 +108,10 @@ class ConsoleView:
         return "" if math.isnan(estimate) else f"accuracy est {estimate:.2f} obs {observed:.2f}  "
 
     def evaluation(self, step: int, results: Sequence[TaskResult]) -> None:
-        figures = ", ".join(f"{result.task} {next(iter(result.figures.values())).mean:.3f}" for result in results)
+        figures = ", ".join(
+            f"{result.task} {next(iter(result.figures.values())).mean:.3f}{left_out(result.left_out)}"
+            for result in results
+        )
         first = next(iter(results[0].figures))
         self._line(f"step {step}  {first} on held-out prompts: {figures}")
 
@@ -147,16 +151,22 @@ def _with_interval(estimate: Estimate) -> str:
 def evaluation_notes(results: Sequence[TaskResult]) -> list[str]:
     """What a reader of the table must know beside it."""
     truncated = [f"{r.task}: {r.truncated:.0%} of completions were cut at the limit" for r in results if r.truncated]
-    errors = [f"{r.task}: the verifier failed on {r.errors} completions, left out" for r in results if r.errors]
+    errors = [
+        f"{r.task}: the verifier failed on {r.errors:,} of {r.completions:,} completions ({r.left_out:.1%}); the "
+        "figures are without them"
+        for r in results
+        if r.errors
+    ]
     return truncated + errors
 
 
 def before_after_table(evals: Sequence[Mapping[str, float]], tasks: Sequence[str], ks: Sequence[int]) -> Table:
     """pass@k of each task in the first and the last row of eval.jsonl, and their mean over tasks.
 
-    A k that was not measured in both, because it was changed between, is left out.
+    A task or a k that was not measured in both, because it was changed between, is left out.
     """
     first, last = evals[0], evals[-1]
+    tasks = [task for task in tasks if any(f"{task}/pass@{k}" in first for k in ks)]
     ks = [k for k in ks if all(f"{task}/pass@{k}" in row for row in (first, last) for task in tasks)]
     table = Table(title=f"held-out prompts, before and after {int(last['step'])} steps", box=box.SIMPLE_HEAD)
     table.add_column("task")
@@ -164,11 +174,12 @@ def before_after_table(evals: Sequence[Mapping[str, float]], tasks: Sequence[str
         for heading in (f"pass@{k} before", "after", "change"):
             table.add_column(heading, justify="right")
     rows = {task: [(first[f"{task}/pass@{k}"], last[f"{task}/pass@{k}"]) for k in ks] for task in tasks}
+    labels = {task: task + left_out(max(row.get(f"{task}/left_out", 0.0) for row in (first, last))) for task in tasks}
     if len(tasks) > 1:
         rows["mean"] = [(_mean(rows, i, 0), _mean(rows, i, 1)) for i in range(len(ks))]
     for task, pairs in rows.items():
         cells = [cell for a, b in pairs for cell in (f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}")]
-        table.add_row(task, *cells, style="bold" if task == "mean" else None)
+        table.add_row(labels.get(task, task), *cells, style="bold" if task == "mean" else None)
     return table
 
 

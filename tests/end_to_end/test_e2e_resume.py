@@ -210,7 +210,6 @@ def with_other_model(cli: CommandLine, full_run: FinishedRun) -> CommandLine:
 
 def test_a_checkpoint_of_another_model_is_refused(with_other_model: CommandLine) -> None:
     cli = with_other_model
-    (cli.folder / "run" / "config.yaml").unlink()
     before = snapshot(cli.folder / "run")
     result = cli("train", "c.yaml", "model.name=other")
     assert result.code == 2

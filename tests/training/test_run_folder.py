@@ -116,4 +116,4 @@ def test_what_alters_no_step_may_change(tmp_path: Path, sections: dict[str, Any]
 def test_a_folder_that_cannot_be_written_to_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"run\.dir: cannot write"):
-        RunFolder(config(tmp_path / "file" / "run"))
+        RunFolder(config(tmp_path / "file" / "run")).claim()

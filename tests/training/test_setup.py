@@ -15,7 +15,7 @@ from pacedrl.seeding import derive_seed
 from pacedrl.tasks.datasets import Task
 from pacedrl.training import trackers
 from pacedrl.training.setup import build_scheduler, encode_tasks, load_tasks, shorten, unique_prompts
-from pacedrl.training.trackers import Trackers
+from pacedrl.training.trackers import Trackers, require_trackers
 from pacedrl.types import Prompt
 
 
@@ -125,7 +125,8 @@ def test_tracked_numbers_are_the_finite_ones(tmp_path: Path) -> None:
         {"run": {"dir": str(tmp_path), "device": "cpu"}, "tracking": {"trackers": ["tensorboard"], "project": "mine"}}
     )
     pytest.importorskip("tensorboard")
-    with Trackers(config) as tracked:
+    tracked = Trackers(config)
+    with tracked.running(step=2):
         tracked.log({"reward/mean": 0.25, "loss": float("nan"), "norm": float("inf")}, step=3)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -139,7 +140,8 @@ def test_a_tracker_that_is_not_installed_is_an_input_error(monkeypatch: pytest.M
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     config = parse_config({"tracking": {"trackers": ["wandb"]}})
     with pytest.raises(InputError, match=r"'wandb' is not installed: pip install \"pacedrl\[trackers\]\""):
-        Trackers(config).__enter__()
-    with Trackers(parse_config({})) as silent:
+        require_trackers(config)
+    silent = Trackers(parse_config({}))
+    with silent.running(step=0):
         silent.log({"reward/mean": 1.0}, step=1)
     assert silent.accelerator is None

@@ -1,0 +1,74 @@
+"""One process at a time in a folder. The operating system keeps the lock, so it ends when its process does, even by
+SIGKILL."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+from pathlib import Path
+
+LOCK_FILE = ".lock"
+_held: dict[Path, int] = {}
+"""Folder → descriptor of its lock file, of all the locks that this process holds."""
+
+
+class FolderBusy(Exception):
+    """Another process holds the lock; the message says which, as far as that is known."""
+
+
+class FolderLock:
+    """The file ``.lock`` in ``folder``, locked from `take` to `release`, or to the end of the process.
+
+    The lock belongs to the process: it may take one twice, as a notebook does that builds its trainer again. No child
+    process keeps it: the descriptor is closed in programs that are started, and in forks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def take(self) -> bool:
+        """Lock the folder, which must exist; False where its file system has no locks.
+
+        Raises FolderBusy, and OSError where the file cannot be written.
+        """
+        folder = self._folder.resolve()
+        if folder in _held:
+            return True
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise FolderBusy(f"another process ({holder})" if holder else "another process") from None
+        except OSError:  # some network file systems have none
+            os.close(descriptor)
+            return False
+        if os.fstat(descriptor).st_nlink == 0:  # its holder has just removed it: what we locked is no longer there
+            os.close(descriptor)
+            return self.take()
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"pid {os.getpid()} on {platform.node()}\n".encode())
+        _held[folder] = descriptor
+        return True
+
+    def release(self, remove_folder: bool = False) -> None:
+        """Unlock the folder; without the lock, do nothing. ``remove_folder``: also remove it, if nothing is in it."""
+        folder = self._folder.resolve()
+        descriptor = _held.pop(folder, None)
+        if descriptor is None:
+            return
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        if remove_folder and not any(folder.iterdir()):
+            folder.rmdir()
+        os.close(descriptor)
+
+
+def _leave_to_parent() -> None:
+    for descriptor in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -1,0 +1,141 @@
+"""Whether a run may go on from a checkpoint: of the same model, and of prompts that are read as they were.
+
+Where the model and the rows lie may have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pacedrl.config import Config, dump_config
+from pacedrl.errors import InputError
+from pacedrl.scale.ranks import Ranks
+from pacedrl.tasks.datasets import Task
+from pacedrl.tasks.verifiers import columns_read
+from pacedrl.training.checkpoint import STATE_FORMAT, list_checkpoints, load_checkpoint_state, require_whole
+from pacedrl.training.run_folder import RunFolder, describe_changes, refuse_changes
+from pacedrl.training.view import View
+from pacedrl.types import Prompt
+
+
+def claim(folder: RunFolder, ranks: Ranks, view: View) -> Path | None:
+    """Keep other processes out of the run's folder; the checkpoint to go on from, if there is one.
+
+    Raises InputError where another process is at work in it, and for a damaged log or checkpoint.
+    """
+    if not ranks.decide(folder.claim):
+        view.warn(
+            f"run.dir: the file system of '{folder.path}' has no locks: see to it yourself that no other process "
+            "trains in this folder"
+        )
+    ranks.decide(folder.require_readable_logs)
+    newest = ranks.broadcast(list_checkpoints(folder.path)[-1:])
+    if not newest:
+        return None
+    ranks.decide(lambda: require_whole(newest[0]))
+    return newest[0]
+
+
+def refuse_foreign(
+    folder: Path, before: Config, now: Config, initial_policy: str, fingerprints: Mapping[str, int]
+) -> None:
+    """Raise InputError for a checkpoint of another version or model, or of prompts that are gone or read otherwise.
+
+    ``before`` is the configuration that the run was started with; ``initial_policy`` the fingerprint of the policy that
+    ``now`` names, and ``fingerprints`` those of the prompts there are (`prompt_fingerprints`).
+    """
+    state = load_checkpoint_state(folder, "trainer")
+    if state.get("format") != STATE_FORMAT:
+        raise InputError(
+            f"{folder}: another version of pacedrl wrote this checkpoint, and this one cannot read its state; go "
+            "on with that version, or start another run with run.dir=PATH"
+        )
+    if state["initial_policy"] != initial_policy:
+        named = before.model.name
+        was = f"model.name = '{named}' (now '{now.model.name}')" if named != now.model.name else f"'{named}' as it was"
+        raise InputError(
+            f"{folder}: this checkpoint belongs to another model: the run was started with {was}, and the weights "
+            "differ; name the model that it was, or start another run with run.dir=PATH"
+        )
+    _refuse_other_prompts(folder, before, now, state.get("prompts"), fingerprints)
+
+
+def _refuse_other_prompts(
+    folder: Path, before: Config, now: Config, saved: Any, fingerprints: Mapping[str, int]
+) -> None:
+    changed = list(_differences(dump_config(before)["data"]["train"], dump_config(now)["data"]["train"], "data.train"))
+    if saved is None:  # a checkpoint of a version that did not note how prompts were read
+        refuse_changes(folder, changed)
+    keys = load_checkpoint_state(folder, "scheduler")["keys"]
+    gone = sum(key not in fingerprints for key in keys)
+    hashes = [] if saved is None else saved.tolist()
+    altered = sum(fingerprints.get(key, value) != value for key, value in zip(keys, hashes, strict=False))
+    if not gone and not altered:
+        return
+    what = f"{gone} are no longer in data.train" if gone else f"{altered} are now tokenised or judged otherwise"
+    why = f"it was started with {describe_changes(changed)}" if changed else "the rows or the tokenizer changed"
+    raise InputError(
+        f"{folder}: of the {len(keys)} prompts that this run was trained on, {what}: {why}; undo the change, or start "
+        "another run with run.dir=PATH"
+    )
+
+
+def prompt_fingerprints(tasks: Iterable[Task], prompt_ids: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Key → 64-bit hash of the prompt's tokens, the columns that its verifiers read, and the verifiers.
+
+    The question and the answer are in the key. Names of tasks, and the folders of a user's functions, do not count.
+    """
+    fingerprints: dict[str, int] = {}
+    for task in tasks:
+        parts = (task.correctness, *task.parts)
+        judges = json.dumps([[_without_folder(p.verifier), p.options, p.name, p.weight] for p in parts], sort_keys=True)
+        columns = _columns_read(part.verifier for part in parts)
+        for prompt in task.prompts:
+            if prompt.key not in fingerprints:
+                read = _values(prompt, columns)
+                fingerprints[prompt.key] = _hash(prompt_ids[prompt.key], judges, read)
+    return fingerprints
+
+
+def _columns_read(verifiers: Iterable[str]) -> set[str] | None:
+    """Names of the columns that any of them reads; None where one may read all."""
+    names: set[str] = set()
+    for verifier in verifiers:
+        own = columns_read(verifier)
+        if own is None:
+            return None
+        names |= own
+    return names
+
+
+def _values(prompt: Prompt, columns: set[str] | None) -> str:
+    read = {name: value for name, value in prompt.columns.items() if columns is None or name in columns}
+    return json.dumps(read, sort_keys=True)
+
+
+def _hash(ids: Sequence[int], judges: str, read: str) -> int:
+    digest = hashlib.sha256(array("q", ids).tobytes())
+    digest.update(f"{judges}\0{read}".encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest()[:8], "little", signed=True)
+
+
+def _without_folder(verifier: str) -> str:
+    where, colon, name = verifier.rpartition(":")
+    return f"{Path(where).name}:{name}" if colon and where.endswith(".py") else verifier
+
+
+def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Where two trees of mappings, lists and plain values differ: dotted place, value before, value now."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}")
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(old, new, f"{path}.{i}")
+    elif before != now:
+        yield path, before, now

@@ -1,0 +1,46 @@
+"""Whether Weights & Biases would start without asking for a key. wandb itself can only be asked by starting it."""
+
+from __future__ import annotations
+
+import configparser
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+HOST = "https://api.wandb.ai"
+NEEDS_NO_LOGIN = ("offline", "disabled", "dryrun")
+
+
+def wandb_is_ready() -> bool:
+    """Whether there is a key, or a mode that needs none: in the environment, wandb's settings or ~/.netrc."""
+    settings = _settings()
+    if os.environ.get("WANDB_MODE", settings.get("mode", "online")) in NEEDS_NO_LOGIN:
+        return True
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.get("api_key"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", settings.get("base_url", HOST))).netloc
+    return any(_has_login(path, host) for path in _netrc_files())
+
+
+def _settings() -> dict[str, str]:
+    """What ``wandb login --host`` and ``wandb offline`` wrote; the working folder's come before the user's."""
+    user = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb") / "settings"
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read([user, Path(os.environ.get("WANDB_DIR") or ".") / "wandb" / "settings"])
+    except configparser.Error:  # wandb will say so
+        return {}
+    return dict(parser["default"]) if parser.has_section("default") else {}
+
+
+def _netrc_files() -> list[Path]:
+    named = os.environ.get("NETRC")
+    return [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+
+
+def _has_login(path: Path, host: str) -> bool:
+    try:
+        return netrc.netrc(str(path)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):  # none, or none that wandb could read
+        return False
