@@ -25,7 +25,7 @@ KEPT = {
     "RunConfig": "seed",
     "LoraConfig": "r alpha target_modules",
     "RewardConfig": "overlong_buffer overlong_penalty",
-    "SamplingConfig": "prompts_per_step group_size temperature top_p max_new_tokens engine ahead",
+    "SamplingConfig": "prompts_per_step group_size temperature top_p max_new_tokens stop engine ahead",
     "TrajectoryBalanceConfig": "name beta log_z",
     "GrpoConfig": "name scale_by_std ratio aggregation clip_low clip_high kl_coefficient sampler_weight_cap",
     "FlowRlConfig": "name beta clip_low clip_high",

@@ -34,7 +34,8 @@ _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
 _EQUALITY = re.compile(r"=|\\(?:approx|in)(?![a-zA-Z])")
 _NAME = (  # x_1, f(2), P(A), \angle ABC, |AB|, (x, y), Area
     r"(?!\\?(?:sqrt|frac|ln|log|exp|lim|sum|int|pi|e|i|not|never|isn|wrong|minus|negative|half|twice)(?![a-zA-Z]))"
-    r"(?:\|\\?[a-zA-Z{}]+\||\[(?:\\triangle )?[A-Z]+\]|\([a-z](?:, ?[a-z])+\)|(?:\\?[a-zA-Z]++ ?|(?<=\w)\{\w+\})+)"
+    r"(?:\|\\?[a-zA-Z{}]+\||\[(?:\\triangle )?[A-Z]+\]|\(\\?[a-z]+(?:, ?\\?[a-z]+)+\)"
+    r"|(?:\\?[a-zA-Z]++ ?|(?<=\w)\{\w+\})+)"
     r"'?(?: ?_(?:\w|\{[^{}]*\}))?(?:\^\{-1\})?(?: ?\([^()]*\)| ?\[[^\[\]]*\])?"
 )
 _NAMED = re.compile(_NAME)
@@ -235,7 +236,9 @@ def _sides(text: str, name: re.Pattern[str]) -> tuple[str, list[str]]:
         return "", [text]
     if not sides[0]:
         return "", sides[1:]
-    return (sides[0], sides[1:]) if name.fullmatch(sides[0]) else ("", sides)
+    letters = re.findall(r"\b[a-z]\b", sides[0]) if sides[0].startswith("(") else []
+    swapped = letters != sorted(letters)  # (y, x) = (3, 2) is not (3, 2)
+    return (sides[0], sides[1:]) if name.fullmatch(sides[0]) and not swapped else ("", sides)
 
 
 def _parts(text: str) -> tuple[str, list[str]]:

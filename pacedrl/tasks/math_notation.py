@@ -65,6 +65,7 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*(\[[^][]*\])?\s*(\d+|[a-zA-Z]|\\pi(?![a-zA-Z]))", r"\\sqrt\1{\2}"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\\pi(?![a-zA-Z]))", r"\\frac{\1}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\w)", r"\1{\2}"),
         (r"\\frac\s*\{", r"\\frac{"),
@@ -109,6 +110,12 @@ integer, number, digit, term, root, side, edge, vertex vertice, face, triangle, 
 m2 平方米, cm2 平方厘米, km2 平方千米 平方公里, m3 立方米, cm3 立方厘米, kWh, kW, GB, MB, KB, Hz, Pa, mol, more,
 red, blue, green, yellow, white, black, different
 """
+_MULTIPLIER = re.compile(
+    r"(?:(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|\w+illion)th|hal(?:f|ve)|third"
+    r"|quarter|one|two|three|four|five|sixe?|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven"
+    r"|eigh|nine)tie|hundred|thousand|\w+illion|lakh|crore|dozen|score|pair|couple|double|triple|time|square|cube|power"
+    r"|root|factorial|multiple|negative|opposite|inverse|reciprocal|log)s|\w*(?:ss|us|is)"
+)
 _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in words.split()} | {"/": "/", "per": "/"}
 
 
@@ -215,13 +222,15 @@ def last_place(text: str) -> Fraction | None:
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    """The value and its unit in one spelling, "" where the text has none that is known."""
+    """The value and its unit in one spelling; "" for words that are no unit, or may change the value (3 halves)."""
     match = _UNIT.fullmatch(text)
     if match is None or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match["value"]):
         return text, ""
     words = re.findall(r"[^\W\d_]+|/", match["words"] or "degree")
     forms = [(word, word.lower(), word.lower().removesuffix("s")) for word in words]
     known = [next((_SAME_UNITS[form] for form in each if form in _SAME_UNITS), None) for each in forms]
+    if known[-1] is None and re.fullmatch("[a-z]{3,}s", words[-1]) and not _MULTIPLIER.fullmatch(words[-1]):
+        known[-1] = words[-1]  # a plural that no list has: 7 kazoos
     glued = len(match["words"] or "degree") == 1 and words[0].isascii() and text[match.end("value")] != " "
     if glued or None in known or len(known) > 5:  # "5m" is 5 times m
         return text, ""

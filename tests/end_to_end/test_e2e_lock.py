@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -66,6 +67,9 @@ def test_a_killed_process_leaves_no_lock(slow: CommandLine, forks: bool) -> None
     first.kill()
     first.wait()
     again = slow("train", "c.yaml", "run.steps=2")
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert again.code == 0, again.err
 
 
