@@ -79,6 +79,22 @@ def test_greedy_is_what_our_own_sampler_draws(both: tuple[Policy, VllmSampler]) 
 
 @pytest.mark.slow
 @needs_vllm
+def test_a_stop_string_ends_completions_where_our_own_sampler_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    policy = Policy.load(ModelConfig(name=str(folder)), CPU)
+    sampler = VllmSampler(policy, CONFIG.model_copy(update={"stop": ["SSv"]}))
+    prompts, settings = [[1, 213]], SamplingSettings(2, 12, temperature=0.0, stop=("SSv",))
+    assert next(sample(policy, prompts, SamplingSettings(1, 12, temperature=0.0), [0]))[1][0].text == "vvSSSvvvvvVV"
+    (_, own), (_, ours) = next(sample(policy, prompts, settings, [0])), next(sampler.sample(prompts, settings, [0]))
+    assert [(c.text, c.finish_reason, len(c.token_ids)) for c in ours] == [("vvS", "stop", 6)] * 2
+    assert [c.token_ids for c in ours] == [c.token_ids for c in own]
+    assert [c.logprobs for c in ours] == [pytest.approx(c.logprobs, abs=1e-4) for c in own]
+
+
+@pytest.mark.slow
+@needs_vllm
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_behaviour_logprobs_are_those_of_the_policy_at_every_sync(
     both: tuple[Policy, VllmSampler], temperature: float
