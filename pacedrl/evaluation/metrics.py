@@ -24,7 +24,7 @@ class Estimate:
 
 
 def left_out(share: float) -> str:
-    """What stands beside a figure from which this share of completions is missing; nothing where that is small."""
+    """The note beside a figure that leaves out this share of completions; empty if the share is small."""
     return f" ({share:.0%} not judged)" if share > LEFT_OUT_SHARE else ""
 
 

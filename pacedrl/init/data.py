@@ -50,7 +50,7 @@ class Data:
     held_out: Settings | None
     split: str
     survey: Survey
-    """Of the training source."""
+    """What was found in the training source."""
     held_out_prompt: str | None = None
     """The prompt's column in a held-out source of its own."""
 

@@ -22,7 +22,7 @@ from pacedrl.types import Prompt
 USER = {"role": "user", "content": "What the user says."}
 WEIGHTS = "model.safetensors"
 QUICKLY_LOADED = 2**31
-"""Bytes of weights."""
+"""Models with at most this many bytes of weights are loaded and tried."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class KnownModel:
     context: int | None
     gguf_file: str | None
     where: str
-    """What transformers loads it from."""
+    """The folder or hub name that transformers loads it from."""
 
     def require_trainable(self) -> None:
         """Raise InputError where training would refuse to start. Large models are left to `pacedrl doctor`."""

@@ -28,7 +28,7 @@ class Plan:
     data: Data
     choice: Choice
     config: Config
-    """Of the recipe alone."""
+    """The recipe's settings, without anything that was decided here."""
 
     @property
     def makes_chats(self) -> bool:

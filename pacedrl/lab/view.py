@@ -96,7 +96,7 @@ def results_table(results: Results) -> Table:
 
 
 def missing(variant: VariantResult) -> str:
-    """What stands beside a variant's accuracies where completions are missing from them."""
+    """The note beside a variant's accuracies if completions are missing from them."""
     return left_out(max((run.left_out for run in variant.runs.values()), default=0.0))
 
 

@@ -53,7 +53,7 @@ def choose_decoding(policy: Policy) -> Decoding:
 
 
 def _prompts(policy: Policy) -> list[list[int]]:
-    """Of tokens without a meaning of their own, as far as that is known."""
+    """Two prompts of different lengths. They avoid the tokens that are known to be special."""
     size = policy.head.weight_VH.shape[0]
     ordinary = [i for i in range(3, size) if i != policy.pad_id and i not in policy.eos_ids]
     return [ordinary[start : start + length] for start, length in enumerate(PROMPT_LENGTHS)]
@@ -72,7 +72,10 @@ def _require_causal(policy: Policy, ids: list[int], name: str) -> None:
 
 
 def _difference(policy: Policy, prompts: list[list[int]], way: Decoding) -> str | None:
-    """What keeps this way of decoding, or training, from agreeing with a plain forward pass; None if nothing does."""
+    """How this way of decoding differs from a plain forward pass; None if they agree.
+
+    Raises InputError if training differs from it.
+    """
     try:
         groups = dict(sample_by(way, policy, prompts, SETTINGS, seeds=range(len(prompts))))
     except Exception as error:  # as above; a cache that is not keys and values shows in many ways

@@ -42,7 +42,7 @@ class Ends:
         return bool(self.strings) and self._holds(token_ids[-self._tail :]) and self._holds(token_ids)
 
     def completion(self, token_ids: Sequence[int], logprobs: Sequence[float]) -> Completion:
-        """What was drawn, up to its end. Tokens drawn after a stop string are dropped."""
+        """The completion up to its end. Tokens that were drawn after a stop string are dropped."""
         count = len(token_ids)
         if self.strings and self._holds(token_ids):
             # Whatever is longer than a completion that holds a string holds it, too.

@@ -182,7 +182,7 @@ def _boxed_answer(text: str, boxes: list[tuple[int, int, int]]) -> str:
 
 
 def _unboxed(content: str) -> str:
-    """What nested boxes hold, as long as each is all that the one around it holds; "" otherwise."""
+    """The content of the innermost of nested boxes, if each box is all that the box around it holds; else ""."""
     for _ in range(3):
         boxes = _boxes(content)
         if not boxes:

@@ -94,7 +94,7 @@ def _tools(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def from_json(value: Any) -> Any:
-    """What JSON text says; any other value itself, and None for blank text."""
+    """The value that JSON text stands for; None for blank text, and any other value unchanged."""
     if isinstance(value, str):
         if not value.strip():
             return None

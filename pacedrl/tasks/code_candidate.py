@@ -137,7 +137,7 @@ _OWN: dict[str, Callable[..., Any]] = {"take": _take, "awaited": _awaited, "copy
 
 
 class Objects:
-    """What cannot be sent: objects that were referred to, by their index, and the module's functions, by name."""
+    """The values that stay here: objects that the tests refer to by index, and functions of the module, by name."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -159,7 +159,7 @@ class Objects:
         return {tag: place}
 
     def receive(self, tag: str, content: Any) -> Any:
-        """What is meant by a name, or by a reference that ``send`` gave; an iterator over items; or a range."""
+        """The value for a name, a reference that ``send`` gave, a list of items (as an iterator) or a range."""
         match tag:
             case "name":
                 return _find(self._module, content)

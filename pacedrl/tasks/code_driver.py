@@ -181,10 +181,10 @@ def _looking_outside(candidate: Candidate, name: str) -> Callable[..., Any]:
 
 
 def _split(free: set[str], name: str | None) -> tuple[set[str], set[str]]:
-    """Of the names that tests do not define: the function that is tested, if it is one, and the classes.
+    """Choose, from the names that the tests do not define, the tested function (if there is one) and classes.
 
-    A class is told by its capital letter, as some functions are, and there may be several. NameError where that leaves
-    names which nothing defines, or no name at all. The usual names of ``code_names`` are the candidate's only where
+    A name with a capital letter counts as a class, and there may be several. Raises NameError if names are left that
+    nothing defines, or if there is no name at all. The usual names of ``code_names`` are the candidate's only where
     there is no other.
     """
     own = (free - SOURCES.keys()) | (free & {name}) or {key for key in free if key[0].islower()} or free

@@ -58,7 +58,7 @@ MEMBERS = {
 SOURCES = {name: module for module, names in MEMBERS.items() for name in names.split()} | dict.fromkeys(
     MODULES.split(), ""
 )
-"""Of each name, the module that it is imported from; empty for a module itself."""
+"""Maps each name to the module that it is imported from, or to "" if it is a module itself."""
 
 _SYNTAX_TREE = 0x400  # ast.PyCF_ONLY_AST: importing ast takes longer than this whole file
 

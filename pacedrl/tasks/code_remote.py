@@ -108,7 +108,10 @@ class Candidate:
         return self.ask("call", Remote(self.ask, {"name": name}), *arguments, **keywords)
 
     def ask(self, operation: str, /, *arguments: Any, **keywords: Any) -> Any:
-        """What an operation of its gives; exceptions as above. UnusableError for arguments that cannot be sent."""
+        """The result of an operation in the candidate's sandbox; it raises what the candidate raises, as above.
+
+        Raises UnusableError for arguments that cannot be sent.
+        """
         self.asked = True
         try:
             request = [operation, encode(list(arguments), _send_argument), encode(keywords, _send_argument)]
@@ -291,7 +294,7 @@ class Remote:
         return RemoteIterator(self._ask, self._ask("iter", self)._reference)
 
     def __eq__(self, other: object) -> bool:
-        """What its class says of another object of the candidate's; False of all plain data."""
+        """Compare with another object of the candidate, by its own class. It never equals plain data."""
         if isinstance(other, Remote):
             return self._ask("eq", self, other) is True
         try:

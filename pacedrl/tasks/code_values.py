@@ -127,7 +127,7 @@ def receive_none(tag: str, content: Any) -> Any:
 
 
 def decode(message: Any, receive_other: Receiver = receive_none) -> Any:
-    """What ``encode`` made ``message`` of, new at every call. Any exception, where it was not made by ``encode``."""
+    """The value that ``encode`` turned into ``message``, new at every call. A forged message may raise anything."""
     if isinstance(message, list):
         known = set(map(type, message)) <= _SCALARS
         return message[:] if known else [decode(item, receive_other) for item in message]
@@ -157,7 +157,7 @@ def _decode_array(content: Any, receive_other: Receiver) -> Any:
 
 
 def _decode_of_library(tag: str) -> Callable[[Any, Receiver], Any]:
-    """What builds a value of the library. Modules are imported when the first one arrives."""
+    """A function that builds a value of the standard library. It imports the module when the first value arrives."""
 
     def build(content: Any, receive_other: Receiver) -> Any:
         import datetime

@@ -96,7 +96,7 @@ def _ranges(texts: str) -> tuple[tuple[int, int], ...]:
 
 
 class _Point(dict[str, Fraction]):
-    """What variables stand for: the same in every run, but a completion cannot be written to fit it."""
+    """The values of variables. They are the same in every run, but a completion cannot be written to fit them."""
 
     def __init__(self, seed: str, ends: tuple[int, int]) -> None:
         self._random, self._ends = random.Random(seed), ends

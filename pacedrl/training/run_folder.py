@@ -74,7 +74,7 @@ class RunFolder:
             self._lock.release()
 
     def abandon(self) -> None:
-        """As `release`; a folder that `claim` made is gone again."""
+        """Release the folder, and remove it if `claim` made it and nothing is in it."""
         if self.writes:
             self._lock.release(remove_folder=self._made)
 

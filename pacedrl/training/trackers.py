@@ -78,7 +78,7 @@ class Trackers:
             self.accelerator.log(finite, step=step)
 
     def _start(self, step: int) -> dict[str, dict[str, Any]]:
-        """By tracker, what makes it go on with this run."""
+        """The arguments with which each tracker continues this run's own record."""
         run = self._run_id(self.config.run.dir / RUN_ID, step)
         return {
             "wandb": {"id": run, "resume": "allow"},
@@ -88,7 +88,7 @@ class Trackers:
         }
 
     def _run_id(self, path: Path, step: int) -> str:
-        """That of the run in the folder; a new one for a run that begins."""
+        """The id of the run in the folder, or a new id if the run begins at step 0."""
         if step and path.exists():
             try:
                 return str(json.loads(path.read_text(encoding="utf-8"))["run"])
