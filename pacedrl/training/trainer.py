@@ -36,12 +36,7 @@ from pacedrl.training.actor import Actor
 from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
 from pacedrl.training.budget import ends_at, evaluation_due, steps_at_most
-from pacedrl.training.checkpoint import (
-    STATE_FORMAT,
-    load_checkpoint_state,
-    load_optimizer_states,
-    save_checkpoint,
-)
+from pacedrl.training.checkpoint import STATE_FORMAT, load_checkpoint_state, load_optimizer_states, save_checkpoint
 from pacedrl.training.collect import Collected, dump_collected, load_collected
 from pacedrl.training.interrupt import Interrupted, InterruptGuard
 from pacedrl.training.learner import Learner
