@@ -264,7 +264,9 @@ def _calls(function: Callable[..., Any], spec: str) -> Verifier:
         }
         missing = [name for name, p in named.items() if name not in columns and p.default is p.empty]
         if missing:
-            raise JudgeError(f"{spec} needs '{missing[0]}', which is no column; there are {', '.join(columns)}")
+            close = difflib.get_close_matches(missing[0], columns, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise JudgeError(f"{spec} needs '{missing[0]}', which is no column; there are {', '.join(columns)}{hint}")
         rewards = function(**{name: [value] for name, value in columns.items() if takes_all or name in named})
         return _only_reward(rewards, spec)
 
