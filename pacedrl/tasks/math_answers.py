@@ -31,7 +31,7 @@ LONGEST_ANSWER = 500
 
 _RELATION, _INEQUALITY = re.compile(r"\\leq|\\geq|\\neq|<|>|="), re.compile(r"\\[lgn]eq|<|>")
 _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
-_EQUALITY = re.compile(r"=|\\(?:approx|in)(?![a-zA-Z])")
+_EQUALITY = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
 _NAME = (  # x_1, f(2), P(A), \angle ABC, |AB|, (x, y), Area
     r"(?!\\?(?:sqrt|frac|ln|log|exp|lim|sum|int|pi|e|i|not|never|isn|wrong|minus|negative|half|twice)(?![a-zA-Z]))"
     r"(?:\|\\?[a-zA-Z{}]+\||\[(?:\\triangle )?[A-Z]+\]|\(\\?[a-z]+(?:, ?\\?[a-z]+)+\)"
@@ -42,6 +42,10 @@ _NAMED = re.compile(_NAME)
 _COMBINED = re.compile(rf"{_NAME}(?: ?(?:[-+/]|\\cdot|\\times) ?{_NAME}){{0,3}}|\\frac\{{[a-zA-Z]+\}}\{{[a-zA-Z]+\}}")
 _CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])(?:[).:]+(?!\s*[-+*/^=])\s*(?P<text>.*)|(?=\Z))", re.IGNORECASE)
 _SEVERAL = re.compile(r"\([A-J]\)|\b(?:or|not|wrong|incorrect)\b|n't")
+_ASSIGNED = re.compile(r"\((\\?[a-zA-Z]+(?:, ?\\?[a-zA-Z]+)+)\) ?= ?(\(.*\))")
+_WITHIN = re.compile(r"\A\|([a-zA-Z])\| ?(<|\\leq) ?([^-+<>=,]+)\Z")
+_OR = re.compile(r"(?<![a-zA-Z])(?:or|OR)(?![a-zA-Z])|\\pm")
+_TIME = re.compile(r"\d?\d:[0-5]\d(?::[0-5]\d)?")
 _UNION, _RATIO, _ROW, _CELL = (re.compile(separator) for separator in (r"\\cup", ":", r"\\\\", "&"))
 _BRACKETS = [(r"\{", r"\}"), ("(", ")"), ("(", "]"), ("[", "]"), ("[", ")")]
 _UNORDERED = frozenset({"list", r"\{\}", "one", "union"})
@@ -96,6 +100,7 @@ class _Comparison:
             return False
         if squashed(gold) == squashed(answer):
             return True
+        gold, answer = _spread(gold), _spread(answer)
         percents = gold.endswith("%"), answer.endswith("%")
         if all(percents) or (any(percents) and self.options.percent == "sign"):
             return self.same(gold.rstrip("% "), answer.rstrip("% "))
@@ -174,9 +179,17 @@ class _Comparison:
         kinds = {gold_kind, kind}
         if kinds == {"one"}:
             return None
+        if gold_kind == "ratio" and not _TIME.fullmatch(gold) and kind in ("ratio", "one"):
+            return self._same_ratio(golds, answers)
+        if "one" in kinds and r"\emptyset" in (*golds, *answers):
+            return False  # the set that holds the empty set
         if len(golds) != len(answers) or not (len(kinds) == 1 or kinds <= _UNORDERED or kinds == {"list", "()"}):
             return False
-        if kinds <= _UNORDERED or kinds == {"both"} or (kinds <= {"list", "()"} and not self.options.ordered):
+        if (
+            kinds <= _UNORDERED
+            or kinds in ({"both"}, {"either"})
+            or (kinds <= {"list", "()"} and not self.options.ordered)
+        ):
             return self._match(golds, answers)
         return all(map(self.same, golds, answers))
 
@@ -189,6 +202,17 @@ class _Comparison:
                 return False
             del left[found]
         return True
+
+    def _same_ratio(self, golds: list[str], answers: list[str]) -> bool:
+        """3:2 is 6:4 and 3/2."""
+        if len(answers) == 1 and len(golds) == 2:
+            return self.same(rf"\frac{{{golds[0]}}}{{{golds[1]}}}", answers[0])
+        if len(golds) != len(answers) or "0" in answers:
+            return golds == answers
+        products = [
+            (f"({gold})*({answers[0]})", f"({part})*({golds[0]})") for gold, part in zip(golds, answers, strict=True)
+        ]
+        return all(self._same_values(*product, Fraction(0)) for product in products)
 
     def _relations(self, gold: str, answer: str) -> bool | None:
         (gold_sides, gold_signs), (sides, signs) = _relation(gold), _relation(answer)
@@ -214,6 +238,9 @@ class _Comparison:
         if not (gold_unit or unit):
             return None
         missing = not unit and self.options.units == "lenient"
+        if {gold_unit, unit} in ({"degree", ""}, {"degree", "radian"}) and r"\pi" in gold_value + value:
+            turned = [rf"({v})\pi/180" if u == "degree" else v for v, u in ((gold_value, gold_unit), (value, unit))]
+            return self._same_values(turned[0], turned[1], Fraction(0))
         return (unit == gold_unit or not gold_unit or missing) and self.same(gold_value, value)
 
 
@@ -236,9 +263,11 @@ def _sides(text: str, name: re.Pattern[str]) -> tuple[str, list[str]]:
         return "", [text]
     if not sides[0]:
         return "", sides[1:]
-    letters = re.findall(r"\b[a-z]\b", sides[0]) if sides[0].startswith("(") else []
-    swapped = letters != sorted(letters)  # (y, x) = (3, 2) is not (3, 2)
-    return (sides[0], sides[1:]) if name.fullmatch(sides[0]) and not swapped else ("", sides)
+    if not name.fullmatch(sides[0]):
+        return "", sides
+    if len(items(sides[-1])) > 1:  # x = 1, 2 has two solutions; it is no pair
+        sides[-1] = rf"\{{{sides[-1]}\}}"
+    return sides[0], sides[1:]
 
 
 def _parts(text: str) -> tuple[str, list[str]]:
@@ -248,7 +277,7 @@ def _parts(text: str) -> tuple[str, list[str]]:
         if inner is not None and (brackets[0] == r"\{" or len(items(inner.replace(r"\pm", "+"))) > 1):
             return "".join(brackets), items(inner)
     if len(parts := items(text)) > 1:
-        return ("both" if _INEQUALITY.search(text) and re.search(r"\band\b", text) else "list"), parts
+        return _list_kind(text, parts)
     for kind, separator in (("union", _UNION), ("ratio", _RATIO)):
         if len(parts := split(text, separator)) > 1:
             return kind, parts
@@ -256,6 +285,26 @@ def _parts(text: str) -> tuple[str, list[str]]:
         rows = [split(row, _CELL) for row in split(matrix[2], _ROW) if row]
         return f"{matrix[1]} {[len(row) for row in rows]}", [cell for row in rows for cell in row]
     return "one", [text]
+
+
+def _list_kind(text: str, parts: list[str]) -> tuple[str, list[str]]:
+    """Alternatives are a set, but x = 1 or y = 2 is "either"; x = 1, y = 2 may be a tuple, ordered by its names."""
+    names = [side for part in parts if _NAMED.fullmatch(side := split(part, _RELATION)[0]) and side != part]
+    if len(split(text, _OR)) > 1 or r"\pm" in text:
+        return ("either" if len(set(names)) > 1 else r"\{\}"), parts
+    if _INEQUALITY.search(text):
+        return ("both" if re.search(r"\band\b", text) else "list"), parts
+    if len(set(names)) < len(names):
+        return r"\{\}", parts
+    return "list", sorted(parts) if len(names) == len(parts) and all(re.fullmatch("[a-z]", n) for n in names) else parts
+
+
+def _spread(text: str) -> str:
+    """(x, y) = (3, 2) as x = 3, y = 2, and |x| < 1 as -1 < x < 1."""
+    text = _WITHIN.sub(r"-\3 \2 \1 \2 \3", text)
+    match = _ASSIGNED.fullmatch(text)
+    names, values = (items(match[1]), items(enclosed(match[2], "(", ")") or "")) if match else ([], [])
+    return ", ".join(map("{} = {}".format, names, values)) if names and len(names) == len(values) else text
 
 
 def _relation(text: str) -> tuple[list[str], list[str]]:

@@ -24,20 +24,27 @@ _SYMBOLS = str.maketrans({symbol[0]: symbol[1:].replace("_", " ") for symbol in 
 _SYMBOLS |= dict.fromkeys(map(ord, "\u2009\u202f"), r"\,")
 _WORDS = r"\\(?:text(?:normal|bf|it|rm|tt|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname|boldsymbol)\s*"
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi"
+_INNER = r"(?:[^{}]|\{[^{}]*\})*"
 _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         # spaces, sizes, words
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),
         (r"\{\s*,\s*\}|,\s*\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])\.?|\\!", ""),
         (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|(?<!\\)~", " "),
+        (
+            r"\\(?:math(?:bb|bf)\s*\{?\s*)?R(?![a-zA-Z])\}?(?!\s*\^)|\b[aA]ll real(?: number)?s\b",
+            r"(-\\infty, \\infty)",
+        ),
         (rf"{_WORDS}\{{([^{{}}]*)\}}", r" \1 "),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^\\circ "),
+        (r"\^\\circ +C(?![a-zA-Z])", " degrees celsius"),
+        (r"\^\\circ +F(?![a-zA-Z])", " degrees fahrenheit"),
         (r"(?<!\\)\$([^$]*)(?<!\\)\$", r" \1 "),
         (r"\\?\$(eur|gbp|yen|)\s*(\d[\d,]*(?:\.\d+)?|\.\d+)", r"\2 \1dollars "),
         (r"\\?\$|`", ""),
-        (r"\\?%|\bper ?cent(?:age)?\b|\bpct\b", "%"),
+        (r"\\?%|\bper ?cent(?:age)?s?\b|\bpct\b", "%"),
         (r"\^\s*\{?\s*(?:st|nd|rd|th)\s*\}?(?![a-zA-Z])", ""),
         # operators and relations
         (BOLD.pattern, r"\1"),
@@ -54,7 +61,6 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:varnothing(?![a-zA-Z])|\{\s*\\\})", r"\\emptyset "),
         (r"\\lbrace(?![a-zA-Z])", r"\\{"),
         (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-        (r"\\(?:mathbb\s*\{?)?R(?![a-zA-Z])\}?(?!\s*\^)|\b[aA]ll real(?: number)?s\b", r"(-\\infty, \\infty)"),
         (r"[(\[]?\s*\\begin\{(?:array\}\s*\{[^{}]*|(?:small|[bpB])?matrix)\}", r"\\begin{pmatrix}"),
         (r"\\end\{(?:array|(?:small|[bpB])?matrix)\}\s*[)\]]?", r"\\end{pmatrix}"),
         # functions, roots, fractions
@@ -64,19 +70,24 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"(\\log_\{[^{}]*\})\s*(\w+)", r"\1{\2}"),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*(\[[^][]*\])?\s*(\d+|[a-zA-Z]|\\pi(?![a-zA-Z]))", r"\\sqrt\1{\2}"),
-        (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\\pi(?![a-zA-Z]))", r"\\frac{\1}"),
-        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"(\\frac\s*\{[^{}]*\})\s*(\w)", r"\1{\2}"),
+        (rf"(?:\{{|\A)({_INNER}?)\\over(?![a-zA-Z])({_INNER})(?:\}}|\Z)", r"\\frac{\1}{\2}"),
+        (rf"(?:\{{|\A)({_INNER}?)\\choose(?![a-zA-Z])({_INNER})(?:\}}|\Z)", r"\\binom{\1}{\2}"),
+        (r"\\(frac|binom)(?![a-zA-Z])\s*(\w|\\pi(?![a-zA-Z]))", r"\\\1{\2}"),
+        (rf"(\\(?:frac|binom)\s*\{{{_INNER}\}})\s*(\w|\\pi(?![a-zA-Z])|\\sqrt\{{[^{{}}]*\}})", r"\1{\2}"),
         (r"\\frac\s*\{", r"\\frac{"),
         (r"(?<=\{)\s+|\s+(?=\})", ""),
         (r"(?<![\w.^{}\\])(\d+)\s*(\\frac\{\d+\}\{\d+\})(?=\s*[a-zA-Z\\(])", r"(\1+\2)"),
-        # numerals of other bases
+        # repeating decimals, remainders, ratios, numerals of other bases
+        (r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r"\\overline{\1\2\3}"),
+        (r"\\(?:overline|bar)\s*\{?(\d+)\}?", r"\\overline{\1}"),
+        (r"\(?\s*\\?[pb]?mod(?![a-zA-Z])\s*\{?(\w+)\}?\s*\)?", r" \\pmod{\1}"),
+        (r"(?<=\d) to (?=\d)", ":"),
         (r"\(([0-9A-Z]+)\)\s*_", r"\1_"),
         (r"(?<=[0-9A-Z])\s*_\s*\{(\d+)\}", r"_\1"),
         (r"\s+", " "),
     ]
 ]
+_END = re.compile(r"(?<![.,;: ])\s{0,9}[.,;:。]\Z")  # not three dots
 _DELIMITERS = [(r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$")]
 _TOKEN = re.compile(r"\\begin(?![a-zA-Z])|\\end(?![a-zA-Z])|\\[{}]|\\[a-zA-Z]+|\\.|[()\[\]{}]")
 _OPENING = {"(": 1, "[": 1, "{": 1, r"\{": 1, r"\begin": 1, ")": -1, "]": -1, "}": -1, r"\}": -1, r"\end": -1}
@@ -93,7 +104,7 @@ _NUMBER = re.compile(
 _DECIMAL = re.compile(r"\d*\.\d+", re.ASCII)
 _UNIT = re.compile(
     r"(?P<value>.*[\d})!\]]|.*\\pi) ?"
-    r"(?:\^\\circ(?: ?[CF](?![a-zA-Z]))?|(?P<words>[^\W\d_]+(?:[/. ]+[^\W\d_]+)*))\.?(?P<power> ?\^ ?\{?[23]\}?)?"
+    r"(?:\^\\circ|(?P<words>[^\W\d_]+(?:[/. ]+[^\W\d_]+)*))\.?(?P<power> ?\^ ?\{?[23]\}?)?"
 )
 _UNITS = """
 cm centimeter centimetre 厘米, m meter metre 米, km kilometer kilometre 千米 公里, mm millimeter millimetre, inch
@@ -106,15 +117,20 @@ friend, guest, player, member, team, worker, customer, apple, orange, banana, le
 pizza, slice, sandwich sandwiche, meal, flower, tree, seed, book, page, card, ticket, coin, marble, ball, toy,
 sticker, stamp, pencil, pen, box boxe, bag, bottle, cup, piece 个, house, room, chair, table, shirt, shoe, car, dog,
 cat, bird, fish, cow, horse, chicken, sheep, pig, rabbit, game, point, vote, question, word, name, way, solution,
-integer, number, digit, term, root, side, edge, vertex vertice, face, triangle, step, row, column, tile, 岁, 次, 种,
+integer, number, digit, term, side, edge, vertex vertice, face, triangle, step, row, column, tile, 岁, 次, 种,
 m2 平方米, cm2 平方厘米, km2 平方千米 平方公里, m3 立方米, cm3 立方厘米, kWh, kW, GB, MB, KB, Hz, Pa, mol, more,
 red, blue, green, yellow, white, black, different
 """
-_MULTIPLIER = re.compile(
-    r"(?:(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|\w+illion)th|hal(?:f|ve)|third"
-    r"|quarter|one|two|three|four|five|sixe?|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven"
-    r"|eigh|nine)tie|hundred|thousand|\w+illion|lakh|crore|dozen|score|pair|couple|double|triple|time|square|cube|power"
-    r"|root|factorial|multiple|negative|opposite|inverse|reciprocal|log)s|\w*(?:ss|us|is)"
+_MULTIPLIER = re.compile(  # plurals: fractions, numbers, groups, powers, functions, prefixes of units
+    r"(?:(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|\w+ill(?:ion|iard))th|third"
+    r"|hal(?:f|ve)|quarter|one|two|three|four|five|sixe?|seven|eight|nine|ten|eleven|twelve|\w+teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)tie|hundred|thousand|\w+ill(?:ion|iard)|lakh|crore|\w*googol\w*|myriad"
+    r"|dozen|score|ream|quire|brace|grosse|grand|pair|duo|trio|twin|\w+(?:some|fold|uple|[nrx]tet|plet)|duet|octet|nonet"
+    r"|\w*(?:dy|tri|tetr|pent|hex|hept|oct)ad|(?:doubl|\w+pl|halv|squar|cub)ing|double|triple|time|square|cube|power"
+    r"|\w*(?:root|exponent|exponential)|factorial|negative|opposite|inverse|reciprocal|derivative|integral|radical|mod"
+    r"|modulu|modulo|\w*(?:log|logarithm)|(?:arc|co)*(?:sin|sine|tan|tangent|sec|secant|cos|csc|cot)|permille"
+    r"|kilo|mega|giga|tera|peta|exa|zetta|yotta|milli|micro|nano|pico|femto|atto|centi|deci|dec?ka|deca|hecto"
+    r")s|\w*(?:ss|us|is)"
 )
 _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in words.split()} | {"/": "/", "per": "/"}
 
@@ -122,14 +138,14 @@ _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in
 @lru_cache(maxsize=1024)  # the completions of a prompt share its gold answer
 def tidy(text: str) -> str:
     """The answer in one spelling: ASCII, no dollar signs, plain words for ``\\text{}``, braced fractions and roots."""
-    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).strip().rstrip(".,;:。").strip()
+    text = _END.sub("", unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).strip())
     for opening, closing in _DELIMITERS * 2:
         inner = text[len(opening) : -len(closing)]
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
             text = inner.strip() if opening not in inner else text
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
-    text = text.strip().rstrip(".,;:\\ ").removeprefix("+").strip()
+    text = _END.sub("", text.strip().rstrip("\\ ")).removeprefix("+").strip()
     while (content := enclosed(text, "{", "}")) is not None:
         text = content.strip()
     if "," not in text:
@@ -139,8 +155,15 @@ def tidy(text: str) -> str:
 
 
 def squashed(text: str) -> str:
-    """What two answers must share to be the same text: no spaces, words in lower case (not single letters)."""
-    text = re.sub(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", lambda word: word.group().lower(), text)
+    """What two answers must share to be the same text: no spaces, words in lower case.
+
+    Of three letters only the first may differ in case, of two none: they may be a product.
+    """
+    text = re.sub(
+        r"(?<![\\a-zA-Z])(?:[a-zA-Z]{4,}|N[oO](?![a-zA-Z])|[A-Z](?=[a-z]{2}(?![a-zA-Z])))",
+        lambda word: word.group().lower(),
+        text,
+    )
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # 5 6 is not 56
 
 
@@ -215,7 +238,9 @@ def read_number(text: str) -> Number | None:
 
 
 def last_place(text: str) -> Fraction | None:
-    """One unit in the last place of the roughest decimal in the text, relative to the decimal; None without one."""
+    """One unit in the last place of the roughest decimal in the text, relative to it; None without one and in sums."""
+    if re.search(r"[\d)}!|A-DF-Za-df-z] ?[-+]", text):
+        return None
     decimals = [match.group() for match in _DECIMAL.finditer(text) if float(match.group()) % 1]
     sizes = [Fraction(1, 10 ** len(decimal.partition(".")[2])) / Fraction(decimal) for decimal in decimals]
     return max(sizes, default=None)
@@ -227,14 +252,15 @@ def without_unit(text: str) -> tuple[str, str]:
     if match is None or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match["value"]):
         return text, ""
     words = re.findall(r"[^\W\d_]+|/", match["words"] or "degree")
-    forms = [(word, word.lower(), word.lower().removesuffix("s")) for word in words]
+    forms = [(word, *(word.lower(), word.lower().removesuffix("s")) * (len(word) > 1)) for word in words]
     known = [next((_SAME_UNITS[form] for form in each if form in _SAME_UNITS), None) for each in forms]
     if known[-1] is None and re.fullmatch("[a-z]{3,}s", words[-1]) and not _MULTIPLIER.fullmatch(words[-1]):
         known[-1] = words[-1]  # a plural that no list has: 7 kazoos
     glued = len(match["words"] or "degree") == 1 and words[0].isascii() and text[match.end("value")] != " "
-    if glued or None in known or len(known) > 5:  # "5m" is 5 times m
+    if glued or None in known or len(known) > 5 or known[-1] in ("square", "cubic", "more"):  # "5m" is 5 times m
         return text, ""
     power = "".join(re.findall(r"\d", match["power"] or ""))
     if known[0] in ("square", "cubic") and len(known) > 1:
         power = "2" if known.pop(0) == "square" else "3"
-    return match["value"].strip(), " ".join(map(str, known)) + power
+    unit = " ".join(map(str, known)).replace("mph", "mile / hour").replace("kmh", "km / hour")
+    return match["value"].strip(), unit + power

@@ -33,7 +33,8 @@ _COMMANDS = re.compile(
 )
 _NO_EXPRESSION = re.compile(
     r"(?<![a-zA-Z\\])[a-zA-Z]{4}|\d\s+\d|\d\)?\s*_|[^\w\s\\^{}()\[\]|.+*/!,-]"  # words, two numbers, another base
-    r"|\d{31}|\dE[-+]?\d|\\binom(?!\{(?:\d{1,4}|\w)\}\{(?:\d{1,4}|\w)\})|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # costly
+    r"|\d{31}|\dE[-+]?\d|\.\.|\\binom(?!(?:\{(?:\d{1,4}|[\w+-]{0,6}[a-z][\w+-]{0,2})\}){2})"
+    r"|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # the last two lines: costly
     re.ASCII,
 )
 _reads = itertools.count(1)
