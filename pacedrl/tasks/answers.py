@@ -12,19 +12,10 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from pacedrl.tasks.math_answers import MathOptions, equal_answers
+from pacedrl.tasks.math_answers import MathOptions as MathOptions
+from pacedrl.tasks.math_answers import equal_answers
 from pacedrl.tasks.math_notation import BOLD, levels, read_number, tidy
-from pacedrl.tasks.math_values import load_math_verify
-
-__all__ = [
-    "JudgeError",
-    "MathOptions",
-    "load_math_verify",
-    "math_gold",
-    "math_reward",
-    "numeric_reward",
-    "tagged_answer",
-]
+from pacedrl.tasks.math_values import load_math_verify as load_math_verify
 
 NUMERIC_TOLERANCE = Fraction(1, 10**6)
 """Relative tolerance of the ``numeric`` verifier, where neither number is whole."""
@@ -44,44 +35,39 @@ _BETWEEN_BOXES = re.compile(r"[\s$,;.]{0,20}(?:(?:and|or|\\text\{ ?(?:and|or) ?\
 _EMPTY = re.compile(r"(?:\\(?:text|q?quad|[,;:! ])|[{}\s$~.?])*")
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _STATEMENT = re.compile(
-    r"(?:\b(?:answer|ans\b\.?|(?:final|correct) result|(?:correct|right|best) (?:option|choice))"
-    r"(?:\s+to\s[^.\n]{1,80}?)?\s?(?:\b(?:is|(?:would|should|must) be)\b(?:\s+(?:therefore|thus|then|simply|just)\b)?\s*:?"
-    r"|\bequals\b|[:：=])|^[# ]{0,8}(?:the )?(?:final )?answer\s*$|答案[是为：:]+)",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)(?:\b(?:answer|ans\b\.?|(?:final|correct) result|(?:correct|right|best) (?:option|choice))"
+    r"(?:\s+to\s[^.\n]{1,80}?)?\s?(?:\b(?:is|(?:would|should|must) be)\b(?:\s+(?:therefore|thus|then|simply|just)\b)?"
+    r"\s*:?|\bequals\b|[:：=])|^[# ]{0,8}(?:the )?(?:final )?answer\s*$|答案[是为：:]+)"
 )
-_END_OF_ANSWER = re.compile(
-    r"\n|。|(?<!\\)[.!?]\s|,? +(?:because|since|so|as|which|where|in (?:total|all)|altogether)\b"
-)
+_END_OF_ANSWER = re.compile(r"\n|。|(?<!\\)[.!?]\s|,? +(?:because|since|so|as|which|where|in (?:total|all))\b")
 _END_TOKEN = re.compile(r"</s>|<(?:eos|end_of_turn)>|<\|[\w.]{1,30}\|>")
 _LETTER = re.compile(r"\(?[A-J]\)?\.?")
 _DISPLAY = re.compile(r"(?:\$\$|\\\[)(.+?)(?:\$\$|\\\])", re.DOTALL)
-_NEGATED = re.compile(
-    r"(?:\b(?:not|cannot|never|false|wrong|incorrect|impossible|rul(?:es?|ed|ing) out|(?:reject|discard|exclud|eliminat)\w*"
-    r"|(?:instead|rather|other) (?:of|than)|unlike|except|anything but)|n't|\\neq?|≠|!=)(?:\s+(?:be|equal(?:\s+to)?|the"
-    r"|answer|is|think|believe|that|final|correct|value|option))*[\s$*:(\[\\]*\Z",
-    re.IGNORECASE,
+_NEGATED = re.compile(  # what stands before a statement that is denied
+    r"(?i)(?:\b(?:not|cannot|never|false|wrong|incorrect|impossible|rul(?:es?|ed|ing) out|(?:reject|discard|exclud"
+    r"|eliminat)\w*|(?:instead|rather|other) (?:of|than)|unlike|except|anything but)|n't|\\neq?|≠|!=)(?:\s+(?:be|equal"
+    r"(?:\s+to)?|the|answer|is|think|believe|that|final|correct|value|option))*[\s$*:(\[\\]*\Z"
 )
 _WRONG = (
-    r"(?:wrong|incorrect|false|mistaken|impossible|invalid|ruled out|rejected|too (?:large|small|big|high|low)|mistake"
-    r"|error|not (?:the )?(?:final |correct |right )*(?:correct|right|true|answer|possible|valid|it))\b"
+    r"(?:wrong|incorrect|false|mistaken?|impossible|invalid|ruled out|rejected|too (?:large|small|big|high|low)|error"
+    r"|not (?:the )?(?:final |correct |right )*(?:correct|right|true|answer|possible|valid|it))\b"
 )
-_DENIED = re.compile(
-    r"[\s$*)\]\\]*(?:cannot|fails|\w+n't|(?:is|was|can|could|will|would|does|did|must|should) (?:\w+ly |also |be )*not)\b"
-    rf"|[\s$*)\]\\.?!,:;(—–-]*(?:(?:wait|but|hmm|oh|actually)\b[ ,]*)*(?:(?:no|nope|{_WRONG})(?=[\s$*]*(?:[.,!;)]|\Z))"
-    r"|(?:(?:that|this|it|which|the answer) ?)?(?:'s|is|was|would be|must be|seems|looks)"
-    rf" (?:\w+ly |also |an? |the )*{_WRONG})",
-    re.IGNORECASE,
+_DENIED = re.compile(  # what stands after one
+    r"(?i)[\s$*)\]\\]*(?:cannot|fails|\w+n't|(?:is|was|can|could|will|would|does|did|must|should) (?:\w+ly |also |be )*"
+    r"not)\b|[\s$*)\]\\.?!,:;(—–-]*(?:(?:wait|but|hmm|oh|actually)\b[ ,]*)*"
+    rf"(?:(?:no|nope|{_WRONG})(?=[\s$*]*(?:[.,!;)]|\Z))|(?:(?:that|this|it|which|the answer) ?)?"
+    rf"(?:'s|is|was|would be|must be|seems|looks) (?:\w+ly |also |an? |the )*{_WRONG})"
 )
-_JOINED_BEFORE = re.compile(  # the box is part of a larger expression
-    r"(?:(?:(?: |\d|(?<!<)\b[a-zA-Z])[<>]=?|[\^_]\{?|\\(?:[lg]eq?|[lg]t|times|cdot|div|pm|ln|log|sin|cos|tan|exp"
-    r"|sqrt(?:\[\w+\])?|[dt]?frac(?:\{[^{}]*\})?)[ {(]*|(?:[\d)}=$]|\b[a-zA-Z]) *[-+*/−]) *|[-−\d]|(?<![a-zA-Z\\])[a-zA-Z])\Z"
+_JOINED_BEFORE = re.compile(  # what makes a box or number part of a larger expression
+    r"(?:(?:(?: |\d|(?<!<)\b[a-zA-Z])[<>]=?|[\^_]\{?|\\(?:[lg]eq?|[lg]t|times|cdot|div|pm|ln|log|sin|cos"
+    r"|sqrt(?:\[\w+\])?|[dt]?frac(?:\{[^{}]*\})?)[ {(]*|(?:[\d)}=$]|\b[a-zA-Z]) *[-+*/−]) *|[-−\d]"
+    r"|(?<![a-zA-Z\\])[a-zA-Z])\Z"
 )
 _JOINED_AFTER = re.compile(
-    r"\.?\d|[\^_](?!\{?\\circ)|(?![aI]\b)[a-zA-Z]\b|[ $]*(?:\\(?:[lg]eq?|[lg]t|times|cdot|div|pm|sqrt|[dt]?frac|pi|ln|log)"
-    r"(?![a-zA-Z])|[<>]=? |[-+*/−] *(?:\d|\\[a-z]|[b-zB-Z]\b)|or [$(\\]*-?\d)"
+    r"\.?\d|[\^_](?!\{?\\circ)|(?![aI]\b)[a-zA-Z]\b|[ $]*(?:\\(?:[lg]eq?|[lg]t|times|cdot|div|pm|sqrt|[dt]?frac|pi|ln"
+    r"|log)(?![a-zA-Z])|[<>]=? |[-+*/−] *(?:\d|\\[a-z]|[b-zB-Z]\b)|or [$(\\]*-?\d)"
 )
-_PERCENT = re.compile(r"[ $]*(?:\\?%|per ?cent\b)")
-_UNIT = re.compile(r"\s*\\(?:text|mathrm)\{\s*\w+\s*\}")
+_SUFFIX = re.compile(r"[ $]*(?P<percent>\\?%|per ?cent\b)|\s*\\(?:text|mathrm)\{\s*\w+\s*\}")
 
 
 class JudgeError(Exception):
@@ -222,23 +208,21 @@ def _boxed_answer(text: str, boxes: list[tuple[int, int, int]]) -> str:
     joined = _JOINED_BEFORE.search(text[max(0, start - 60) : start]) or _JOINED_AFTER.match(after)
     if joined or _MAGNITUDE.match(after) or _denied(text, start, end):
         return ""
-    unit = _UNIT.match(after)
-    suffix = r"\%" if _PERCENT.match(after) else unit.group() if unit else ""
+    suffix = _SUFFIX.match(after)
     separator = " or " if re.search(r"\bor\b", text[start:end]) else ", "
-    return separator.join(dict.fromkeys(_unboxed(text[start:end]) for _, start, end in boxes[first:])) + suffix
+    return separator.join(dict.fromkeys(_unboxed(text[start:end]) for _, start, end in boxes[first:])) + (
+        suffix.group() if suffix else ""
+    )
 
 
 def _unboxed(content: str) -> str:
     """The content of the innermost of nested boxes, if each box is all that the box around it holds; else ""."""
-    for _ in range(3):
-        boxes = _boxes(content)
-        if not boxes:
-            return content
-        start, inner, end = boxes[-1]
-        if content[:start].strip() or content[end + 1 :].strip():
-            return ""
-        content = content[inner:end]
-    return ""
+    boxes = _boxes(content)
+    if not boxes:
+        return content
+    start, inner, end = boxes[-1]
+    more = content[:start].strip() or content[end + 1 :].strip() or len(content) > 1000
+    return "" if more else _unboxed(content[inner:end])
 
 
 def _stated(answer: Any) -> str:
@@ -257,7 +241,8 @@ def _last_number(text: str, stated: bool = False) -> tuple[Fraction | None, bool
     joined = stated and (_JOINED_BEFORE.search(before) or _JOINED_AFTER.match(after))
     if joined or _MAGNITUDE.match(after) or _RAISED.search(before[-4:]) or _NEGATED.search(before):
         return None, False
-    percent = _PERCENT.match(after) is not None
+    suffix = _SUFFIX.match(after)
+    percent = suffix is not None and suffix["percent"] is not None
     number = read_number(tidy(last.group().replace("$", "") + "%" * percent))
     return (number.value if number else None), percent
 

@@ -55,16 +55,14 @@ _UNORDERED = frozenset({"list", r"\{\}", "one", "union"})
 class MathOptions:
     """What counts as the same answer.
 
-    ``percent``: what the sign means. "either": a hundredth, but an answer may leave the gold answer's sign out (a gold
-    50% takes 50% and 0.5 and 50; a gold 50 does not take 50%). "value": a hundredth. "sign": a unit (50% is 50).
+    ``percent``: "value": the sign is a hundredth. "either": likewise, but an answer may leave the gold answer's out (a
+    gold 50% takes 50% and 0.5 and 50; a gold 50 does not take 50%). "sign": it is a unit (50% is 50).
     ``units``: "lenient" takes a missing unit, "strict" wants the gold answer's; different ones never match.
-    ``tolerance``: relative, where one of two values is a decimal and neither is whole; 0 or more, less than 1. None
-    takes what rounds to the decimal, up to 1e-6.
+    ``tolerance``: relative, from 0 to below 1, where one value is a decimal and neither is whole. None takes what
+    rounds to the decimal, up to 1e-6.
     ``ordered``: whether order matters in tuples; it never does in sets and bare lists.
-    ``evaluated``: whether a plain number must be answered by a plain number, so that the question 9 + 9 is no answer to
-    itself. A fraction need not be in lowest terms, unless it is a whole number.
-    ``last_number``: whether the last number counts where a completion states no answer. Off, because then a prompt
-    repeated or a train of thought cut off may be right by accident.
+    ``evaluated``: whether a plain number must be answered by one: the question 9 + 9 is no answer to itself.
+    ``last_number``: whether the last number counts where nothing is stated; it may be right by accident.
     Raises ValueError on other values.
     """
 
@@ -205,14 +203,11 @@ class _Comparison:
 
     def _same_ratio(self, golds: list[str], answers: list[str]) -> bool:
         """3:2 is 6:4 and 3/2."""
-        if len(answers) == 1 and len(golds) == 2:
-            return self.same(rf"\frac{{{golds[0]}}}{{{golds[1]}}}", answers[0])
-        if len(golds) != len(answers) or "0" in answers:
-            return golds == answers
-        products = [
-            (f"({gold})*({answers[0]})", f"({part})*({golds[0]})") for gold, part in zip(golds, answers, strict=True)
-        ]
-        return all(self._same_values(*product, Fraction(0)) for product in products)
+        answers = answers if len(answers) > 1 else [*answers, "1"]
+        parts = zip(golds, answers, strict=False)
+        quotients = [(f"({gold})/({golds[0]})", f"({part})/({answers[0]})") for gold, part in parts]
+        equal = (self._same_values(*quotient, Fraction(0)) for quotient in quotients)
+        return golds == answers or (len(golds) == len(answers) and all(equal))
 
     def _relations(self, gold: str, answer: str) -> bool | None:
         (gold_sides, gold_signs), (sides, signs) = _relation(gold), _relation(answer)
@@ -322,12 +317,8 @@ def _interval(text: str) -> str | None:
     sides, signs = _relation(text)
     if not signs or not set(signs) <= {"<", r"\leq"}:
         return None
-    start, end = ("(" if signs[0] == "<" else "["), (")" if signs[-1] == "<" else "]")
-    match [re.fullmatch("[a-zA-Z]", side) is not None for side in sides]:
-        case [False, True, False]:
-            return f"{start}{sides[0]}, {sides[2]}{end}"
-        case [True, False]:
-            return rf"(-\infty, {sides[1]}{end}"
-        case [False, True]:
-            return rf"{start}{sides[0]}, \infty)"
-    return None
+    letters = [re.fullmatch("[a-zA-Z]", side) is not None for side in sides]
+    if letters not in ([True, False], [False, True], [False, True, False]):
+        return None
+    lower = r"(-\infty" if letters[0] else f"{'(' if signs[0] == '<' else '['}{sides[0]}"
+    return f"{lower}, " + (r"\infty)" if letters[-1] else f"{sides[-1]}{')' if signs[-1] == '<' else ']'}")

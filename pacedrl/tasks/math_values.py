@@ -186,11 +186,8 @@ def _power(base: Any, exponent: Any) -> Any:
 def _factorial(n: Any) -> Any:
     if abs(n) >= 10_000:
         raise _NoValueError
-    return (
-        Fraction(math.factorial(int(n)))
-        if isinstance(n, Fraction) and n.denominator == 1
-        else _mp.factorial(_inexact(n))
-    )
+    whole = isinstance(n, Fraction) and n.denominator == 1
+    return Fraction(math.factorial(int(n))) if whole else _mp.factorial(_inexact(n))
 
 
 def _floor(value: Any) -> Fraction:
