@@ -39,14 +39,16 @@ _STATEMENT = re.compile(
     r"(?:\s+to\s[^.\n]{1,80}?)?\s?(?:\b(?:is|(?:would|should|must) be)\b(?:\s+(?:therefore|thus|then|simply|just)\b)?"
     r"\s*:?|\bequals\b|[:：=])|^[# ]{0,8}(?:the )?(?:final )?answer\s*$|答案[是为：:]+)"
 )
-_END_OF_ANSWER = re.compile(r"\n|。|(?<!\\)[.!?]\s|,? +(?:because|since|so|as|which|where|in (?:total|all))\b")
+_END_OF_ANSWER = re.compile(
+    r"\n|。|(?<!\\)[.!?]\s|,? +(?:because|since|so|as|which|where|in (?:total|all)|altogether)\b"
+)
 _END_TOKEN = re.compile(r"</s>|<(?:eos|end_of_turn)>|<\|[\w.]{1,30}\|>")
 _LETTER = re.compile(r"\(?[A-J]\)?\.?")
 _DISPLAY = re.compile(r"(?:\$\$|\\\[)(.+?)(?:\$\$|\\\])", re.DOTALL)
 _NEGATED = re.compile(  # what stands before a statement that is denied
     r"(?i)(?:\b(?:not|cannot|never|false|wrong|incorrect|impossible|rul(?:es?|ed|ing) out|(?:reject|discard|exclud"
     r"|eliminat)\w*|(?:instead|rather|other) (?:of|than)|unlike|except|anything but)|n't|\\neq?|≠|!=)(?:\s+(?:be|equal"
-    r"(?:\s+to)?|the|answer|is|think|believe|that|final|correct|value|option))*[\s$*:(\[\\]*\Z"
+    r"(?:\s+to)?|the|answer|is|think|believe|that|to|get|final|correct|value|option))*[\s$*:(\[\\]*\Z"
 )
 _WRONG = (
     r"(?:wrong|incorrect|false|mistaken?|impossible|invalid|ruled out|rejected|too (?:large|small|big|high|low)|error"
@@ -64,7 +66,7 @@ _JOINED_BEFORE = re.compile(  # what makes a box or number part of a larger expr
     r"|(?<![a-zA-Z\\])[a-zA-Z])\Z"
 )
 _JOINED_AFTER = re.compile(
-    r"\.?\d|[\^_](?!\{?\\circ)|(?![aI]\b)[a-zA-Z]\b|[ $]*(?:\\(?:[lg]eq?|[lg]t|times|cdot|div|pm|sqrt|[dt]?frac|pi|ln"
+    r"[.:]?\d|[\^_](?!\{?\\circ)|(?![aI]\b)[a-zA-Z](?![a-zA-Z])|[ $]*(?:\\(?:[lgn]eq?|[lg]t|times|cdot|div|pm|sqrt|[dt]?frac|pi|ln"
     r"|log)(?![a-zA-Z])|[<>]=? |[-+*/−] *(?:\d|\\[a-z]|[b-zB-Z]\b)|or [$(\\]*-?\d)"
 )
 _SUFFIX = re.compile(r"[ $]*(?P<percent>\\?%|per ?cent\b)|\s*\\(?:text|mathrm)\{\s*\w+\s*\}")

@@ -31,7 +31,7 @@ LONGEST_ANSWER = 500
 
 _RELATION, _INEQUALITY = re.compile(r"\\leq|\\geq|\\neq|<|>|="), re.compile(r"\\[lgn]eq|<|>")
 _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
-_EQUALITY = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
+_EQUALITY = re.compile(r"=|\\(?:approx|equiv(?=.*mod)|in)(?![a-zA-Z])")
 _NAME = (  # x_1, f(2), P(A), \angle ABC, |AB|, (x, y), Area
     r"(?!\\?(?:sqrt|frac|ln|log|exp|lim|sum|int|pi|e|i|not|never|isn|wrong|minus|negative|half|twice)(?![a-zA-Z]))"
     r"(?:\|\\?[a-zA-Z{}]+\||\[(?:\\triangle )?[A-Z]+\]|\(\\?[a-z]+(?:, ?\\?[a-z]+)+\)"
@@ -269,7 +269,8 @@ def _parts(text: str) -> tuple[str, list[str]]:
     """The kind of collection ("one" for none, "list", "both" for x > 1 and x < 5, or brackets) and its elements."""
     for brackets in _BRACKETS:
         inner = enclosed(text, *brackets)
-        if inner is not None and (brackets[0] == r"\{" or len(items(inner.replace(r"\pm", "+"))) > 1):
+        several = inner and len(split(inner, _OR)) == 1 and len(items(inner.replace(r"\pm", "+"))) > 1
+        if inner is not None and (several or brackets[0] == r"\{"):
             return "".join(brackets), items(inner)
     if len(parts := items(text)) > 1:
         return _list_kind(text, parts)

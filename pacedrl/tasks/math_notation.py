@@ -81,7 +81,7 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\s+", " "),
     ]
 ]
-_END = re.compile(r"(?<![.,;: ])\s{0,9}[.,;:。]\Z|(?<=\.[a-z])\.\.\Z")  # "a.m..", but no ellipsis
+_END = re.compile(r"(?<![.,;: ])\s{0,9}[.,;:。]\Z|(?<=\.[a-z])\.\.\Z")  # "a.m.." but no "..."
 _TOKEN = re.compile(r"\\begin(?![a-zA-Z])|\\end(?![a-zA-Z])|\\[{}]|\\[a-zA-Z]+|\\.|[()\[\]{}]")
 _OPENING = {"(": 1, "[": 1, "{": 1, r"\{": 1, r"\begin": 1, ")": -1, "]": -1, "}": -1, r"\}": -1, r"\end": -1}
 _SEPARATOR = re.compile(r",?\s*(?<![a-zA-Z])(?:and|or|AND|OR)(?![a-zA-Z])|[,;]")
@@ -113,7 +113,7 @@ _MULTIPLIER = re.compile(  # fractions, numbers, groups, powers, functions, pref
     r"(?:(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|\w+illion)th|third|hal(?:f|ve)"
     r"|quarter|one|two|three|four|five|sixe?|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven"
     r"|eigh|nine)t(?:ie|y)|hundred|thousand|\w+ill(?:ion|iard)|lakh|crore|googol\w*|myriad|dozen|score|ream|quire|gross"
-    r"|brace|grosse|grand|pair|duo|trio|twin|\w+(?:some|fold|uple|[nrx]tet|plet)|duet|octet|nonet|\w*(?:dy|tr|tetr|pent"
+    r"|brace|grosse|grand|pair|duo|trio|twin|\w+(?:some|fold|uple|[nprx]tet|plet)|duet|octet|nonet|\w*(?:dy|tr|tetr|pent"
     r"|hex|hept|oct)i?ad|\w+(?:bl|pl|lv|quar|cub)ing|double|triple|time|square|cube|power|\w*root|exponent(?:ial)?|mod"
     r"|factorial|negative|opposite|inverse|reciprocal|derivative|integral|radical|modul[uo]|\w*log(?:arithm)?|permille"
     r"|(?:arc|co)*(?:sine?|tan(?:gent)?|sec(?:ant)?|cos|csc|cot)|kilo|mega|giga|tera|peta|exa|zetta|yotta|milli"
@@ -237,7 +237,7 @@ def without_unit(text: str) -> tuple[str, str]:
         if known[index] is None and counts and not _MULTIPLIER.fullmatch(word):
             known[index] = word
     glued = len(match["words"] or "degree") == 1 and words[0].isascii() and text[match.end("value")] != " "
-    if glued or None in known or len(known) > 5 or known[-1] in ("square", "cubic", "more"):  # "5m" is 5 times m
+    if glued or None in known or len(known) > 5 or known[-1] in ("square", "cubic", "more", "/"):  # "5m" is 5 times m
         return text, ""
     power = "".join(re.findall(r"\d", match["power"] or ""))
     if known[0] in ("square", "cubic") and len(known) > 1:
