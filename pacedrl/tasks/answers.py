@@ -66,8 +66,8 @@ _JOINED_BEFORE = re.compile(  # what makes a box or number part of a larger expr
     r"|(?<![a-zA-Z\\])[a-zA-Z])\Z"
 )
 _JOINED_AFTER = re.compile(
-    r"[.:]?\d|[\^_](?!\{?\\circ)|(?![aI]\b)[a-zA-Z](?![a-zA-Z])|[ $]*(?:\\(?:[lgn]eq?|[lg]t|times|cdot|div|pm|sqrt|[dt]?frac|pi|ln"
-    r"|log)(?![a-zA-Z])|[<>]=? |[-+*/−] *(?:\d|\\[a-z]|[b-zB-Z]\b)|or [$(\\]*-?\d)"
+    r"[.:]?\d|[\^_](?!\{?\\circ)|(?![aI]\b)[a-zA-Z](?![a-zA-Z])|[ $]*(?:\\(?:[lgn]eq?|[lg]t|times|cdot|div|pm|sqrt"
+    r"|[dt]?frac|pi|ln|log)(?![a-zA-Z])|[<>]=? |[-+*/−] *(?:\d|\\[a-z]|[b-zB-Z]\b)|or [$(\\]*-?\d)"
 )
 _SUFFIX = re.compile(r"[ $]*(?P<percent>\\?%|per ?cent\b)|\s*\\(?:text|mathrm)\{\s*\w+\s*\}")
 
@@ -212,9 +212,8 @@ def _boxed_answer(text: str, boxes: list[tuple[int, int, int]]) -> str:
         return ""
     suffix = _SUFFIX.match(after)
     separator = " or " if re.search(r"\bor\b", text[start:end]) else ", "
-    return separator.join(dict.fromkeys(_unboxed(text[start:end]) for _, start, end in boxes[first:])) + (
-        suffix.group() if suffix else ""
-    )
+    contents = dict.fromkeys(_unboxed(text[start:end]) for _, start, end in boxes[first:])
+    return separator.join(contents) + (suffix.group() if suffix else "")
 
 
 def _unboxed(content: str) -> str:

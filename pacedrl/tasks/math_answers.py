@@ -241,9 +241,7 @@ class _Comparison:
 
 def _choice(text: str) -> tuple[str, str]:
     """The letters of the choices that the text names, "" for none, and the text of a single one."""
-    if re.fullmatch("[A-J]{2,}", text):
-        return "".join(sorted(text)), ""
-    parts = [part.strip("() ") for part in items(text)]
+    parts = list(text) if re.fullmatch("[A-J]{2,}", text) else [part.strip("() ") for part in items(text)]
     if len(parts) > 1 and all(re.fullmatch("[A-J]", part) for part in parts):
         return "".join(sorted(parts)), ""
     match = _CHOICE.fullmatch(text)
@@ -256,10 +254,8 @@ def _sides(text: str, name: re.Pattern[str]) -> tuple[str, list[str]]:
     several = sum("=" in item for item in items(text)) > 1
     if len(sides) == 1 or several or not sides[-1] or len(split(text, _INEQUALITY)) > 1:
         return "", [text]
-    if not sides[0]:
-        return "", sides[1:]
     if not name.fullmatch(sides[0]):
-        return "", sides
+        return "", sides if sides[0] else sides[1:]
     if len(items(sides[-1])) > 1:  # x = 1, 2 has two solutions; it is no pair
         sides[-1] = rf"\{{{sides[-1]}\}}"
     return sides[0], sides[1:]

@@ -57,7 +57,6 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\\rbrace(?![a-zA-Z])", r"\\}"),
         (r"[(\[]?\s*\\begin\{(?:array\}\s*\{[^{}]*|(?:small|[bpB])?matrix)\}", r"\\begin{pmatrix}"),
         (r"\\end\{(?:array|(?:small|[bpB])?matrix)\}\s*[)\]]?", r"\\end{pmatrix}"),
-        # functions, roots, fractions
         (r"(?<![\\a-zA-Z])(?:infinity|inf)(?![a-zA-Z])", r"\\infty "),
         (rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?![a-zA-Z])", r"\\\1"),
         (r"\\log\s*_\s*(\w)(?![\w}])", r"\\log_{\1}"),
@@ -71,7 +70,6 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\\frac\s*\{", r"\\frac{"),
         (r"(?<=\{)\s+|\s+(?=\})", ""),
         (r"(?<![\w.^{}\\])(\d+)\s*(\\frac\{\d+\}\{\d+\})(?=\s*[a-zA-Z\\(])", r"(\1+\2)"),
-        # repeating decimals, remainders, ratios, numerals of other bases
         (r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r"\\overline{\1\2\3}"),
         (r"\\(?:overline|bar)\s*\{?(\d+)\}?", r"\\overline{\1}"),
         (r"\(?\s*\\?[pb]?mod(?![a-zA-Z])\s*\{?(\w+)\}?\s*\)?", r" \\pmod{\1}"),
@@ -81,7 +79,7 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\s+", " "),
     ]
 ]
-_END = re.compile(r"(?<![.,;: ])\s{0,9}[.,;:。]\Z|(?<=\.[a-z])\.\.\Z")  # "a.m.." but no "..."
+_END = re.compile(r"(?<![.,;: ])\s{0,9}[.,;:。]\Z|(?<=\.[a-z])\.\.\Z")  # "a.m..", but no ellipsis
 _TOKEN = re.compile(r"\\begin(?![a-zA-Z])|\\end(?![a-zA-Z])|\\[{}]|\\[a-zA-Z]+|\\.|[()\[\]{}]")
 _OPENING = {"(": 1, "[": 1, "{": 1, r"\{": 1, r"\begin": 1, ")": -1, "]": -1, "}": -1, r"\}": -1, r"\end": -1}
 _SEPARATOR = re.compile(r",?\s*(?<![a-zA-Z])(?:and|or|AND|OR)(?![a-zA-Z])|[,;]")
@@ -96,7 +94,8 @@ _NUMBER = re.compile(
 )
 _DECIMAL = re.compile(r"\d*\.\d+", re.ASCII)
 _UNIT = re.compile(
-    r"(?P<value>.*[\d})!\]]|.*\\pi) ?(?:\^\\circ|(?P<words>[^\W\d_]+(?:[/. ]+[^\W\d_]+)*))\.?(?P<power> ?\^ ?\{?[23]\}?)?"
+    r"(?P<value>.*[\d})!\]]|.*\\pi) ?"
+    r"(?:\^\\circ|(?P<words>[^\W\d_]+(?:[/. ]+[^\W\d_]+)*))\.?(?P<power> ?\^ ?\{?[23]\}?)?"
 )
 _UNITS = """
 cm centimeter centimetre 厘米, m meter metre 米, km kilometer kilometre 千米 公里, mm millimeter millimetre, inch
