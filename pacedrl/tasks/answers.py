@@ -98,8 +98,9 @@ def math_reward(answer: Any, text: str, options: MathOptions = MathOptions()) ->
     r"""1.0 when the final answer of ``text`` equals the gold answer mathematically, else 0.0.
 
     The final answer is what ``text`` states last in ``<answer>`` tags, else in ``\boxed{}``, else after ``####`` on its
-    line, else after "the answer is" or "Answer:", else the whole text if it is nothing but a number; with
-    ``options.last_number``, else the last number. A statement that prose denies ("not \boxed{5}") states nothing.
+    line, else after "the answer is" or "Answer:", else the whole text if it is nothing but a number or
+    a letter from A to J; with ``options.last_number``, else the last number. A statement that prose denies ("not
+    \boxed{5}", "\boxed{5} is wrong") states nothing, nor does a box within a larger expression ("x > \boxed{5}").
     Raises JudgeError when the gold answer is neither text nor a number, or would not be accepted as its own answer.
     """
     gold = math_gold(answer)
@@ -133,8 +134,7 @@ def tagged_answer(text: str) -> str | None:
     r"""What stands in the last ``<answer>...</answer>``, the last ``\boxed{}``, or after the last ``####``."""
     if tags := _TAG.findall(text):
         return str(tags[-1]).strip()
-    boxed = last_boxed(text)
-    if boxed is not None:
+    if (boxed := last_boxed(text)) is not None:
         return boxed.strip()
     return text.rpartition("####")[2].strip() if "####" in text else None
 
@@ -150,17 +150,14 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
     if "box" not in text:  # most hostile texts are long and hold none: reading them brace by brace takes a second
         return []
     boxes: list[tuple[int, int, int]] = []
-    opened: list[tuple[int, int] | None] = []  # a brace is None
+    opened: list[re.Match[str]] = []
     for token in _BOX_OR_BRACE.finditer(text):  # an escaped brace is a token of its own and does not count
-        if token.group() == "{":
-            opened.append(None)
-        elif token.group() == "}":
-            if box := opened.pop() if opened else None:
-                while boxes and boxes[-1][0] > box[0]:
-                    boxes.pop()
-                boxes.append((*box, token.start()))
-        elif token.group().endswith("{") and len(token.group()) > 2:
-            opened.append((token.start(), token.end()))
+        if token.group() != r"\{" and token.group().endswith("{"):
+            opened.append(token)
+        elif token.group() == "}" and opened and len((opening := opened.pop()).group()) > 1:
+            while boxes and boxes[-1][0] > opening.start():
+                boxes.pop()
+            boxes.append((*opening.span(), token.start()))
     return boxes or [(match.start(), *match.span(1)) for match in _BARE_BOX.finditer(text)]
 
 

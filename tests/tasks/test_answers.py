@@ -67,7 +67,10 @@ def test_a_letter_alone_is_an_answer(text):
     assert math_reward("D", text) == 0.0
 
 
-@pytest.mark.parametrize("answer", ["", "   ", "#### ", r"\text{}", "$$", "?", "\\", r"\quad", "...", r"\frac{2kn}{n+k-1}-2\frac{k!n!}{(k+n-1)!"])
+@pytest.mark.parametrize(
+    "answer",
+    ["", "   ", "#### ", r"\text{}", "$$", "?", "\\", r"\quad", "...", r"\frac{2kn}{n+k-1}-2\frac{k!n!}{(k+n-1)!"],
+)
 def test_math_cannot_judge_against_a_gold_answer_that_does_not_parse(answer):
     with pytest.raises(JudgeError, match=r"gold answer .* 'math' can parse"):
         math_reward(answer, r"\boxed{18}")
