@@ -34,7 +34,7 @@ _COMMANDS = re.compile(
 )
 _NO_EXPRESSION = re.compile(
     r"(?<![a-zA-Z\\])[a-zA-Z]{4}|\d\s+\d|\d\)?\s*_|[^\w\s\\^{}()\[\]|.+*/!,-]"  # words, two numbers, another base
-    r"|\d{31}|\dE[-+]?\d|\.\.|\\binom(?!(?:\{(?:\d{1,4}|[\w+-]{0,6}[a-z][\w+-]{0,2})\}){2})"
+    r"|\d{31}|\dE[-+]?\d|\.\.|\\binom(?!(?:\{(?:\d{1,4}|\d{0,3}[A-DF-HJ-Za-df-hj-z][a-df-hj-z\d+-]{0,5})\}){2})"
     r"|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # the last two lines: costly
     re.ASCII,
 )

@@ -348,7 +348,7 @@ KINDS: dict[str, list[Case]] = {
         ),
         Case(r"\frac{n(n+1)}{2}", (r"\binom{n+1}{2}", r"{n+1 \choose 2}"), (r"\binom{n}{2}", r"\binom{n+2}{2}")),
         Case("10", (r"10",), (r"\binom{10}{3}",)),
-        Case(r"\binom nk", (r"\binom{n}{k}", r"\binom{n}{n-k}"), (r"\binom kn", r"\frac nk")),
+        Case(r"\binom nk", (r"\binom{n}{k}", r"\binom{n}{n-k}", r"\frac{n!}{k!(n-k)!}"), (r"\binom kn", r"\frac nk")),
     ],
     "short fractions": [
         Case(r"\frac{\sqrt{3}}{2}", (r"\frac{\sqrt3}2", r"\frac{\sqrt 3}{2}", r"{\sqrt3 \over 2}"),
