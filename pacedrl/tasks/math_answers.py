@@ -31,7 +31,7 @@ LONGEST_ANSWER = 500
 
 _RELATION, _INEQUALITY = re.compile(r"\\leq|\\geq|\\neq|<|>|="), re.compile(r"\\[lgn]eq|<|>")
 _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
-_EQUALITY = re.compile(r"=|\\(?:approx|in)(?![a-zA-Z])")
+_EQUALITY = re.compile(r"=|\\(?:approx|equiv(?=.*mod)|in)(?![a-zA-Z])")
 _NAME = (  # x_1, f(2), P(A), \angle ABC, |AB|, (x, y), Area
     r"(?!\\?(?:sqrt|frac|ln|log|exp|lim|sum|int|pi|e|i|not|never|isn|wrong|minus|negative|half|twice)(?![a-zA-Z]))"
     r"(?:\|\\?[a-zA-Z{}]+\||\[(?:\\triangle )?[A-Z]+\]|\(\\?[a-z]+(?:, ?\\?[a-z]+)+\)"
@@ -42,6 +42,10 @@ _NAMED = re.compile(_NAME)
 _COMBINED = re.compile(rf"{_NAME}(?: ?(?:[-+/]|\\cdot|\\times) ?{_NAME}){{0,3}}|\\frac\{{[a-zA-Z]+\}}\{{[a-zA-Z]+\}}")
 _CHOICE = re.compile(r"(?:(?:option|choice) )?\(?([A-J])(?:[).:]+(?!\s*[-+*/^=])\s*(?P<text>.*)|(?=\Z))", re.IGNORECASE)
 _SEVERAL = re.compile(r"\([A-J]\)|\b(?:or|not|wrong|incorrect)\b|n't")
+_ASSIGNED = re.compile(r"\((\\?[a-zA-Z]+(?:, ?\\?[a-zA-Z]+)+)\) ?= ?(\(.*\))")
+_WITHIN = re.compile(r"\A\|([a-zA-Z])\| ?(<|\\leq) ?([^-+<>=,]+)\Z")
+_OR = re.compile(r"(?<![a-zA-Z])(?:or|OR)(?![a-zA-Z])|\\pm")
+_TIME = re.compile(r"\d?\d:[0-5]\d(?::[0-5]\d)?")
 _UNION, _RATIO, _ROW, _CELL = (re.compile(separator) for separator in (r"\\cup", ":", r"\\\\", "&"))
 _BRACKETS = [(r"\{", r"\}"), ("(", ")"), ("(", "]"), ("[", "]"), ("[", ")")]
 _UNORDERED = frozenset({"list", r"\{\}", "one", "union"})
@@ -51,16 +55,14 @@ _UNORDERED = frozenset({"list", r"\{\}", "one", "union"})
 class MathOptions:
     """What counts as the same answer.
 
-    ``percent``: what the sign means. "either": a hundredth, but an answer may leave the gold answer's sign out (a gold
-    50% takes 50% and 0.5 and 50; a gold 50 does not take 50%). "value": a hundredth. "sign": a unit (50% is 50).
+    ``percent``: "value": the sign is a hundredth. "either": likewise, but an answer may leave the gold answer's out (a
+    gold 50% takes 50% and 0.5 and 50; a gold 50 does not take 50%). "sign": it is a unit (50% is 50).
     ``units``: "lenient" takes a missing unit, "strict" wants the gold answer's; different ones never match.
-    ``tolerance``: relative, where one of two values is a decimal and neither is whole; 0 or more, less than 1. None
-    takes what rounds to the decimal, up to 1e-6.
+    ``tolerance``: relative, from 0 to below 1, where one value is a decimal and neither is whole. None takes what
+    rounds to the decimal, up to 1e-6.
     ``ordered``: whether order matters in tuples; it never does in sets and bare lists.
-    ``evaluated``: whether a plain number must be answered by a plain number, so that the question 9 + 9 is no answer to
-    itself. A fraction need not be in lowest terms, unless it is a whole number.
-    ``last_number``: whether the last number counts where a completion states no answer. Off, because then a prompt
-    repeated or a train of thought cut off may be right by accident.
+    ``evaluated``: whether a plain number must be answered by one: the question 9 + 9 is no answer to itself.
+    ``last_number``: whether the last number counts where nothing is stated; it may be right by accident.
     Raises ValueError on other values.
     """
 
@@ -96,6 +98,7 @@ class _Comparison:
             return False
         if squashed(gold) == squashed(answer):
             return True
+        gold, answer = _spread(gold), _spread(answer)
         percents = gold.endswith("%"), answer.endswith("%")
         if all(percents) or (any(percents) and self.options.percent == "sign"):
             return self.same(gold.rstrip("% "), answer.rstrip("% "))
@@ -174,9 +177,17 @@ class _Comparison:
         kinds = {gold_kind, kind}
         if kinds == {"one"}:
             return None
+        if gold_kind == "ratio" and not _TIME.fullmatch(gold) and kind in ("ratio", "one"):
+            return self._same_ratio(golds, answers)
+        if "one" in kinds and r"\emptyset" in (*golds, *answers):
+            return False  # the set that holds the empty set
         if len(golds) != len(answers) or not (len(kinds) == 1 or kinds <= _UNORDERED or kinds == {"list", "()"}):
             return False
-        if kinds <= _UNORDERED or kinds == {"both"} or (kinds <= {"list", "()"} and not self.options.ordered):
+        if (
+            kinds <= _UNORDERED
+            or kinds in ({"both"}, {"either"})
+            or (kinds <= {"list", "()"} and not self.options.ordered)
+        ):
             return self._match(golds, answers)
         return all(map(self.same, golds, answers))
 
@@ -189,6 +200,14 @@ class _Comparison:
                 return False
             del left[found]
         return True
+
+    def _same_ratio(self, golds: list[str], answers: list[str]) -> bool:
+        """3:2 is 6:4 and 3/2."""
+        answers = answers if len(answers) > 1 else [*answers, "1"]
+        parts = zip(golds, answers, strict=False)
+        quotients = [(f"({gold})/({golds[0]})", f"({part})/({answers[0]})") for gold, part in parts]
+        equal = (self._same_values(*quotient, Fraction(0)) for quotient in quotients)
+        return golds == answers or (len(golds) == len(answers) and all(equal))
 
     def _relations(self, gold: str, answer: str) -> bool | None:
         (gold_sides, gold_signs), (sides, signs) = _relation(gold), _relation(answer)
@@ -214,14 +233,15 @@ class _Comparison:
         if not (gold_unit or unit):
             return None
         missing = not unit and self.options.units == "lenient"
+        if {gold_unit, unit} in ({"degree", ""}, {"degree", "radian"}) and r"\pi" in gold_value + value:
+            turned = [rf"({v})\pi/180" if u == "degree" else v for v, u in ((gold_value, gold_unit), (value, unit))]
+            return self._same_values(turned[0], turned[1], Fraction(0))
         return (unit == gold_unit or not gold_unit or missing) and self.same(gold_value, value)
 
 
 def _choice(text: str) -> tuple[str, str]:
     """The letters of the choices that the text names, "" for none, and the text of a single one."""
-    if re.fullmatch("[A-J]{2,}", text):
-        return "".join(sorted(text)), ""
-    parts = [part.strip("() ") for part in items(text)]
+    parts = list(text) if re.fullmatch("[A-J]{2,}", text) else [part.strip("() ") for part in items(text)]
     if len(parts) > 1 and all(re.fullmatch("[A-J]", part) for part in parts):
         return "".join(sorted(parts)), ""
     match = _CHOICE.fullmatch(text)
@@ -234,21 +254,22 @@ def _sides(text: str, name: re.Pattern[str]) -> tuple[str, list[str]]:
     several = sum("=" in item for item in items(text)) > 1
     if len(sides) == 1 or several or not sides[-1] or len(split(text, _INEQUALITY)) > 1:
         return "", [text]
-    if not sides[0]:
-        return "", sides[1:]
-    letters = re.findall(r"\b[a-z]\b", sides[0]) if sides[0].startswith("(") else []
-    swapped = letters != sorted(letters)  # (y, x) = (3, 2) is not (3, 2)
-    return (sides[0], sides[1:]) if name.fullmatch(sides[0]) and not swapped else ("", sides)
+    if not name.fullmatch(sides[0]):
+        return "", sides if sides[0] else sides[1:]
+    if len(items(sides[-1])) > 1:  # x = 1, 2 has two solutions; it is no pair
+        sides[-1] = rf"\{{{sides[-1]}\}}"
+    return sides[0], sides[1:]
 
 
 def _parts(text: str) -> tuple[str, list[str]]:
     """The kind of collection ("one" for none, "list", "both" for x > 1 and x < 5, or brackets) and its elements."""
     for brackets in _BRACKETS:
         inner = enclosed(text, *brackets)
-        if inner is not None and (brackets[0] == r"\{" or len(items(inner.replace(r"\pm", "+"))) > 1):
+        several = inner and len(split(inner, _OR)) == 1 and len(items(inner.replace(r"\pm", "+"))) > 1
+        if inner is not None and (several or brackets[0] == r"\{"):
             return "".join(brackets), items(inner)
     if len(parts := items(text)) > 1:
-        return ("both" if _INEQUALITY.search(text) and re.search(r"\band\b", text) else "list"), parts
+        return _list_kind(text, parts)
     for kind, separator in (("union", _UNION), ("ratio", _RATIO)):
         if len(parts := split(text, separator)) > 1:
             return kind, parts
@@ -256,6 +277,26 @@ def _parts(text: str) -> tuple[str, list[str]]:
         rows = [split(row, _CELL) for row in split(matrix[2], _ROW) if row]
         return f"{matrix[1]} {[len(row) for row in rows]}", [cell for row in rows for cell in row]
     return "one", [text]
+
+
+def _list_kind(text: str, parts: list[str]) -> tuple[str, list[str]]:
+    """Alternatives are a set, but x = 1 or y = 2 is "either"; x = 1, y = 2 may be a tuple, ordered by its names."""
+    names = [side for part in parts if _NAMED.fullmatch(side := split(part, _RELATION)[0]) and side != part]
+    if len(split(text, _OR)) > 1 or r"\pm" in text:
+        return ("either" if len(set(names)) > 1 else r"\{\}"), parts
+    if _INEQUALITY.search(text):
+        return ("both" if re.search(r"\band\b", text) else "list"), parts
+    if len(set(names)) < len(names):
+        return r"\{\}", parts
+    return "list", sorted(parts) if len(names) == len(parts) and all(re.fullmatch("[a-z]", n) for n in names) else parts
+
+
+def _spread(text: str) -> str:
+    """(x, y) = (3, 2) as x = 3, y = 2, and |x| < 1 as -1 < x < 1."""
+    text = _WITHIN.sub(r"-\3 \2 \1 \2 \3", text)
+    match = _ASSIGNED.fullmatch(text)
+    names, values = (items(match[1]), items(enclosed(match[2], "(", ")") or "")) if match else ([], [])
+    return ", ".join(map("{} = {}".format, names, values)) if names and len(names) == len(values) else text
 
 
 def _relation(text: str) -> tuple[list[str], list[str]]:
@@ -273,12 +314,8 @@ def _interval(text: str) -> str | None:
     sides, signs = _relation(text)
     if not signs or not set(signs) <= {"<", r"\leq"}:
         return None
-    start, end = ("(" if signs[0] == "<" else "["), (")" if signs[-1] == "<" else "]")
-    match [re.fullmatch("[a-zA-Z]", side) is not None for side in sides]:
-        case [False, True, False]:
-            return f"{start}{sides[0]}, {sides[2]}{end}"
-        case [True, False]:
-            return rf"(-\infty, {sides[1]}{end}"
-        case [False, True]:
-            return rf"{start}{sides[0]}, \infty)"
-    return None
+    letters = [re.fullmatch("[a-zA-Z]", side) is not None for side in sides]
+    if letters not in ([True, False], [False, True], [False, True, False]):
+        return None
+    lower = r"(-\infty" if letters[0] else f"{'(' if signs[0] == '<' else '['}{sides[0]}"
+    return f"{lower}, " + (r"\infty)" if letters[-1] else f"{sides[-1]}{')' if signs[-1] == '<' else ']'}")

@@ -24,60 +24,59 @@ _SYMBOLS = str.maketrans({symbol[0]: symbol[1:].replace("_", " ") for symbol in 
 _SYMBOLS |= dict.fromkeys(map(ord, "\u2009\u202f"), r"\,")
 _WORDS = r"\\(?:text(?:normal|bf|it|rm|tt|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname|boldsymbol)\s*"
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi"
-_SPELLINGS: list[tuple[re.Pattern[str], str]] = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        # spaces, sizes, words
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\{\s*,\s*\}|,\s*\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
-        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])\.?|\\!", ""),
-        (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|(?<!\\)~", " "),
-        (rf"{_WORDS}\{{([^{{}}]*)\}}", r" \1 "),
-        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^\\circ "),
-        (r"(?<!\\)\$([^$]*)(?<!\\)\$", r" \1 "),
-        (r"\\?\$(eur|gbp|yen|)\s*(\d[\d,]*(?:\.\d+)?|\.\d+)", r"\2 \1dollars "),
-        (r"\\?\$|`", ""),
-        (r"\\?%|\bper ?cent(?:age)?\b|\bpct\b", "%"),
-        (r"\^\s*\{?\s*(?:st|nd|rd|th)\s*\}?(?![a-zA-Z])", ""),
-        # operators and relations
-        (BOLD.pattern, r"\1"),
-        (r"\*\*", "^"),
-        (r"\^\s*-\s*(\w+)", r"^{-\1}"),
-        (r"\\(?:leqslant|leq|le)(?![a-zA-Z])|<=", r"\\leq "),
-        (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])|>=", r"\\geq "),
-        (r"\\lt(?![a-zA-Z])", "<"),
-        (r"\\gt(?![a-zA-Z])", ">"),
-        (r"\\ne(?:q)?(?![a-zA-Z])|\\not\s*=|!=", r"\\neq "),
-        (r"\\(?:simeq|doteq|approxeq)(?![a-zA-Z])", r"\\approx "),
-        # sets and matrices
-        (r"\\\\\[[\d.]+ ?[a-z]{2}\]", r"\\\\\\\\"),
-        (r"\\(?:varnothing(?![a-zA-Z])|\{\s*\\\})", r"\\emptyset "),
-        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-        (r"\\(?:mathbb\s*\{?)?R(?![a-zA-Z])\}?(?!\s*\^)|\b[aA]ll real(?: number)?s\b", r"(-\\infty, \\infty)"),
-        (r"[(\[]?\s*\\begin\{(?:array\}\s*\{[^{}]*|(?:small|[bpB])?matrix)\}", r"\\begin{pmatrix}"),
-        (r"\\end\{(?:array|(?:small|[bpB])?matrix)\}\s*[)\]]?", r"\\end{pmatrix}"),
-        # functions, roots, fractions
-        (r"(?<![\\a-zA-Z])(?:infinity|inf)(?![a-zA-Z])", r"\\infty "),
-        (rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?![a-zA-Z])", r"\\\1"),
-        (r"\\log\s*_\s*(\w)(?![\w}])", r"\\log_{\1}"),
-        (r"(\\log_\{[^{}]*\})\s*(\w+)", r"\1{\2}"),
-        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\sqrt\s*(\[[^][]*\])?\s*(\d+|[a-zA-Z]|\\pi(?![a-zA-Z]))", r"\\sqrt\1{\2}"),
-        (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\\pi(?![a-zA-Z]))", r"\\frac{\1}"),
-        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"(\\frac\s*\{[^{}]*\})\s*(\w)", r"\1{\2}"),
-        (r"\\frac\s*\{", r"\\frac{"),
-        (r"(?<=\{)\s+|\s+(?=\})", ""),
-        (r"(?<![\w.^{}\\])(\d+)\s*(\\frac\{\d+\}\{\d+\})(?=\s*[a-zA-Z\\(])", r"(\1+\2)"),
-        # numerals of other bases
-        (r"\(([0-9A-Z]+)\)\s*_", r"\1_"),
-        (r"(?<=[0-9A-Z])\s*_\s*\{(\d+)\}", r"_\1"),
-        (r"\s+", " "),
-    ]
+_INNER = r"(?:[^{}]|\{[^{}]*\})*"
+_RULES = [
+    (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),
+    (r"\{\s*,\s*\}|,\s*\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
+    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])\.?|\\!", ""),
+    (r"(?<!\\)\\[,;:> ()[\]]|\\q?quad(?![a-zA-Z])|(?<!\\)~", " "),
+    (r"\\(?:math(?:bb|bf)\s*\{?\s*)?R(?![a-zA-Z])\}?(?!\s*\^)|\b[aA]ll real(?: number)?s\b", r"(-\\infty, \\infty)"),
+    (rf"{_WORDS}\{{([^{{}}]*)\}}", r" \1 "),
+    (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^\\circ "),
+    (r"\^\\circ +([CF])(?![a-zA-Z])", r" degrees \1"),
+    (r"(?<!\\)\$([^$]*)(?<!\\)\$", r" \1 "),
+    (r"\\?\$(eur|gbp|yen|)\s*(\d[\d,]*(?:\.\d+)?|\.\d+)", r"\2 \1dollars "),
+    (r"\\?\$|`", ""),
+    (r"\\?%|\bper ?cent(?:age)?s?\b|\bpct\b", "%"),
+    (r"\^\s*\{?\s*(?:st|nd|rd|th)\s*\}?(?![a-zA-Z])", ""),
+    (BOLD.pattern, r"\1"),
+    (r"\*\*", "^"),
+    (r"\^\s*-\s*(\w+)", r"^{-\1}"),
+    (r"\\(?:leqslant|leq|le)(?![a-zA-Z])|<=", r"\\leq "),
+    (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])|>=", r"\\geq "),
+    (r"\\lt(?![a-zA-Z])", "<"),
+    (r"\\gt(?![a-zA-Z])", ">"),
+    (r"\\ne(?:q)?(?![a-zA-Z])|\\not\s*=|!=", r"\\neq "),
+    (r"\\(?:simeq|doteq|approxeq)(?![a-zA-Z])", r"\\approx "),
+    (r"\\\\\[[\d.]+ ?[a-z]{2}\]", r"\\\\\\\\"),
+    (r"\\(?:varnothing(?![a-zA-Z])|\{\s*\\\})", r"\\emptyset "),
+    (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"[(\[]?\s*\\begin\{(?:array\}\s*\{[^{}]*|(?:small|[bpB])?matrix)\}", r"\\begin{pmatrix}"),
+    (r"\\end\{(?:array|(?:small|[bpB])?matrix)\}\s*[)\]]?", r"\\end{pmatrix}"),
+    (r"(?<![\\a-zA-Z])(?:infinity|inf)(?![a-zA-Z])", r"\\infty "),
+    (rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?![a-zA-Z])", r"\\\1"),
+    (r"\\log\s*_\s*(\w)(?![\w}])", r"\\log_{\1}"),
+    (r"(\\log_\{[^{}]*\})\s*(\w+)", r"\1{\2}"),
+    (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"\\sqrt\s*(\[[^][]*\])?\s*(\d+|[a-zA-Z]|\\pi(?![a-zA-Z]))", r"\\sqrt\1{\2}"),
+    (rf"(?:\{{|\A)({_INNER}?)\\over(?![a-zA-Z])({_INNER})(?:\}}|\Z)", r"\\frac{\1}{\2}"),
+    (rf"(?:\{{|\A)({_INNER}?)\\choose(?![a-zA-Z])({_INNER})(?:\}}|\Z)", r"\\binom{\1}{\2}"),
+    (r"\\(frac|binom)(?![a-zA-Z])\s*(\w|\\pi(?![a-zA-Z]))", r"\\\1{\2}"),
+    (rf"(\\(?:frac|binom)\s*\{{{_INNER}\}})\s*(\w|\\pi(?![a-zA-Z])|\\sqrt\{{[^{{}}]*\}})", r"\1{\2}"),
+    (r"\\frac\s*\{", r"\\frac{"),
+    (r"(?<=\{)\s+|\s+(?=\})", ""),
+    (r"(?<![\w.^{}\\])(\d+)\s*(\\frac\{\d+\}\{\d+\})(?=\s*[a-zA-Z\\(])", r"(\1+\2)"),
+    (r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r"\\overline{\1\2\3}"),
+    (r"\\(?:overline|bar)\s*\{?(\d+)\}?", r"\\overline{\1}"),
+    (r"\(?\s*\\?[pb]?mod(?![a-zA-Z])\s*\{?(\w+)\}?\s*\)?", r" \\pmod{\1}"),
+    (r"(?<=\d) to (?=\d)", ":"),
+    (r"\(([0-9A-Z]+)\)\s*_", r"\1_"),
+    (r"(?<=[0-9A-Z])\s*_\s*\{(\d+)\}", r"_\1"),
+    (r"\s+", " "),
 ]
-_DELIMITERS = [(r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$")]
+_SPELLINGS = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
+_END = re.compile(r"(?<![.,;: ])\s{0,9}[.,;:。]\Z|(?<=\.[a-z])\.\.\Z")  # "a.m..", but no ellipsis
 _TOKEN = re.compile(r"\\begin(?![a-zA-Z])|\\end(?![a-zA-Z])|\\[{}]|\\[a-zA-Z]+|\\.|[()\[\]{}]")
 _OPENING = {"(": 1, "[": 1, "{": 1, r"\{": 1, r"\begin": 1, ")": -1, "]": -1, "}": -1, r"\}": -1, r"\end": -1}
 _SEPARATOR = re.compile(r",?\s*(?<![a-zA-Z])(?:and|or|AND|OR)(?![a-zA-Z])|[,;]")
@@ -93,28 +92,28 @@ _NUMBER = re.compile(
 _DECIMAL = re.compile(r"\d*\.\d+", re.ASCII)
 _UNIT = re.compile(
     r"(?P<value>.*[\d})!\]]|.*\\pi) ?"
-    r"(?:\^\\circ(?: ?[CF](?![a-zA-Z]))?|(?P<words>[^\W\d_]+(?:[/. ]+[^\W\d_]+)*))\.?(?P<power> ?\^ ?\{?[23]\}?)?"
+    r"(?:\^\\circ|(?P<words>[^\W\d_]+(?:[/. ]+[^\W\d_]+)*))\.?(?P<power> ?\^ ?\{?[23]\}?)?"
 )
 _UNITS = """
 cm centimeter centimetre 厘米, m meter metre 米, km kilometer kilometre 千米 公里, mm millimeter millimetre, inch
 inche in, foot feet ft, mile mi, yard yd, kg kilogram 千克 公斤, g gram 克, mg milligram, lb pound, oz ounce, ton
 tonne, hour hr h 小时, minute min 分钟, second sec s 秒, day 天, week, month, year yr 年, l L liter litre 升, ml mL
 milliliter, gallon, calorie, degree deg 度, radian rad, dollar usd, cent, eurdollar euro, gbpdollar, yendollar yen,
-yuan 元, rupee, mph, kmh kph, N newton, J joule, W watt, V volt, A amp, K kelvin, celsius, fahrenheit, unit, acre,
-hectare, square sq, cubic cu, bit, byte, person people 人, child children, man men, woman women, boy, girl, student,
-friend, guest, player, member, team, worker, customer, apple, orange, banana, lemon, egg, cookie, cake, candy candie,
-pizza, slice, sandwich sandwiche, meal, flower, tree, seed, book, page, card, ticket, coin, marble, ball, toy,
-sticker, stamp, pencil, pen, box boxe, bag, bottle, cup, piece 个, house, room, chair, table, shirt, shoe, car, dog,
-cat, bird, fish, cow, horse, chicken, sheep, pig, rabbit, game, point, vote, question, word, name, way, solution,
-integer, number, digit, term, root, side, edge, vertex vertice, face, triangle, step, row, column, tile, 岁, 次, 种,
-m2 平方米, cm2 平方厘米, km2 平方千米 平方公里, m3 立方米, cm3 立方厘米, kWh, kW, GB, MB, KB, Hz, Pa, mol, more,
-red, blue, green, yellow, white, black, different
+yuan 元, rupee, mph, kmh kph, N newton, J joule, W watt, V volt, A amp, K kelvin, C celsius, F fahrenheit, unit, acre,
+hectare, square sq, cubic cu, bit, byte, person people 人, child children, man men, woman women, box boxe, candy
+candie, sandwich sandwiche, vertex vertice, fish, sheep, piece 个, way, solution, integer, number, digit, term, side,
+edge, point, vote, 岁, 次, 种, m2 平方米, cm2 平方厘米, km2 平方千米 平方公里, m3 立方米, cm3 立方厘米, kWh, kW, GB, MB,
+KB, Hz, Pa, mol, more, red, blue, green, yellow, white, black, different
 """
-_MULTIPLIER = re.compile(
-    r"(?:(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|\w+illion)th|hal(?:f|ve)|third"
+_MULTIPLIER = re.compile(  # fractions, numbers, groups, powers, functions, prefixes of units; not, less, minus, axis
+    r"(?:(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|\w+illion)th|third|hal(?:f|ve)"
     r"|quarter|one|two|three|four|five|sixe?|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven"
-    r"|eigh|nine)tie|hundred|thousand|\w+illion|lakh|crore|dozen|score|pair|couple|double|triple|time|square|cube|power"
-    r"|root|factorial|multiple|negative|opposite|inverse|reciprocal|log)s|\w*(?:ss|us|is)"
+    r"|eigh|nine)t(?:ie|y)|hundred|thousand|\w+ill(?:ion|iard)|lakh|crore|googol\w*|myriad|dozen|score|ream|quire|gross"
+    r"|brace|grosse|grand|pair|duo|trio|twin|\w+(?:some|fold|uple|[nprx]tet|plet)|duet|octet|nonet|\w*(?:dy|tr|tetr|pent"
+    r"|hex|hept|oct)i?ad|\w+(?:bl|pl|lv|quar|cub)ing|double|triple|time|square|cube|power|\w*root|exponent(?:ial)?|mod"
+    r"|factorial|negative|opposite|inverse|reciprocal|derivative|integral|radical|modul[uo]|\w*log(?:arithm)?|permille"
+    r"|(?:arc|co)*(?:sine?|tan(?:gent)?|sec(?:ant)?|cos|csc|cot)|kilo|mega|giga|tera|peta|exa|zetta|yotta|milli"
+    r"|micro|nano|pico|femto|atto|centi|deci|de[ck]?ka|deca|hecto)s?|\w*(?:ss|us|is)|not|wrong|incorrect|false"
 )
 _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in words.split()} | {"/": "/", "per": "/"}
 
@@ -122,14 +121,10 @@ _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in
 @lru_cache(maxsize=1024)  # the completions of a prompt share its gold answer
 def tidy(text: str) -> str:
     """The answer in one spelling: ASCII, no dollar signs, plain words for ``\\text{}``, braced fractions and roots."""
-    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).strip().rstrip(".,;:。").strip()
-    for opening, closing in _DELIMITERS * 2:
-        inner = text[len(opening) : -len(closing)]
-        if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
-            text = inner.strip() if opening not in inner else text
+    text = _END.sub("", unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).strip())
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
-    text = text.strip().rstrip(".,;:\\ ").removeprefix("+").strip()
+    text = _END.sub("", text.strip().rstrip("\\ ")).removeprefix("+").strip()
     while (content := enclosed(text, "{", "}")) is not None:
         text = content.strip()
     if "," not in text:
@@ -139,8 +134,11 @@ def tidy(text: str) -> str:
 
 
 def squashed(text: str) -> str:
-    """What two answers must share to be the same text: no spaces, words in lower case (not single letters)."""
-    text = re.sub(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", lambda word: word.group().lower(), text)
+    """What two answers must share to be the same text: no spaces, words in lower case.
+
+    Of three letters only the first may differ in case, of two none: they may be a product.
+    """
+    text = re.sub(r"(?<![\\a-zA-Z])([a-zA-Z]{4,}|N[oO]\b|[A-Z](?=[a-z]{2}\b))", lambda word: word[1].lower(), text)
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # 5 6 is not 56
 
 
@@ -204,9 +202,8 @@ def read_number(text: str) -> Number | None:
     if match["decimal"]:
         value = Fraction(match["decimal"].replace(" ", ""))
         if repeating := match["repeating"]:
-            value += Fraction(
-                int(repeating), 10 ** len(match["decimal"].partition(".")[2]) * (10 ** len(repeating) - 1)
-            )
+            digits = len(match["decimal"].partition(".")[2])
+            value += Fraction(int(repeating), 10**digits * (10 ** len(repeating) - 1))
         value *= Fraction(10) ** int(match["exponent"] or match["power"] or 0)
     else:
         value = int(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"]))
@@ -215,7 +212,9 @@ def read_number(text: str) -> Number | None:
 
 
 def last_place(text: str) -> Fraction | None:
-    """One unit in the last place of the roughest decimal in the text, relative to the decimal; None without one."""
+    """One unit in the last place of the roughest decimal in the text, relative to it; None without one and in sums."""
+    if re.search(r"[\d)}!|A-DF-Za-df-z] ?[-+]", text):
+        return None
     decimals = [match.group() for match in _DECIMAL.finditer(text) if float(match.group()) % 1]
     sizes = [Fraction(1, 10 ** len(decimal.partition(".")[2])) / Fraction(decimal) for decimal in decimals]
     return max(sizes, default=None)
@@ -227,14 +226,17 @@ def without_unit(text: str) -> tuple[str, str]:
     if match is None or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match["value"]):
         return text, ""
     words = re.findall(r"[^\W\d_]+|/", match["words"] or "degree")
-    forms = [(word, word.lower(), word.lower().removesuffix("s")) for word in words]
+    forms = [(word, *(word.lower(), word.lower().removesuffix("s")) * (len(word) > 1)) for word in words]
     known = [next((_SAME_UNITS[form] for form in each if form in _SAME_UNITS), None) for each in forms]
-    if known[-1] is None and re.fullmatch("[a-z]{3,}s", words[-1]) and not _MULTIPLIER.fullmatch(words[-1]):
-        known[-1] = words[-1]  # a plural that no list has: 7 kazoos
+    for index, word in enumerate(words):  # a plural that no list has: 7 kazoos
+        counts = re.fullmatch("[a-z]{3,}s|one_[a-z]{3,}", "one_" * (match["value"].strip() == "1") + word)
+        if known[index] is None and counts and not _MULTIPLIER.fullmatch(word):
+            known[index] = word
     glued = len(match["words"] or "degree") == 1 and words[0].isascii() and text[match.end("value")] != " "
-    if glued or None in known or len(known) > 5:  # "5m" is 5 times m
+    if glued or None in known or len(known) > 5 or known[-1] in ("square", "cubic", "more", "/"):  # "5m" is 5 times m
         return text, ""
     power = "".join(re.findall(r"\d", match["power"] or ""))
     if known[0] in ("square", "cubic") and len(known) > 1:
         power = "2" if known.pop(0) == "square" else "3"
-    return match["value"].strip(), " ".join(map(str, known)) + power
+    unit = " ".join(map(str, known)).replace("mph", "mile / hour").replace("kmh", "km / hour")
+    return match["value"].strip(), unit + power

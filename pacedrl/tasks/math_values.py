@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
@@ -33,7 +34,8 @@ _COMMANDS = re.compile(
 )
 _NO_EXPRESSION = re.compile(
     r"(?<![a-zA-Z\\])[a-zA-Z]{4}|\d\s+\d|\d\)?\s*_|[^\w\s\\^{}()\[\]|.+*/!,-]"  # words, two numbers, another base
-    r"|\d{31}|\dE[-+]?\d|\\binom(?!\{(?:\d{1,4}|\w)\}\{(?:\d{1,4}|\w)\})|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # costly
+    r"|\d{31}|\dE[-+]?\d|\.\.|\\binom(?!(?:\{(?:\d{1,4}|\d{0,3}[A-DF-HJ-Za-df-hj-z][a-df-hj-z\d+-]{0,5})\}){2})"
+    r"|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # the last two lines: costly
     re.ASCII,
 )
 _reads = itertools.count(1)
@@ -75,7 +77,7 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
         return []
     pairs = []
     for ends in _ranges(gold + answer):
-        point = _Point(f"{gold} {answer} {ends}", ends)
+        point = _point(f"{gold} {answer} {ends}", ends)
         try:
             pair = _value(left, point), _value(right, point)
         except (_NoValueError, ArithmeticError, ValueError, TypeError):  # the last two: poles, and complex numbers
@@ -95,16 +97,10 @@ def _ranges(texts: str) -> tuple[tuple[int, int], ...]:
     return (*_RANGES, *_FAR, *((corner - 1, corner + 1) for corner in corners))
 
 
-class _Point(dict[str, Fraction]):
+def _point(seed: str, ends: tuple[int, int]) -> defaultdict[str, Fraction]:
     """The values of variables. They are the same in every run, but a completion cannot be written to fit them."""
-
-    def __init__(self, seed: str, ends: tuple[int, int]) -> None:
-        self._random, self._ends = random.Random(seed), ends
-
-    def __missing__(self, name: str) -> Fraction:
-        start, end = self._ends
-        value = self[name] = Fraction(self._random.randrange(1000 * start, 1000 * end), 1009)
-        return value
+    rng = random.Random(seed)
+    return defaultdict(lambda: Fraction(rng.randrange(1000 * ends[0], 1000 * ends[1]), 1009))
 
 
 @lru_cache(maxsize=256)
@@ -142,7 +138,7 @@ def _forget() -> None:
         PSParser.decisionsToDFA[:] = [DFA(state, n) for n, state in enumerate(PSParser.atn.decisionToState)]
 
 
-def _value(node: Any, point: _Point) -> Any:
+def _value(node: Any, point: defaultdict[str, Fraction]) -> Any:
     """A Fraction where that is exact, else one of mpmath's numbers. Raises _NoValueError, and what mpmath raises."""
     kind = type(node).__name__
     if node.is_Rational:
@@ -185,11 +181,8 @@ def _power(base: Any, exponent: Any) -> Any:
 def _factorial(n: Any) -> Any:
     if abs(n) >= 10_000:
         raise _NoValueError
-    return (
-        Fraction(math.factorial(int(n)))
-        if isinstance(n, Fraction) and n.denominator == 1
-        else _mp.factorial(_inexact(n))
-    )
+    whole = isinstance(n, Fraction) and n.denominator == 1
+    return Fraction(math.factorial(int(n))) if whole else _mp.factorial(_inexact(n))
 
 
 def _floor(value: Any) -> Fraction:

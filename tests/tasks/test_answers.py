@@ -61,7 +61,16 @@ def test_math_rejects_and_an_unparsable_completion_is_merely_wrong(answer, text)
     assert math_reward(answer, text) == 0.0
 
 
-@pytest.mark.parametrize("answer", ["", "   ", "#### ", r"\frac{2kn}{n+k-1}-2\frac{k!n!}{(k+n-1)!"])
+@pytest.mark.parametrize("text", ["C", "**C**", "(C)", "C.", "The best option is C."])
+def test_a_letter_alone_is_an_answer(text):
+    assert math_reward("C", text) == 1.0
+    assert math_reward("D", text) == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "   ", "#### ", r"\text{}", "$$", "?", "\\", r"\quad", "...", r"\frac{2kn}{n+k-1}-2\frac{k!n!}{(k+n-1)!"],
+)
 def test_math_cannot_judge_against_a_gold_answer_that_does_not_parse(answer):
     with pytest.raises(JudgeError, match=r"gold answer .* 'math' can parse"):
         math_reward(answer, r"\boxed{18}")
@@ -89,7 +98,24 @@ def test_a_long_gold_answer_is_cut_in_the_message():
         ("1234.5", "about 1,234.5 in all", 1.0),
         (0.75, "3/4", 1.0),
         ("3/4", "0.75", 1.0),
-        (50, "50%", 1.0),
+        ("50%", "50%", 1.0),
+        ("50%", "50", 1.0),
+        ("50%", "0.5", 1.0),
+        (50, "50%", 0.0),
+        (5, "5%", 0.0),
+        (5, r"\boxed{5\%}", 0.0),
+        (5, "not 5", 0.0),
+        (5, r"\boxed{5i}", 0.0),
+        (5, r"\boxed{\sqrt5}", 0.0),
+        (5, r"\boxed{\sqrt{5}}", 0.0),
+        (5, r"\boxed{2-5}", 0.0),
+        (5, r"\boxed{x-5}", 0.0),
+        (5, r"\boxed{5x}", 0.0),
+        (5, r"\boxed{5 + x}", 0.0),
+        (5, r"\boxed{\log 5}", 0.0),
+        (5, r"\boxed{2+3 = 5}", 1.0),
+        (5, r"\boxed{5 \text{ apples}}", 1.0),
+        (-5, r"\boxed{x = -5}", 1.0),
         (-5, "it is -5", 1.0),
         (-5, "it is −5", 1.0),
         (-5, "-$5", 1.0),
