@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import select
 import tempfile
@@ -35,6 +36,7 @@ from pacedrl.tasks import (
     code_driver,
     code_evalplus,
     code_names,
+    code_objects,
     code_remote,
     code_values,
     sandbox,
@@ -57,7 +59,7 @@ _LONGEST_REPORT = 2 * code_driver.LONGEST_KNOWN  # bytes
 _REMEMBERED = 256  # rows
 _CANDIDATE = [Path(str(module.__file__)) for module in (code_candidate, code_names, code_values)]
 _DRIVER = [
-    Path(str(module.__file__)) for module in (code_driver, code_compare, code_evalplus, code_remote)
+    Path(str(module.__file__)) for module in (code_driver, code_compare, code_evalplus, code_objects, code_remote)
 ] + _CANDIDATE
 _PYTHON = ("python", "py", "python3")
 
@@ -204,7 +206,8 @@ def _evalplus(prompt: Prompt) -> dict[str, Any]:
 def _code(prompt: Prompt, setup: str, code: str) -> dict[str, Any]:
     name = prompt.columns.get("entry_point")
     source = _prompt_source(prompt) if name else ""
-    return {"kind": "code", "name": name, "prompt": source, "setup": setup, "code": code}
+    says_class = re.search(r"\bclass(es)?\b", prompt.question) is not None
+    return {"kind": "code", "name": name, "prompt": source, "setup": setup, "code": code, "says_class": says_class}
 
 
 def _prompt_source(prompt: Prompt) -> str:

@@ -179,7 +179,9 @@ def _find(module: Any, name: str) -> Any:
 
 
 def _described(error: BaseException) -> list[Any]:
-    return ["error", [kind.__name__ for kind in type(error).__mro__], str(error)[:1000]]
+    """An exception: the names of its types, its arguments, how it is written, and its attributes."""
+    text = str(error)[:1000]
+    return ["error", [kind.__name__ for kind in type(error).__mro__], _described_parts(error.args, text), text]
 
 
 def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callable[[], None]) -> None:
