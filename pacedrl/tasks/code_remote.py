@@ -7,15 +7,17 @@ that expects a value cannot be met by anything but that value.
 
 from __future__ import annotations
 
-import builtins
 import collections
 from typing import IO, Any, NoReturn
 
 from pacedrl.tasks.code_objects import Deque, Items, Made, NamedClass, Remote, RemoteIterator
 from pacedrl.tasks.code_values import (
+    Exceptions,
     NotPlainDataError,
     decode,
+    describe,
     encode,
+    rebuild,
     receive,
     receive_none,
     send,
@@ -47,7 +49,7 @@ class Candidate:
         """Whether the tests are known to be of a class: they do with an object what nobody does with plain data."""
         self.methods_used: set[str] = set()
         """Names of attributes that the tests read of objects that they made."""
-        self.exceptions: dict[str, type[Exception]] = {}
+        self.exceptions: Exceptions = {}
         """The tests' own classes for exceptions that the candidate defines, by name."""
         self._operators_on_plain_data = False
         self._objects: dict[tuple[type[Remote], int], Remote] = {}
@@ -126,7 +128,7 @@ class Candidate:
         try:
             send(self._requests, request)
             kind, *content = receive(self._answers)
-            raised = self._exception(*content) if kind == "error" else None
+            raised = rebuild(self.exceptions, *content) if kind == "error" else None
             value = None if raised else decode(content[0], self._received)
         except BaseException:  # its end, garbage, too long, too deep, too large: all its own doing
             self.lost = True
@@ -134,17 +136,6 @@ class Candidate:
         if raised:
             raise raised
         return value
-
-    def _exception(self, types: list[str], message: str) -> Exception:
-        """The first of ``types`` that can be had. None of them ends an iteration of the tests, or the driver."""
-        for name in types:
-            kind = self.exceptions.get(name, getattr(builtins, name, None))
-            if isinstance(kind, type) and issubclass(kind, Exception) and "Iteration" not in name:
-                try:
-                    return kind(str(message))
-                except TypeError:  # it needs more than a message; its base class may not
-                    continue
-        return Exception(str(message))
 
     def _received(self, tag: str, content: Any) -> Any:
         match tag:
@@ -157,7 +148,7 @@ class Candidate:
             case "coroutine":
                 return self._coroutine(content)
             case "error":
-                return self._exception(*content)
+                return rebuild(self.exceptions, *content)
             case "object":
                 return self._object(int(content))
         return receive_none(tag, content)
@@ -171,11 +162,16 @@ class Candidate:
 
 
 def _send_argument(value: Any) -> Any:
+    """What is sent for an argument that is no plain data. NotPlainDataError, for what only the tests can have made."""
     if isinstance(value, Remote | RemoteIterator):
         return value._reference
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
-    items = send_items(value)
+    if isinstance(value, BaseException):
+        return {"error": describe(value)}
+    if getattr(value, "cr_code", None) is Candidate._coroutine.__code__:
+        raise TypeError("a coroutine of the candidate's was passed on before it was awaited")
+    items = send_items(value, _send_argument)
     if isinstance(value, collections.deque):
         return {"deque": items}
     return {"items": items} if hasattr(value, "__next__") else items
