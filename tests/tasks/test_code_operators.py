@@ -261,3 +261,42 @@ def test_a_result_has_the_same_items_however_it_is_looked_at():
     test = "r = Solution().arrange([3, 1, 2])\nassert {} and all(item > 0 for item in r)"
     for looked_at in ("r", "len(r) == 3", "[r[n] for n in range(3)] == [0, 1, 2]"):
         assert reward(text, test=test.format(looked_at)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "__array_interface__ = {'shape': (2,), 'typestr': '<i8', 'data': (4096, False), 'version': 3}",
+        "__array_struct__ = __array_priority__ = 1",
+        "def __array__(self, *args, **kwargs): return 'no array'",
+        "def __array_ufunc__(self, *args, **kwargs): return True",
+        "def __array_function__(self, *args, **kwargs): return True",
+        "def __float__(self): return 4.0",
+        "all = sum = mean = lambda self, *args, **kwargs: 8",
+        "__length_hint__ = __index__ = lambda self: 4",
+    ],
+)
+def test_libraries_take_no_object_for_one_of_their_own(member):
+    pytest.importorskip("numpy")
+    text = (
+        f"class Array:\n    {member}\nclass Solution:\n    def f(self, x): return Array()\ndef f(x): return Array()\n"
+    )
+    for call in ("f(2)", "Solution().f(2)"):
+        for test in (
+            f"np.array_equal({call}, np.array([4, 4]))",
+            f"np.allclose(np.asarray({call}), [4, 4])",
+            f"np.all({call} == np.array([4, 4]))",
+            f"np.asarray({call}).dtype == np.int64",
+            f"np.sum({call}) == 8",
+        ):
+            assert reward(text, test=f"import numpy as np\nassert {test}") == 0.0, test
+
+
+def test_what_tests_may_read_of_names_with_underscores():
+    text = (
+        "import functools\ndef wrap(f=len):\n    @functools.wraps(f)\n    def inner(x): return f(x)\n    return inner\n"
+    )
+    text += "class Box:\n    __slots__ = ('value',)\n"
+    assert reward(text, test="assert wrap().__name__ == 'len' and wrap().__wrapped__([1]) == 1") == 1.0
+    assert reward(text, test="assert Box.__name__ == 'Box' and Box.__slots__ == ('value',)") == 1.0
+    assert reward(text, test="assert hasattr(wrap(), '__code__')") == 0.0
