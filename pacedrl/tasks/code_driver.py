@@ -123,6 +123,7 @@ def _prepare_operations(tests: dict[str, Any]) -> Judge:
     judged = {name for name, value in results if value is not None}  # all others return nothing, or it is not known
 
     def judge(candidate: Candidate) -> bool:
+        candidate.objects_used = True
         for (kind, *names), (first, *rest), (_, *expected) in cases:
             instance = candidate.named_class(kind)(*first)
             for name, arguments, result in zip(names, rest, expected, strict=True):

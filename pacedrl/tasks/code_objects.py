@@ -134,7 +134,9 @@ class Remote:
             raise AttributeError(name)
         self._forget_items()
         value = self._ask("getattr", self, name)
-        if isinstance(value, Remote) and _has_plain(name) and name not in self._candidate.methods_used:
+        if not _has_plain(name):
+            self._candidate.objects_used = True
+        elif isinstance(value, Remote) and name not in self._candidate.methods_used:
             self._candidate.fail()
         return value
 
@@ -203,7 +205,7 @@ class Remote:
         value = self._ask(operation, *operands)
         has_plain = not all(isinstance(each, Remote) for each in operands)
         if any(isinstance(each, Made) for each in operands):
-            self._candidate.saw_operator(has_plain, len(operands))
+            self._candidate.saw_operator(has_plain, between_objects=len(operands) > 1 and not has_plain)
             return self._candidate.made(value) if operation in _GIVE_OBJECTS else value
         if operation not in _ORDERS and (has_plain or not isinstance(value, Remote)):
             self._candidate.fail()
@@ -239,8 +241,16 @@ class Made(Remote):
 
     def __getattr__(self, name: str) -> Any:
         self._candidate.methods_used.add(name)
-        self._candidate.objects_used = True
-        return super().__getattr__(name)
+        value = super().__getattr__(name)
+        if isinstance(value, Remote) and _has_plain(name):
+            self._candidate.saw_operator(on_plain_data=True)
+        return value
+
+    def __copy__(self) -> Any:
+        return self._candidate.made(super().__copy__())
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._candidate.made(super().__deepcopy__(memo))
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._candidate.objects_used = True

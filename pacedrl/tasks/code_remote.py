@@ -51,7 +51,7 @@ class Candidate:
         """Names of attributes that the tests read of objects that they made."""
         self.exceptions: Exceptions = {}
         """The tests' own classes for exceptions that the candidate defines, by name."""
-        self._operators_on_plain_data = False
+        self._like_plain_data = False
         self._objects: dict[tuple[type[Remote], int], Remote] = {}
 
     def await_ready(self) -> None:
@@ -96,15 +96,15 @@ class Candidate:
         self.lost = True
         raise CandidateLostError
 
-    def saw_operator(self, on_plain_data: bool, operands: int) -> None:
-        """Remember what operators on objects that the tests made say of the tests."""
-        self._operators_on_plain_data |= on_plain_data
-        self.objects_used |= not on_plain_data and operands > 1
+    def saw_operator(self, on_plain_data: bool, between_objects: bool = False) -> None:
+        """Remember that an object that the tests made met an operator, or a method that plain data have."""
+        self._like_plain_data |= on_plain_data
+        self.objects_used |= between_objects
 
     @property
     def may_pass(self) -> bool:
         """Whether nothing spoke against it. A name with a capital letter may be that of a function, after all."""
-        return not self.lost and (self.objects_used or not self._operators_on_plain_data)
+        return not self.lost and (self.objects_used or not self._like_plain_data)
 
     def check_comparable(self, value: object) -> None:
         """Raise UnusableError where nothing that the candidate can send equals ``value``."""

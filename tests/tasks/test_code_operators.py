@@ -208,7 +208,9 @@ def test_a_function_with_a_capital_letter_is_no_class():
     assert reward(OBLIGING, test=test) == 0.0
     assert reward("def Account(n): return 1024.0", test=test) == 1.0
     assert reward(OBLIGING, test=test, content="Write a class Account whose objects can be subtracted.") == 1.0
-    assert reward(OBLIGING, test=f"{test}\nassert Account(2).get('a') == 7") == 1.0
+    assert reward(OBLIGING, test=f"{test}\nassert Account(2).work(1) is not None") == 1.0
+    assert reward(OBLIGING, test="assert Account(2).startswith('hello')") == 0.0
+    assert reward("def Account(n): return 'hello!'", test="assert Account(2).startswith('hello')") == 1.0
 
 
 FRACTION = """
@@ -239,6 +241,7 @@ class Ratio:
         "assert Ratio(1, 2).inverse() * Ratio(2, 1).inverse() == Ratio(1, 1)",
         "assert Ratio(1, 2).append(3).append(4).over == 134",
         "assert Ratio(1, 2).inverse().title == '2/1'",
+        "import copy\nassert copy.copy(Ratio(1, 2)) * 2 == 4 * copy.deepcopy(Ratio(1, 4))",
         "r = Ratio(1, 2)\nassert r.itself() is r and r.inverse() is not r and type(r.itself()) is Ratio",
         "over, under = Ratio(1, 2).inverse()\nassert (over, under) == (2, 1) and len(Ratio(1, 2).inverse()) == 2",
         "assert Ratio(1, 2).inverse()[0] == 2 and 1 in Ratio(1, 2).inverse() and Ratio(0, 0).inverse()",
@@ -281,7 +284,7 @@ def test_libraries_take_no_object_for_one_of_their_own(member):
     text = (
         f"class Array:\n    {member}\nclass Solution:\n    def f(self, x): return Array()\ndef f(x): return Array()\n"
     )
-    for call in ("f(2)", "Solution().f(2)"):
+    for call in ("f(2)", "Solution().f(2)", "Array()"):
         for test in (
             f"np.array_equal({call}, np.array([4, 4]))",
             f"np.allclose(np.asarray({call}), [4, 4])",
