@@ -247,8 +247,10 @@ def _gold(pool: VerifierPool, task: Task, check: bool) -> Iterator[Finding]:
     else:
         level: Literal["warn", "fail"] = "fail" if len(offenders) == tried else "warn"
         yield Finding(level, f"task {task.name}: the verifier rejects {len(offenders):,} of {tried:,} gold answers:")
-        for prompt, reason in offenders[:SHOWN]:
-            yield Finding(level, f"    {shorten(prompt)} answer {str(prompt.answer)[:60]!r}: {reason}")
+        same_reason = len({reason for _, reason in offenders}) == 1
+        for prompt, reason in offenders[: 1 if same_reason else SHOWN]:
+            each = "each time, e.g. " if same_reason and len(offenders) > 1 else ""
+            yield Finding(level, f"    {each}{shorten(prompt)} answer {str(prompt.answer)[:60]!r}: {reason}")
 
 
 def _attacks(pool: VerifierPool, task: Task) -> Iterator[Finding]:

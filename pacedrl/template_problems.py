@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pacedrl.errors import InputError
-from pacedrl.policy.chat_template import END_OF_THINK, has_thinking_switch, reads, rendered, thinks
+from pacedrl.policy.chat_template import has_thinking_switch, reads, rendered, thinks
 from pacedrl.tasks.chats import OPTIONS_COLUMN, TOOLS_COLUMN
+from pacedrl.thoughts import END_OF_THINK
 from pacedrl.types import Message, Prompt
 
 ROOM_TO_THINK = 256

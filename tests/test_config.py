@@ -93,6 +93,12 @@ def test_one_task_need_not_be_a_list(tmp_path: Path) -> None:
     assert [task.source for task in config.data.eval] == ["held.csv"]
 
 
+def test_no_evaluation_may_be_said_by_null() -> None:
+    assert parse_config({"data": {"eval": None}}).data.eval == []
+    with pytest.raises(InputError, match=r"data.train: .*list"):
+        parse_config({"data": {"train": None}})
+
+
 def test_one_of_several_tasks_cannot_be_overridden(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("data: {train: [{source: a.csv}, {source: b.csv}]}\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pacedrl.config.base import Free, HomePath, HomeText, NonNegative, Positive, Probability, Section
 
@@ -152,7 +152,9 @@ class DataConfig(Section):
 
     @field_validator("train", "eval", mode="before")
     @classmethod
-    def _one_task_is_a_list_of_one(cls, value: Any) -> Any:
+    def _one_task_is_a_list_of_one(cls, value: Any, field: ValidationInfo) -> Any:
+        if value is None and field.field_name == "eval":
+            return []
         return [value] if isinstance(value, dict) else value
 
 

@@ -6,6 +6,7 @@ import re
 
 from pacedrl.tasks.answers import tagged_answer
 from pacedrl.tasks.code_blocks import extract
+from pacedrl.thoughts import after_thoughts
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -13,9 +14,10 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 def stated_answer(verifier: str, text: str) -> str:
     r"""What stands in ``<answer>`` tags, a box or after ``####``, else (math, numeric) the last number, else all.
 
-    For ``code`` it is the code. Two spellings of one value count as two answers: this measures diversity, it does not
-    judge.
+    For ``code`` it is the code. Thoughts before the answer do not count. Two spellings of one value count as two
+    answers: this measures diversity, it does not judge.
     """
+    text = after_thoughts(text)
     if verifier == "code":
         return extract(text).strip()
     tagged = tagged_answer(text)

@@ -14,7 +14,7 @@ from pacedrl.rollouts import sample_groups
 from pacedrl.scale.ranks import Ranks
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import require_in_range, score_groups
+from pacedrl.tasks.scoring import require_judged, score_groups
 from pacedrl.types import Group, Prompt
 
 
@@ -72,7 +72,7 @@ def evaluate(
 
     The same seed draws the same random numbers whatever the policy, so that two policies are compared on common ones.
     ``ranks`` are processes among which the prompts are shared out; all return the same. ``strict`` refuses rewards
-    outside [0, 1], which otherwise count as errors.
+    outside [0, 1], which otherwise count as errors, and a task of which nothing could be judged.
 
     Raises ValueError when some k exceeds the number of samples, and InputError when the verifier could not judge enough
     completions of a task, or, if ``strict``, gave a reward outside [0, 1].
@@ -89,7 +89,7 @@ def evaluate(
 
         groups = (ranks or Ranks()).share(task.prompts, judged)
         if strict:
-            require_in_range(groups, {task.name: task})
+            require_judged(groups, {task.name: task})
         results.append(_result(task, groups, ks))
     return results
 

@@ -60,8 +60,6 @@ def task_settings(plan: Plan, task: Settings) -> Settings:
         settings |= {"columns": others} if others else {}
     if plan.makes_chats:
         settings["chat"] = True
-    if _switches_thinking_off(plan):
-        settings["chat_template_kwargs"] = {"enable_thinking": False}
     settings["verifier"] = plan.choice.verifier
     return settings | ({"verifier_options": plan.choice.options} if plan.choice.options else {})
 
@@ -88,11 +86,6 @@ def _field(path: str | None) -> str | None:
     return "{" + column + "".join(f"[{key}]" for key in keys) + "}"
 
 
-def _switches_thinking_off(plan: Plan) -> bool:
-    """The verifier ``exact`` compares all that is written, thoughts included."""
-    return plan.can_stop_thinking and plan.choice.verifier == "exact"
-
-
 def cautions(plan: Plan) -> list[str]:
     """What the user should know about how this model and this verifier go together."""
     found = [plan.choice.caution] if plan.choice.caution else []
@@ -101,10 +94,5 @@ def cautions(plan: Plan) -> list[str]:
         found.append(
             "the model's chat template takes no system message, so nothing tells the model how to answer; say it in "
             "the rows' own messages"
-        )
-    if plan.thinks and plan.choice.verifier == "exact" and not _switches_thinking_off(plan):
-        found.append(
-            "the model thinks before it answers, and the verifier exact compares all that it writes; judge the part "
-            "after </think> by a function of your own (--reward reward.py:reward)"
         )
     return found

@@ -90,7 +90,6 @@ def _task(plan: Plan, task: Settings, why: str) -> Tree:
         "options": "passed on to the source",
         "system_prompt": "so that the verifier finds the answer; say what your task needs",
         "prompt_template": "builds the prompt from the row; say what your task needs",
-        "chat_template_kwargs": "no thoughts before the answer: the verifier exact compares all that is written",
         "chat": "prompts go through the model's chat template, as a user's message",
         "verifier": why,
     }
@@ -98,7 +97,7 @@ def _task(plan: Plan, task: Settings, why: str) -> Tree:
     if task is plan.data.train and plan.known is None and not survey.chat:
         hint = "uncomment, here and below, if the model has a chat template: it is not here to be asked"
         lines["chat"] = Idea(True, hint)
-    if task is plan.data.train and plan.can_stop_thinking and "chat_template_kwargs" not in made:
+    if task is plan.data.train and plan.can_stop_thinking:
         lines["chat_template_kwargs"] = Idea(
             {"enable_thinking": False}, "uncomment, here and below, for answers without thoughts before them"
         )

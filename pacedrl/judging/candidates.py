@@ -17,6 +17,8 @@ from pacedrl.types import Prompt
 COMPLETION_COLUMNS = ("completion", "response", "output", "generation")
 """Tried in this order where no column is named."""
 EXPECTED_COLUMN = "expected"
+TASK = "judge"
+"""The name that messages give to the rows of the file."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def read_candidates(config: TaskConfig, verifier: str, completion: str | None = 
             expected.append(_expected(row, where))
             yield where, {name: value for name, value in row.items() if name != column}
 
-    prompts = list(read_prompts(config, "judge", verifier, without_completions(), prompt_optional=True))
+    prompts = list(read_prompts(config, TASK, verifier, without_completions(), prompt_optional=True))
     return [Candidate(*parts) for parts in zip(prompts, texts, expected, strict=True)]
 
 

@@ -17,10 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pacedrl.config import TaskConfig, apply_override
 from pacedrl.config.sections import VerifierConfig
 from pacedrl.errors import InputError
-from pacedrl.judging.candidates import read_candidates
+from pacedrl.judging.candidates import TASK, read_candidates
 from pacedrl.judging.summary import Judged, print_summary
+from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.scoring import require_judged
 from pacedrl.tasks.verifiers import Verdict, check_spec, require_time
+from pacedrl.types import Completion, Group
 
 BATCH = 16
 """Jobs a process between two steps of the progress bar."""
@@ -56,8 +59,22 @@ def judge(options: argparse.Namespace) -> int:
             print(f"pacedrl: stopped after {len(judged):,} of {len(jobs):,} rows", file=sys.stderr)
             raise
         seconds = time.monotonic() - start
-    print_summary(Console(stderr=options.out == "-"), judged, options.verifier, seconds)
+    console, refusal = Console(stderr=options.out == "-"), _refusal(judged, options.verifier)
+    print_summary(console, judged, options.verifier, seconds, refusal)
     return 0
+
+
+def _refusal(judged: Sequence[Judged], verifier: str) -> str | None:
+    """Why training would not start with a verifier that gives these verdicts; None if it would."""
+    groups = [
+        Group(one.candidate.prompt, [], [Completion([], [], "", "stop", one.verdict.reward, one.verdict.error)])
+        for one in judged
+    ]
+    try:
+        require_judged(groups, {TASK: Task(TASK, [], verifier)})
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _verdicts(pool: VerifierPool, jobs: Sequence[Job], batch: int) -> Iterator[Verdict]:

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pacedrl.evaluation.metrics import left_out
 from pacedrl.judging.candidates import Candidate
 from pacedrl.report.text import plain
 from pacedrl.tasks.verifiers import Verdict
@@ -35,7 +36,10 @@ class Judged:
         return reward is not None and expected is not None and abs(reward - expected) > SAME_REWARD
 
 
-def print_summary(console: Console, judged: Sequence[Judged], verifier: str, seconds: float) -> None:
+def print_summary(
+    console: Console, judged: Sequence[Judged], verifier: str, seconds: float, refusal: str | None
+) -> None:
+    """Print the figures. ``refusal`` says why training would not start with this verifier, if it would not."""
     rewards = [one.verdict.reward for one in judged if one.verdict.reward is not None]
     rate = len(judged) / seconds
     _print(
@@ -46,11 +50,13 @@ def print_summary(console: Console, judged: Sequence[Judged], verifier: str, sec
         _print(
             console,
             f"rewarded: {rewarded:,} of {len(rewards):,} judged ({rewarded / len(rewards):.1%}), "
-            f"mean reward {sum(rewards) / len(rewards):.3f}",
+            f"mean reward {sum(rewards) / len(rewards):.3f}{left_out(1.0 - len(rewards) / len(judged))}",
         )
     _print_errors(console, judged)
     if any(one.candidate.expected is not None for one in judged):
         _print_agreement(console, [one for one in judged if one.candidate.expected is not None])
+    if refusal is not None:
+        _print(console, f"training would refuse this verifier: {refusal}")
 
 
 def _print_errors(console: Console, judged: Sequence[Judged]) -> None:

@@ -25,7 +25,7 @@ from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import sample_groups, training_settings
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import require_in_range, score_groups
+from pacedrl.tasks.scoring import require_judged, score_groups
 from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, require_whole
 from pacedrl.training.setup import (
     build_sampler,
@@ -175,7 +175,7 @@ class _Bench:
         sampled = sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, advance=self.view.advance)
         tasks = {task.name: task for task in self.tasks}
         score_groups(pool, sampled, tasks)
-        require_in_range(sampled, tasks)
+        require_judged(sampled, tasks)
         judged = {row: group.rewards for row, group in zip(rows, sampled, strict=True)}
         self.sampled += len(rows) * samples
         self.unjudged += len(rows) * samples - sum(map(len, judged.values()))

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pacedrl.errors import InputError
+from pacedrl.thoughts import END_OF_THINK, THINK
 from pacedrl.types import Message, Prompt
-
-THINK, END_OF_THINK = "<think>", "</think>"
-"""Between these a thinking model reasons before it answers."""
 
 _WRITTEN_THOUGHTS = re.compile(rf"{THINK}\s*({END_OF_THINK}\s*)?$")
 

@@ -35,6 +35,8 @@ def messages(values: list[Any], where: str) -> list[Message]:
     Keys without a value are left out: Parquet and Arrow give every message the keys of all others, filled with None.
     Raises InputError for what is no message, for one that says nothing, and where no answer can follow.
     """
+    if len(values) > 1 and _begins_nothing(values[-1]):
+        values = values[:-1]
     chat = [_message(value, where) for value in values]
     if chat[-1]["role"] == "assistant" and "tool_calls" in chat[-1]:
         raise InputError(
@@ -42,6 +44,12 @@ def messages(values: list[Any], where: str) -> list[Message]:
             "with the role 'tool'"
         )
     return chat
+
+
+def _begins_nothing(value: Any) -> bool:
+    """Whether this is an empty message of the assistant's, which data sets put where the answer would stand."""
+    said = _without_none(value) if isinstance(value, dict) else {}
+    return said.get("role") == "assistant" and not said.get("content") and not said.get("tool_calls")
 
 
 def _message(value: Any, where: str) -> Message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import json
 import math
 import re
 import string
@@ -157,6 +158,7 @@ def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row
         content = _content(config, value_at(row, columns.prompt, where), columns.prompt, where)
     else:
         content = [] if config.chat else ""
+    _require_unicode(content, where)
     answer = None if columns.answer is None else value_at(row, columns.answer, where)
     if verifier in GOLD_FIELDS:
         answer = gold_of_fields(verifier, answer, row)
@@ -230,6 +232,17 @@ def _content(config: TaskConfig, value: Any, column: str, where: str) -> str | l
         chat = [message for message in chat if message["role"] != "system"]
         chat.insert(0, {"role": "system", "content": config.system_prompt})
     return chat
+
+
+def _require_unicode(content: str | list[Message], where: str) -> None:
+    """Raise InputError for half of a surrogate pair, which JSON can write and no tokenizer can read."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: the prompt holds the lone surrogate {error.object[error.start]!r}, which is no character; was "
+            "the text cut off there? Mend or remove the row"
+        ) from None
 
 
 def _json_value(value: Any, where: str) -> Any:

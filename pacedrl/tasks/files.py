@@ -19,6 +19,8 @@ from pacedrl.errors import InputError
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]
 
+ARROW_FILE = b"ARROW1"
+"""How a file in Arrow's file format (Feather) begins; one in its stream format has no such mark."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -193,10 +195,15 @@ def _parquet(path: Path) -> Rows:
 
 def _arrow(path: Path) -> Rows:
     import datasets
-    import pyarrow
+    import pyarrow.ipc
 
     try:
-        rows = datasets.Dataset.from_file(str(path))
+        with path.open("rb") as file:
+            is_file_format = file.read(len(ARROW_FILE)) == ARROW_FILE
+        if is_file_format:  # datasets itself reads and writes streams alone
+            rows = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all().to_pylist()
+        else:
+            rows = datasets.Dataset.from_file(str(path))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Arrow file: {first_line(error)}") from None
     return ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))

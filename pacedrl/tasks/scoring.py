@@ -7,6 +7,7 @@ on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -41,10 +42,11 @@ def score_groups(pool: VerifierPool, groups: Sequence[Group], tasks: Mapping[str
             completion.reward, completion.error = None, f"{_of_part(part.name)}{verdict.error}"
 
 
-def require_in_range(groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
-    """Raise InputError where a verifier returned a number outside [0, 1]: left out, it would hide what it was for.
+def require_judged(groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
+    """Raise InputError if a verifier returned a number outside [0, 1], or if no completion could be judged at all.
 
-    ``tasks`` by name, as they were given to `score_groups`.
+    Such completions are left out, which would hide that the verifier is wrong. ``tasks`` by name, as they were given
+    to `score_groups`.
     """
     for group in groups:
         task = tasks[group.prompt.task]
@@ -53,6 +55,21 @@ def require_in_range(groups: Sequence[Group], tasks: Mapping[str, Task]) -> None
             if OUT_OF_RANGE in error:
                 parts = [part for part in task.parts if error.startswith(_of_part(part.name))]
                 raise out_of_range(task.name, parts[0].verifier if parts else task.verifier, error)
+
+    completions = [completion for group in groups for completion in group.completions]
+    commonest = commonest_error(groups)
+    if commonest is not None and all(completion.reward is None for completion in completions):
+        raise InputError(
+            f"none of {len(completions)} completions could be judged; the verifier's commonest error: {commonest}; "
+            "mend it and try it with `pacedrl judge` or `pacedrl doctor`",
+            docs="verifiers",
+        )
+
+
+def commonest_error(groups: Sequence[Group]) -> str | None:
+    """The error that most completions have; None if all were judged."""
+    errors = Counter(completion.error for group in groups for completion in group.completions if completion.error)
+    return errors.most_common(1)[0][0] if errors else None
 
 
 def out_of_range(task: str, verifier: str, error: str) -> InputError:

@@ -16,6 +16,7 @@ from pacedrl.errors import InputError
 from pacedrl.tasks.files import KINDS, Rows, ending_of, first_line, read_file, stem_of
 from pacedrl.tasks.verifiers import import_gym
 
+_URL = re.compile(r"[a-z0-9]+://")
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -32,6 +33,8 @@ def read_rows(config: TaskConfig) -> Rows:
         return _skills(config)
     if source.startswith("gym:"):
         return _gym(source.removeprefix("gym:"), config.options)
+    if _URL.match(source):
+        raise InputError(f"{source}: URLs are not read; download the file and name it, or name a dataset of the hub")
     if not is_local(source):
         return _hub(config)
     path = Path(source).expanduser()

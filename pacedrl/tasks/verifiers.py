@@ -30,6 +30,7 @@ from pacedrl.tasks import sandbox
 from pacedrl.tasks.answers import JudgeError, MathOptions, load_math_verify, math_gold, math_reward, numeric_reward
 from pacedrl.tasks.code import START_LIMIT_S, CodeSettings, code_reward
 from pacedrl.tasks.games import countdown_gold, countdown_reward, knights_knaves_gold, knights_knaves_reward
+from pacedrl.thoughts import after_thoughts
 from pacedrl.types import Prompt
 
 BUILT_IN = ("math", "exact", "numeric", "code", "countdown", "knights_knaves", "gym")
@@ -89,8 +90,18 @@ def require_time(spec: str, options: Mapping[str, Any], timeout_s: float, settin
 
 
 def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
-    """The verifier that ``spec`` names, with all it imports imported. Raises InputError as ``check_spec`` does."""
+    """The verifier that ``spec`` names, with all it imports imported. Raises InputError as ``check_spec`` does.
+
+    A built-in verifier reads what follows a completion's thoughts, a user's function the whole completion.
+    """
     settings = _options(spec, options or {})
+    if spec not in BUILT_IN:
+        return _calls(_load_function(spec), spec)
+    verifier = _built_in(spec, settings)
+    return lambda prompt, text: verifier(prompt, after_thoughts(text))
+
+
+def _built_in(spec: str, settings: MathOptions | CodeSettings | None) -> Verifier:
     match settings:
         case MathOptions():
             load_math_verify()
@@ -107,10 +118,8 @@ def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
             return _exact
         case "numeric":
             return lambda prompt, text: numeric_reward(prompt.answer, text)
-        case "gym":
-            import_gym()
-            return _gym
-    return _calls(_load_function(spec), spec)
+    import_gym()
+    return _gym
 
 
 def columns_read(spec: str) -> set[str] | None:
@@ -255,7 +264,9 @@ def _calls(function: Callable[..., Any], spec: str) -> Verifier:
         }
         missing = [name for name, p in named.items() if name not in columns and p.default is p.empty]
         if missing:
-            raise JudgeError(f"{spec} needs '{missing[0]}', which is no column; there are {', '.join(columns)}")
+            close = difflib.get_close_matches(missing[0], columns, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise JudgeError(f"{spec} needs '{missing[0]}', which is no column; there are {', '.join(columns)}{hint}")
         rewards = function(**{name: [value] for name, value in columns.items() if takes_all or name in named})
         return _only_reward(rewards, spec)
 

@@ -25,6 +25,15 @@ from pacedrl.training.state import load_state, save_state
 State = dict[str, Any]
 STATE_FORMAT = 2
 """Of what a checkpoint holds besides the policy; counts up when that changes."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
+"""A tokenizer is saved with at least one of these."""
 NAME = re.compile(r"step-(\d{5,})")
 SPLIT = re.compile(r"optimizer-\d+-of-(\d+)")
 """The optimiser's state of one of several processes."""
@@ -135,6 +144,14 @@ def _damage(folder: Path) -> str | None:
         problem = damage(path)
         if problem is not None:
             return f"{path.relative_to(folder)} {problem}"
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return f"{TOKENIZER_FILES[0]} is missing"
+    for name in ("trainer", "scheduler"):
+        try:
+            if not isinstance(load_state(state, name), dict):
+                return f"state/{name}.json holds no state"
+        except (ValueError, KeyError, TypeError) as error:
+            return f"state/{name}.json holds no state ({type(error).__name__}: {error})"
     return None
 
 

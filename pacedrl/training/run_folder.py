@@ -16,7 +16,7 @@ import transformers
 import yaml
 
 import pacedrl
-from pacedrl.config import Config, dump_config, load_config
+from pacedrl.config import Config, config_tree, dump_config, load_config
 from pacedrl.config.base import changes
 from pacedrl.errors import InputError
 from pacedrl.training.checkpoint import list_checkpoints
@@ -137,6 +137,8 @@ def describe_changes(changed: Sequence[tuple[str, Any, Any]]) -> str:
 
 def _read_config(path: Path) -> Config:
     try:
+        if not config_tree(path):
+            raise InputError(f"{path}: is empty")
         return load_config(path)
     except InputError as error:
         raise InputError(

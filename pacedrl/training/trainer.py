@@ -31,9 +31,9 @@ from pacedrl.scale.ranks import connect
 from pacedrl.scale.scheduler import Scheduler, shared
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import require_in_range
+from pacedrl.tasks.scoring import commonest_error, require_judged
 from pacedrl.training.actor import Actor
-from pacedrl.training.alarms import SKIPPED_IN_A_ROW, Alarms
+from pacedrl.training.alarms import Alarms
 from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
 from pacedrl.training.budget import ends_at, evaluation_due, steps_at_most
 from pacedrl.training.checkpoint import STATE_FORMAT, load_checkpoint_state, load_optimizer_states, save_checkpoint
@@ -127,7 +127,7 @@ class Trainer:
     def train(self) -> Summary:
         """Run to ``run.steps`` or ``run.max_rollouts``, or until Ctrl-C, which saves the state of the last whole step.
 
-        Raises TrainingStopped after three steps in a row whose loss was not finite.
+        Raises TrainingStopped after three steps in a row whose loss was not finite, or of which nothing was judged.
         """
         interrupted = False
         try:
@@ -161,17 +161,14 @@ class Trainer:
             if stop or self._finished or self.step % self.config.checkpoint.every == 0:
                 self._save()
             if stop:
-                raise TrainingStopped(
-                    f"the loss was not finite in {SKIPPED_IN_A_ROW} steps in a row; the state of step {self.step} is "
-                    f"saved in {self.folder.path}. Lower optimizer.learning_rate, or raise "
-                    "objective.beta where the objective has one, and start another run"
-                )
+                why, remedy = stop
+                raise TrainingStopped(f"{why}; the state of step {self.step} is saved in {self.folder.path}. {remedy}")
 
     def _step(self) -> None:
         clock = Stopwatch()
         collected = self.pending or self._collect()
         if self.step == self._began:  # later, it is one error among the rewards of hours
-            require_in_range(collected.sampled, {task.name: task for task in self.train_tasks})
+            require_judged(collected.sampled, {task.name: task for task in self.train_tasks})
         clock.add(collected.seconds)
         with self._ahead(collected) as following:
             with clock.phase("update"):
@@ -268,7 +265,7 @@ class Trainer:
         self.folder.log("metrics.jsonl", row)
         self.trackers.log(metrics, self.step)
         self.view.step(row)
-        for warning in self.alarms.check(metrics, self.config.sampling.max_new_tokens):
+        for warning in self.alarms.check(metrics, self.config.sampling.max_new_tokens, commonest_error(groups)):
             self.view.warn(f"step {self.step}: {warning}")
 
     @property

@@ -28,6 +28,14 @@ def no_json(path: Path) -> None:
     path.write_text('{"dict": [')
 
 
+def another_list(path: Path) -> None:
+    path.write_text("[]")
+
+
+def another_object(path: Path) -> None:
+    path.write_text("{}")
+
+
 def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -46,6 +54,9 @@ DAMAGE = [
     ("config.json", remove),
     ("config.json", no_json),
     ("tokenizer.json", half),
+    ("tokenizer.json", remove),
+    ("state/trainer.json", another_list),
+    ("state/scheduler.json", another_object),
     ("tokenizer_config.json", remove),
 ]
 
@@ -85,6 +96,11 @@ def test_an_empty_folder_and_a_run_without_a_whole_checkpoint(run: CommandLine) 
     for name in ("step-00004", "step-00006"):
         (run.folder / "run" / "checkpoints" / name / "model.safetensors").unlink()
     assert_one_line(run("train", "c.yaml"), "step-00009", "no other one is whole", "run.dir=PATH")
+
+
+def test_an_emptied_configuration(run: CommandLine) -> None:
+    (run.folder / "run" / "config.yaml").write_text("")
+    assert_one_line(run("train", "c.yaml"), "run/config.yaml: is empty; this is not the config.yaml of a run")
 
 
 def test_calibrate_and_eval_say_so_as_well(run: CommandLine) -> None:

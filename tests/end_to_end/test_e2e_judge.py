@@ -68,7 +68,7 @@ def test_rows_get_verdicts_and_a_summary(cli: CommandLine) -> None:
     first, *rest = result.out.splitlines()
     assert re.fullmatch(r"4 rows by 'math' in \d+\.\d s, imports included: \d+ verdicts/s", first)
     assert rest == [
-        "rewarded: 2 of 3 judged (66.7%), mean reward 0.667",
+        "rewarded: 2 of 3 judged (66.7%), mean reward 0.667 (25% not judged)",
         "errors: 1, which have no reward",
         f"  1 × {error}",
     ]
@@ -107,9 +107,26 @@ def test_many_disagreements_and_errors_are_counted(cli: CommandLine) -> None:
     said = result.err.splitlines()
     assert "  2 × ValueError: no opinion" in said
     assert "  1 × SystemExit: not here" in said
-    assert "rewarded: 1 of 31 judged (3.2%), mean reward 0.032" in said
+    assert "rewarded: 1 of 31 judged (3.2%), mean reward 0.032 (9% not judged)" in said
     assert said[-1] == "  and 10 more"
     assert sum("expected 1, got 0" in line for line in said) == 20
+
+
+def test_a_verifier_that_training_would_refuse_is_named(cli: CommandLine) -> None:
+    cli.write("signs.py", "def signs(completions):\n    return [1.0 if completions[0] == 'fine' else -1.0]\n")
+    write(cli, {"completion": "fine"}, {"completion": "not"})
+    result = cli("judge", "rows.jsonl", "--verifier", "signs.py:signs", "--out", "verdicts.jsonl")
+    assert result.code == 0
+    assert "rewarded: 1 of 1 judged (100.0%), mean reward 1.000 (50% not judged)" in result.out
+    refusal = "training would refuse this verifier: "
+    assert f"{refusal}task judge: signs.py:signs returned -1.0, but a reward lies in [0, 1]: scale it" in result.out
+    assert rewards(cli) == [1.0, None]
+    cli.write("mine.py", REWARDS)
+    write(cli, {"completion": "raise"}, {"completion": "raise"})
+    result = cli("judge", "rows.jsonl", "--verifier", "mine.py:picky")
+    assert result.code == 0
+    reason = "the verifier's commonest error: ValueError: no opinion"
+    assert f"{refusal}none of 2 completions could be judged; {reason}" in result.out
 
 
 @pytest.mark.parametrize("ending", ["jsonl.gz", "json", "csv", "parquet"])

@@ -97,3 +97,41 @@ def test_bad_parts_and_options_are_refused_in_one_line(cli: CommandLine) -> None
         assert result.code == 2
         assert said in result.err
         assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verifier", ["raises", "wrong"])
+def test_a_run_of_which_nothing_can_be_judged_does_not_start(cli: CommandLine, verifier: str) -> None:
+    cli.write(
+        "bad.py",
+        "def raises(completions, **_):\n    raise SystemExit('no key')\n"
+        "def wrong(prompt, completion):\n    return [1.0]\n",
+    )
+    task = {"source": "skills", "options": {"size": 64}, "verifier": f"bad.py:{verifier}"}
+    cli.write("c.yaml", tiny_run(data={"train": [task], "eval": []}, verifier={"check_gold": False}))
+    result = cli("train", "c.yaml")
+    assert result.code == 2
+    said = {"raises": "SystemExit: no key", "wrong": "needs 'prompt', which is no column"}[verifier]
+    assert "completions could be judged; the verifier's commonest error: " in result.err
+    assert said in result.err
+    assert "did you mean 'prompts'?" in result.err or verifier == "raises"
+    assert not (cli.folder / "run" / "checkpoints").exists()
+
+
+def test_a_verifier_that_stops_working_ends_the_run_after_three_steps(cli: CommandLine) -> None:
+    cli.write(
+        "fails.py",
+        "import pathlib\ndef reward(completions, answer):\n"
+        "    if pathlib.Path('run/metrics.jsonl').exists():\n"
+        "        raise ConnectionError('the judge is down')\n    return [float(completions[0] == answer[0])]\n",
+    )
+    task = {"source": "skills", "options": {"size": 64}, "verifier": "fails.py:reward"}
+    settings = tiny_run(run={"steps": 9}, data={"train": [task], "eval": []}, verifier={"check_gold": False})
+    cli.write("c.yaml", settings | {"checkpoint": {"every": 9}})
+    result = cli("train", "c.yaml")
+    assert result.code == 1
+    assert "its commonest error: ConnectionError: the judge is down" in result.err + result.out
+    assert "the verifier failed on every completion of 3 steps in a row; the state of step 4 is saved" in result.err
+    cli.write("fails.py", "def reward(completions, answer):\n    return [float(completions[0] == answer[0])]\n")
+    again = cli("train", "c.yaml", "run.steps=5")
+    assert again.code == 0, again.err
+    assert "resuming after step 4" in again.err

@@ -82,6 +82,16 @@ BAD_FILES = [
         "row 2: the answer (column 'answer') is empty, and the verifier 'math' needs",
     ),
     ("a.parquet", "no parquet", "a.parquet: not a readable parquet file: "),
+    (
+        "a.jsonl",
+        '{"prompt": "b", "answer": 1}\n{"prompt": "a\\ud83d", "answer": 1}',
+        "line 2: the prompt holds the lone surrogate '\\ud83d', which is no character",
+    ),
+    (
+        "a.jsonl",
+        '{"prompt": [{"role": "user", "content": "\\udc00"}], "answer": 1}',
+        "line 1: the prompt holds the lone surrogate",
+    ),
 ]
 
 

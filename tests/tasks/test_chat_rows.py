@@ -48,6 +48,13 @@ def test_rows_that_differ_in_their_options_are_different_prompts(rows_file):
     assert len({prompt.key for prompt in prompts}) == 3
 
 
+@pytest.mark.parametrize("blank", [{"content": ""}, {"content": None}, {}, {"content": "", "tool_calls": []}])
+def test_an_empty_message_where_the_answer_would_stand_begins_nothing(rows_file, blank):
+    rows = [{"prompt": [USER, {"role": "assistant", **blank}], "answer": 4}, {"prompt": [USER], "answer": 4}]
+    (prompt,) = load(rows_file(*rows))
+    assert prompt.content == [USER]
+
+
 @pytest.mark.parametrize("tools", [[SCHEMA], json.dumps([SCHEMA]), [json.dumps(SCHEMA)]])
 def test_tools_may_be_objects_or_json_text(rows_file, tools):
     (prompt,) = load(rows_file({"prompt": [USER], "answer": "4", "tools": tools}))
@@ -117,7 +124,8 @@ def test_a_call_may_come_without_content_and_a_tool_may_say_nothing(rows_file):
         ),
         ({"prompt": [USER, {**CALLED, "tool_calls": "times"}, RESULT]}, {}, "(or tool_calls, a list of objects)"),
         ({"prompt": [{"role": "user", "content": None}]}, {}, "expected chat messages with a role and non-empty text"),
-        ({"prompt": [USER, {"role": "assistant", "content": ""}]}, {}, "non-empty text as content"),
+        ({"prompt": [{"role": "assistant", "content": ""}]}, {}, "non-empty text as content"),
+        ({"prompt": [USER, {"role": "assistant", "content": ""}, USER]}, {}, "non-empty text as content"),
         ({"prompt": [USER, {"content": "4"}]}, {}, "expected chat messages with a role"),
     ],
 )

@@ -102,6 +102,18 @@ def test_patterns_and_lists(repo):
     assert "repo/README.md: cannot read this kind of file" in refusal("repo/*.md")
 
 
+def test_arrow_files_of_both_formats(tmp_path):
+    table = pa.Table.from_pylist(TRAIN)
+    for name, writer in (("file", pa.ipc.new_file), ("stream", pa.ipc.new_stream)):
+        with writer(str(tmp_path / f"{name}.arrow"), table.schema) as out:
+            out.write_table(table)
+        assert pairs(f"{name}.arrow") == TRAIN
+
+
+def test_a_url_is_refused():
+    assert refusal("https://example.com/a.jsonl").startswith("https://example.com/a.jsonl: URLs are not read; download")
+
+
 @pytest.mark.parametrize("source", [3, [], [3], "", None, {"train": "rows.csv"}])
 def test_what_is_no_source(source):
     with pytest.raises(

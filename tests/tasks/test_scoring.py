@@ -55,7 +55,7 @@ def test_parts_are_added_by_weight_and_leave_the_verdict_alone(pool: VerifierPoo
     tagged = RewardPart("format", f"{judges}:tagged", 0.25)
     against = RewardPart("number", "numeric", -0.5)
     tasks = {"t": Task("t", [], "exact", parts=(tagged, against)), "plain": Task("plain", [], "exact")}
-    groups = [group("t", "18", "<think>18", "<think>no"), group("plain", "18", "19")]
+    groups = [group("t", "18", "<think></think>It is 18", "<think></think>no"), group("plain", "18", "19")]
     score_groups(pool, groups, tasks)
     assert [c.reward for c in groups[0].completions] == [1.0, 0.0, 0.0]
     assert [c.parts for c in groups[0].completions] == [
