@@ -271,6 +271,14 @@ class NamedClass(Made):
     def __call__(self, /, *arguments: Any, **keywords: Any) -> Any:
         return self._candidate.made(self._ask("call", self, *arguments, **keywords))
 
+    def __getattr__(self, name: str) -> Any:
+        self._candidate.objects_used = True
+        return super().__getattr__(name)
+
+    def __instancecheck__(self, value: Any) -> bool:
+        self._candidate.objects_used = True
+        return super().__instancecheck__(value)
+
 
 def _has_own_equality(value: object) -> bool:
     """Whether it is of a class of the tests' that says itself what equals it, as a helper for tolerances does."""

@@ -295,6 +295,17 @@ def test_libraries_take_no_object_for_one_of_their_own(member):
             assert reward(text, test=f"import numpy as np\nassert {test}") == 0.0, test
 
 
+def test_one_object_is_itself_however_the_tests_got_it():
+    text = (
+        "class Only:\n    one = None\n"
+        "    def __new__(cls):\n        cls.one = cls.one or object.__new__(cls)\n        return cls.one\n"
+        "    @classmethod\n    def get(cls): return cls()\n"
+    )
+    test = "assert Only() is Only() and Only.get() is Only() and Only.get() is Only.get() and Only.get() is not Only"
+    assert reward(text, test=test) == 1.0
+    assert reward(text.replace("cls.one or", ""), test=test) == 0.0
+
+
 def test_what_tests_may_read_of_names_with_underscores():
     text = (
         "import functools\ndef wrap(f=len):\n    @functools.wraps(f)\n    def inner(x): return f(x)\n    return inner\n"
