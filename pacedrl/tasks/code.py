@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import select
 import tempfile
@@ -35,16 +36,18 @@ from pacedrl.tasks import (
     code_driver,
     code_evalplus,
     code_names,
+    code_objects,
     code_remote,
     code_values,
     sandbox,
 )
 from pacedrl.tasks.answers import JudgeError
+from pacedrl.tasks.code_blocks import extract
 from pacedrl.tasks.code_pairs import check_signature, find_pairs
 from pacedrl.tasks.sandbox import Mode
 from pacedrl.types import Prompt
 
-PAIR_COLUMNS = ("input_output", "test_cases", "tests", "ground_truth")
+PAIR_COLUMNS = ("input_output", "test_cases", "tests", "ground_truth", "verification_info")
 
 START_LIMIT_S = 5.0
 """Seconds until the tests are read and both sandboxes running. Later is an error."""
@@ -57,9 +60,10 @@ _LONGEST_REPORT = 2 * code_driver.LONGEST_KNOWN  # bytes
 _REMEMBERED = 256  # rows
 _CANDIDATE = [Path(str(module.__file__)) for module in (code_candidate, code_names, code_values)]
 _DRIVER = [
-    Path(str(module.__file__)) for module in (code_driver, code_compare, code_evalplus, code_remote)
+    Path(str(module.__file__)) for module in (code_driver, code_compare, code_evalplus, code_objects, code_remote)
 ] + _CANDIDATE
-_PYTHON = ("python", "py", "python3")
+_IDENTIFIER = re.compile(r"\w+")
+_CALLED = re.compile(r"(\w+)\s*\(")
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,11 @@ def code_reward(prompt: Prompt, text: str, settings: CodeSettings) -> float:
     """
     tests = find_tests(prompt)
     name = prompt.columns.get("entry_point")
-    code = {"text": extract(text), "prompt": _prompt_source(prompt) if name else "", "entry_point": name}
+    code = {
+        "text": extract(text, _wanted(tests)),
+        "prompt": _prompt_source(prompt) if name else "",
+        "entry_point": name,
+    }
     row = _row_key(tests, settings) if tests["kind"] == "evalplus" else None
     known = _answers.get(row) if row else None
     asked_s = CANONICAL_LIMIT_S if row and known is None else 0.0
@@ -131,29 +139,13 @@ def _remember(row: bytes, known: dict[str, Any]) -> None:
         del _answers[next(iter(_answers))]
 
 
-def extract(text: str) -> str:
-    """The code of a completion: the last block fenced as Python, else the last fenced block, else all of it.
-
-    A fence left open counts where it says that Python follows; where it does not, it ends the code before it.
-    """
-    blocks: list[tuple[str, str]] = []
-    language: str | None = None
-    body: list[str] = []
-    for line in text.splitlines(keepends=True):
-        if not line.lstrip().startswith("```"):
-            body.append(line)
-        elif language is None:
-            language = line.strip().strip("`").strip().lower()
-            before, body = body, []
-        else:
-            blocks.append((language, "".join(body)))
-            language, body = None, []
-    if language in _PYTHON:
-        blocks.append((language, "".join(body)))
-    python = [code for tag, code in blocks if tag in _PYTHON]
-    if python or blocks:
-        return python[-1] if python else blocks[-1][1]
-    return text if language is None else "".join(before)
+def _wanted(tests: dict[str, Any]) -> set[str]:
+    """Names that the tests may call, one of which a completion's code defines."""
+    if tests["kind"] == "operations":
+        return {names[0] for names, _, _ in tests["cases"]}
+    if tests.get("name"):
+        return {"Solution", *_IDENTIFIER.findall(tests["name"])[:1]}
+    return set(_CALLED.findall(tests.get("code", "")))
 
 
 def find_tests(prompt: Prompt) -> dict[str, Any]:
@@ -204,7 +196,8 @@ def _evalplus(prompt: Prompt) -> dict[str, Any]:
 def _code(prompt: Prompt, setup: str, code: str) -> dict[str, Any]:
     name = prompt.columns.get("entry_point")
     source = _prompt_source(prompt) if name else ""
-    return {"kind": "code", "name": name, "prompt": source, "setup": setup, "code": code}
+    says_class = re.search(r"\bclass(es)?\b", prompt.question) is not None
+    return {"kind": "code", "name": name, "prompt": source, "setup": setup, "code": code, "says_class": says_class}
 
 
 def _prompt_source(prompt: Prompt) -> str:

@@ -5,7 +5,7 @@ shares its process with hostile code: nothing that it sends is trusted.
 
 The first message says what to run. Each further one is the standard input of one run of a program, or a request
 ``[operation, arguments, keywords]``, where the operation is a function of ours or of the modules ``operator`` and
-``builtins``. Answers are ``["value", value]``, ``["error", exception types, message]`` or ``["output", text]``.
+``builtins``. Answers are ``["value", value]``, ``["error", ...]`` as ``describe`` has it or ``["output", text]``.
 
 Where tests may use objects that are no plain data, these stay here, and a reference to them is sent (see ``Objects``).
 """
@@ -28,8 +28,10 @@ from pacedrl.tasks.code_values import (
     LONGEST_MESSAGE,
     Sender,
     decode,
+    describe,
     encode,
     is_iterable,
+    rebuild,
     receive,
     send,
     send_items,
@@ -145,11 +147,11 @@ class Objects:
         self._places: dict[int, int] = {}  # of each object in this list, by its id
 
     def send(self, value: Any) -> Any:
-        """An iterable that is no iterator as its items, an exception as ``_described``; else a reference."""
+        """An iterable that is no iterator as its items, an exception as ``describe`` has it; else a reference."""
         if isinstance(value, collections.deque):
             return {"deque": send_items(value)}
         if isinstance(value, BaseException):
-            return {"error": _described(value)[1:]}
+            return {"error": describe(value)}
         if is_iterable(value) and not hasattr(value, "__next__"):
             return {"items": send_items(value)}
         place = self._places.setdefault(id(value), len(self._kept))
@@ -159,7 +161,7 @@ class Objects:
         return {tag: place}
 
     def receive(self, tag: str, content: Any) -> Any:
-        """The value for a name, a reference that ``send`` gave, a list of items (as an iterator) or a range."""
+        """The value for a name, a reference that ``send`` gave, a list of items (as an iterator), and the like."""
         match tag:
             case "name":
                 return _find(self._module, content)
@@ -169,6 +171,8 @@ class Objects:
                 return iter(decode(content))
             case "deque":
                 return collections.deque(decode(content))
+            case "error":
+                return rebuild({}, *content)
         return range(*content)
 
 
@@ -179,7 +183,7 @@ def _find(module: Any, name: str) -> Any:
 
 
 def _described(error: BaseException) -> list[Any]:
-    return ["error", [kind.__name__ for kind in type(error).__mro__], str(error)[:1000]]
+    return ["error", *describe(error)]
 
 
 def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callable[[], None]) -> None:

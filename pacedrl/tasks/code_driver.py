@@ -27,7 +27,8 @@ from pacedrl.tasks.code_candidate import closed
 from pacedrl.tasks.code_compare import prints_the_same, returns_the_same
 from pacedrl.tasks.code_evalplus import Cases
 from pacedrl.tasks.code_names import SOURCES, compiled, provide
-from pacedrl.tasks.code_remote import Candidate, Remote, UnusableError
+from pacedrl.tasks.code_objects import Remote
+from pacedrl.tasks.code_remote import Candidate, UnusableError
 from pacedrl.tasks.code_values import decode, send
 
 LONGEST_KNOWN = 256 << 10
@@ -37,6 +38,7 @@ Judge = Callable[[Candidate], bool]
 
 _SERVES = {"program": "runs", "code": "objects", "operations": "objects"}  # all others: values
 _HIDDEN = {"__class__", "__dict__", "__doc__", "__module__"}  # attributes that any object has, here as there
+_SAME_OBJECT = "__same_object__"
 _BUILT_IN = frozenset(dir(builtins)) | {"__name__"}
 
 
@@ -95,7 +97,7 @@ def _passes(judge: Judge, candidate: Candidate, job: dict[str, Any]) -> bool:
         raise UnusableError(f"the row's tests do not work: {type(error).__name__}: {error}") from None
     if not candidate.asked:
         raise UnusableError("the row's tests never call the function that they test")
-    return passed and not candidate.lost
+    return passed and candidate.may_pass
 
 
 def _prepare_program(tests: dict[str, Any]) -> Judge:
@@ -121,9 +123,9 @@ def _prepare_operations(tests: dict[str, Any]) -> Judge:
     judged = {name for name, value in results if value is not None}  # all others return nothing, or it is not known
 
     def judge(candidate: Candidate) -> bool:
-        candidate.has_classes = True
+        candidate.objects_used = True
         for (kind, *names), (first, *rest), (_, *expected) in cases:
-            instance = candidate.call(kind, *first)
+            instance = candidate.named_class(kind)(*first)
             for name, arguments, result in zip(names, rest, expected, strict=True):
                 value = getattr(instance, name)(*arguments)
                 if name in judged and not returns_the_same(value, result):
@@ -151,6 +153,8 @@ def _prepare_code(tests: dict[str, Any]) -> Judge:
         raise TypeError(f"they read {min(hidden)}, which objects of the code's do not have outside of it")
     caught = _names(node.type for node in nodes if isinstance(node, ast.ExceptHandler) and node.type) & classes
     caught |= {name for name in classes if name.endswith(("Error", "Exception"))}
+    if classes:
+        tree = ast.fix_missing_locations(_Identity().visit(tree))
     code = compile(tree, "<tests>", "exec")
     if "random" in tests["code"]:  # a verdict should not depend on the inputs drawn
         import random
@@ -158,18 +162,35 @@ def _prepare_code(tests: dict[str, Any]) -> Judge:
         random.seed(0)
 
     def judge(candidate: Candidate) -> bool:
-        candidate.has_classes = bool(classes)
+        candidate.objects_used = tests["says_class"]
         candidate.exceptions = {name: type(name, (Exception,), {}) for name in caught}
         namespace.update({name: functools.partial(candidate.call, name) for name in functions})
-        namespace.update({name: candidate.ask("find", name) for name in classes - caught})
+        namespace.update({name: candidate.named_class(name) for name in classes - caught})
         namespace.update(candidate.exceptions)
         if classes:
             namespace.update({name: _looking_outside(candidate, name) for name in ("type", "vars", "dir")})
+            namespace[_SAME_OBJECT] = _same_object
         candidate.asked = False  # the tests have not asked for anything yet
         exec(code, namespace)
         return True
 
     return judge
+
+
+class _Identity(ast.NodeTransformer):
+    """Makes ``a is b`` a call of ``_same_object``: one object of the candidate's may be two here."""
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        if len(node.ops) > 1 or not isinstance(node.ops[0], ast.Is | ast.IsNot):
+            return node
+        call = ast.Call(ast.Name(_SAME_OBJECT, ast.Load()), [node.left, *node.comparators], [])
+        return call if isinstance(node.ops[0], ast.Is) else ast.UnaryOp(ast.Not(), call)
+
+
+def _same_object(left: Any, right: Any) -> bool:
+    both = isinstance(left, Remote) and isinstance(right, Remote)
+    return left is right or (both and left.same_object(right))
 
 
 def _looking_outside(candidate: Candidate, name: str) -> Callable[..., Any]:

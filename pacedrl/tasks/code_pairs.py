@@ -29,6 +29,8 @@ def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
     JudgeError where they are incomplete or hold what no sandbox can be sent. ``columns`` are the whole row.
     """
     value = _json(value)
+    if isinstance(value, dict) and "test_cases" in value:
+        value = _json(value["test_cases"])
     if isinstance(value, list) and value and all(isinstance(item, dict) and "input" in item for item in value):
         value = _as_lists(value, columns)
     if not isinstance(value, dict) or "inputs" not in value or "outputs" not in value:
@@ -44,12 +46,12 @@ def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
         return {"kind": "operations", "cases": cases}
     if not name:
         return {"kind": "program", "inputs": list(map(_text, inputs)), "outputs": list(map(_text, outputs))}
-    return {
-        "kind": "calls",
-        "name": name,
-        "inputs": [_encoded(_arguments(item)) for item in inputs],
-        "outputs": [_encoded(_outputs(output, is_text=isinstance(given, str))) for given, output in pairs],
-    }
+    are_wrapped = all(isinstance(output, list) and len(output) == 1 for output in outputs)
+    readings = [_outputs(output, is_text=isinstance(given, str)) for given, output in pairs]
+    if are_wrapped:  # APPS puts results into lists of one, other sets have lists as results: either may be meant
+        readings = [[*each, output[0]] for each, output in zip(readings, outputs, strict=True)]
+    arguments = [_encoded(_arguments(item)) for item in inputs]
+    return {"kind": "calls", "name": name, "inputs": arguments, "outputs": list(map(_encoded, readings))}
 
 
 def check_signature(source: str) -> None:
@@ -64,19 +66,24 @@ def _as_lists(items: list[dict[str, Any]], columns: dict[str, Any]) -> dict[str,
     """Pairs that are a dict each, as two lists; ``reads_input`` says that a program is tested for certain."""
     names = {_function_name(item) or _function_name(columns) for item in items}
     name = names.pop() if len(names) == 1 else None
-    if name is None and any(item.get("testtype") == "functional" for item in items):
-        raise JudgeError("the row's tests call a function, but no 'metadata' with 'func_name' says which")
+    kinds = {str(item.get("testtype") or item.get("type")) for item in items}
+    if name is None and kinds & {"functional", "function_call"}:
+        raise JudgeError(
+            "the row's tests call a function, but no 'fn_name' or 'func_name' in 'metadata' says which one"
+        )
+    reads_input = any(kind.startswith("stdin") for kind in kinds)
     return {
         "inputs": [item["input"] for item in items],
         "outputs": [item.get("output") for item in items],
-        "fn_name": name,
-        "reads_input": any("stdin" in str(item.get("testtype") or item.get("type")) for item in items),
+        "fn_name": None if reads_input else name,
+        "reads_input": reads_input,
     }
 
 
 def _function_name(row: dict[str, Any]) -> str | None:
     metadata = _json(row.get("metadata"))
-    return metadata.get("func_name") if isinstance(metadata, dict) else None
+    name = row.get("fn_name") or (metadata.get("func_name") if isinstance(metadata, dict) else None)
+    return name if isinstance(name, str) else None
 
 
 def _arguments(value: Any) -> list[Any]:
@@ -123,12 +130,11 @@ def _case(operations: Operations, output: Any) -> list[Any]:
 
 
 def _outputs(value: Any, is_text: bool) -> list[Any]:
-    """What a function may return: the value; in a list, if it is one of one, as some data sets have it; as text says.
+    """What a function may return: the value, or what text says.
 
     Text beside arguments that are no text may be meant as the string that it is.
     """
-    readings = _readings(value) if is_text or not isinstance(value, str) else [value, *_readings(value)]
-    return readings + [reading[0] for reading in readings if isinstance(reading, list) and len(reading) == 1]
+    return _readings(value) if is_text or not isinstance(value, str) else [value, *_readings(value)]
 
 
 def _readings(value: Any) -> list[Any]:

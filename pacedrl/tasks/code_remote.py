@@ -1,23 +1,23 @@
 """The candidate, as tests see it: its functions are called through pipes, and its objects stay where they are.
 
 This file is shown to the sandbox of the tests (see ``code_driver``). What the candidate says is trusted in nothing. A
-result is plain data, built here, wherever it can be; an object that is none is never equal to plain data, whatever its
-class says, so a test that expects a value cannot be met by anything but that value.
+result is plain data, built here, wherever it can be; what is none is one of the classes of ``code_objects``, so a test
+that expects a value cannot be met by anything but that value.
 """
 
 from __future__ import annotations
 
-import builtins
 import collections
-import itertools
-from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
+from pacedrl.tasks.code_objects import Deque, Items, Made, NamedClass, Remote, RemoteIterator
 from pacedrl.tasks.code_values import (
+    Exceptions,
     NotPlainDataError,
     decode,
+    describe,
     encode,
-    is_iterable,
+    rebuild,
     receive,
     receive_none,
     send,
@@ -25,45 +25,6 @@ from pacedrl.tasks.code_values import (
 )
 
 _CANNOT = "and only plain data can be sent to it or come from it"
-
-Ask = Callable[..., Any]
-"""``ask(operation, *arguments, **keywords)``: what the candidate's operation gives, or raises."""
-
-_PLAIN_ATTRIBUTES = frozenset(
-    name for kind in (str, bytes, int, float, complex, list, tuple, dict, set, frozenset) for name in dir(kind)
-)
-# Operators that an object of a class under test has: functions of the modules operator and builtins.
-_COMPARISONS = ("lt", "le", "gt", "ge")
-_OPERATORS = (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and_",
-    "or_",
-    "xor",
-    "lshift",
-    "rshift",
-)
-_CONVERSIONS = ("str", "repr", "format", "bytes", "bool", "hash", "int", "float", "index")
-_OTHERS = (
-    "len",
-    "abs",
-    "round",
-    "neg",
-    "pos",
-    "invert",
-    "divmod",
-    "reversed",
-    "contains",
-    "getitem",
-    "setitem",
-    "delitem",
-)
 
 
 class UnusableError(BaseException):
@@ -84,11 +45,14 @@ class Candidate:
         """Whether anything was asked of it."""
         self.lost = False
         """Whether it broke the protocol."""
-        self.has_classes = False
-        """Whether the tests are of classes, whose objects support operators, then."""
-        self.exceptions: dict[str, type[Exception]] = {}
+        self.objects_used = False
+        """Whether the tests are known to be of a class: they do with an object what nobody does with plain data."""
+        self.methods_used: set[str] = set()
+        """Names of attributes that the tests read of objects that they made."""
+        self.exceptions: Exceptions = {}
         """The tests' own classes for exceptions that the candidate defines, by name."""
-        self._objects: dict[int, Remote] = {}
+        self._like_plain_data = False
+        self._objects: dict[tuple[type[Remote], int], Remote] = {}
 
     def await_ready(self) -> None:
         """Wait for the process. UnusableError when it ended before it ran anything of the completion's."""
@@ -105,7 +69,7 @@ class Candidate:
 
     def call(self, name: str, /, *arguments: Any, **keywords: Any) -> Any:
         """What its function returns, or the exception it raises, as the nearest built-in one."""
-        return self.ask("call", Remote(self.ask, {"name": name}), *arguments, **keywords)
+        return self.ask("call", Remote(self, {"name": name}), *arguments, **keywords)
 
     def ask(self, operation: str, /, *arguments: Any, **keywords: Any) -> Any:
         """The result of an operation in the candidate's sandbox; it raises what the candidate raises, as above.
@@ -118,6 +82,37 @@ class Candidate:
         except NotPlainDataError as error:
             raise UnusableError(f"the row's tests pass the code a value of type {error}, {_CANNOT}") from None
         return self._exchange(request)
+
+    def named_class(self, name: str) -> Any:
+        """Its class (or whatever it has) of that name."""
+        return self.made(self.ask("find", name), NamedClass)
+
+    def made(self, value: Any, kind: type[Remote] = Made) -> Any:
+        """``value``, as an object that the tests made, if it is an object."""
+        return self._object(value._reference["object"], kind) if isinstance(value, Remote) else value
+
+    def fail(self) -> NoReturn:
+        """Make the verdict 0, whatever the tests do next: an object was used where a value is expected."""
+        self.lost = True
+        raise CandidateLostError
+
+    def saw_operator(self, on_plain_data: bool, between_objects: bool = False) -> None:
+        """Remember that an object that the tests made met an operator, or a method that plain data have."""
+        self._like_plain_data |= on_plain_data
+        self.objects_used |= between_objects
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether nothing spoke against it. A name with a capital letter may be that of a function, after all."""
+        return not self.lost and (self.objects_used or not self._like_plain_data)
+
+    def check_comparable(self, value: object) -> None:
+        """Raise UnusableError where nothing that the candidate can send equals ``value``."""
+        try:
+            encode(value, _send_argument)
+        except NotPlainDataError as error:
+            message = f"the row's tests compare a result with a value of type {error}, {_CANNOT}"
+            raise UnusableError(message) from None
 
     def run(self, text: str) -> str:
         """What its program prints, given ``text`` on standard input; an exception when it fails."""
@@ -133,7 +128,7 @@ class Candidate:
         try:
             send(self._requests, request)
             kind, *content = receive(self._answers)
-            raised = self._exception(*content) if kind == "error" else None
+            raised = rebuild(self.exceptions, *content) if kind == "error" else None
             value = None if raised else decode(content[0], self._received)
         except BaseException:  # its end, garbage, too long, too deep, too large: all its own doing
             self.lost = True
@@ -141,17 +136,6 @@ class Candidate:
         if raised:
             raise raised
         return value
-
-    def _exception(self, types: list[str], message: str) -> Exception:
-        """The first of ``types`` that can be had. None of them ends an iteration of the tests, or the driver."""
-        for name in types:
-            kind = self.exceptions.get(name, getattr(builtins, name, None))
-            if isinstance(kind, type) and issubclass(kind, Exception) and "Iteration" not in name:
-                try:
-                    return kind(str(message))
-                except TypeError:  # it needs more than a message; its base class may not
-                    continue
-        return Exception(str(message))
 
     def _received(self, tag: str, content: Any) -> Any:
         match tag:
@@ -164,7 +148,7 @@ class Candidate:
             case "coroutine":
                 return self._coroutine(content)
             case "error":
-                return self._exception(*content)
+                return rebuild(self.exceptions, *content)
             case "object":
                 return self._object(int(content))
         return receive_none(tag, content)
@@ -172,189 +156,22 @@ class Candidate:
     async def _coroutine(self, content: int) -> Any:
         return self.ask("awaited", self._object(content))
 
-    def _object(self, place: int) -> Remote:
-        """One object here for each one there."""
-        kind = RemoteInstance if self.has_classes else Remote
-        return self._objects.setdefault(place, kind(self.ask, {"object": place}))
+    def _object(self, place: int, kind: type[Remote] = Remote) -> Remote:
+        """One object of a ``kind`` here for each one there."""
+        return self._objects.setdefault((kind, place), kind(self, {"object": place}))
 
 
 def _send_argument(value: Any) -> Any:
+    """What is sent for an argument that is no plain data. NotPlainDataError, for what only the tests can have made."""
     if isinstance(value, Remote | RemoteIterator):
         return value._reference
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
-    items = send_items(value)
+    if isinstance(value, BaseException):
+        return {"error": describe(value)}
+    if getattr(value, "cr_code", None) is Candidate._coroutine.__code__:
+        raise TypeError("a coroutine of the candidate's was passed on before it was awaited")
+    items = send_items(value, _send_argument)
     if isinstance(value, collections.deque):
         return {"deque": items}
     return {"items": items} if hasattr(value, "__next__") else items
-
-
-def _items_of(value: Any) -> list[Any] | None:
-    """The items of a list or of an iterable that is judged as one; None for anything else."""
-    is_list = isinstance(value, list | collections.deque) or (is_iterable(value) and not hasattr(value, "__next__"))
-    return None if isinstance(value, str | bytes | tuple | dict | set | frozenset) or not is_list else list(value)
-
-
-class Items(list[Any]):
-    """The items of a range, view or the like: equal to whatever has these items in this order, and to such a set."""
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, set | frozenset):
-            return len(self) == len(other) and set(self) == other
-        items = _items_of(other)
-        return items is not None and list(self) == items
-
-    __hash__ = None
-
-
-class Deque(collections.deque[Any]):
-    """A deque, which a list with the same items is equal to."""
-
-    def __eq__(self, other: object) -> bool:
-        items = _items_of(other)
-        return items is not None and list(self) == items
-
-    __hash__ = None
-
-
-class RemoteIterator:
-    """An iterator of the candidate's, which may have no end. It is equal to a list of the items that it has left.
-
-    Going through it takes nothing away from it, only ``next`` does: a check of every item is not met by there being
-    none left.
-    """
-
-    def __init__(self, ask: Ask, reference: dict[str, Any]) -> None:
-        self._ask = ask
-        self._reference = reference
-        self._items: list[Any] = []
-        self._place = 0  # of the next item
-        self._ended = False
-
-    def _has(self, place: int) -> bool:
-        while place >= len(self._items) and not self._ended:
-            count = min(max(1, len(self._items)), 1000)  # a message for each item would take long
-            items = self._ask("take", self, count)
-            self._items += items
-            self._ended = len(items) < count
-        return place < len(self._items)
-
-    def __iter__(self) -> Iterator[Any]:
-        place = self._place
-        while self._has(place):
-            yield self._items[place]
-            place += 1
-
-    def __next__(self) -> Any:
-        if not self._has(self._place):
-            raise StopIteration
-        self._place += 1
-        return self._items[self._place - 1]
-
-    def __eq__(self, other: object) -> bool:
-        items = _items_of(other)
-        return items is not None and list(itertools.islice(iter(self), len(items) + 1)) == items
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class Remote:
-    """An object of the candidate's that is no plain data, such as a function that it returned.
-
-    It can be called, has items if its class gives it some, and attributes, but none that plain data have, too: where a
-    test expects a list, an object must not do, which might give another answer each time it is looked at.
-    """
-
-    def __init__(self, ask: Ask, reference: dict[str, Any]) -> None:
-        object.__setattr__(self, "_ask", ask)
-        object.__setattr__(self, "_reference", reference)
-        object.__setattr__(self, "_iterator", None)
-
-    def __call__(self, /, *arguments: Any, **keywords: Any) -> Any:
-        return self._ask("call", self, *arguments, **keywords)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _PLAIN_ATTRIBUTES:
-            raise AttributeError(name)
-        return self._ask("getattr", self, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Its items, the same ones each time."""
-        if self._iterator is None:
-            object.__setattr__(self, "_iterator", self._new_iterator())
-        return iter(self._iterator)
-
-    def __enter__(self) -> Any:
-        return self._ask("getattr", self, "__enter__")()
-
-    def __exit__(self, *error: Any) -> Any:
-        return self._ask("getattr", self, "__exit__")(*(None if part is None else str(part) for part in error))
-
-    def _new_iterator(self) -> RemoteIterator:
-        return RemoteIterator(self._ask, self._ask("iter", self)._reference)
-
-    def __eq__(self, other: object) -> bool:
-        """Compare with another object of the candidate, by its own class. It never equals plain data."""
-        if isinstance(other, Remote):
-            return self._ask("eq", self, other) is True
-        try:
-            encode(other, _send_argument)
-        except NotPlainDataError as error:
-            message = f"the row's tests compare a result with a value of type {error}, {_CANNOT}"
-            raise UnusableError(message) from None
-        return False
-
-    __hash__ = object.__hash__
-
-
-class RemoteInstance(Remote):
-    """An object of the candidate's where the tests are of a class: it has operators and every attribute, too.
-
-    Only two objects of the candidate's are compared by their class. With plain data it has no order.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        return self._ask("getattr", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._ask("setattr", self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        self._ask("delattr", self, name)
-
-    def __copy__(self) -> Any:
-        return self._ask("copy", self)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self._ask("deepcopy", self)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._new_iterator())
-
-    def __next__(self) -> Any:
-        items = self._ask("take", self, 1)
-        if not items:
-            raise StopIteration
-        return items[0]
-
-    def __instancecheck__(self, value: Any) -> bool:
-        return isinstance(value, Remote) and self._ask("isinstance", value, self) is True
-
-    def __subclasscheck__(self, kind: Any) -> bool:
-        return isinstance(kind, Remote) and self._ask("issubclass", kind, self) is True
-
-
-def _forwarded(operation: str, swapped: bool = False) -> Callable[..., Any]:
-    def forward(self: RemoteInstance, *arguments: Any) -> Any:
-        if operation in _COMPARISONS and not isinstance(arguments[0], Remote):
-            return NotImplemented
-        return self._ask(operation, *arguments, self) if swapped else self._ask(operation, self, *arguments)
-
-    return forward
-
-
-for _name in (*_COMPARISONS, *_OPERATORS, *_CONVERSIONS, *_OTHERS):
-    setattr(RemoteInstance, f"__{_name.rstrip('_')}__", _forwarded(_name))
-for _name in _OPERATORS:
-    setattr(RemoteInstance, f"__r{_name.rstrip('_')}__", _forwarded(_name, swapped=True))
-    setattr(RemoteInstance, f"__i{_name.rstrip('_')}__", _forwarded(f"i{_name.rstrip('_')}"))

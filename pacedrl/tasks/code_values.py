@@ -27,6 +27,12 @@ _SCALARS = {str, int, float, bool, type(None)}
 _MODULES_OF_ITERABLES = {"builtins", "itertools", "collections", "collections.abc", "array"}
 
 
+_LONGEST_TEXT = 1000  # of an exception
+
+Exceptions = dict[str, type[Exception]]
+"""Classes by name."""
+
+
 class NotPlainDataError(TypeError):
     """A value that cannot be sent; the message names its type."""
 
@@ -111,14 +117,17 @@ def is_iterable(value: Any) -> bool:
     return type(value).__module__ in _MODULES_OF_ITERABLES and hasattr(type(value), "__iter__")
 
 
-def send_items(value: Any) -> Any:
-    """A ``Sender`` that sends an iterable as the list of its items; NotPlainDataError for more than MOST_ITEMS."""
+def send_items(value: Any, send_other: Sender | None = None) -> Any:
+    """A ``Sender`` that sends an iterable as the list of its items; ValueError for more than MOST_ITEMS.
+
+    What among the items is no plain data goes to ``send_other``, and to this function where there is none.
+    """
     if not is_iterable(value):
         refuse(value)
     items = list(itertools.islice(value, MOST_ITEMS + 1))
     if len(items) > MOST_ITEMS:
-        raise NotPlainDataError(f"{type(value).__name__} of more than {MOST_ITEMS} items")
-    return encode(items, send_items)
+        raise ValueError(f"{type(value).__name__} of more than {MOST_ITEMS} items")
+    return encode(items, send_other or send_items)
 
 
 def receive_none(tag: str, content: Any) -> Any:
@@ -192,6 +201,47 @@ _BUILD: dict[str, Callable[[Any, Receiver], Any]] = {
     "ndarray": _decode_array,
     **{tag: _decode_of_library(tag) for tag in ("Fraction", "Decimal", "datetime", "date", "time", "timedelta")},
 }
+
+
+def describe(error: BaseException) -> list[Any]:
+    """An exception as the names of its types, its arguments, its text, and those of its attributes that are plain data.
+
+    Its text stands for arguments that are no plain data. A class whose ``__str__`` raises makes this raise, too.
+    """
+    text = str(error)
+    arguments = _encoded([error.args]) if len(text) <= _LONGEST_TEXT else []
+    attributes = [[name, *_encoded([value])] for name, value in vars(error).items()]
+    plain = [pair for pair in attributes if len(pair) > 1]
+    return [[kind.__name__ for kind in type(error).__mro__], arguments, text[:_LONGEST_TEXT], plain]
+
+
+def _encoded(values: list[Any]) -> list[Any]:
+    """The values as ``encode`` has them; empty where they are no plain data."""
+    try:
+        return [encode(value) for value in values]
+    except (NotPlainDataError, RecursionError):
+        return []
+
+
+def rebuild(known: Exceptions, types: list[str], arguments: list[Any], text: str, attributes: list[Any]) -> Exception:
+    """The exception that ``describe`` had, of the first of its types that is ``known`` or built in.
+
+    It ends no iteration, and no process.
+    """
+    values = decode(arguments[0]) if arguments else (text,)
+    for name in types:
+        kind = known.get(name, getattr(builtins, name, None))
+        if not isinstance(kind, type) or not issubclass(kind, Exception) or "Iteration" in name:
+            continue
+        try:
+            error = kind(*values)
+            if str(error)[:_LONGEST_TEXT] != text:  # its class has a text of its own
+                error = type(name, (kind,), {"__str__": lambda self: text})(*values)
+        except TypeError:  # it needs other arguments; its base class may not
+            continue
+        vars(error).update((name, decode(value)) for name, value in attributes)
+        return error
+    return Exception(text)
 
 
 def send(file: IO[bytes], message: Any) -> None:

@@ -7,9 +7,9 @@ A program is a file that defines ``main(seal, *descriptors)``: ``seal()`` sets t
 program to call before it runs what it does not trust. The other files are modules that the first one imports as
 ``pacedrl.tasks.NAME``; nothing else of this package, and no installed package but numpy, can be imported.
 
-``bubblewrap`` shows the program the standard library and the system's library folders, read-only and without installed
-packages, and an empty /tmp to work in. There is no network, no /proc, no environment, no process but its own, and a
-filter on system calls (see ``seccomp``). All of it ends with whoever started it.
+``bubblewrap`` shows the program the standard library, the system's shared libraries and time zones, read-only and
+without any folder of installed packages, and an empty /tmp to work in. There is no network, no /proc, no environment,
+no process but its own, and a filter on system calls (see ``seccomp``). All of it ends with whoever started it.
 ``rlimits`` is for machines that allow no namespaces: resource limits, an empty environment and a temporary directory
 hinder accidents, not malice.
 """
@@ -214,7 +214,7 @@ def _namespaces() -> Sequence[str]:
 
 
 def _binds(shown: Sequence[tuple[Path, Path]]) -> Sequence[str]:
-    """Arguments that show Python, the system's libraries, four devices and ``shown``, pairs of where and where to."""
+    """Arguments that show what ``_system`` names, four devices and ``shown``, pairs of where and where to."""
     everything = [*_system(), *shown]
     parents = {parent for _, there in everything for parent in there.parents} - {Path("/")}
     arguments: list[str] = []
@@ -232,20 +232,41 @@ def _binds(shown: Sequence[tuple[Path, Path]]) -> Sequence[str]:
 
 @functools.cache
 def _system() -> Sequence[tuple[Path, Path]]:
-    """Python's own library folder and executable, and what its shared libraries need; links stay links."""
+    """Python's executable and library folders, the system's shared libraries, and time zones; links stay links."""
+    paths = [*_shared_libraries(), *(path for path in map(Path, _OTHER_FILES) if path.exists())]
     library = Path(sys.base_prefix) / "lib"
-    system = [Path(path) for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")]
-    paths = [path for path in system if path.exists()]
-    paths += [path for path in (library, Path(sysconfig.get_path("stdlib")), _python()) if not _covered(path, paths)]
+    own = [library] if library != Path("/usr/lib") else []  # which holds far more than Python
+    for path in (*own, Path(sysconfig.get_path("stdlib")), _python()):
+        paths += [] if _covered(path, paths) else [path]
     return [(path, path) for path in paths]
+
+
+_OTHER_FILES = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
+
+
+def _shared_libraries() -> list[Path]:
+    """The folders of the system's shared libraries: those of the machine's kind, else all that /usr/lib holds."""
+    folders = [Path("/usr/lib64"), Path("/lib64")]
+    for parent in (Path("/usr/lib"), Path("/lib")):
+        folders += [parent] if parent.is_symlink() else sorted(parent.glob(f"{platform.machine()}-linux-*"))
+    if not any((folder / "libc.so.6").exists() for folder in folders if not folder.is_symlink()):
+        folders += [Path("/usr/lib"), Path("/lib")]
+    return [folder for folder in dict.fromkeys(folders) if folder.exists()]
+
+
+_PACKAGES = ("site-packages", "dist-packages", "node_modules", "_bundled")
+"""Names of folders of installed packages; in the last one pip waits to be installed."""
 
 
 @functools.cache
 def _packages() -> Sequence[str]:
-    """The folders of installed packages in what ``_system`` shows, of any Python's, each by its real path."""
-    names = ("site-packages", "dist-packages", "python*/site-packages", "python*/dist-packages")
+    """The folders of installed packages in what ``_system`` shows, of any program's, each by its real path."""
     shown = [path for path, _ in _system() if not path.is_symlink()]
-    found = {Path(os.path.realpath(folder)) for path in shown for name in names for folder in path.glob(name)}
+    found = set()
+    for root in shown:
+        for folder, names, _ in os.walk(root):
+            found |= {Path(os.path.realpath(os.path.join(folder, name))) for name in names if name in _PACKAGES}
+            names[:] = [name for name in names if name not in _PACKAGES]
     return sorted(str(folder) for folder in found if _covered(folder, shown))
 
 

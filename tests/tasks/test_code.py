@@ -7,34 +7,12 @@ from code_helpers import DOUBLE, HEAD, SETTINGS, prompt, reward
 
 from pacedrl.tasks import sandbox
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code import CodeSettings, extract, find_tests
+from pacedrl.tasks.code import CodeSettings, find_tests
 from pacedrl.tasks.code_candidate import assemble
 from pacedrl.tasks.code_compare import prints_the_same, same
 from pacedrl.tasks.code_values import NotPlainDataError, decode, encode
 
 CHECK = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate([1]) == [1, 1]\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("x = 1", "x = 1"),
-        ("Try\n```python\na\n```\nor\n```py\nb\n```\nso\n```\nc\n```\n", "b\n"),
-        ("```\na\n```\n```text\nb\n```", "b\n"),
-        ("```python\na\nb", "a\nb"),
-        ("    return 1\n```\nThat is all.", "    return 1\n"),
-        ("  ```Python3\n  a\n  ```", "  a\n"),
-        ("```python\n```", ""),
-        ("", ""),
-    ],
-)
-def test_extract(text, expected):
-    assert extract(text) == expected
-
-
-def test_extract_takes_no_longer_than_the_text():
-    assert extract("`" * 1_000_000) == ""
-    assert extract("```python\n" * 100_000) == ""
 
 
 @pytest.mark.parametrize(
@@ -122,7 +100,7 @@ def test_comparison_of_output(printed, expected, verdict):
 
 
 def test_functions_of_pairs():
-    row = {"fn_name": "double", "inputs": [[2], "3", [[1]]], "outputs": [4, [6], [[1, 1]]]}
+    row = {"fn_name": "double", "inputs": [[2], "3", [[1]]], "outputs": [4, "6", [1, 1]]}
     assert reward(DOUBLE, row) == 1.0
     assert reward("class Solution:\n    def double(self, x):\n        return x + x", row) == 1.0
     assert reward("def double(x):\n    return tuple(2 * x) if isinstance(x, list) else 2 * x", row) == 1.0
@@ -192,7 +170,8 @@ def test_helpers_of_the_prompt_are_the_prompt_s_in_the_tests():
         ({"test_list": ["double"]}, "never call the function"),
         ({"test": "import nothing_there\nassert double(1) == 2"}, "the row's tests do not work: ModuleNotFoundError"),
         ({"test": "assert [].x == double(1)"}, "the row's tests do not work: AttributeError"),
-        ({"tests": [{"input": "1", "output": "2", "testtype": "functional"}]}, "no 'metadata' with 'func_name'"),
+        ({"tests": [{"input": "1", "output": "2", "testtype": "functional"}]}, "no 'fn_name' or 'func_name' in"),
+        ({"tests": [{"input": [1], "output": [2], "type": "function_call"}]}, "no 'fn_name' or 'func_name' in"),
         ({"test_list": ["assert double(print)"]}, "pass the code a value of type builtin_function_or_method"),
         ({"test": "def check(c):\n    pass", "entry_point": "double"}, "never call the function"),
     ],

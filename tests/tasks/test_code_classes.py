@@ -183,8 +183,8 @@ class Stack:
     ],
 )
 def test_assertions_on_a_class(test):
-    assert reward(STACK, test=test) == 1.0
-    assert reward("class Stack: pass", test=test) == 0.0
+    assert reward(STACK, test=test, content="Write a class Stack.") == 1.0
+    assert reward("class Stack: pass", test=test, content="Write a class Stack.") == 0.0
 
 
 def test_several_classes_and_inheritance():
