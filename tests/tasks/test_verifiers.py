@@ -89,34 +89,6 @@ def test_built_in_rewards(spec, answer, text, expected):
     assert verdict(spec, text, answer=answer) == Verdict(expected, None)
 
 
-@pytest.mark.parametrize("spec", ["math", "numeric", "exact", "countdown", "knights_knaves", "gym"])
-def test_built_in_verifiers_judge_what_follows_the_thoughts(spec):
-    row = prompt("18")
-    right, wrong = "18", "19"
-    if spec == "countdown":
-        row, right, wrong = prompt({"numbers": [2, 9], "target": 18}), "2*9", "2+9"
-    if spec == "knights_knaves":
-        row = prompt({"names": ["Ann"], "solution": [True]})
-        right, wrong = "<answer>Ann is a knight</answer>", "<answer>Ann is a knave</answer>"
-    if spec == "gym":
-        row = prompt("18", metadata={"source_dataset": "basic_arithmetic"})
-    verdicts = {
-        text: judge(resolve(spec), row, text).reward
-        for text in (
-            f"<think>{wrong}</think>{right}",
-            f"{wrong}</think>{right}",  # the prompt began the thoughts
-            f"<think>{right}</think>{wrong}",
-            f"<think>{right}</think>",
-            f"<think>{right}",
-        )
-    }
-    assert list(verdicts.values()) == pytest.approx([1.0, 1.0, 0.0, 0.0, 0.0], abs=0.1), verdicts
-
-
-def test_a_function_of_the_user_reads_the_thoughts(rewards):
-    assert judge(resolve(f"{rewards}:answer_only"), prompt("<think>1</think>18"), "<think>1</think>18").reward == 1.0
-
-
 def test_a_gold_answer_that_cannot_be_parsed_is_an_error_and_no_zero():
     assert verdict("math", r"\boxed{1}", answer={"target": 3}) == Verdict(
         None, "the gold answer {'target': 3} is neither text nor a number; map columns.answer to one"
