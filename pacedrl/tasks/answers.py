@@ -62,7 +62,8 @@ _DENIED = re.compile(  # what stands after one
 )
 _JOINED_BEFORE = re.compile(  # what makes a box or number part of a larger expression
     r"(?:(?:(?: |\d|(?<!<)\b[a-zA-Z])[<>]=?|[\^_]\{?|\\(?:[lg]eq?|[lg]t|times|cdot|div|pm|ln|log|sin|cos"
-    r"|sqrt(?:\[\w+\])?|[dt]?frac(?:\{[^{}]*\})?)[ {(]*|(?:[\d)}=$]|\b[a-zA-Z]) *[-+*/−]) *|[-−\d]"
+    r"|sqrt(?:\[\w+\])?|[dt]?frac(?:\{[^{}]*\})?)[ {(]*|(?:[\d)}=$]|\b[a-zA-Z]) *[-+*/−]) *|\d"
+    r"|-[$({\\]{0,3}|−[ $({\\]{0,3}|\bminus[ $({\\]{1,3}"  # not "- ", which begins an item of a list
     r"|(?<![a-zA-Z\\])[a-zA-Z])\Z"
 )
 _JOINED_AFTER = re.compile(
