@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from cli_process import CommandLine, tiny_run
 from transformers import AutoModelForCausalLM
@@ -37,8 +38,9 @@ def pass_at_1(cli: CommandLine, model: str, *more: str) -> float:
 
 
 def test_evaluated_as_it_was_trained_with_and_without_lora_in_the_configuration(trained: CommandLine) -> None:
-    before, after = (row["held/pass@1"] for row in trained.rows("run/eval.jsonl"))
-    assert before != after
+    first, last = trained.rows("run/eval.jsonl")
+    before, after = first["held/pass@1"], last["held/pass@1"]
+    assert any(last[key] != first[key] for key in last if key.startswith("held/"))
     assert pass_at_1(trained, STEP) == after
     assert pass_at_1(trained, STEP, "model.lora=null") == after
     assert pass_at_1(trained, "tiny") == before
@@ -70,9 +72,10 @@ def test_doctor_and_calibrate_and_init_know_it(trained: CommandLine) -> None:
 
 
 def adapter_from_elsewhere(folder: Path, base: Path | str, settings: Any = None) -> None:
-    """As peft alone saves one: no tokenizer, nothing of ours."""
+    """As peft alone saves one, with no tokenizer and nothing of ours. Its random weights ruin every answer."""
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
-    settings = settings or peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)
+    settings = settings or peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, lora_alpha=256)
     adapted = peft.get_peft_model(model, settings)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     adapted.save_pretrained(folder, save_embedding_layers=False)
@@ -80,7 +83,7 @@ def adapter_from_elsewhere(folder: Path, base: Path | str, settings: Any = None)
 
 def test_an_adapter_from_elsewhere(trained: CommandLine) -> None:
     adapter_from_elsewhere(trained.folder / "theirs", TINY_MODEL)
-    assert pass_at_1(trained, "theirs") != pass_at_1(trained, "tiny")
+    assert pass_at_1(trained, "theirs") < 0.1 < pass_at_1(trained, "tiny")
 
 
 @pytest.mark.parametrize(
