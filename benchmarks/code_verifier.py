@@ -18,9 +18,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from pacedrl.tasks import sandbox
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code import CodeSettings, code_reward
+from pacedrl.tasks.code import sandbox
+from pacedrl.tasks.code.verifier import CodeSettings, code_reward
 from pacedrl.types import Prompt
 
 Item = tuple[Prompt, str, CodeSettings]

@@ -34,8 +34,8 @@ from math_verifier import easy
 
 from pacedrl.tasks import math_answers
 from pacedrl.tasks.answers import JudgeError, final_answer, math_gold, math_reward
-from pacedrl.tasks.math_answers import MathOptions
-from pacedrl.tasks.math_notation import read_number, squashed, tidy
+from pacedrl.tasks.math.answers import MathOptions
+from pacedrl.tasks.math.notation import read_number, squashed, tidy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tasks"))
 

@@ -145,7 +145,7 @@ import torch
 torch.set_num_threads(1)
 from pacedrl import Trainer
 from pacedrl.config import load_config
-from pacedrl.scale.ranks import connect
+from pacedrl.distributed.ranks import connect
 
 trainer = Trainer(load_config(Path(sys.argv[1])))
 trainer.policy.eos_ids = [-1]  # no token ends a completion

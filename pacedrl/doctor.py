@@ -19,8 +19,8 @@ from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import sample
-from pacedrl.policy.vllm_client import Lost, Server
-from pacedrl.policy.vllm_weights import require_fit
+from pacedrl.policy.vllm.client import Lost, Server
+from pacedrl.policy.vllm.weights import require_fit
 from pacedrl.rollouts import training_settings
 from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pacedrl.tasks.answers import tagged_answer
-from pacedrl.tasks.code_blocks import extract
+from pacedrl.tasks.code.blocks import extract
 from pacedrl.thoughts import after_thoughts
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code import find_tests
+from pacedrl.tasks.code.verifier import find_tests
 from pacedrl.types import Prompt
 
 LONGEST_EXACT = 80

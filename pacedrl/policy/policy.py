@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pacedrl.config import ModelConfig
+from pacedrl.distributed.sharding import Sharded, whole
 from pacedrl.policy.agreement import Decoding, choose_decoding
 from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
 from pacedrl.policy.chat_template import token_ids
@@ -23,7 +24,6 @@ from pacedrl.policy.ends import Ends, as_ids, end_token_ids, split_stops, turn_e
 from pacedrl.policy.loading import find_decoder, find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import Head, token_logprobs
 from pacedrl.policy.shared_prompts import can_share_prompts
-from pacedrl.scale.sharding import Sharded, whole
 from pacedrl.types import Message
 
 Pooling = Literal["mean", "last"]

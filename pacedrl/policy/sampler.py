@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from pacedrl.distributed.sharding import whole
 from pacedrl.policy.attention import attention
 from pacedrl.policy.cache import ColumnCache, no_columns, states_of
 from pacedrl.policy.cpu import packed_weights
 from pacedrl.policy.draw import draw_tokens, uniforms
 from pacedrl.policy.own_cache import generate_groups
 from pacedrl.policy.shared_prompts import PromptCache
-from pacedrl.scale.sharding import whole
 from pacedrl.types import Completion
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class SamplingSettings:
 
 
 class Sampler(Protocol):
-    """What draws completions: `TransformersSampler`, or vLLM (`pacedrl.policy.vllm_sampler`, `..vllm_server`)."""
+    """What draws completions: `TransformersSampler`, or vLLM (`pacedrl.policy.vllm.sampler`, `..vllm_server`)."""
 
     def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
         """Draw from these weights from now on. ``tick`` is called while others are waited for; it may raise."""

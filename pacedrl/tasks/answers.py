@@ -12,10 +12,10 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from pacedrl.tasks.math_answers import MathOptions as MathOptions
-from pacedrl.tasks.math_answers import equal_answers
-from pacedrl.tasks.math_notation import BOLD, levels, read_number, tidy
-from pacedrl.tasks.math_values import load_math_verify as load_math_verify
+from pacedrl.tasks.math.answers import MathOptions as MathOptions
+from pacedrl.tasks.math.answers import equal_answers
+from pacedrl.tasks.math.notation import BOLD, levels, read_number, tidy
+from pacedrl.tasks.math.values import load_math_verify as load_math_verify
 
 NUMERIC_TOLERANCE = Fraction(1, 10**6)
 """Relative tolerance of the ``numeric`` verifier, where neither number is whole."""

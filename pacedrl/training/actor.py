@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from pacedrl.config import Config
+from pacedrl.distributed.ranks import Ranks
+from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.policy.sampler import Sampler
 from pacedrl.rollouts import sample_groups, training_settings
-from pacedrl.scale.ranks import Ranks
-from pacedrl.scale.scheduler import Scheduler
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.scoring import Scorer, add_overlong_penalty

@@ -9,8 +9,8 @@ from itertools import repeat
 import torch
 
 from pacedrl.config import Config, FlowRlConfig, GrpoConfig, TrajectoryBalanceConfig
+from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import ReplayEntry, Rollouts, group_relative_advantage
-from pacedrl.scale.scheduler import Scheduler
 from pacedrl.training.objective import fresh_advantages, group_index, replayed_advantages
 from pacedrl.training.sequences import TrainingSequence
 from pacedrl.types import Completion, Group

@@ -16,10 +16,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
 from pacedrl.policy.model_files import damage
 from pacedrl.policy.policy import Policy
-from pacedrl.scale.ranks import Ranks
 from pacedrl.training.state import load_state, save_state
 
 State = dict[str, Any]

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pacedrl.config import OptimizerConfig
+from pacedrl.distributed.ranks import Ranks
+from pacedrl.distributed.sharding import join_optimizer_states, own_part, whole
 from pacedrl.method.objectives import Metrics as TensorMetrics
 from pacedrl.policy.activations import activation_offload, gradient_checkpointing
 from pacedrl.policy.cpu import return_freed_memory
 from pacedrl.policy.policy import Policy
-from pacedrl.scale.ranks import Ranks
-from pacedrl.scale.sharding import join_optimizer_states, own_part, whole
 from pacedrl.seeding import derive_seed
 from pacedrl.training.objective import BatchSize, LossInputs
 from pacedrl.training.sequences import TrainingSequence, model_passes, sequence_logprobs

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pacedrl.scale.scheduler import Scheduler
+from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.types import Group
 
 

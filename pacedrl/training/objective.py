@@ -15,6 +15,7 @@ from pacedrl.config import (
     ObjectiveConfig,
     TrajectoryBalanceConfig,
 )
+from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import (
     blended_baseline,
     clipped_policy_gradient,
@@ -26,7 +27,6 @@ from pacedrl.method import (
     trajectory_balance_advantage,
 )
 from pacedrl.method.objectives import Metrics
-from pacedrl.scale.scheduler import Scheduler
 
 
 @dataclass(frozen=True)

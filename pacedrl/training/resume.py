@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pacedrl.config import Config, dump_config
+from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
-from pacedrl.scale.ranks import Ranks
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.verifiers import columns_read
 from pacedrl.training.checkpoint import STATE_FORMAT, list_checkpoints, load_checkpoint_state, require_whole

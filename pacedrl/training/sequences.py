@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pacedrl.distributed.ranks import Ranks
 from pacedrl.policy.policy import Policy
-from pacedrl.scale.ranks import Ranks
 from pacedrl.types import Prompt
 
 

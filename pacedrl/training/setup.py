@@ -17,13 +17,13 @@ from pacedrl.config import (
     LiloGateConfig,
     TrajectoryBalanceConfig,
 )
+from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer, project
 from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import Sampler, TransformersSampler
-from pacedrl.scale.ranks import Ranks
 from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.datasets import Task, load_task
 from pacedrl.tasks.pool import Job, VerifierPool
@@ -132,11 +132,11 @@ def build_sampler(config: Config, policy: Policy, splits: bool = False, ranks: R
     """
     require_an_end(config, policy)
     if config.sampling.engine == "vllm_server":
-        from pacedrl.policy.vllm_server import VllmServerSampler
+        from pacedrl.policy.vllm.server import VllmServerSampler
 
         return VllmServerSampler(policy, config.sampling, ranks)
     if config.sampling.engine == "vllm":
-        from pacedrl.policy.vllm_sampler import VllmSampler
+        from pacedrl.policy.vllm.sampler import VllmSampler
 
         return VllmSampler(policy, config.sampling)
     return TransformersSampler(policy, own_copy=config.sampling.ahead or splits)

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from pacedrl.config import Config
+from pacedrl.distributed.ranks import connect
+from pacedrl.distributed.scheduler import Scheduler, shared
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.policy.cpu import keep_freed_memory
 from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts import evaluation_settings
-from pacedrl.scale.ranks import connect
-from pacedrl.scale.scheduler import Scheduler, shared
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.scoring import commonest_error, require_judged
@@ -81,7 +81,7 @@ class Trainer:
     """Post-trains a model as its configuration says; a run folder that holds a checkpoint is resumed.
 
     Building one loads everything and checks the input; `train` runs the loop. The folder is written to only once the
-    input has been found good. Of several processes (`pacedrl.scale`) each builds one.
+    input has been found good. Of several processes (`pacedrl.distributed`) each builds one.
 
     Raises InputError for bad input.
     """

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from pacedrl import Trainer
 from pacedrl.config import load_config
 from pacedrl.config.load import config_tree
-from pacedrl.tasks import sandbox
+from pacedrl.tasks.code import sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "examples/paper").glob("*.yaml"))

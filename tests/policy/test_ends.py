@@ -14,7 +14,7 @@ from pacedrl.errors import InputError
 from pacedrl.policy.ends import Ends, turn_end
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample_by
-from pacedrl.policy.vllm_sampler import sampling_parameters
+from pacedrl.policy.vllm.sampler import sampling_parameters
 
 ROLE = "<|im_start|>{{ m.role }}\n"
 ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

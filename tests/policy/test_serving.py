@@ -15,11 +15,12 @@ from vllm_fake import DRAWING, FakeVllm, Refusal
 
 from pacedrl.config import SamplingConfig
 from pacedrl.errors import InputError
-from pacedrl.policy import vllm_client, vllm_weights
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
-from pacedrl.policy.vllm_client import Lost, Server, delay
-from pacedrl.policy.vllm_server import TRIES, VllmServerSampler
+from pacedrl.policy.vllm import client as vllm_client
+from pacedrl.policy.vllm import weights as vllm_weights
+from pacedrl.policy.vllm.client import Lost, Server, delay
+from pacedrl.policy.vllm.server import TRIES, VllmServerSampler
 from pacedrl.types import Completion
 
 SETTINGS = SamplingSettings(group_size=2, max_new_tokens=6, batch_size=8)

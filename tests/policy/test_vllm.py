@@ -29,7 +29,7 @@ from pacedrl.config import ModelConfig, SamplingConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
-from pacedrl.policy.vllm_sampler import VllmSampler
+from pacedrl.policy.vllm.sampler import VllmSampler
 from pacedrl.types import Completion
 
 CONFIG = SamplingConfig(max_prompt_tokens=32, max_new_tokens=16, batch_size=64)

@@ -29,12 +29,12 @@ from pacedrl.config import ModelConfig, SamplingConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings
-from pacedrl.policy.vllm_client import Lost, Server
-from pacedrl.policy.vllm_server import VllmServerSampler
+from pacedrl.policy.vllm.client import Lost, Server
+from pacedrl.policy.vllm.server import VllmServerSampler
 from pacedrl.types import Completion
 
 pytestmark = [pytest.mark.slow, needs_vllm]
-RECEIVER = ("--worker-extension-cls", "pacedrl.policy.vllm_worker.WeightReceiver")
+RECEIVER = ("--worker-extension-cls", "pacedrl.policy.vllm.worker.WeightReceiver")
 
 
 class Served:

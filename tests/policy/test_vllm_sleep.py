@@ -14,7 +14,7 @@ from pacedrl import Config, Trainer
 from pacedrl.config import SamplingConfig
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import TransformersSampler
-from pacedrl.policy.vllm_sampler import VllmSampler
+from pacedrl.policy.vllm.sampler import VllmSampler
 from pacedrl.training.learner import Learner
 
 

@@ -18,7 +18,7 @@ import torch
 from pacedrl.config import ModelConfig
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
-from pacedrl.policy.vllm_worker import open_store, receive
+from pacedrl.policy.vllm.worker import open_store, receive
 
 CPU = torch.device("cpu")
 DRAWING = threading.Lock()  # what attends to what is a setting of the model's

@@ -1,7 +1,7 @@
 """Judging code in tests."""
 
-from pacedrl.tasks import sandbox
-from pacedrl.tasks.code import CodeSettings, code_reward
+from pacedrl.tasks.code import sandbox
+from pacedrl.tasks.code.verifier import CodeSettings, code_reward
 from pacedrl.types import Prompt
 
 DOUBLE = "def double(x):\n    return 2 * x\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pacedrl.errors import InputError
-from pacedrl.tasks import sandbox
+from pacedrl.tasks.code import sandbox
 
 
 def without_bubblewrap():

@@ -5,12 +5,12 @@ import json
 import pytest
 from code_helpers import DOUBLE, HEAD, SETTINGS, prompt, reward
 
-from pacedrl.tasks import sandbox
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code import CodeSettings, find_tests
-from pacedrl.tasks.code_candidate import assemble
-from pacedrl.tasks.code_compare import prints_the_same, same
-from pacedrl.tasks.code_values import NotPlainDataError, decode, encode
+from pacedrl.tasks.code import sandbox
+from pacedrl.tasks.code.candidate import assemble
+from pacedrl.tasks.code.compare import prints_the_same, same
+from pacedrl.tasks.code.values import NotPlainDataError, decode, encode
+from pacedrl.tasks.code.verifier import CodeSettings, find_tests
 
 CHECK = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate([1]) == [1, 1]\n"
 
@@ -190,7 +190,7 @@ def test_tests_may_use_numpy_where_it_is_installed():
 
 def test_a_sandbox_that_does_not_start_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, "_START", "raise SystemExit('no start: {program}') # {settings}")
-    with pytest.raises(JudgeError, match="the tests did not start: no start: code_"):
+    with pytest.raises(JudgeError, match="the tests did not start: no start: driver"):
         reward(DOUBLE, test_list=["assert double(2) == 4"], settings=CodeSettings("rlimits"))
 
 

@@ -3,7 +3,7 @@
 import pytest
 from code_helpers import reward
 
-from pacedrl.tasks.code_blocks import extract
+from pacedrl.tasks.code.blocks import extract
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 from code_helpers import DOUBLE, HEAD, SETTINGS, reward
 from public_sets import CODE_FILES, code_rows, mutated, row_prompt
 
-from pacedrl.tasks import code
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code import CodeSettings, code_reward
-from pacedrl.tasks.code_candidate import assemble
+from pacedrl.tasks.code import verifier as code
+from pacedrl.tasks.code.candidate import assemble
+from pacedrl.tasks.code.verifier import CodeSettings, code_reward
 
 SAMPLE = 6
 SLOW_ROWS = {"HumanEval/15", "HumanEval/36", "HumanEval/59", "HumanEval/83", "HumanEval/94", "HumanEval/130"}

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from sandbox_helpers import both_modes, needs_bubblewrap, processes
 
-from pacedrl.tasks import code, sandbox
-from pacedrl.tasks.code import CodeSettings, code_reward
+from pacedrl.tasks.code import sandbox
+from pacedrl.tasks.code import verifier as code
+from pacedrl.tasks.code.verifier import CodeSettings, code_reward
 from pacedrl.types import Prompt
 
 TIMEOUT_S = 1.0
@@ -77,7 +78,7 @@ FORGERIES = {
     """,
     "the runner": """
         import sys
-        runner = sys.modules["pacedrl.tasks.code_candidate"]
+        runner = sys.modules["pacedrl.tasks.code.candidate"]
         runner.encode = lambda value: {"any": 1}
         runner.send = lambda file, message: (file.write(b'{"passed": true}\\n'), file.flush())
         def solve(x): return 0
@@ -356,7 +357,8 @@ def test_a_killed_worker_takes_everything_along(tmp_path):
     script = tmp_path / "worker.py"
     daemon = NAMESPACED["a daemon"].replace("return 0", "time.sleep(1000)")
     script.write_text(
-        "import textwrap\nfrom pacedrl.tasks import sandbox\nfrom pacedrl.tasks.code import CodeSettings, code_reward\n"
+        "import textwrap\nfrom pacedrl.tasks.code import sandbox\n"
+        "from pacedrl.tasks.code.verifier import CodeSettings, code_reward\n"
         f"from pacedrl.types import Prompt\nsandbox._START += '# {MARK}'\n"
         f"prompt = Prompt('k', 't', 'q', None, {{'test_list': {TESTS!r}}})\n"
         f"code_reward(prompt, textwrap.dedent({daemon!r}), CodeSettings(timeout_s=1000))\n",

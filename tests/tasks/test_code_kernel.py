@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sandbox_helpers import needs_bubblewrap
 
-from pacedrl.tasks import sandbox
-from pacedrl.tasks.code import CodeSettings, code_reward
+from pacedrl.tasks.code import sandbox
+from pacedrl.tasks.code.verifier import CodeSettings, code_reward
 from pacedrl.types import Prompt
 
 pytestmark = needs_bubblewrap

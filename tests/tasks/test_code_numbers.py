@@ -3,7 +3,7 @@
 import pytest
 from code_helpers import reward
 
-from pacedrl.tasks.code_compare import prints_the_same, same
+from pacedrl.tasks.code.compare import prints_the_same, same
 
 LONG = 10**18 + 1
 DIGITS = "1" + "0" * 4998 + "7"

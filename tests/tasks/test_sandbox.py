@@ -16,8 +16,8 @@ import pytest
 from sandbox_helpers import both_modes, needs_bubblewrap, processes
 
 from pacedrl.errors import InputError
-from pacedrl.tasks import sandbox
-from pacedrl.tasks.sandbox import Limits
+from pacedrl.tasks.code import sandbox
+from pacedrl.tasks.code.sandbox import Limits
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="a program outlives its parent where there is no prctl")
 
@@ -147,7 +147,7 @@ def test_a_killed_parent_takes_the_program_along(mode, program, tmp_path):
         textwrap.dedent(f"""
         import subprocess, time
         from pathlib import Path
-        from pacedrl.tasks import sandbox
+        from pacedrl.tasks.code import sandbox
         null = subprocess.DEVNULL
         with sandbox.start({mode!r}, [Path({str(file)!r})], sandbox.Limits(), null, null, null):
             time.sleep(600)
@@ -267,7 +267,7 @@ CANNOT = [
     "os.system('true') == 0 or 1 / 0",
     "__import__('resource').setrlimit(4, (-1, -1))",
     "__import__('numpy')",
-    "__import__('pacedrl.tasks.code')",
+    "__import__('pacedrl.tasks.code.verifier')",
     "open('/dev/kmsg')",
     "open('/dev/mem')",
     "open('/dev/tty')",

@@ -1,6 +1,6 @@
 """Judges a candidate by EvalPlus' rows: on each input it must return what the canonical solution returns.
 
-This file is shown to the sandbox of the tests (see ``code_driver``), so it imports the standard library only.
+This file is shown to the sandbox of the tests (see ``driver``), so it imports the standard library only.
 
 Two departures from EvalPlus 0.3.1. The types of inputs, which JSON does not have, are read off the row's assertions,
 where EvalPlus keeps a table by hand: of MBPP+'s 378 rows seven have tuples where EvalPlus has lists, or the reverse,
@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pacedrl.tasks.code_candidate import assemble
-from pacedrl.tasks.code_compare import TOLERANCE, same
-from pacedrl.tasks.code_names import compiled
-from pacedrl.tasks.code_values import LONGEST_MESSAGE, decode, encode, send_items
+from pacedrl.tasks.code.candidate import assemble
+from pacedrl.tasks.code.compare import TOLERANCE, same
+from pacedrl.tasks.code.names import compiled
+from pacedrl.tasks.code.values import LONGEST_MESSAGE, decode, encode, send_items
 
 Agreement = Callable[[Any, Any, list[Any]], bool]
 """Whether a result agrees with the canonical solution's, given the arguments."""

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pacedrl.config import parse_config
+from pacedrl.distributed.sharding import join_optimizer_states
 from pacedrl.errors import InputError
-from pacedrl.scale.sharding import join_optimizer_states
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 5))

@@ -1,6 +1,6 @@
 """When what a program prints, or what a function returns, is what was expected.
 
-This file is shown to the sandbox of the tests (see ``code_driver``), so it imports the standard library only. Both
+This file is shown to the sandbox of the tests (see ``driver``), so it imports the standard library only. Both
 sides of a comparison are built by us: no code of a completion runs here.
 
 Whole numbers are compared exactly, however long they are; only numbers with a fraction have a tolerance. A number that

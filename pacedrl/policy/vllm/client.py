@@ -47,14 +47,14 @@ class Server:
         return str(self.call("GET", "/weight_info")["weight_version"])
 
     def workers(self) -> list[dict[str, Any]]:
-        """What each of its workers says of itself (`pacedrl.policy.vllm_worker.WeightReceiver`)."""
+        """What each of its workers says of itself (`pacedrl.policy.vllm.worker.WeightReceiver`)."""
         try:
             answer = self.call("POST", "/collective_rpc", {"method": "pacedrl_describe"})
         except Lost as lost:
             if "pacedrl_describe" in str(lost):  # its name, in what vLLM says of a method that is not there
                 raise InputError(
                     f"sampling.servers: {self.url} cannot be given weights: start it with "
-                    "--worker-extension-cls pacedrl.policy.vllm_worker.WeightReceiver",
+                    "--worker-extension-cls pacedrl.policy.vllm.worker.WeightReceiver",
                     docs="serving",
                 ) from None
             raise

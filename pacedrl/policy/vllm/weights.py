@@ -14,8 +14,8 @@ from uuid import uuid4
 import torch
 
 from pacedrl.errors import InputError
-from pacedrl.policy.vllm_client import Lost, Server, delay
-from pacedrl.policy.vllm_worker import TIMEOUT, Weights, describe, open_store, send
+from pacedrl.policy.vllm.client import Lost, Server, delay
+from pacedrl.policy.vllm.worker import TIMEOUT, Weights, describe, open_store, send
 
 LOOK_S = 2.0
 """Between two looks at a server that has the current weights."""

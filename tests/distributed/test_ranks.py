@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pacedrl.scale.ranks import Ranks
+from pacedrl.distributed.ranks import Ranks
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 9))

@@ -251,7 +251,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pacedrl.scale.ranks import connect
+    from pacedrl.distributed.ranks import connect
     from pacedrl.training.trainer import Trainer, TrainingStopped
     from pacedrl.training.view import ConsoleView, before_after_table
 
@@ -365,7 +365,3 @@ def _recipes(options: argparse.Namespace) -> int:
 
     print(yaml.safe_dump(dump_config(parse_config({"recipe": options.name})), sort_keys=False), end="")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

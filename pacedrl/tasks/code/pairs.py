@@ -18,13 +18,13 @@ from decimal import Decimal
 from typing import Any
 
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code_values import NotPlainDataError, encode
+from pacedrl.tasks.code.values import NotPlainDataError, encode
 
 Operations = tuple[list[str], list[list[Any]]]
 
 
 def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
-    """The tests that ``value`` holds, as ``code_driver`` takes them; None where it holds none.
+    """The tests that ``value`` holds, as ``driver`` takes them; None where it holds none.
 
     JudgeError where they are incomplete or hold what no sandbox can be sent. ``columns`` are the whole row.
     """

@@ -23,13 +23,13 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pacedrl.tasks.code_candidate import closed
-from pacedrl.tasks.code_compare import prints_the_same, returns_the_same
-from pacedrl.tasks.code_evalplus import Cases
-from pacedrl.tasks.code_names import SOURCES, compiled, provide
-from pacedrl.tasks.code_objects import Remote
-from pacedrl.tasks.code_remote import Candidate, UnusableError
-from pacedrl.tasks.code_values import decode, send
+from pacedrl.tasks.code.candidate import closed
+from pacedrl.tasks.code.compare import prints_the_same, returns_the_same
+from pacedrl.tasks.code.evalplus import Cases
+from pacedrl.tasks.code.names import SOURCES, compiled, provide
+from pacedrl.tasks.code.objects import Remote
+from pacedrl.tasks.code.remote import Candidate, UnusableError
+from pacedrl.tasks.code.values import decode, send
 
 LONGEST_KNOWN = 256 << 10
 """Bytes of a canonical solution's answers worth remembering. Longer ones are had again as fast as they are read."""
@@ -205,7 +205,7 @@ def _split(free: set[str], name: str | None) -> tuple[set[str], set[str]]:
     """Choose, from the names that the tests do not define, the tested function (if there is one) and classes.
 
     A name with a capital letter counts as a class, and there may be several. Raises NameError if names are left that
-    nothing defines, or if there is no name at all. The usual names of ``code_names`` are the candidate's only where
+    nothing defines, or if there is no name at all. The usual names of ``names`` are the candidate's only where
     there is no other.
     """
     own = (free - SOURCES.keys()) | (free & {name}) or {key for key in free if key[0].islower()} or free

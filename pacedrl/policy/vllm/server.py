@@ -1,7 +1,7 @@
 """Sampling completions with vLLM servers, over HTTP: tokens in, tokens out. Servers may be lost and come back.
 
 A server is started by the user (`docs/serving.md`), given the policy's weights by the main process of the run
-(`pacedrl.policy.vllm_weights`), and asked for completions by all of them.
+(`pacedrl.policy.vllm.weights`), and asked for completions by all of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from pacedrl.config import SamplingConfig
+from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings
-from pacedrl.policy.vllm_client import Lost, Server, delay
-from pacedrl.policy.vllm_sampler import sampling_parameters
-from pacedrl.policy.vllm_weights import TICK_S, WeightKeeper, nobody_there
-from pacedrl.scale.ranks import Ranks
+from pacedrl.policy.vllm.client import Lost, Server, delay
+from pacedrl.policy.vllm.sampler import sampling_parameters
+from pacedrl.policy.vllm.weights import TICK_S, WeightKeeper, nobody_there
 from pacedrl.types import Completion
 
 TRIES = 10
@@ -37,7 +37,7 @@ class VllmServerSampler:
     A prompt is asked of one server at a time, and of another when that one is lost, so that no group comes twice. A
     completion that was not drawn from the current weights alone is thrown away, and its prompt asked again.
 
-    Log-probabilities are as `pacedrl.policy.vllm_sampler` says. ``ranks`` are the processes that sample with the same
+    Log-probabilities are as `pacedrl.policy.vllm.sampler` says. ``ranks`` are the processes that sample with the same
     servers, each its own prompts.
 
     Raises InputError for servers that were not started as they must be, or when none can be reached.

@@ -19,7 +19,7 @@ from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 
-from pacedrl.tasks.math_notation import levels
+from pacedrl.tasks.math.notation import levels
 
 _DIGITS = 400
 _ALIKE = Fraction(1, 10**60)  # relative, for values that are not rational

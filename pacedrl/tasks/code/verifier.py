@@ -7,10 +7,10 @@ Four kinds of tests are told by a row's columns, in this order:
 - MBPP: ``test_list``, assertions, with ``test_imports`` and ``test_setup_code``;
 - pairs of inputs and outputs, in the answer or one of the columns in ``PAIR_COLUMNS``, also as a JSON string:
   ``{"inputs": [...], "outputs": [...]}`` of a program, or of the function or class ``fn_name``; or a list of
-  ``{"input": ..., "output": ...}``. See ``code_pairs``.
+  ``{"input": ..., "output": ...}``. See ``pairs``.
 
 Two sandboxes are started for every completion. In one the completion's code runs, knowing nothing of the tests; in the
-other the tests, which reach that code through pipes, in plain data. See ``code_candidate`` and ``code_driver``.
+other the tests, which reach that code through pipes, in plain data. See ``candidate`` and ``driver``.
 """
 
 from __future__ import annotations
@@ -30,21 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pacedrl.tasks import (
-    code_candidate,
-    code_compare,
-    code_driver,
-    code_evalplus,
-    code_names,
-    code_objects,
-    code_remote,
-    code_values,
-    sandbox,
-)
 from pacedrl.tasks.answers import JudgeError
-from pacedrl.tasks.code_blocks import extract
-from pacedrl.tasks.code_pairs import check_signature, find_pairs
-from pacedrl.tasks.sandbox import Mode
+from pacedrl.tasks.code import candidate, compare, driver, evalplus, names, objects, remote, sandbox, values
+from pacedrl.tasks.code.blocks import extract
+from pacedrl.tasks.code.pairs import check_signature, find_pairs
+from pacedrl.tasks.code.sandbox import Mode
 from pacedrl.types import Prompt
 
 PAIR_COLUMNS = ("input_output", "test_cases", "tests", "ground_truth", "verification_info")
@@ -56,12 +46,10 @@ CANONICAL_LIMIT_S = 60.0
 CANONICAL_FACTOR = 4.0
 """How much longer a completion may take than the canonical solution, where that is more than ``timeout_s``."""
 
-_LONGEST_REPORT = 2 * code_driver.LONGEST_KNOWN  # bytes
+_LONGEST_REPORT = 2 * driver.LONGEST_KNOWN  # bytes
 _REMEMBERED = 256  # rows
-_CANDIDATE = [Path(str(module.__file__)) for module in (code_candidate, code_names, code_values)]
-_DRIVER = [
-    Path(str(module.__file__)) for module in (code_driver, code_compare, code_evalplus, code_objects, code_remote)
-] + _CANDIDATE
+_CANDIDATE = [Path(str(module.__file__)) for module in (candidate, names, values)]
+_DRIVER = [Path(str(module.__file__)) for module in (driver, compare, evalplus, objects, remote)] + _CANDIDATE
 _IDENTIFIER = re.compile(r"\w+")
 _CALLED = re.compile(r"(\w+)\s*\(")
 
@@ -71,7 +59,7 @@ class CodeSettings:
     """How a completion's code is run."""
 
     sandbox: Mode = "bubblewrap"
-    """See ``pacedrl.tasks.sandbox``."""
+    """See ``pacedrl.tasks.code.sandbox``."""
     timeout_s: float = 4.0
     """Wall-clock seconds for all tests of a completion; past it the reward is 0. Where an EvalPlus row's canonical
     solution needs more than a quarter of it, four times what that needs, as EvalPlus does, but not above
@@ -149,7 +137,7 @@ def _wanted(tests: dict[str, Any]) -> set[str]:
 
 
 def find_tests(prompt: Prompt) -> dict[str, Any]:
-    """The row's tests as ``code_driver`` takes them. JudgeError where there are none or they are incomplete."""
+    """The row's tests as ``driver`` takes them. JudgeError where there are none or they are incomplete."""
     columns = prompt.columns
     name = columns.get("entry_point")
     if isinstance(columns.get("base_input"), list) and columns.get("canonical_solution"):

@@ -1,6 +1,6 @@
 """Runs a completion's code inside a sandbox: takes requests from a pipe, answers with plain data.
 
-This file is shown to the sandbox alone, without the rest of the package but for ``code_values`` and ``code_names``. It
+This file is shown to the sandbox alone, without the rest of the package but for ``values`` and ``names``. It
 shares its process with hostile code: nothing that it sends is trusted.
 
 The first message says what to run. Each further one is the standard input of one run of a program, or a request
@@ -23,8 +23,8 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any
 
-from pacedrl.tasks.code_names import compiled
-from pacedrl.tasks.code_values import (
+from pacedrl.tasks.code.names import compiled
+from pacedrl.tasks.code.values import (
     LONGEST_MESSAGE,
     Sender,
     decode,

@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
-from pacedrl.tasks.math_notation import (
+from pacedrl.tasks.math.notation import (
     Number,
     enclosed,
     items,
@@ -24,7 +24,7 @@ from pacedrl.tasks.math_notation import (
     tidy,
     without_unit,
 )
-from pacedrl.tasks.math_values import proportional, same_values
+from pacedrl.tasks.math.values import proportional, same_values
 
 LONGEST_ANSWER = 500
 """Characters. A longer answer is compared as text, never read as mathematics."""

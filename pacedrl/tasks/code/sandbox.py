@@ -5,7 +5,7 @@
 
 A program is a file that defines ``main(seal, *descriptors)``: ``seal()`` sets the limit on processes and is for the
 program to call before it runs what it does not trust. The other files are modules that the first one imports as
-``pacedrl.tasks.NAME``; nothing else of this package, and no installed package but numpy, can be imported.
+``pacedrl.tasks.code.NAME``; nothing else of this package, and no installed package but numpy, can be imported.
 
 ``bubblewrap`` shows the program the standard library, the system's shared libraries and time zones, read-only and
 without any folder of installed packages, and an empty /tmp to work in. There is no network, no /proc, no environment,
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from pacedrl.errors import InputError
-from pacedrl.tasks import seccomp
+from pacedrl.tasks.code import seccomp
 
 Mode = Literal["bubblewrap", "rlimits"]
 
@@ -55,7 +55,7 @@ if uid is not None:
     os.setgroups([]), os.setresgid(uid, uid, uid), os.setresuid(uid, uid, uid)
 for name, limit in limits:
     resource.setrlimit(getattr(resource, name), (limit, limit))
-for name in ("pacedrl", "pacedrl.tasks"):
+for name in ("pacedrl", "pacedrl.tasks", "pacedrl.tasks.code"):
     sys.modules[name] = type(sys)(name)
     sys.modules[name].__path__ = modules
 sys.path += packages
@@ -70,7 +70,7 @@ die_with_parent()
 def seal():
     die_with_parent()
     resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
-from pacedrl.tasks.{program} import main
+from pacedrl.tasks.code.{program} import main
 main(seal, *descriptors)
 """
 

@@ -1,7 +1,7 @@
 """The candidate, as tests see it: its functions are called through pipes, and its objects stay where they are.
 
-This file is shown to the sandbox of the tests (see ``code_driver``). What the candidate says is trusted in nothing. A
-result is plain data, built here, wherever it can be; what is none is one of the classes of ``code_objects``, so a test
+This file is shown to the sandbox of the tests (see ``driver``). What the candidate says is trusted in nothing. A
+result is plain data, built here, wherever it can be; what is none is one of the classes of ``objects``, so a test
 that expects a value cannot be met by anything but that value.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import collections
 from typing import IO, Any, NoReturn
 
-from pacedrl.tasks.code_objects import Deque, Items, Made, NamedClass, Remote, RemoteIterator
-from pacedrl.tasks.code_values import (
+from pacedrl.tasks.code.objects import Deque, Items, Made, NamedClass, Remote, RemoteIterator
+from pacedrl.tasks.code.values import (
     Exceptions,
     NotPlainDataError,
     decode,
@@ -64,7 +64,7 @@ class Candidate:
             raise UnusableError("the candidate's sandbox did not start")
 
     def load(self, code: dict[str, Any], serves: str) -> None:
-        """Run its definitions; any exception when they fail. See ``code_candidate`` for what it ``serves``."""
+        """Run its definitions; any exception when they fail. See ``candidate`` for what it ``serves``."""
         self._exchange({"code": code, "serves": serves})
 
     def call(self, name: str, /, *arguments: Any, **keywords: Any) -> Any:

@@ -1,7 +1,7 @@
 """Weights on their way from a training process to a vLLM server: both ends, over NCCL or gloo, never over the disk.
 
 vLLM is told to add the receiving end to its workers:
-``vllm serve MODEL --worker-extension-cls pacedrl.policy.vllm_worker.WeightReceiver``. A group of the training process
+``vllm serve MODEL --worker-extension-cls pacedrl.policy.vllm.worker.WeightReceiver``. A group of the training process
 (rank 0) and the server's workers is formed for each transfer and given up after it, so that a server may come and go.
 vLLM's own NCCL transfer is not used: it waits for ever on a server that has died.
 """

@@ -1,6 +1,6 @@
 """Objects of the candidate's, as tests see them: lists of items, iterators, and references to what is no plain data.
 
-This file is shown to the sandbox of the tests (see ``code_driver``). An object that is no plain data never equals plain
+This file is shown to the sandbox of the tests (see ``driver``). An object that is no plain data never equals plain
 data, and operators, and methods that plain data have, work between the two only on objects that the tests themselves
 made by calling a class by its name, or that operators on such objects gave; on any other object of the candidate's,
 such as one that a function returned where a number is expected, they make the verdict 0.
@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pacedrl.tasks.code_values import is_iterable
+from pacedrl.tasks.code.values import is_iterable
 
 if TYPE_CHECKING:
-    from pacedrl.tasks.code_remote import Candidate
+    from pacedrl.tasks.code.remote import Candidate
 
 Ask = Callable[..., Any]
 """``ask(operation, *arguments, **keywords)``: what the candidate's operation gives, or raises."""

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pacedrl.distributed.ranks import Ranks
 from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts
 from pacedrl.method.estimator import Floats
-from pacedrl.scale.ranks import Ranks
 
 
 class Scheduler(Protocol):

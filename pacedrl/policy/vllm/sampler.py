@@ -15,7 +15,7 @@ from pacedrl.errors import InputError
 from pacedrl.policy.ends import Ends
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings
-from pacedrl.policy.vllm_worker import pack_head
+from pacedrl.policy.vllm.worker import pack_head
 from pacedrl.types import Completion
 
 

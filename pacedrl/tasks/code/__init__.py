@@ -1,0 +1,1 @@
+"""Whether code passes tests, run in a sandbox."""

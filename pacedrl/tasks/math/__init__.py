@@ -1,0 +1,1 @@
+"""Whether a mathematical answer equals the gold answer."""
