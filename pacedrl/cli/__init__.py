@@ -323,7 +323,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from pacedrl.report.live import watch
+    from pacedrl.report.command import watch
 
     return watch(options)
 

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from pacedrl.evaluation.metrics import left_out
 from pacedrl.judging.candidates import Candidate
-from pacedrl.report.text import plain
 from pacedrl.tasks.verifiers import Verdict
+from pacedrl.text import plain
 
 SHOWN = 20
 """Disagreements, and reasons of errors, that are listed."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pacedrl.config import Config, load_config
 from pacedrl.errors import InputError
-from pacedrl.lab.measures import read_rows
+from pacedrl.logs import read_rows
 from pacedrl.method import DifficultyScheduler
 from pacedrl.method.estimator import FLAT_MEAN, FLAT_STRENGTH, Floats, spearman
 from pacedrl.method.scheduler import PRIOR_RANGE

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from pacedrl.logs import read_rows
+
 FINAL = "final.json"
 """In a run's folder: the figures of its last policy, with more samples than on the way there."""
 MEASURES = {
@@ -166,8 +168,3 @@ def _mixed_groups(folder: Path) -> float:
         for rewards in row["rewards"]
     ]
     return float(np.mean(mixed))
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a log of lines of JSON."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,11 +10,12 @@ from rich.live import Live
 from rich.table import Table
 
 from pacedrl.evaluation.metrics import left_out
+from pacedrl.lab.statistics import Interval
 from pacedrl.lab.compare import Progress
 from pacedrl.lab.measures import MEASURES
 from pacedrl.lab.plan import Plan, Run
 from pacedrl.lab.results import Results, VariantResult
-from pacedrl.lab.statistics import Interval
+from pacedrl.logs import last_rows
 
 SHOWN = ("rollouts_to_target", "area", "final", "mixed_groups", "estimate_mae")
 
@@ -58,25 +56,12 @@ class LiveTable:
         return table
 
     def _done(self, run: Run) -> str:
-        row = _last_row(run.folder / "metrics.jsonl")
-        if row is None:
+        rows = last_rows(run.folder / "metrics.jsonl")
+        if not rows:
             return "starting"
+        row = rows[-1]
         reward = "none judged" if row["reward/mean"] is None else f"reward {row['reward/mean']:.2f}"
         return f"{row['rollouts/generated'] / self.plan.rollouts:.0%}, {reward}"
-
-
-def _last_row(path: Path) -> dict[str, Any] | None:
-    """The last whole line."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 16384, 0))
-        lines = file.read().split(b"\n")[:-1]
-    try:
-        row: dict[str, Any] = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        return None
-    return row
 
 
 def results_table(results: Results) -> Table:

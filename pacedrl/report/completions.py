@@ -1,7 +1,7 @@
-"""The browser of sampled completions in a run's page.
+"""The sampled completions that a page holds.
 
-Its rows are compressed into the page and read there by assets/completions.js. Whatever a model, a dataset or a verifier
-wrote is data on the whole way: JSON here, ``textContent`` there.
+They are compressed into the page as JSON, which assets/completions.js reads. Whatever a model, a dataset or a verifier
+wrote stays data all the way: JSON here, ``textContent`` there.
 """
 
 from __future__ import annotations
@@ -12,49 +12,46 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-Row = Mapping[str, Any]
-Line = tuple[int, int]
-"""A row's run, by its place, and its line in samples.jsonl, from 1."""
-RowOf = Callable[[Line], Row]
-Verdict = Literal["error", "none", "right", "wrong", "between"]
+from pacedrl.logs import Row
 
-ASSETS = Path(__file__).parent / "assets"
+RowId = tuple[int, int]
+"""Number of a row's run, from 0, and of its line in samples.jsonl, from 1."""
+RowOf = Callable[[RowId], Row]
+Outcome = Literal["error", "none", "right", "wrong", "between"]
+
 LONGEST_TEXT = 131_072
-"""Characters of one text that are shown; what is cut off stands in samples.jsonl."""
+"""Characters of one text that are shown; samples.jsonl holds the rest."""
 FIRST_TRY = 1000
-"""Rows that are compressed to see how well they do."""
+"""Rows that are compressed first, to see how well they compress."""
 
 
-@dataclass(frozen=True)
-class Fragment:
-    """A part of a page: its elements, its style and its script."""
+def completions_json(runs: Mapping[str, Sequence[Row]], budget: int) -> str:
+    """Return JSON, safe inside a ``<script>``, of the rows of samples.jsonl by run name, in the order of the file.
 
-    html: str
-    css: str
-    script: str
-
-
-def browser(runs: Mapping[str, Sequence[Row]], budget: int) -> Fragment:
-    """A browser of the rows of samples.jsonl, by run name, in the order of the file.
-
-    ``budget`` is how many bytes the rows may take in the page, compressed. Where they take more, a choice is shown: the
-    verifier's errors first, then right and wrong ones alike, spread over the steps. The page says how many of how many.
+    ``budget`` is how many bytes the rows may take in the page, compressed. If they take more, a selection is shown:
+    the verifier's errors first, then as many right as wrong completions, spread over the steps.
     """
-    data = json.dumps(_data(runs, budget)).replace("<", "\\u003c")
-    markup = (ASSETS / "completions.html").read_text(encoding="utf-8")
-    return Fragment(
-        html=f'{markup}<script type="application/json" id="completions-data">{data}</script>\n',
-        css=(ASSETS / "completions.css").read_text(encoding="utf-8"),
-        script="".join((ASSETS / name).read_text(encoding="utf-8") for name in ("texts.js", "completions.js")),
-    )
+    names = list(runs)
+    ids = [(run, n) for run, name in enumerate(names) for n in range(1, len(runs[name]) + 1)]
+
+    def row_of(row_id: RowId) -> Row:
+        return runs[names[row_id[0]]][row_id[1] - 1]
+
+    shown, packed = _as_many_as_fit(_in_order_of_choice(ids, row_of), row_of, budget)
+    data = {
+        "runs": names,
+        "shown": len(shown),
+        "total": len(ids),
+        "errors": [sum(outcome(row_of(row_id)) == "error" for row_id in part) for part in (shown, ids)],
+        "gzip": packed.decode("ascii"),
+    }
+    return json.dumps(data).replace("<", "\\u003c")
 
 
-def verdict(row: Row) -> Verdict:
-    """What the verifier said: right is a reward of 1, wrong of 0; none where it neither judged nor failed."""
+def outcome(row: Row) -> Outcome:
+    """Return what the verifier said: right is a reward of 1, wrong of 0; none if it neither judged nor failed."""
     if row.get("error") is not None:
         return "error"
     reward = _number(row.get("reward"))
@@ -63,60 +60,34 @@ def verdict(row: Row) -> Verdict:
     return "right" if reward == 1 else "wrong" if reward == 0 else "between"
 
 
-def text_of(value: Any) -> str | None:
-    """A text as it is, None as None, anything else as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _data(runs: Mapping[str, Sequence[Row]], budget: int) -> dict[str, Any]:
-    """What completions.js reads."""
-    names = list(runs)
-    lines = [(run, n) for run, name in enumerate(names) for n in range(1, len(runs[name]) + 1)]
-
-    def row_of(line: Line) -> Row:
-        return runs[names[line[0]]][line[1] - 1]
-
-    ordered = _most_wanted_first(lines, row_of)
-    shown, packed = _as_many_as_fit(ordered, row_of, budget)
-    errors = sum(verdict(row_of(line)) == "error" for line in shown)
-    all_errors = sum(verdict(row_of(line)) == "error" for line in lines)
-    return {
-        "runs": names,
-        "shown": len(shown),
-        "total": len(lines),
-        "errors": [errors, all_errors],
-        "gzip": packed.decode("ascii"),
-    }
-
-
-def _most_wanted_first(lines: Sequence[Line], row_of: RowOf) -> list[Line]:
-    """Errors, then the others; of every run and verdict alike many, and any number of them spread over its steps."""
-    kinds: dict[tuple[int, str], list[Line]] = defaultdict(list)
-    for line in lines:
-        kinds[line[0], verdict(row_of(line))].append(line)
+def _in_order_of_choice(ids: Sequence[RowId], row_of: RowOf) -> list[RowId]:
+    """Sort so that the first rows, however many, hold all errors or as many of each run and outcome, spread evenly."""
+    kinds: dict[tuple[int, str], list[RowId]] = defaultdict(list)
+    for row_id in ids:
+        kinds[row_id[0], outcome(row_of(row_id))].append(row_id)
     ranked = [
-        (kind != "error", rank, line)
+        (kind != "error", rank, row_id)
         for (_, kind), members in kinds.items()
-        for rank, line in enumerate(_spread(members))
+        for rank, row_id in enumerate(_spread(members))
     ]
-    return [line for *_, line in sorted(ranked)]
+    return [row_id for *_, row_id in sorted(ranked)]
 
 
-def _spread(members: Sequence[Line]) -> list[Line]:
-    """In such an order that the first few, however many, lie evenly: by the reversed bits of their places."""
+def _spread(members: Sequence[RowId]) -> list[RowId]:
+    """Sort so that the first few, however many, lie evenly: by the reversed bits of their places."""
     bits = max((len(members) - 1).bit_length(), 1)
     places = sorted(range(len(members)), key=lambda place: int(f"{place:0{bits}b}"[::-1], 2))
     return [members[place] for place in places]
 
 
-def _as_many_as_fit(ordered: Sequence[Line], row_of: RowOf, budget: int) -> tuple[list[Line], bytes]:
-    """The first of ``ordered``, back in the order of the logs, and what they are in the page: at most ``budget`` bytes.
+def _as_many_as_fit(ordered: Sequence[RowId], row_of: RowOf, budget: int) -> tuple[list[RowId], bytes]:
+    """Return the first rows of ``ordered`` that fit in ``budget`` bytes, in the order of the logs, and their bytes.
 
-    How many fit is found from how well a few compress, which is much faster than compressing all of a long log.
+    How many fit is estimated from how well a few compress, which is much faster than compressing a long log.
     """
     most, slack = len(ordered), 0.97
     count = min(FIRST_TRY, most)
-    shown: list[Line] = []
+    shown: list[RowId] = []
     packed = _packed(shown, row_of)
     while True:
         trial = sorted(ordered[:count])
@@ -130,13 +101,13 @@ def _as_many_as_fit(ordered: Sequence[Line], row_of: RowOf, budget: int) -> tupl
             return shown, packed
 
 
-def _packed(shown: Sequence[Line], row_of: RowOf) -> bytes:
+def _packed(shown: Sequence[RowId], row_of: RowOf) -> bytes:
     text = json.dumps(_columns(shown, row_of)).encode("ascii")
     return base64.b64encode(gzip.compress(text, 6, mtime=0))
 
 
-def _columns(shown: Sequence[Line], row_of: RowOf) -> dict[str, list[Any]]:
-    """Column by column, which compresses best; what recurs (prompts, keys, answers) is a place in ``texts``."""
+def _columns(shown: Sequence[RowId], row_of: RowOf) -> dict[str, list[Any]]:
+    """Arrange the rows by column, which compresses best; columns of prompts, keys and such hold places in ``texts``."""
     texts: list[Any] = []
     places: dict[tuple[str, str], int] = {}
 
@@ -148,14 +119,14 @@ def _columns(shown: Sequence[Line], row_of: RowOf) -> dict[str, list[Any]]:
         return places[name]
 
     columns: dict[str, list[Any]] = defaultdict(list)
-    for line in shown:
-        row = row_of(line)
-        columns["run"].append(line[0])
-        columns["n"].append(line[1])
-        columns["completion"].append(_cut(text_of(row.get("completion"))))
+    for run, n in shown:
+        row = row_of((run, n))
+        columns["run"].append(run)
+        columns["n"].append(n)
+        columns["completion"].append(_text(row.get("completion")))
         columns["prompt"].append(place(_prompt(row.get("prompt"))))
         for name in ("key", "task", "answer", "error", "finish_reason"):
-            columns[name].append(place(_cut(text_of(row.get(name)))))
+            columns[name].append(place(_text(row.get(name))))
         for name in ("step", "reward", "observed_accuracy", "accuracy_estimate"):
             columns[name].append(_number(row.get(name)))
         columns["parts"].append({name: _number(value) for name, value in (row.get("parts") or {}).items()})
@@ -163,26 +134,29 @@ def _columns(shown: Sequence[Line], row_of: RowOf) -> dict[str, list[Any]]:
 
 
 def _prompt(content: Any) -> Any:
-    """A text, or the messages of a chat as pairs of role and text."""
+    """Return a text, or the messages of a chat as pairs of role and text, tool calls included."""
     if not isinstance(content, list):
-        return _cut(text_of(content))
-    return [[text_of(message.get("role")), _cut(_said(message))] for message in content]
+        return _text(content)
+    parts = [[message.get("content"), message.get("tool_calls")] for message in content]
+    texts = [_text("\n".join(filter(None, map(_as_text, part)))) for part in parts]
+    return [[_as_text(message.get("role")), text] for message, text in zip(content, texts, strict=True)]
 
 
-def _said(message: Mapping[str, Any]) -> str:
-    """The text of a message, and the tool calls below it."""
-    parts = (text_of(message.get(name)) for name in ("content", "tool_calls"))
-    return "\n".join(filter(None, parts))
-
-
-def _cut(text: str | None) -> str | None:
+def _text(value: Any) -> str | None:
+    """Return `_as_text`, cut if it is too long."""
+    text = _as_text(value)
     if text is None or len(text) <= LONGEST_TEXT:
         return text
     return f"{text[:LONGEST_TEXT]}… ({len(text) - LONGEST_TEXT:,} more characters in samples.jsonl)"
 
 
+def _as_text(value: Any) -> str | None:
+    """Return a text or None as it is, anything else as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _number(value: Any) -> float | None:
-    """Six decimals, without .0; None for what is no finite number."""
+    """Round to six decimals and drop ``.0``; None for anything but a finite number."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return int(value) if value == int(value) else round(value, 6)

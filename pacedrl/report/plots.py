@@ -1,4 +1,4 @@
-"""All plots of a page, in the order in which they stand there."""
+"""All plots of a report, in the order in which the page shows them."""
 
 from __future__ import annotations
 
@@ -9,95 +9,92 @@ import numpy as np
 
 from pacedrl.method.estimator import POOL_BINS
 from pacedrl.method.replay import QUANTILES
-from pacedrl.report.figures import (
-    Curve,
-    evaluated_ks,
-    judged,
-    mean_curve,
+from pacedrl.report.held_out import HeldOutAccuracy, evaluated_ks, mean_accuracy, task_accuracy
+from pacedrl.report.panels import PANELS, SEEDS_NOTE, Key, Plot, draw_mean, draw_panel
+from pacedrl.report.run import Floats, RunLogs, Variant
+from pacedrl.report.series import (
+    estimate_histogram,
+    judged_prompts,
     phases,
-    pool,
     reliability,
     selected_quartiles,
-    task_curve,
     thinned,
 )
-from pacedrl.report.panels import HELD_RUNS, PANELS, Key, Plot, draw_panel, mean_over_seeds
-from pacedrl.report.run import Floats, Line, RunLogs
 from pacedrl.report.style import DASHES, FOREGROUND, MUTED, SERIES, new_axes
-from pacedrl.report.text import plain
+from pacedrl.text import plain
 
 FIRST, SECOND, *REST = PANELS
 """Reward, the error of the estimate, and all others."""
 MOST_SHARE = 0.5
-"""Of the prompts in one bin of the heat map: more is drawn the same."""
+"""Share of the prompts in one bin of the heat map; larger shares look the same."""
 SLOW_STEP = 3.0
-"""Times the median: what a step takes beyond that leaves the figure of times."""
+"""Multiple of the median step time at which the figure of times ends."""
 
 
-def all_plots(lines: Sequence[Line]) -> list[Plot]:
-    """Of one configuration or several, which then share figures. Runs without steps draw nothing."""
+def all_plots(variants: Sequence[Variant]) -> list[Plot]:
+    """Draw one variant, or several in shared figures. Runs without steps draw nothing."""
     return [
-        *held_out(lines),
-        *draw_panel(FIRST, lines),
-        reliability_plot(lines),
-        *draw_panel(SECOND, lines),
-        *pool_plots(lines),
-        *replay_plots(lines),
-        *(plot for panel in REST for plot in draw_panel(panel, lines)),
-        time_plot(lines),
+        *held_out(variants),
+        *draw_panel(FIRST, variants),
+        reliability_plot(variants),
+        *draw_panel(SECOND, variants),
+        *pool_plots(variants),
+        *replay_plots(variants),
+        *(plot for panel in REST for plot in draw_panel(panel, variants)),
+        time_plot(variants),
     ]
 
 
-def held_out(lines: Sequence[Line]) -> list[Plot]:
-    """pass@k of the held-out tasks against completions generated, one figure for each k."""
-    runs = [run for line in lines for run in line.runs]
-    ks = sorted({k for run in runs for k in evaluated_ks(run)})
+def held_out(variants: Sequence[Variant]) -> list[Plot]:
+    """Draw pass@k of the held-out tasks against completions generated, one figure for each k."""
+    ks = sorted({k for variant in variants for run in variant.runs for k in evaluated_ks(run)})
     if not ks:
         return [Plot("pass-1", "Held-out pass@1", "Not drawn: nothing was evaluated (data.eval).", "not-learning")]
-    return [_held_out(lines, k) for k in ks]
+    return [_held_out(variants, k) for k in ks]
 
 
-def _held_out(lines: Sequence[Line], k: int) -> Plot:
+def _held_out(variants: Sequence[Variant], k: int) -> Plot:
     figure, axes = new_axes("completions generated", f"held-out pass@{k}")
-    lines = [line for line in lines if any(k in evaluated_ks(run) for run in line.runs)]
+    having = [(variant.label, [run for run in variant.runs if k in evaluated_ks(run)]) for variant in variants]
+    shown = [(label, runs) for label, runs in having if runs]
     keys = []
-    for i, line in enumerate(lines):
-        runs = [run for run in line.runs if k in evaluated_ks(run)]
+    for i, (label, runs) in enumerate(shown):
         colour, dash = SERIES[i], DASHES[i]
+        means = [mean_accuracy(run, k) for run in runs]
         if len(runs) > 1:
-            curves = [mean_curve(run, k) for run in runs]
-            for curve in curves:
-                axes.plot(curve.rollouts, curve.mean, color=colour, linewidth=0.6, alpha=0.5)
-            mean_over_seeds(axes, [(curve.rollouts, curve.mean) for curve in curves], colour, dash)
+            for mean in means:
+                axes.plot(mean.rollouts, mean.mean, color=colour, linewidth=0.6, alpha=0.5)
+            draw_mean(axes, [(mean.rollouts, mean.mean) for mean in means], colour, dash)
         else:
-            if len(lines) == 1:
+            if len(shown) == 1:
                 for task in runs[0].tasks:
-                    curve = task_curve(runs[0], task, k)
-                    axes.plot(curve.rollouts, curve.mean, color=MUTED, linewidth=0.7, alpha=0.7)
-            _with_interval(axes, mean_curve(runs[0], k), colour, dash)
-        keys.append(Key(line.label if len(lines) > 1 else "mean of tasks", i))
+                    accuracy = task_accuracy(runs[0], task, k)
+                    axes.plot(accuracy.rollouts, accuracy.mean, color=MUTED, linewidth=0.7, alpha=0.7)
+            _with_interval(axes, means[0], colour, dash)
+        keys.append(Key(label if len(shown) > 1 else "mean of tasks", i))
     axes.set_ylim(0.0, 1.0)
-    if len(lines) == 1 and len(lines[0].runs) == 1 and len(lines[0].runs[0].tasks) > 1:
-        _name_ends(axes, lines[0].runs[0], k)
+    first = shown[0][1][0]
+    if len(shown) == len(shown[0][1]) == 1 and len(first.tasks) > 1:
+        _name_ends(axes, first, k)
         keys.append(Key("each task", 0, "background"))
     what = "The chance that one completion is right" if k == 1 else f"The chance that one of {k} is right"
     note = "Bands are 95% intervals over prompts."
-    if any(len(line.runs) > 1 for line in lines):
-        note = HELD_RUNS[0].upper() + HELD_RUNS[1:] + "."
-    look = "it should rise" if k == 1 else "one that falls while pass@1 rises is diversity lost"
+    if any(len(runs) > 1 for _, runs in shown):
+        note = f"{SEEDS_NOTE[0].upper()}{SEEDS_NOTE[1:]}."
+    look = "it should rise" if k == 1 else "if it falls while pass@1 rises, diversity is lost"
     symptom = "not-learning" if k == 1 else "entropy-collapse"
     caption = f"{what}, on prompts that are not trained on: {look}. {note}"
     return Plot(f"pass-{k}", f"Held-out pass@{k}", caption, symptom, figure, keys)
 
 
-def _with_interval(axes: Any, curve: Curve, colour: str, dash: Any) -> None:
-    axes.fill_between(curve.rollouts, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(curve.rollouts, curve.mean, color=colour, linestyle=dash, marker=".", markersize=5)
+def _with_interval(axes: Any, accuracy: HeldOutAccuracy, colour: str, dash: Any) -> None:
+    axes.fill_between(accuracy.rollouts, accuracy.low, accuracy.high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(accuracy.rollouts, accuracy.mean, color=colour, linestyle=dash, marker=".", markersize=5)
 
 
 def _name_ends(axes: Any, run: RunLogs, k: int) -> None:
-    """Tasks' names at the ends of their lines, moved apart where they would overlap."""
-    ends = sorted((task_curve(run, task, k).mean[-1], task) for task in run.tasks)
+    """Write the tasks' names at the ends of their lines, moved apart where they would overlap."""
+    ends = sorted((task_accuracy(run, task, k).mean[-1], task) for task in run.tasks)
     if len(ends) > 10:
         return
     gap = 0.085
@@ -116,15 +113,15 @@ def _name_ends(axes: Any, run: RunLogs, k: int) -> None:
         )
 
 
-def reliability_plot(lines: Sequence[Line]) -> Plot:
-    """Observed accuracy against the estimate, of the prompts sampled in the later half of each run."""
+def reliability_plot(variants: Sequence[Variant]) -> Plot:
+    """Draw observed accuracy against the estimate, for the prompts sampled in the later half of each run."""
     name, title, symptom = "reliability", "Estimated against observed accuracy", "not-calibrated"
     figure, axes = new_axes("estimated accuracy", "observed accuracy")
     axes.plot([0, 1], [0, 1], color=FOREGROUND, linewidth=0.8, linestyle=":")
     keys, counts = [], []
-    for i, line in enumerate(lines):
-        per_run = [judged(run.groups) for run in line.runs]
-        late = [p.since(p.step.max() / 2) for p in per_run if len(p)]
+    for i, variant in enumerate(variants):
+        per_run = [judged_prompts(run.groups) for run in variant.runs]
+        late = [prompts.of(prompts.step > prompts.step.max() / 2) for prompts in per_run if len(prompts)]
         if not late:
             continue
         bins = reliability(late[0].joined(late[1:]))
@@ -132,59 +129,39 @@ def reliability_plot(lines: Sequence[Line]) -> Plot:
         axes.errorbar(
             bins.estimate, bins.observed, error, color=SERIES[i], fmt="osD^vPX*"[i], markersize=4, linewidth=1.1
         )
-        keys.append(Key(line.label, i))
-        counts.append(f"{int(bins.count.min()):,}" if len(bins.count) else "0")
+        keys.append(Key(variant.label, i))
+        counts.append(f"{int(bins.count.min()):,}")
     if not keys:
         return Plot(name, title, "Not drawn: the recipe estimates no accuracies.", symptom)
     axes.set_ylim(0.0, 1.0)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.0), max(high, 1.0))
     caption = (
-        f"On the dotted diagonal estimates are right. Prompts of the later half, in bins of equal numbers "
-        f"({' / '.join(counts)} or more in each), with 95% intervals; points on a level line are prompts that the "
-        "estimate cannot tell apart."
+        "Estimates on the dotted diagonal are right. Prompts of the later half of the run, in bins of equal size "
+        f"({' / '.join(counts)} or more prompts in each), with 95% intervals. The estimate cannot tell apart prompts "
+        "whose points lie on a level line."
     )
-    return Plot(name, title, caption, symptom, figure, keys if len(lines) > 1 else [])
+    return Plot(name, title, caption, symptom, figure, keys if len(variants) > 1 else [])
 
 
-def pool_plots(lines: Sequence[Line]) -> list[Plot]:
-    """How the whole training set's estimates move, and where selection sits: a heat map for each configuration."""
-    plots = []
-    for i, line in enumerate(lines):
-        run = line.runs[0]
-        title = "Difficulty of the whole training set" + (
-            f": {run.name}" if len(lines) > 1 or len(line.runs) > 1 else ""
-        )
-        plots.append(_pool_plot(run, f"pool-{i}", title))
-    return plots
+def pool_plots(variants: Sequence[Variant]) -> list[Plot]:
+    """Draw a heat map for each variant: how the estimates of the whole training set move, and what was selected."""
+    title = "Difficulty of the whole training set"
+    named = len(variants) > 1 or len(variants[0].runs) > 1
+    firsts = [variant.runs[0] for variant in variants]
+    return [_pool_plot(run, f"pool-{i}", f"{title}: {run.name}" if named else title) for i, run in enumerate(firsts)]
 
 
 def _pool_plot(run: RunLogs, name: str, title: str) -> Plot:
-    grid = pool(run.groups)
-    if grid is None:
+    histogram = estimate_histogram(run.groups)
+    if histogram is None:
         why = "Not drawn: the recipe estimates no accuracies, or the run was made by a version that did not log this."
         return Plot(name, title, why, "stale-estimates")
-    from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
-
     figure, axes = new_axes("step", "estimated accuracy")
     axes.grid(False)
-    colour = to_rgb("#2f86c9")  # one hue, in the middle: its opacity is what is read, on white and on black
-    shades = LinearSegmentedColormap.from_list("share", [(*colour, 0.0), (*colour, 1.0)])
     width = 1.0 / POOL_BINS
     edges = np.linspace(-width, 1.0 + width, POOL_BINS + 3)
-    # The root keeps small shares visible; at the start all prompts are in one bin, which would hide the rest.
-    mesh = axes.imshow(
-        _on_even_grid(grid.share, grid.edges),
-        extent=(grid.edges[0], grid.edges[-1], edges[0], edges[-1]),
-        origin="lower",
-        aspect="auto",
-        interpolation="none",
-        cmap=shades,
-        norm=PowerNorm(0.5, vmin=0.0, vmax=MOST_SHARE, clip=True),
-    )
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=25, ticks=[0.0, 0.05, 0.15, 0.3, MOST_SHARE])
-    bar.set_label("share of prompts a bin")
-    bar.outline.set_visible(False)
+    _draw_heat_map(figure, axes, _on_even_grid(histogram.share, histogram.edges), histogram.edges, edges)
     steps, (low, mean, high) = selected_quartiles(run.groups)
     kept = thinned(mean)
     axes.fill_between(steps[kept], low[kept], high[kept], color=SERIES[1], alpha=0.25, linewidth=0)
@@ -196,50 +173,61 @@ def _pool_plot(run: RunLogs, name: str, title: str) -> Plot:
         keys.append(Key(f"target τ = {target:g}", 6))
     axes.set_ylim(edges[0], edges[-1])
     caption = (
-        "The stronger the colour, the more prompts have that estimate; the outermost rows are those below 0 and "
-        "above 1. Look for mass that moves up as the policy learns, and enough of it where selection sits."
+        "The stronger the colour, the more prompts have that estimate; the outermost rows are the estimates below 0 and "
+        "above 1. The mass should move up as the policy learns, and enough of it should stay near the selected prompts."
     )
     return Plot(name, title, caption, "stale-estimates", figure, keys)
 
 
+def _draw_heat_map(figure: Any, axes: Any, share: Floats, x_edges: Floats, y_edges: Floats) -> None:
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
+
+    colour = to_rgb("#2f86c9")  # a single hue whose opacity shows the share, on white and on black
+    shades = LinearSegmentedColormap.from_list("share", [(*colour, 0.0), (*colour, 1.0)])
+    # The root keeps small shares visible; at the start all prompts are in one bin, which would hide the rest.
+    mesh = axes.imshow(
+        share,
+        extent=(x_edges[0], x_edges[-1], y_edges[0], y_edges[-1]),
+        origin="lower",
+        aspect="auto",
+        interpolation="none",
+        cmap=shades,
+        norm=PowerNorm(0.5, vmin=0.0, vmax=MOST_SHARE, clip=True),
+    )
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=25, ticks=[0.0, 0.05, 0.15, 0.3, MOST_SHARE])
+    bar.set_label("share of prompts per bin")
+    bar.outline.set_visible(False)
+
+
 def _on_even_grid(share: Floats, edges: Floats) -> Floats:
-    """Columns of equal width, as an image has: each takes the stretch that its middle lies in."""
+    """Return columns of equal width, as an image needs: each is the column of ``share`` that its middle lies in."""
     middles = np.linspace(edges[0], edges[-1], 2 * share.shape[1] + 1)[1::2]
     return share[:, (np.searchsorted(edges, middles) - 1).clip(0, share.shape[1] - 1)]
 
 
-def replay_plots(lines: Sequence[Line]) -> list[Plot]:
-    """Ages and priorities in the replay buffer: median, quartiles, and lowest and highest."""
+def replay_plots(variants: Sequence[Variant]) -> list[Plot]:
+    """Draw ages and priorities in the replay buffer: median, quartiles, lowest and highest."""
+    age = "How old the buffer's completions are: the older, the further from what the policy does now."
+    priority = "How wrong the estimates of the buffer's prompts were. It falls as the estimates become right."
+    unit = "|estimate − observed| accuracy"
     return [
-        _spread_plot(
-            lines,
-            "age",
-            "Age of what is replayed",
-            "steps",
-            "How old the buffer's completions are: the older, the further from what the policy now does.",
-        ),
-        _spread_plot(
-            lines,
-            "priority",
-            "Priority of what is replayed",
-            "|estimate − observed| accuracy",
-            "How misjudged the prompts of the buffer were. It falls as the estimates become right.",
-        ),
+        _spread_plot(variants, "age", "Age of what is replayed", "steps", age),
+        _spread_plot(variants, "priority", "Priority of what is replayed", unit, priority),
     ]
 
 
-def _spread_plot(lines: Sequence[Line], what: str, title: str, unit: str, caption: str) -> Plot:
+def _spread_plot(variants: Sequence[Variant], what: str, title: str, unit: str, caption: str) -> Plot:
     name = f"replay-{what}"
     figure, axes = new_axes("step", unit)
     keys = []
-    for i, line in enumerate(lines):
-        run = line.runs[0]
+    for i, variant in enumerate(variants):
+        run = variant.runs[0]
         spread = {quantile: run.series(f"replay/{what}_{quantile}") for quantile in QUANTILES}
         if not len(run.steps) or np.isnan(spread["median"]).all():
             continue
         kept = thinned(spread["median"])
         x, shown = run.steps[kept], {quantile: values[kept] for quantile, values in spread.items()}
-        if len(lines) == 1:
+        if len(variants) == 1:
             axes.fill_between(x, shown["min"], shown["max"], color=SERIES[i], alpha=0.12, linewidth=0)
         axes.fill_between(x, shown["q25"], shown["q75"], color=SERIES[i], alpha=0.25, linewidth=0)
         axes.plot(x, shown["median"], color=SERIES[i], linestyle=DASHES[i])
@@ -248,53 +236,64 @@ def _spread_plot(lines: Sequence[Line], what: str, title: str, unit: str, captio
         why = "Not drawn: the recipe does not replay, or the run was made by a version that did not log this."
         return Plot(name, title, why, "replay-dominates")
     axes.set_ylim(bottom=0.0)
-    bands = "Line: median; bands: quartiles" + (", lowest and highest." if len(lines) == 1 else ".")
-    keys = keys if len(lines) > 1 else []
-    return Plot(name, title, f"{caption} {bands}{_first_seed(lines)}", "replay-dominates", figure, keys)
+    bands = "Line: median; bands: quartiles" + (", lowest and highest." if len(variants) == 1 else ".")
+    keys = keys if len(variants) > 1 else []
+    return Plot(name, title, f"{caption} {bands}{_first_seed(variants)}", "replay-dominates", figure, keys)
 
 
-def _first_seed(lines: Sequence[Line]) -> str:
-    return " Of several seeds, the first." if any(len(line.runs) > 1 for line in lines) else ""
+def _first_seed(variants: Sequence[Variant]) -> str:
+    several = any(len(variant.runs) > 1 for variant in variants)
+    return " With several seeds, the first is shown." if several else ""
 
 
-def time_plot(lines: Sequence[Line]) -> Plot:
-    """Seconds of a step by phase: over the steps of one run, means of several."""
-    name, title, symptom = "time", "Where the time goes", None
-    lines = [line for line in lines if len(line.runs[0].metrics)]
-    if not lines:
-        return Plot(name, title, "Not drawn: there is no step yet.", symptom)
-    spent = [phases(line.runs[0]) for line in lines]
-    names = [phase for phase in spent[0] if any(s[phase].mean() > 0.005 * _total(s) for s in spent)]
-    keys = [Key(phase, i, "area") for i, phase in enumerate(names)]
-    hidden = "Phases under 0.5% are left out."
-    if len(lines) > 1:
-        figure, axes = new_axes("seconds a step, mean", "")
-        left = np.zeros(len(lines))
-        for i, phase in enumerate(names):
-            seconds = np.array([s[phase].mean() for s in spent])
-            axes.barh(range(len(lines)), seconds, left=left, color=SERIES[i], height=0.6)
-            left += seconds
-        axes.set_yticks(range(len(lines)), [_short(line.label) for line in lines])
-        axes.invert_yaxis()
+def time_plot(variants: Sequence[Variant]) -> Plot:
+    """Draw the seconds of each phase of a step: over the steps of a single run, or the means of several runs."""
+    name, title = "time", "Where the time goes"
+    variants = [variant for variant in variants if len(variant.runs[0].metrics)]
+    if not variants:
+        return Plot(name, title, "Not drawn: there is no step yet.", None)
+    spent = [phases(variant.runs[0]) for variant in variants]
+    totals = [sum(seconds.mean() for seconds in each.values()) for each in spent]
+    shares = zip(spent, totals, strict=True)
+    large = {phase for each, total in shares for phase in each if each[phase].mean() > 0.005 * total}
+    names = [phase for phase in spent[0] if phase in large]
+    if len(variants) > 1:
+        figure, note = _mean_times(spent, names, [_short(variant.label) for variant in variants])
     else:
-        figure, axes = new_axes("step", "seconds")
-        steps = lines[0].runs[0].steps
-        parts = np.array_split(np.arange(len(steps)), min(len(steps), 100))
-        x = [steps[part].mean() for part in parts]
-        layers = [[spent[0][phase][part].mean() for part in parts] for phase in names]
-        axes.stackplot(x, layers, colors=SERIES[: len(names)], linewidth=0)
-        total = np.sum(layers, axis=0)
-        axes.set_ylim(0.0, min(1.05 * total.max(), SLOW_STEP * float(np.median(total))))
-        if total.max() > axes.get_ylim()[1]:
-            hidden += f" The slowest, {total.max():.1f} s, leaves the figure."
-        if len(parts) < len(steps):
-            hidden += f" Means over {-(-len(steps) // len(parts))} steps."
-    caption = f"Wall-clock time of each phase of a step, evaluations and checkpoints not counted. {hidden}"
-    return Plot(name, title, caption + _first_seed(lines), symptom, figure, keys)
+        figure, note = _times_over_steps(spent[0], names, variants[0].runs[0].steps)
+    caption = (
+        "Wall-clock time of each phase of a step, without evaluations and checkpoints. Phases under 0.5% are left out."
+    )
+    keys = [Key(phase, i, "area") for i, phase in enumerate(names)]
+    return Plot(name, title, f"{caption}{note}{_first_seed(variants)}", None, figure, keys)
 
 
-def _total(spent: dict[str, Floats]) -> float:
-    return float(np.sum([seconds.mean() for seconds in spent.values()]))
+def _mean_times(spent: Sequence[dict[str, Floats]], names: Sequence[str], labels: Sequence[str]) -> tuple[Any, str]:
+    figure, axes = new_axes("seconds a step, mean", "")
+    left = np.zeros(len(spent))
+    for i, phase in enumerate(names):
+        seconds = np.array([each[phase].mean() for each in spent])
+        axes.barh(range(len(spent)), seconds, left=left, color=SERIES[i], height=0.6)
+        left += seconds
+    axes.set_yticks(range(len(spent)), labels)
+    axes.invert_yaxis()
+    return figure, ""
+
+
+def _times_over_steps(spent: dict[str, Floats], names: Sequence[str], steps: Floats) -> tuple[Any, str]:
+    figure, axes = new_axes("step", "seconds")
+    parts = np.array_split(np.arange(len(steps)), min(len(steps), 100))
+    layers = [[spent[phase][part].mean() for part in parts] for phase in names]
+    colours = SERIES[: len(names)]
+    axes.stackplot([steps[part].mean() for part in parts], layers, colors=colours, linewidth=0)
+    total = np.sum(layers, axis=0)
+    axes.set_ylim(0.0, min(1.05 * total.max(), SLOW_STEP * float(np.median(total))))
+    note = ""
+    if total.max() > axes.get_ylim()[1]:
+        note += f" The slowest step, {total.max():.1f} s, exceeds the figure."
+    if len(parts) < len(steps):
+        note += f" Means over {-(-len(steps) // len(parts))} steps."
+    return figure, note
 
 
 def _short(label: str) -> str:

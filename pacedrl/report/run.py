@@ -1,4 +1,4 @@
-"""The logs of a run as the report reads them, whole or still being written."""
+"""A run as the report reads it: its configuration and its logs, finished or still being written."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from pacedrl.errors import InputError
+from pacedrl.logs import Row, read_rows
 
 Floats = NDArray[np.float64]
-Row = dict[str, Any]
 
-MOST_LINES = 8
+MOST_VARIANTS = 8
 """Configurations on one page: as many as there are colours that everybody can tell apart."""
 
 
@@ -36,7 +35,7 @@ class RunLogs:
     samples: list[Row]
 
     def series(self, name: str) -> Floats:
-        """A metric at every step; NaN where it is null or was not logged yet in the run's version."""
+        """Return a metric at every step; NaN where it is null or was not logged."""
         return column(self.metrics, name)
 
     @property
@@ -46,25 +45,18 @@ class RunLogs:
 
     @property
     def tasks(self) -> list[str]:
-        """Held-out tasks of which every evaluation has pass@1, in the order of the configuration."""
-        names = [name for name in (self.evals[-1] if self.evals else {}) if _is_pass_at_1(name)]
+        """Held-out tasks whose pass@1 is in every evaluation, in the order of the configuration."""
+        names = [name for name in (self.evals[-1] if self.evals else {}) if name.endswith("/pass@1")]
         return [name.removesuffix("/pass@1") for name in names if all(name in row for row in self.evals)]
 
 
 def column(rows: Sequence[Row], name: str) -> Floats:
-    """One number of each row, NaN where there is none."""
+    """Return one number of each row, NaN where there is none."""
     return np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=np.float64)
 
 
-def _is_pass_at_1(name: str) -> bool:
-    return name.endswith("/pass@1")
-
-
 def load_run(folder: Path) -> RunLogs:
-    """Read a run's folder. A last line that is half-written, as of a run that goes on, is left out.
-
-    Raises InputError for a folder that holds no run, and for a line that cannot be read.
-    """
+    """Read the folder of a run. Raises InputError if it holds no run, and as `read_rows`."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; expected that of a run, such as runs/demo")
     path = folder / "config.yaml"
@@ -73,18 +65,17 @@ def load_run(folder: Path) -> RunLogs:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: not YAML ({str(error).splitlines()[0]}); expected what `pacedrl train` wrote"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not YAML ({reason}); expected what `pacedrl train` wrote") from None
     sections = ("run", "model", "sampling", "recipe")
     if not isinstance(config, dict) or any(name not in config for name in sections):
         raise InputError(f"{path}: not the configuration of a run: expected the sections {', '.join(sections)}")
-    logs = {name: _rows(folder / f"{name}.jsonl") for name in ("metrics", "groups", "samples")}
-    return RunLogs(folder.resolve().name, folder, config, evals=_rows(folder / "eval.jsonl"), **logs)
+    logs = {name: read_rows(folder / f"{name}.jsonl") for name in ("metrics", "groups", "samples")}
+    return RunLogs(folder.resolve().name, folder, config, evals=read_rows(folder / "eval.jsonl"), **logs)
 
 
 def load_runs(folders: Sequence[Path]) -> list[RunLogs]:
-    """Several runs, with names that differ: the last parts of their paths, as many as that takes.
+    """Read several runs and name them by the last parts of their paths, as many as make the names differ.
 
     Raises InputError as `load_run`, and for a folder named twice.
     """
@@ -101,56 +92,29 @@ def load_runs(folders: Sequence[Path]) -> list[RunLogs]:
     ]
 
 
-def _rows(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not text ({error.reason} at byte {error.start}); expected a JSON object a line"
-        ) from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-        elif number < len(lines):  # it is ended, so nobody is still writing it
-            raise InputError(f"{path}, line {number}: expected a JSON object with a step; mend or remove the line")
-    return rows
-
-
 @dataclass(frozen=True)
-class Line:
-    """Runs of one configuration, which differ in nothing but their seed: one line in a plot."""
+class Variant:
+    """Runs of one configuration, which differ only in their seed; plots show them as one line."""
 
     label: str
     runs: list[RunLogs]
 
 
-def lines_of(runs: Sequence[RunLogs]) -> list[Line]:
-    """The runs by configuration, in the order given.
-
-    Raises InputError where there are more than ``MOST_LINES`` configurations.
-    """
+def variants_of(runs: Sequence[RunLogs]) -> list[Variant]:
+    """Group the runs by configuration. Raises InputError for more than ``MOST_VARIANTS`` configurations."""
     groups: dict[str, list[RunLogs]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
-    if len(groups) > MOST_LINES:
+    if len(groups) > MOST_VARIANTS:
         raise InputError(
-            f"{len(groups)} configurations are too many for one page: at most {MOST_LINES} (runs that differ in their "
-            "seed count as one)"
+            f"{len(groups)} configurations are too many for one page: at most {MOST_VARIANTS} (runs that differ in "
+            "their seed count as one)"
         )
-    return [Line(_label(members), members) for members in groups.values()]
+    return [Variant(_label(members), members) for members in groups.values()]
 
 
 def _settings(run: RunLogs) -> Row:
-    """What runs of one line have in common: all but seed, folder and versions."""
+    """Return what the runs of one variant have in common: all settings but seed and folder."""
     own = {name: value for name, value in run.config["run"].items() if name not in ("seed", "dir")}
     return {name: value for name, value in run.config.items() if name != "versions"} | {"run": own}
 

@@ -1,38 +1,51 @@
-"""How figures look, and how they become SVG that takes its colours from the page's style."""
+"""How figures look in every page, and how they become SVG."""
 
 from __future__ import annotations
 
 import io
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from pacedrl.errors import InputError
+from markupsafe import Markup, escape
+
+from pacedrl.text import plain
 
 WIDTH, HEIGHT = 4.4, 2.8
 """Inches; small, so that text is legible where a figure is as wide as a telephone."""
 
 FOREGROUND, MUTED, RULE, CARD = "#1b1f24", "#57606a", "#d8dee4", "#fefefe"
 SERIES = ("#0072b2", "#b84800", "#008f68", "#cc79a7", "#c98900", "#3a9bd3", "#1b1f25", "#6b7580")
-"""Okabe and Ito's colours in an order in which the first are the easiest to tell apart, darkened where they were under
-3:1 on white. Every two differ by 10 or more (CIELAB) for each kind of colour blindness too."""
+"""Okabe and Ito's colours, the easiest to tell apart first, darkened where their contrast with white was under 3:1. Any
+two differ by 10 or more (CIELAB), also for each kind of colour blindness."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), "-", (0, (5, 1.5)), (0, (1, 1)), "-")
+SVG_DASHES = ("none", "5 2", "1.5 1.5", "6 2 1.5 2", "none", "5 2", "1.5 1.5", "none")
+"""``DASHES`` as the legends of a page draw them."""
+BLACK, BLUE, ORANGE, GREEN, PURPLE, GREY, LIGHT_GREY = (
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#999999", "#BBBBBB",
+)  # fmt: skip
+"""Okabe and Ito's colours and greys, of figures in files of their own."""
 
 _VARIABLES = {FOREGROUND: "--fg", MUTED: "--muted", RULE: "--line", CARD: "--card"} | {
     colour: f"--s{i}" for i, colour in enumerate(SERIES, start=1)
 }
 
-
-RC: dict[Any, Any] = {
+FILE: dict[str, Any] = {
     "svg.hashsalt": "pacedrl",
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar in the name of a run is a dollar
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+}
+"""Style of figures in files of their own, black on white."""
+PAGE: dict[str, Any] = FILE | {
     "font.size": 9.5,
     "axes.labelsize": 9.5,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": FOREGROUND,
     "axes.facecolor": CARD,
@@ -49,19 +62,20 @@ RC: dict[Any, Any] = {
     "axes.formatter.useoffset": False,
     "lines.linewidth": 1.6,
 }
+"""Style of figures within a page, whose colours become the page's own."""
 
 
-def styled() -> AbstractContextManager[None]:
-    """Figures are drawn, and become SVG, in this context. InputError naming the extra where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("the page needs matplotlib: pip install 'pacedrl[report]'") from None
-    return matplotlib.rc_context(RC)
+@contextmanager
+def styled(style: Mapping[Any, Any] = PAGE) -> Iterator[None]:
+    """Draw figures, and turn them into SVG, in this context."""
+    import matplotlib
+
+    with matplotlib.rc_context(dict(style)):
+        yield
 
 
 def new_axes(x: str, y: str) -> tuple[Any, Any]:
-    """A figure of the page's size, and its axes, labelled."""
+    """Return a figure of the page's size and its labelled axes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -75,8 +89,21 @@ def new_axes(x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def to_svg(figure: Any, name: str, label: str) -> str:
-    """The figure as an ``<svg>`` element; ``label``, escaped already, is read aloud in its place.
+def new_grid(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """Return a figure for a file of its own, in inches, and its panels as an array [rows, columns]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=options.pop("layout", None))
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the figure as SVG, without a date: equal figures give equal bytes."""
+    figure.savefig(path, metadata={"Date": None})
+
+
+def to_svg(figure: Any, name: str, label: str) -> Markup:
+    """Return the figure as an ``<svg>`` element, which screen readers read as ``label``.
 
     Colours become the page's custom properties. Ids, which matplotlib counts anew in every figure, begin with ``name``.
     """
@@ -91,6 +118,7 @@ def to_svg(figure: Any, name: str, label: str) -> str:
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
-    # A function, as a name in the label may hold what a template would read as an escape.
+    spoken = escape(plain(label))
+    # A function, because a name in the label may hold what a replacement string would read as an escape.
     opening = r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>"
-    return re.sub(opening, lambda found: f'<svg {found[1]} role="img" aria-label="{label}">', text, count=1)
+    return Markup(re.sub(opening, lambda found: f'<svg {found[1]} role="img" aria-label="{spoken}">', text, count=1))

@@ -1,10 +1,10 @@
-"""``pacedrl watch --terminal``: runs as a dashboard of figures, sparklines and completions. Needs no matplotlib."""
+"""``pacedrl watch --terminal``: a dashboard of figures, sparklines and completions. It needs no matplotlib."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,19 @@ from rich.table import Table
 from rich.text import Text
 
 from pacedrl.errors import InputError
-from pacedrl.report.completions import Verdict, verdict
-from pacedrl.report.diagnosis import Finding, diagnose
-from pacedrl.report.progress import headline
+from pacedrl.logs import Row
+from pacedrl.report.completions import Outcome, outcome
+from pacedrl.report.findings import diagnose
+from pacedrl.report.held_out import headline
 from pacedrl.report.run import RunLogs, load_run
-from pacedrl.report.status import Status, stamp, status
-from pacedrl.report.text import plain
+from pacedrl.report.run_state import RunState, run_state, stamp
+from pacedrl.text import plain
 
 PERIOD_S = 2.0
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 32
 SNIPPET = 400
-"""Characters of a text that are looked at for its line."""
-Row = Mapping[str, Any]
+"""Characters of a text from which its line is made."""
 
 SIGNALS: tuple[tuple[str, str, str], ...] = (
     ("reward", "reward/mean", ".3f"),
@@ -41,7 +41,7 @@ SIGNALS: tuple[tuple[str, str, str], ...] = (
     ("length, tokens", "completion/length_mean", ".1f"),
     ("truncated", "completion/truncated", ".0%"),
 )
-MARKS: dict[Verdict, tuple[str, str]] = {
+MARKS: dict[Outcome, tuple[str, str]] = {
     "right": ("✓", "green"),
     "wrong": ("✗", "red"),
     "between": ("◐", "yellow"),
@@ -51,14 +51,13 @@ MARKS: dict[Verdict, tuple[str, str]] = {
 
 
 def follow(folders: Sequence[Path], console: Console) -> None:
-    """Show the runs until Ctrl-C (KeyboardInterrupt); once where the output is no terminal.
+    """Show the runs until Ctrl-C (KeyboardInterrupt), or once if the output is not a terminal.
 
-    Raises InputError where the output is no terminal and there is no run to show.
+    Raises InputError if the output is not a terminal and there is no run to show.
     """
     if not console.is_terminal:
-        console.print(
-            dashboard([(load_run(folder), status(folder, time.time())) for folder in folders], console.height)
-        )
+        states = [run_state(folder, time.time()) for folder in folders]
+        console.print(dashboard(list(zip(map(load_run, folders), states, strict=True)), console.height))
         return
     seen = ""
     runs: list[RunLogs | str] = []
@@ -67,26 +66,26 @@ def follow(folders: Sequence[Path], console: Console) -> None:
             now = stamp(folders)
             if now != seen:
                 runs, seen = [_loaded(folder) for folder in folders], now
-            states = [status(folder, time.time()) for folder in folders]
+            states = [run_state(folder, time.time()) for folder in folders]
             live.update(dashboard(list(zip(runs, states, strict=True)), console.height), refresh=True)
             time.sleep(PERIOD_S)
 
 
 def _loaded(folder: Path) -> RunLogs | str:
-    """The run, or why there is none yet."""
+    """Return the run, or the reason why there is none yet."""
     try:
         return load_run(folder)
     except InputError as error:
         return str(error)
 
 
-def dashboard(runs: Sequence[tuple[RunLogs | str, Status]], height: int) -> RenderableType:
-    """A panel a run, in ``height`` lines all together where that is possible; a text stands for a run not there yet."""
+def dashboard(runs: Sequence[tuple[RunLogs | str, RunState]], height: int) -> RenderableType:
+    """Return a panel for each run, ``height`` lines in all if possible. A text explains why a run cannot be shown."""
     each = height // len(runs)
     return Group(*(_panel(run, state, each) for run, state in runs))
 
 
-def _panel(run: RunLogs | str, state: Status, height: int) -> Panel:
+def _panel(run: RunLogs | str, state: RunState, height: int) -> Panel:
     style = {"running": "green", "finished": "blue", "stopped": "yellow", "waiting": "dim"}[state.state]
     head = Table.grid(padding=(0, 2, 0, 0))
     head.add_row(
@@ -95,7 +94,10 @@ def _panel(run: RunLogs | str, state: Status, height: int) -> Panel:
     )
     parts: list[RenderableType] = [head]
     if isinstance(run, RunLogs) and run.metrics:
-        findings = [_finding(finding) for finding in diagnose(run)]
+        findings = [
+            Text(plain(f"● {f.text}. Remedy: {f.remedy}."), style="red" if f.severity == "bad" else "yellow")
+            for f in diagnose(run)
+        ]
         figures = _figures(run)
         parts += [Text(plain(headline(run))), Text(), figures, *findings]
         room = height - figures.row_count - 2 * len(findings) - 9
@@ -123,7 +125,7 @@ def _figures(run: RunLogs) -> Table:
 
 
 def held_out(evals: Sequence[Row]) -> tuple[str, list[float], str]:
-    """Label, values and format of the smallest pass@k measured: its mean over tasks, an evaluation each."""
+    """Return label, values and format of the smallest pass@k measured: its mean over tasks at each evaluation."""
     ks = {int(k) for row in evals for name in row for _, at, k in [name.rpartition("/pass@")] if at and k.isdecimal()}
     if not ks:
         return "held-out", [], ".3f"
@@ -136,7 +138,7 @@ def held_out(evals: Sequence[Row]) -> tuple[str, list[float], str]:
 
 
 def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
-    """At most ``width`` bars between the least and the greatest, each the mean of its share; a gap where all is NaN."""
+    """Draw at most ``width`` bars, each the mean of an equal share of the values; a gap where all of them are NaN."""
     count = min(width, len(values))
     shares = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
     known = [[value for value in share if not math.isnan(value)] for share in shares]
@@ -152,11 +154,6 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
     return "".join(map(bar, means))
 
 
-def _finding(finding: Finding) -> Text:
-    style = "red" if finding.severity == "bad" else "yellow"
-    return Text(plain(f"● {finding.text}. Remedy: {finding.remedy}."), style=style)
-
-
 def _completions(rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0))
     table.add_column("step", justify="right", no_wrap=True)
@@ -164,14 +161,14 @@ def _completions(rows: Sequence[Row]) -> Table:
     table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("completion", ratio=1, no_wrap=True, overflow="ellipsis")
     for row in reversed(rows):
-        mark, style = MARKS[verdict(row)]
+        mark, style = MARKS[outcome(row)]
         said = row.get("error") or row.get("completion") or ""
         table.add_row(str(row.get("step")), Text(mark, style=style), _snippet(row.get("prompt")), _snippet(said))
     return table
 
 
 def _snippet(content: Any) -> Text:
-    """One line of a text, or of a chat's last message."""
+    """Return one line of a text, or of the last message of a chat."""
     text = content[-1].get("content") or "" if isinstance(content, list) and content else content
     return Text(plain(str(text)[:SNIPPET]))
 

@@ -19,6 +19,7 @@ import pacedrl
 from pacedrl.config import Config, config_tree, dump_config, load_config
 from pacedrl.config.base import changes
 from pacedrl.errors import InputError
+from pacedrl.logs import read_lines, read_rows
 from pacedrl.training.checkpoint import list_checkpoints
 from pacedrl.training.folder_lock import FolderBusy, FolderLock
 
@@ -65,8 +66,7 @@ class RunFolder:
     def require_readable_logs(self) -> None:
         """Raise InputError for a line of a log that cannot be read, but for a half-written last one."""
         for name in LOGS:
-            if (self.path / name).exists():
-                _lines_until(self.path / name, 0)
+            read_rows(self.path / name)
 
     def release(self) -> None:
         """Let other processes in again."""
@@ -82,7 +82,11 @@ class RunFolder:
         """Write the configuration; drop log lines of later steps and a half-written last one: they will come again."""
         if not self.writes:
             return
-        kept = {path: _lines_until(path, step) for name in LOGS if (path := self.path / name).exists()}
+        kept = {
+            path: [line for line, row in read_lines(path) if row["step"] <= step]
+            for name in LOGS
+            if (path := self.path / name).exists()
+        }
         resolved = dump_config(self.config) | {"versions": _versions()}
         replace_text(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         for path, lines in kept.items():
@@ -97,8 +101,7 @@ class RunFolder:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """All rows of a log, none if it does not exist yet."""
-        path = self.path / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return read_rows(self.path / name)
 
 
 def refuse_another_run(folder: Path, config: Config) -> Config | None:
@@ -156,27 +159,6 @@ def replace_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
-
-
-def _lines_until(path: Path, step: int) -> list[str]:
-    """The lines of a log up to a step. The last line may be half-written: the process was killed."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is damaged at byte {error.start}; remove or mend the line there") from None
-    steps = [_step_of(line) for line in lines]
-    for number, found in enumerate(steps[:-1], start=1):
-        if found is None:
-            raise InputError(f"{path}, line {number}: expected a JSON object with a step; mend or remove the line")
-    return [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
-
-
-def _step_of(line: str) -> float | None:
-    """None for a line that is no row of a log."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return None
 
 
 def _finite(value: Any) -> Any:

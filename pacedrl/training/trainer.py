@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from pacedrl.config import Config
+from pacedrl.config import Config, dump_config
 from pacedrl.distributed.ranks import connect
 from pacedrl.distributed.scheduler import Scheduler, shared
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
@@ -265,7 +265,7 @@ class Trainer:
         self.folder.log("metrics.jsonl", row)
         self.trackers.log(metrics, self.step)
         self.view.step(row)
-        for warning in self.alarms.check(metrics, self.config.sampling.max_new_tokens, commonest_error(groups)):
+        for warning in self.alarms.check(metrics, dump_config(self.config), commonest_error(groups)):
             self.view.warn(f"step {self.step}: {warning}")
 
     @property

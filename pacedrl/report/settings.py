@@ -1,8 +1,7 @@
-"""Text of unknown origin, made harmless; and settings, put in words."""
+"""Settings of runs as a page lists them: those that differ from the recipe, or between runs."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,20 +13,10 @@ LONGEST = 200
 """Characters of a value that are shown."""
 
 
-def plain(text: object) -> str:
-    """On one line, with control characters and such as turn the direction of writing shown as their codes."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in str(text))
-
-
-def inert(text: object) -> str:
-    """`plain`, and escaped for HTML, attributes too."""
-    return html.escape(plain(text))
-
-
 def changed_settings(run: RunLogs) -> dict[str, str]:
-    """Settings that differ from the recipe's own, by dotted name; the tasks with what was said of each.
+    """Return the settings that differ from the recipe, by dotted name; of each task, what it sets.
 
-    Raises InputError where this version does not know the recipe.
+    Raises InputError if this version does not know the recipe.
     """
     recipe = run.config["recipe"]
     usual = _flat(dump_config(parse_config({"recipe": recipe}, str(run.folder / "config.yaml"))))
@@ -36,7 +25,7 @@ def changed_settings(run: RunLogs) -> dict[str, str]:
 
 
 def settings_between(runs: Sequence[RunLogs]) -> dict[str, list[str]]:
-    """Settings that are not the same in all runs: each run's value, by dotted name."""
+    """Return the settings that are not the same in all runs: each run's value, by dotted name."""
     flat = [_flat(run.config) for run in runs]
     names = {name: None for settings in flat for name in settings}
     values = {name: [_shown(settings.get(name, "—")) for settings in flat] for name in names}
@@ -44,7 +33,7 @@ def settings_between(runs: Sequence[RunLogs]) -> dict[str, list[str]]:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings but where the run lives and what it was made with."""
+    """Return all settings but the run's folder and the versions of packages, by dotted name."""
     flat: dict[str, Any] = {}
     for section, values in config.items():
         if section == "versions":
@@ -54,12 +43,11 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     flat.pop("run.dir", None)
     for name in ("data.train", "data.eval"):
         if isinstance(flat.get(name), list):
-            flat[name] = [_said(task) for task in flat[name]]
+            flat[name] = [_without_defaults(task) for task in flat[name]]
     return flat
 
 
-def _said(task: object) -> object:
-    """A task without what it leaves at its default."""
+def _without_defaults(task: object) -> object:
     if not isinstance(task, Mapping):
         return task
     usual = TaskConfig().model_dump(mode="json")

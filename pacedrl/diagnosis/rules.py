@@ -1,0 +1,334 @@
+"""The rules that tell from a few figures of a run what is wrong, and the text of each.
+
+Warnings during training (`pacedrl.training.alarms`) apply a rule to the figures of one step; findings of the report
+(`pacedrl.report.findings`) apply it to those of many. A rule returns None where nothing is wrong. Its first argument is
+the resolved configuration, as in the run's config.yaml.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pacedrl.method.estimator import STALE_STEPS
+
+Settings = Mapping[str, Any]
+Floats = NDArray[np.float64]
+
+Z_95 = 1.96
+RECENT_STEPS = 20
+"""Steps behind most findings: enough to average the noise of batches, few enough to describe the current policy."""
+FEWEST_STEPS = 50
+"""Before this step neither the policy nor log Z need have improved: in the demo log Z takes some 30 steps."""
+TRUNCATED_SHARE = 0.5
+UNMIXED_STEPS = 5
+VERIFIER_ERROR_SHARE = 0.05
+MISMATCH_NATS = 0.05
+"""Mean |log-prob gap| per token between sampler and trainer. In float32 it is about 1e-6, in bfloat16 about 0.01."""
+SKIPPED_IN_A_ROW = 3
+CAPPED_SHARE = 0.1
+"""Share of steps. A gate that fails now and then costs little."""
+SEEN_GAIN = 0.05
+"""Largest half-width of the interval of a change that would have shown a useful gain. A wider one shows nothing."""
+SOLVED = 0.95
+"""Held-out accuracy above which a gain of that size is no longer possible."""
+FORGOTTEN = 0.05
+"""Smallest drop of pass@1 that matters, if chance does not explain it."""
+EXPLORED = 0.1
+"""Share of prompts drawn uniformly that keeps every kind of prompt in training."""
+MISSED_ACCURACY = 0.25
+"""Root mean square error of the estimates, without the noise of the completions. An estimate of ½ for prompts whose
+accuracies are uniform over [0, 1] has an error of 0.29; the demo's estimates, after 50 steps, less than 0.2."""
+KL_ACCURACY = 0.02
+"""β·KL, in units of accuracy: five times the largest mean in the paper (0.004), still small beside the width of
+selection."""
+STALE_SHARE = 0.4
+"""Share of the prompts. A stale estimate is wrong by little while the policy moves little, so a few do no harm."""
+REPLAYED_SHARE = 0.5
+LEFT_OF_ENTROPY = 0.1
+"""Entropy has collapsed if it is below this share of its first value, ..."""
+MIXED_SHARE = 0.2
+"""... at most this share of groups is mixed, and ..."""
+UNSOLVED_REWARD = 0.9
+"""... the mean reward is below this: a policy that is sure and right has little entropy, too."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``id`` names its paragraph in symptoms.md; ``remedy`` names settings. ``bad`` stops or spoils the run."""
+
+    id: str
+    severity: Literal["bad", "warn"]
+    text: str
+    remedy: str
+
+    @property
+    def warning(self) -> str:
+        return f"{self.text[0].lower()}{self.text[1:]}: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Change of a held-out accuracy from an earlier evaluation to the last; the 95% interval is ± ``half``."""
+
+    before: float
+    after: float
+    half: float
+
+    @property
+    def low(self) -> float:
+        return self.after - self.before - self.half
+
+    @property
+    def high(self) -> float:
+        return self.after - self.before + self.half
+
+    @property
+    def text(self) -> str:
+        interval = f"95% interval {self.low:+.3f} to {self.high:+.3f}"
+        return f"{self.before:.3f} → {self.after:.3f} ({self.after - self.before:+.3f}, {interval})"
+
+
+def not_finite(config: Settings, skipped: int, steps: int, last: int, ended: bool) -> Finding | None:
+    """Updates were skipped in ``skipped`` of ``steps`` steps because their loss or gradient was infinite or NaN."""
+    if not skipped:
+        return None
+    where = "" if steps == 1 else f" in {skipped} of {steps} steps, the last of them {last}"
+    what = f"The loss or its gradient was not finite{where}; the optimiser step was skipped"
+    end = ": this ended the run" if ended else f" ({SKIPPED_IN_A_ROW} steps in a row without an update end the run)"
+    return Finding("not-finite", "bad", what + end, _calmer(config))
+
+
+def verifier_errors(config: Settings, errors: float, completions: float, example: str) -> Finding | None:
+    """The verifier could not judge some completions; ``example`` continues the text with one of its errors."""
+    if errors <= VERIFIER_ERROR_SHARE * completions:
+        return None
+    return Finding(
+        "verifier-errors",
+        "bad",
+        f"The verifier failed on {errors / completions:.0%} of completions, which are left out{example}",
+        "see the errors in samples.jsonl and mend the reward, raise verifier.timeout_s "
+        f"({_setting(config, 'verifier', 'timeout_s')}) if it timed out, or run `pacedrl doctor`",
+    )
+
+
+def truncated(config: Settings, share: float) -> Finding | None:
+    """Most completions are cut at the limit."""
+    if not share > TRUNCATED_SHARE:
+        return None
+    limit = _setting(config, "sampling", "max_new_tokens")
+    return Finding(
+        "truncated",
+        "bad",
+        f"{share:.0%} of completions were cut at {limit} tokens",
+        f"raise sampling.max_new_tokens ({limit}) if the answer comes later; if completions run on after the answer, "
+        "name what should end them with sampling.stop (`pacedrl doctor` says where they end now)",
+    )
+
+
+def no_mixed_groups(config: Settings, unmixed: Sequence[bool], reward: float | None) -> Finding | None:
+    """No group had different rewards in several steps in a row, either until now or in most of the recent steps.
+
+    ``unmixed`` says of each step whether it had no mixed group; ``reward`` is the mean reward of such steps, None where
+    it is unknown.
+    """
+    recent = list(unmixed[-RECENT_STEPS:])
+    still = all(recent[-UNMIXED_STEPS:]) or np.mean(recent) >= 0.5
+    if _longest(recent) < UNMIXED_STEPS or not still:
+        return None
+    count, steps = sum(unmixed), len(unmixed)
+    where = f"for {steps} steps" if count == steps else f"in {count} of {steps} steps"
+    level = "" if reward is None else f", mean reward {reward:.2f}"
+    why = "too hard or too easy" if reward is None else "too hard" if reward < 0.5 else "too easy"
+    return Finding(
+        "no-mixed-groups",
+        "bad",
+        f"No group had both right and wrong completions {where}{level}: the prompts are {why} for this model, or the "
+        "verifier gives everything the same reward",
+        f"change data.train, or raise sampling.group_size ({_setting(config, 'sampling', 'group_size')})",
+    )
+
+
+def not_learning(config: Settings, change: Change, step: int) -> Finding | None:
+    """Held-out pass@1 has fallen, or has not risen although the evaluations were exact enough to show a rise."""
+    text = f"held-out pass@1 {change.text} in {step:,} steps"
+    if change.high < 0:
+        return Finding("not-learning", "bad", f"Getting worse: {text}", _calmer(config))
+    if change.low > 0 or change.before > SOLVED or change.half > SEEN_GAIN or step < FEWEST_STEPS:
+        return None
+    return Finding(
+        "not-learning", "warn", f"Not learning: {text}", f"look at completions, then raise {_learning_rate(config)}"
+    )
+
+
+def past_its_best(config: Settings, change: Change, step: int) -> Finding | None:
+    """Held-out pass@1 has fallen since ``step``, at which it was highest."""
+    if change.high >= 0 or change.before - change.after <= FORGOTTEN:
+        return None
+    return Finding(
+        "past-its-best",
+        "warn",
+        f"Past its best: held-out pass@1 {change.before:.3f} at step {step:,}, {change.after:.3f} now",
+        f"take the checkpoint of step {step:,} if it is kept (checkpoint.keep); {_calmer(config)}",
+    )
+
+
+def entropy_collapse(config: Settings, first: float, now: float, mixed: float, reward: float) -> Finding | None:
+    """Little entropy is left and few groups are mixed, although the prompts are not solved."""
+    if now > LEFT_OF_ENTROPY * first or mixed > MIXED_SHARE or reward > UNSOLVED_REWARD:
+        return None
+    return Finding(
+        "entropy-collapse",
+        "bad",
+        f"Entropy has collapsed: {first:.2g} → {now:.2g} nats a token, {mixed:.0%} of groups mixed at a mean reward of "
+        f"{reward:.2f}",
+        f"go back to an earlier checkpoint, and {_calmer(config)}",
+    )
+
+
+def sampler_trainer_gap(config: Settings, nats: float) -> Finding | None:
+    """Sampler and trainer compute different log-probabilities from the same weights."""
+    if not nats > MISMATCH_NATS:
+        return None
+    return Finding(
+        "sampler-trainer-gap",
+        "bad",
+        f"Sampler and trainer disagree by {nats:.2g} nats a token (up to {MISMATCH_NATS} is rounding)",
+        "set model.attn_implementation=eager, or train in higher precision",
+    )
+
+
+def forgetting(config: Settings, changes: Mapping[str, Change]) -> Finding | None:
+    """Some of several held-out tasks have a lower accuracy than before training."""
+    worse = {
+        task: change for task, change in changes.items() if change.high < 0 and change.before - change.after > FORGOTTEN
+    }
+    if not worse or len(changes) == 1:  # a single task is a case for `not_learning`
+        return None
+    listed = "; ".join(f"{task} {change.before:.2f} → {change.after:.2f}" for task, change in worse.items())
+    selection = config.get("selection", {})
+    explored = 1.0 if selection.get("method") == "uniform" else float(selection.get("explore_fraction", 0.0))
+    explore = f"set selection.explore_fraction to {EXPLORED} (now {explored:g}), or " if explored < EXPLORED else ""
+    return Finding(
+        "forgetting",
+        "warn",
+        f"Forgotten since the start: held-out pass@1 of {listed}",
+        f"{explore}lower {_learning_rate(config)}",
+    )
+
+
+def not_calibrated(
+    config: Settings, step: int, error_P: Floats, variance_P: Floats, chance: float, samples: float
+) -> Finding | None:
+    """Estimates miss the observed accuracies by more than chance explains and a rough estimate would.
+
+    ``error_P`` is estimate − observed accuracy of each prompt, ``variance_P`` the unbiased variance of the observed
+    accuracy, ``chance`` the mean |error| of perfect estimates, ``samples`` the mean number of completions per prompt.
+    """
+    square_P = np.square(error_P) - variance_P
+    surely = float(square_P.mean() - Z_95 * square_P.std(ddof=1) / math.sqrt(len(square_P)))
+    if surely <= MISSED_ACCURACY**2:
+        return None
+    estimator = _setting(config, "estimator", "name")
+    what = "Z is" if estimator == "partition" else "Accuracy estimates are"
+    if estimator == "counts":
+        remedy = "set estimator.name=combined, which also estimates prompts never drawn, or lower estimator.discount"
+    else:
+        remedy = f"raise partition.learning_rate ({_setting(config, 'partition', 'learning_rate')})"
+        if estimator != "combined" and abs(error_P.mean()) <= math.sqrt(square_P.mean()) / 2:
+            remedy += ", or set estimator.name=combined"
+    return Finding(
+        "not-calibrated",
+        "warn",
+        f"{what} not calibrated: MAE {np.abs(error_P).mean():.2f} after {step:,} steps ({chance:.2f} is what "
+        f"{samples:.0f} samples a prompt give by chance), bias {error_P.mean():+.2f}",
+        remedy,
+    )
+
+
+def stale_estimates(config: Settings, share: float) -> Finding | None:
+    """Many estimates of the training set rest on old evidence."""
+    if not share > STALE_SHARE:
+        return None
+    counts = _setting(config, "estimator", "name") == "counts"
+    return Finding(
+        "stale-estimates",
+        "warn",
+        f"Estimates are stale for {share:.0%} of prompts: their evidence is more than {STALE_STEPS} steps old",
+        "set estimator.name=combined, or raise selection.explore_fraction"
+        if counts
+        else f"raise partition.rescore_share ({_setting(config, 'partition', 'rescore_share')})",
+    )
+
+
+def kl_large(config: Settings, kl_S: Floats) -> Finding | None:
+    """β·KL(π_old‖π_θ) of recent steps, by which β·log Z overstates accuracy, is large."""
+    if kl_S.mean() - Z_95 * kl_S.std() / math.sqrt(len(kl_S)) <= KL_ACCURACY:
+        return None
+    optimizer = config.get("optimizer", {})
+    steps = [name for name in ("mini_batches", "epochs") if optimizer.get(name, 1) > 1]
+    lower = [f"optimizer.{name} ({_setting(config, 'optimizer', name)})" for name in steps]
+    ahead = "set sampling.ahead to false, or " if config.get("sampling", {}).get("ahead") else ""
+    return Finding(
+        "kl-large",
+        "warn",
+        f"β·KL is large: {kl_S.mean():.3f}, by which β·log Z overstates accuracy (the paper's is below 0.004)",
+        f"{ahead}lower {' or '.join([*lower, _learning_rate(config)])}",
+    )
+
+
+def replay_dominates(config: Settings, share: float) -> Finding | None:
+    """Most of the completions trained on were replayed."""
+    if not share > REPLAYED_SHARE:
+        return None
+    return Finding(
+        "replay-dominates",
+        "warn",
+        f"Replay dominates the batch: {share:.0%} of the completions trained on",
+        f"lower replay.capacity ({_setting(config, 'replay', 'capacity')}), or raise sampling.prompts_per_step "
+        f"({_setting(config, 'sampling', 'prompts_per_step')})",
+    )
+
+
+def gate_capped(config: Settings, capped: float, steps: int, kept: float, batches: float) -> Finding | None:
+    """The gate did not find enough groups in a share ``capped`` of ``steps``; ``kept`` and ``batches`` are means."""
+    if not capped > CAPPED_SHARE:
+        return None
+    wanted = _setting(config, "sampling", "prompts_per_step")
+    over = "" if steps == 1 else f" (means over {steps} steps; it ran out in {capped:.0%} of steps)"
+    return Finding(
+        "gate-capped",
+        "warn",
+        f"The gate kept only {kept:.0f} groups of {batches:.0f} batches where {wanted} were wanted{over}",
+        "add prompts of medium difficulty to data.train, or raise gate.max_batches if that was the limit",
+    )
+
+
+def _longest(flags: Sequence[bool]) -> int:
+    """Return the length of the longest unbroken sequence of True."""
+    longest = current = 0
+    for flag in flags:
+        current = current + 1 if flag else 0
+        longest = max(longest, current)
+    return longest
+
+
+def _calmer(config: Settings) -> str:
+    """Advise smaller changes of the policy, by the settings that the objective has."""
+    beta = config.get("objective", {}).get("beta")
+    softer = "" if beta is None else f", or raise objective.beta ({beta:g})"
+    return f"lower {_learning_rate(config)}{softer}"
+
+
+def _learning_rate(config: Settings) -> str:
+    return f"optimizer.learning_rate ({_setting(config, 'optimizer', 'learning_rate')})"
+
+
+def _setting(config: Settings, section: str, name: str) -> str:
+    value = config.get(section, {}).get(name)
+    return "null" if value is None else str(value)
