@@ -13,11 +13,11 @@ from rich.live import Live
 from rich.table import Table
 
 from pacedrl.evaluation.metrics import left_out
+from pacedrl.intervals import Interval
 from pacedrl.lab.compare import Progress
 from pacedrl.lab.measures import MEASURES
 from pacedrl.lab.plan import Plan, Run
 from pacedrl.lab.results import Results, VariantResult
-from pacedrl.lab.statistics import Interval
 
 SHOWN = ("rollouts_to_target", "area", "final", "mixed_groups", "estimate_mae")
 

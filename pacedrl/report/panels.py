@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pacedrl.lab.statistics import bootstrap_interval
+from pacedrl.intervals import mean_interval
 from pacedrl.report.figures import chance_error, judged, smoothed, thinned, window_of
 from pacedrl.report.run import Floats, Line, RunLogs
 from pacedrl.report.style import DASHES, SERIES, new_axes
@@ -259,7 +259,7 @@ def mean_over_seeds(axes: Any, curves: Sequence[tuple[Floats, Floats]], colour: 
     axes.plot(grid, values.mean(axis=0), color=colour, linestyle=dash)
     if len(known) > 1:
         limits = axes.dataLim.frozen()
-        ends = [bootstrap_interval(column.tolist()) for column in values.T]
+        ends = [mean_interval(column.tolist()) for column in values.T]
         axes.fill_between(grid, [e.low for e in ends], [e.high for e in ends], color=colour, alpha=0.15, linewidth=0)
         axes.dataLim.set(limits)  # of two seeds it is many times as wide as they lie apart: it may leave the figure
         axes.autoscale_view()
