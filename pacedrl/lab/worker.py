@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pacedrl.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
 from pacedrl.config import load_config
-from pacedrl.errors import InputError
+from pacedrl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, InputError
 from pacedrl.evaluation.evaluate import evaluate
 from pacedrl.lab.forks import serve
 from pacedrl.lab.measures import FINAL
