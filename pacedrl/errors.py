@@ -1,8 +1,12 @@
-"""The one exception that means "your input, not our bug"."""
+"""The one exception that means "your input, not our bug", and the exit codes of the command line."""
 
 from __future__ import annotations
 
 from typing import Literal
+
+EXIT_STOPPED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 Page = Literal["configuration", "guide", "recipes", "scale", "serving", "verifiers"]
 """The pages of docs/ that a message may point to."""

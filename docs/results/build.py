@@ -24,12 +24,12 @@ import re
 import shutil
 from pathlib import Path
 
+from pacedrl.intervals import Interval
 from pacedrl.lab.calibrate import Calibration, load_calibration
 from pacedrl.lab.calibration_page import calibration_section
 from pacedrl.lab.page import Times, section
 from pacedrl.lab.results import Results, variant_result
-from pacedrl.lab.statistics import Interval
-from pacedrl.lab.view import interval_text
+from pacedrl.lab.tables import interval_text
 
 HERE = Path(__file__).resolve().parent
 PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|difference|error|target):([^{}]+)\}")

@@ -14,12 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pacedrl import __version__
-from pacedrl.errors import InputError
+from pacedrl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, InputError
 from pacedrl.paths import expand_home, home_path
-
-EXIT_STOPPED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 FIRST_STEPS = """\
 pacedrl post-trains language models by reinforcement learning with verifiable rewards. To start:

@@ -14,43 +14,41 @@ from pacedrl.evaluation.run import whole_numbers
 from pacedrl.lab import compare as lab
 from pacedrl.lab.calibrate import calibrate as calibrate_run
 from pacedrl.lab.calibration_page import calibration_table, write_calibration
-from pacedrl.lab.page import require_page, write_page
+from pacedrl.lab.page import require_page
 from pacedrl.lab.plan import Plan, read_variants
-from pacedrl.lab.view import LiveTable, failures, results_table, unjudged
+from pacedrl.lab.tables import failures, results_table, unjudged
 from pacedrl.training.view import ConsoleView
 
 EXIT_SOME_FAILED = 1
 
 
 def compare(options: argparse.Namespace) -> int:
-    """0, or 1 where some runs failed and the others' results were written. Raises InputError."""
-    require_page()  # now, rather than when all runs are done
+    """Run a comparison and print its results; the exit code is 1 when some runs failed. Raises InputError."""
     if options.target is not None and not 0.0 < options.target <= 1.0:
         raise InputError(f"--target: expected an accuracy above 0, at most 1, got {options.target}")
-    plan = _plan(options)
-    jobs = lab.default_jobs() if options.jobs is None else _at_least_one("--jobs", options.jobs)
-    plan.check()
-    whole = plan.with_earlier()
-    baseline = options.baseline or ("grpo" if "grpo" in whole.variants else next(iter(whole.variants)))
-    if baseline not in whole.variants:
-        raise InputError(f"--baseline: '{baseline}' is not compared; there are {', '.join(whole.variants)}")
-    plan.write()
-    with plan.locked(), LiveTable(plan) as view:
-        failed = lab.run_all(plan, jobs, view.update, view.ended)
-    results, times = lab.collect(whole, baseline, options.target, failed)
-    lab.write_results(plan.folder, results, times)
+    jobs = None if options.jobs is None else _at_least_one("--jobs", options.jobs)
+    first = options.first_seed
+    plan = Plan(
+        tree=config_tree(options.config, options.overrides),
+        variants=read_variants(options.recipes.split(",") if options.recipes else (), options.variants),
+        seeds=range(first, first + _at_least_one("--seeds", options.seeds)),
+        rollouts=_at_least_one("--rollouts", options.rollouts),
+        final_k=_final_k(options.final_k),
+        counted=options.count.split(",") if options.count else (),
+        folder=options.out,
+    )
+    results, page = lab.compare(plan, jobs, options.baseline, options.target, title=options.config.stem)
     Console().print(results_table(results))
-    page = write_page(plan.folder, results, times, f"{options.config.stem}: {', '.join(whole.variants)}")
     print(f"Results: {plan.folder / lab.RESULTS}\nPage: {page}")
     for line in unjudged(results):
         print(f"pacedrl: warning: {line}", file=sys.stderr)
     for line in failures(results):
         print(f"pacedrl: failed: {line}", file=sys.stderr)
-    return EXIT_SOME_FAILED if failed else 0
+    return EXIT_SOME_FAILED if failures(results) else 0
 
 
 def calibrate(options: argparse.Namespace) -> int:
-    """0 when calibration.json and its page are written. Raises InputError."""
+    """Write calibration.json and its page, and print the table. Raises InputError."""
     require_page()
     prompts, samples = _at_least_one("--prompts", options.prompts), _at_least_one("--samples", options.samples)
     with ConsoleView() as view:
@@ -59,19 +57,6 @@ def calibrate(options: argparse.Namespace) -> int:
     Console().print(Markdown(calibration_table(calibration)))
     print(f"Page: {page}")
     return 0
-
-
-def _plan(options: argparse.Namespace) -> Plan:
-    first = options.first_seed
-    return Plan(
-        tree=config_tree(options.config, options.overrides),
-        variants=read_variants(options.recipes, options.variants),
-        seeds=range(first, first + _at_least_one("--seeds", options.seeds)),
-        rollouts=_at_least_one("--rollouts", options.rollouts),
-        final_k=_final_k(options.final_k),
-        counted=options.count.split(",") if options.count else (),
-        folder=options.out,
-    )
 
 
 def _at_least_one(option: str, value: int) -> int:

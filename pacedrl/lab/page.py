@@ -13,7 +13,7 @@ from pacedrl.errors import InputError
 from pacedrl.lab import plots
 from pacedrl.lab.measures import MEASURES
 from pacedrl.lab.results import Results, VariantResult
-from pacedrl.lab.view import failures, interval_text, measure_text, missing, unjudged
+from pacedrl.lab.tables import failures, interval_text, measure_text, missing, unjudged
 
 Times = Mapping[str, Mapping[int, Sequence[float]]]
 

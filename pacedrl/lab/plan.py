@@ -1,7 +1,8 @@
-"""What a comparison runs: variants of one configuration, each from the same seeds, at one budget of rollouts."""
+"""What a comparison runs: variants of one configuration, each with the same seeds and the same budget of rollouts."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import math
@@ -24,7 +25,7 @@ from pacedrl.training.run_folder import refuse_another_run, replace_text
 from pacedrl.training.setup import load_tasks, require_enough_prompts, unique_prompts
 
 EVALUATIONS = 12
-"""On the way, unless the configuration says how often."""
+"""Evaluations during a run whose configuration does not say how often to evaluate."""
 _NAME = re.compile(r"\w[\w .+=-]*")
 
 Overrides = tuple[str, ...]
@@ -33,7 +34,7 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Run:
-    """One variant, one seed."""
+    """One variant with one seed."""
 
     variant: str
     seed: int
@@ -46,28 +47,29 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """What the run says, its last line the reason where it failed."""
+        """The run's standard output and error. Where it failed, the last line is the reason."""
         return self.folder.with_suffix(".log")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison; ``tree`` is the configuration that all variants start from."""
+    """A comparison."""
 
     tree: Mapping[str, Any]
+    """The configuration that all variants start from."""
     variants: Mapping[str, Overrides]
     seeds: Sequence[int]
     rollouts: int
-    """The budget of generated completions of each run."""
+    """Completions that each run may generate."""
     final_k: Sequence[int]
     """The ks of the last evaluation's pass@k; the largest is its number of samples."""
     counted: Sequence[str]
-    """The evaluation tasks whose mean is the accuracy that is compared; none: all."""
+    """The evaluation tasks whose mean accuracy is compared; all if empty."""
     folder: Path
 
     @property
     def config_path(self) -> Path:
-        """What the runs read: the configuration that all have in common."""
+        """The file with the configuration that all runs have in common."""
         return self.folder / "comparison.yaml"
 
     @property
@@ -75,42 +77,32 @@ class Plan:
         return self.folder / "comparison.json"
 
     def runs(self) -> list[Run]:
-        """Seed by seed, so that a comparison cut short has all variants for the first seeds."""
-        return [
-            Run(name, seed, folder := self.folder / "runs" / name / f"seed{seed}", self._overrides(name, seed, folder))
-            for seed in self.seeds
-            for name in self.variants
-        ]
+        """All runs, seed by seed: a comparison that is cut short has all variants for the first seeds."""
+        return [self._run(name, seed) for seed in self.seeds for name in self.variants]
 
     def check(self) -> None:
-        """Raise InputError for what would fail later, and for a folder that holds something else."""
+        """Raise InputError for a plan that would fail later, and for a folder that holds something else."""
         configs = {name: self._config(name, self.seeds[0]) for name in self.variants}
         for name, config in configs.items():
-            self._check_evaluation(name, config, next(iter(configs.values())))
-            if isinstance(config.gate, DynamicGateConfig) and config.optimizer.schedule != "constant":
-                raise InputError(
-                    f"variant {name}: optimizer.schedule: with gate.name=dynamic nobody knows how many steps the "
-                    "budget is worth; set it to constant"
-                )
+            self._check_variant(name, config, next(iter(configs.values())))
         self._check_data(configs)
         self._check_folder()
 
     def write(self) -> None:
-        """Make the folder, with what its runs have in common. Raises InputError where that cannot be written."""
-        tree = yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True)
+        """Make the folder and write what its runs have in common. Raises InputError where it cannot be written."""
         whole = self.with_earlier()
         compared = {"variants": {name: list(own) for name, own in whole.variants.items()}, "seeds": list(whole.seeds)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_text(self._settings_path, json.dumps(self._settings() | compared, indent=2) + "\n")
-            replace_text(self.config_path, tree)
+            replace_text(self.config_path, yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise InputError(
                 f"--out: cannot write to '{self.folder}' ({error.strerror}); choose another folder"
             ) from None
 
     def with_earlier(self) -> Plan:
-        """The same comparison with what earlier calls finished in its folder: their variants and seeds beside ours."""
+        """This plan, with the variants and seeds that earlier comparisons finished in its folder added."""
         recorded = self._recorded()
         earlier = {name: tuple(own) for name, own in recorded.get("variants", {}).items()}
         whole = replace(self, variants=earlier | dict(self.variants), seeds=[*recorded.get("seeds", []), *self.seeds])
@@ -124,7 +116,7 @@ class Plan:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other comparisons out of the folder. Raises InputError where one is at work."""
+        """Keep other comparisons out of the folder. Raises InputError where another one runs in it."""
         lock = FolderLock(self.folder)
         try:
             lock.take()
@@ -137,12 +129,13 @@ class Plan:
         finally:
             lock.release()
 
-    def _check_evaluation(self, name: str, config: Config, first: Config) -> None:
+    def _check_variant(self, name: str, config: Config, first: Config) -> None:
         if not config.data.eval:
             raise InputError("data.eval: a comparison needs held-out prompts; add some")
         if (config.data.eval, config.eval) != (first.data.eval, first.eval):
             raise InputError(
-                f"variant {name}: data.eval or eval differs from the other variants': nothing to compare by"
+                f"variant {name}: data.eval or eval differs from the other variants', so their results cannot be "
+                "compared"
             )
         if 1 not in config.eval.k:
             raise InputError(f"eval.k: a comparison needs pass@1; add 1 to {config.eval.k}")
@@ -152,9 +145,14 @@ class Plan:
         for task in self.counted:
             if task not in names:
                 raise InputError(f"--count: there is no evaluation task '{task}'; there are {', '.join(names)}")
+        if isinstance(config.gate, DynamicGateConfig) and config.optimizer.schedule != "constant":
+            raise InputError(
+                f"variant {name}: optimizer.schedule: with gate.name=dynamic the number of steps within the budget is "
+                "not known in advance; set it to constant"
+            )
 
     def _check_data(self, configs: Mapping[str, Config]) -> None:
-        """Load each set of data once, before all the runs do."""
+        """Load the data of all variants once, before each run loads its own."""
         loaded: dict[str, int] = {}
         for name, config in configs.items():
             data = config.data.model_dump_json()
@@ -171,8 +169,7 @@ class Plan:
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise InputError(f"--out: '{self.folder}' exists and holds no comparison; choose another folder")
             return
-        earlier = self._recorded()
-        if {name: earlier.get(name) for name in settings} != settings:
+        if not settings.items() <= self._recorded().items():
             raise InputError(
                 f"{path}: this folder holds a comparison of another configuration, budget or final k; give another "
                 "folder with --out"
@@ -185,42 +182,48 @@ class Plan:
                 raise InputError(f"variant {run.variant}: {why}; delete that run, or give another --out") from None
 
     def _recorded(self) -> dict[str, Any]:
-        """What earlier calls wrote of the comparison in this folder."""
+        """The settings, variants and seeds that `write` wrote last into this folder."""
         path = self._settings_path
         recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return recorded
 
     def _settings(self) -> dict[str, Any]:
+        """The settings that all comparisons in one folder share, as JSON gives them back."""
         return {"config": json.loads(json.dumps(self.tree)), "rollouts": self.rollouts, "final_k": list(self.final_k)}
 
-    def _config(self, name: str, seed: int) -> Config:
-        return parse_config(_with(self.tree, self._own(name, seed)), f"variant {name}")
-
-    def _overrides(self, name: str, seed: int, folder: Path) -> Overrides:
-        config = self._config(name, seed)
+    def _run(self, variant: str, seed: int) -> Run:
+        folder, config = self.folder / "runs" / variant / f"seed{seed}", self._config(variant, seed)
         oversample = config.gate.oversample if isinstance(config.gate, LiloGateConfig) else 1
-        a_step = config.sampling.prompts_per_step * config.sampling.group_size * oversample
-        budget = (f"run.steps={math.ceil(self.rollouts / a_step)}", f"run.max_rollouts={self.rollouts}")
-        return (*self._grid(config), *self._own(name, seed), *budget, f"run.dir={json.dumps(str(folder))}")
+        rollouts_per_step = config.sampling.prompts_per_step * config.sampling.group_size * oversample
+        evaluates = config.eval.every or config.eval.every_rollouts
+        overrides = (
+            *(() if evaluates else (f"eval.every_rollouts={max(self.rollouts // EVALUATIONS, 1)}",)),
+            *self._own(variant, seed),
+            f"run.steps={math.ceil(self.rollouts / rollouts_per_step)}",
+            f"run.max_rollouts={self.rollouts}",
+            f"run.dir={json.dumps(str(folder))}",
+        )
+        return Run(variant, seed, folder, overrides)
 
-    def _own(self, name: str, seed: int) -> Overrides:
-        own = (override.replace("{seed}", str(seed)) for override in self.variants[name])
+    def _config(self, variant: str, seed: int) -> Config:
+        tree = copy.deepcopy(dict(self.tree))
+        for override in self._own(variant, seed):
+            apply_override(tree, override)
+        return parse_config(tree, f"variant {variant}")
+
+    def _own(self, variant: str, seed: int) -> Overrides:
+        own = (override.replace("{seed}", str(seed)) for override in self.variants[variant])
         return (f"run.seed={seed}", *own)
 
-    def _grid(self, config: Config) -> Overrides:
-        if config.eval.every or config.eval.every_rollouts:
-            return ()
-        return (f"eval.every_rollouts={max(self.rollouts // EVALUATIONS, 1)}",)
 
+def read_variants(names: Sequence[str], file: Path | None) -> dict[str, Overrides]:
+    """Overrides by name, of the recipes and variants that are named, or of all variants in the file.
 
-def read_variants(recipes: str | None, file: Path | None) -> dict[str, Overrides]:
-    """Name → overrides: the recipes named, out of the table of recipes or the file; all of the file where none are.
-
-    The file is YAML, each name a list of ``section.key=value``, in which ``{seed}`` stands for a run's seed. Raises
+    The file is YAML: each name has a list of ``section.key=value``, in which ``{seed}`` stands for a run's seed. Raises
     InputError.
     """
-    own = _variants_file(file) if file is not None else {}
-    names = recipes.split(",") if recipes else list(own)
+    own = _read_file(file) if file is not None else {}
+    names = names or list(own)
     if not names:
         raise InputError("nothing to compare: name recipes with --recipes a,b,c, or give --variants FILE.yaml")
     known = {name: (f"recipe={name}",) for name in RECIPES} | own
@@ -234,7 +237,7 @@ def read_variants(recipes: str | None, file: Path | None) -> dict[str, Overrides
     return {name: known[name] for name in names}
 
 
-def _variants_file(path: Path) -> dict[str, Overrides]:
+def _read_file(path: Path) -> dict[str, Overrides]:
     tree = config_tree(path)
     for name, overrides in tree.items():
         if not isinstance(overrides, list) or not all(isinstance(text, str) and "=" in text for text in overrides):
@@ -242,10 +245,3 @@ def _variants_file(path: Path) -> dict[str, Overrides]:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(f"{path}: variant {name!r} must have a name of letters, digits, spaces and . + = - _")
     return {name: tuple(overrides) for name, overrides in tree.items()}
-
-
-def _with(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    changed: dict[str, Any] = json.loads(json.dumps(tree))
-    for override in overrides:
-        apply_override(changed, override)
-    return changed

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pacedrl.errors import InputError
+from pacedrl.intervals import Interval
 from pacedrl.lab.results import Results, VariantResult
-from pacedrl.lab.statistics import Interval
 
 BASELINE, OWN, OTHERS = "#000000", "#0072B2", "#BBBBBB"
 """Black, and Okabe and Ito's blue, which are told apart in every kind of colour blindness and in print."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
+from pacedrl.intervals import Interval, mean_interval, paired_difference
 from pacedrl.lab.measures import MEASURES, RunResult, spent_to_reach
-from pacedrl.lab.statistics import Interval, bootstrap_interval, paired_difference
 
 TARGET_SHARE = 0.9
 """Without a target of the user's: this share of the way from the start to where the baseline ends."""
@@ -85,14 +85,14 @@ def variant_result(
         failures=dict(failures),
         reached=sum(run.reaches(target, budget) for run in runs.values()),
         summary={name: _summary(name, list(runs.values()), target, budget) for name in MEASURES},
-        pass_at_k={k: bootstrap_interval([run.pass_at_k[k] for run in runs.values()]) for k in ks},
+        pass_at_k={k: mean_interval([run.pass_at_k[k] for run in runs.values()]) for k in ks},
         versus_baseline={name: _difference(name, runs, baseline, target, budget) for name in MEASURES},
     )
 
 
 def _summary(name: str, runs: Sequence[RunResult], target: float, budget: float) -> Interval | None:
     values = [value for run in runs if (value := run.measure(name, target, budget)) is not None]
-    return bootstrap_interval(values) if values else None
+    return mean_interval(values) if values else None
 
 
 def _difference(

@@ -1,10 +1,4 @@
-"""One run of a comparison, in a process of its own: train, then evaluate the last policy with many samples.
-
-    python -m pacedrl.lab.worker PARENT DESCRIPTOR
-
-imports what runs need and forks one for each that `Forks` asks for. Exit codes as of ``pacedrl train``. On Linux all
-end when the process PARENT does: a comparison that was killed leaves no run behind that a restarted one would meet.
-"""
+"""One run of a comparison: train, then evaluate the last policy with many samples."""
 
 from __future__ import annotations
 
@@ -14,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pacedrl.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
 from pacedrl.config import load_config
-from pacedrl.errors import InputError
+from pacedrl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, InputError
 from pacedrl.evaluation.evaluate import evaluate
-from pacedrl.lab.forks import serve
 from pacedrl.lab.measures import FINAL
 from pacedrl.rollouts import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
@@ -26,8 +18,8 @@ from pacedrl.training.run_folder import replace_text
 from pacedrl.training.trainer import Trainer, TrainingStopped
 
 
-def main(config: Path, ks: Sequence[int], overrides: Sequence[str]) -> int:
-    """Go on with the run, or do what is left of it; its exit code."""
+def train_and_evaluate(config: Path, ks: Sequence[int], overrides: Sequence[str]) -> int:
+    """Start or resume the run, and return the exit code that ``pacedrl train`` would."""
     try:
         trainer = Trainer(load_config(config, list(overrides)))
         summary = trainer.train()
@@ -52,9 +44,3 @@ def _evaluate(trainer: Trainer, ks: Sequence[int]) -> None:
         results = evaluate(trainer.sampler, pool, trainer.eval_tasks, trainer.prompt_ids, settings, ks, config.run.seed)
     text = json.dumps({"results": [result.as_dict() for result in results]}, indent=2)
     replace_text(config.run.dir / FINAL, text + "\n")
-
-
-if __name__ == "__main__":
-    run = serve(*map(int, sys.argv[1:]))
-    if run is not None:
-        sys.exit(main(*run))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pacedrl.intervals import bootstrap_interval
+from pacedrl.intervals import mean_interval
 from pacedrl.report.run import Floats, RunLogs, Variant
 from pacedrl.report.series import chance_error_by_step, smoothed, thinned, window_of
 from pacedrl.report.style import DASHES, SERIES, SVG_DASHES, new_axes
@@ -258,7 +258,7 @@ def draw_mean(axes: Any, curves: Sequence[tuple[Floats, Floats]], colour: str, d
     axes.plot(grid, values.mean(axis=0), color=colour, linestyle=dash)
     if len(known) > 1:
         limits = axes.dataLim.frozen()
-        ends = [bootstrap_interval(column.tolist()) for column in values.T]
+        ends = [mean_interval(column.tolist()) for column in values.T]
         axes.fill_between(grid, [e.low for e in ends], [e.high for e in ends], color=colour, alpha=0.15, linewidth=0)
         axes.dataLim.set(limits)  # with two seeds the band is many times as wide as their gap: it may leave the figure
         axes.autoscale_view()

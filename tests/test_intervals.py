@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats  # noqa: F401  here, so that no example exceeds its time limit by importing it
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pacedrl.lab.statistics import bootstrap_interval, paired_difference
+from pacedrl.intervals import mean_interval, paired_difference
 
 SEEDS = st.lists(st.floats(-10, 10), min_size=2, max_size=8)
 
 
 def test_one_seed_has_no_interval() -> None:
-    interval = bootstrap_interval([0.5])
+    interval = mean_interval([0.5])
     assert (interval.mean, interval.low, interval.high) == (0.5, None, None)
     assert not interval.excludes_zero
     with pytest.raises(ValueError, match="no seeds"):
-        bootstrap_interval([])
+        mean_interval([])
 
 
 @given(SEEDS)
 def test_intervals_hold_the_mean_and_no_more_than_the_seeds(values: list[float]) -> None:
-    interval = bootstrap_interval(values)
+    interval = mean_interval(values)
     assert interval.mean == pytest.approx(np.mean(values))
     assert interval.low is not None
     assert interval.high is not None
@@ -36,8 +37,8 @@ def test_intervals_hold_the_mean_and_no_more_than_the_seeds(values: list[float])
 
 @given(SEEDS, st.floats(0.1, 5), st.floats(-5, 5))
 def test_intervals_move_and_stretch_with_the_values(values: list[float], scale: float, shift: float) -> None:
-    interval = bootstrap_interval(values)
-    moved = bootstrap_interval([scale * value + shift for value in values])
+    interval = mean_interval(values)
+    moved = mean_interval([scale * value + shift for value in values])
     for end in ("mean", "low", "high"):
         assert getattr(moved, end) == pytest.approx(scale * getattr(interval, end) + shift, abs=1e-6)
 
@@ -50,7 +51,7 @@ def test_95_percent_intervals_cover_about_95_percent(seeds: int, least: float) -
     trials = 400
     for _ in range(trials):
         values = rng.normal(size=seeds)
-        interval = bootstrap_interval(values.tolist())
+        interval = mean_interval(values.tolist())
         assert interval.low is not None
         assert interval.high is not None
         covered += interval.low <= 0.0 <= interval.high
@@ -62,7 +63,7 @@ def test_95_percent_intervals_cover_about_95_percent(seeds: int, least: float) -
 
 
 def test_two_seeds_give_students_interval() -> None:
-    interval = bootstrap_interval([1.0, 3.0])  # s/√n = 1
+    interval = mean_interval([1.0, 3.0])  # s/√n = 1
     assert (interval.mean, interval.low, interval.high) == pytest.approx((2.0, 2.0 - 12.706, 2.0 + 12.706))
 
 

@@ -1,8 +1,6 @@
-"""A comparison in the terminal: a live table while it runs, and the table of its results."""
+"""A comparison in the terminal: its progress while it runs and the table of its results, with the texts of cells."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -10,23 +8,23 @@ from rich.live import Live
 from rich.table import Table
 
 from pacedrl.evaluation.metrics import left_out
-from pacedrl.lab.statistics import Interval
-from pacedrl.lab.compare import Progress
+from pacedrl.intervals import Interval
 from pacedrl.lab.measures import MEASURES
 from pacedrl.lab.plan import Plan, Run
 from pacedrl.lab.results import Results, VariantResult
+from pacedrl.lab.run_queue import RunQueue
 from pacedrl.logs import last_rows
 
 SHOWN = ("rollouts_to_target", "area", "final", "mixed_groups", "estimate_mae")
 
 
 class LiveTable:
-    """How far each variant's seeds are; where the output is no terminal, a line for each run that ends."""
+    """The progress of each variant; where the output is no terminal, one line for each run that ends."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.console = Console(stderr=True)
-        self.live = Live(console=self.console, refresh_per_second=2, auto_refresh=False)
+        self.live = Live(console=self.console, auto_refresh=False)
 
     def __enter__(self) -> LiveTable:
         if self.console.is_terminal:
@@ -36,22 +34,22 @@ class LiveTable:
     def __exit__(self, *exception: object) -> None:
         self.live.stop()
 
-    def update(self, progress: Progress) -> None:
+    def update(self, queue: RunQueue) -> None:
         if self.console.is_terminal:
-            self.live.update(self._table(progress), refresh=True)
+            self.live.update(self._table(queue), refresh=True)
 
     def ended(self, run: Run, failure: str | None) -> None:
         if failure is not None or not self.console.is_terminal:
-            what = "finished" if failure is None else f"FAILED: {failure} (all it said: {run.log})"
-            self.console.print(f"{run.variant}, seed {run.seed}: {what}", markup=False, highlight=False, soft_wrap=True)
+            text = "finished" if failure is None else f"FAILED: {failure} (its whole output: {run.log})"
+            self.console.print(f"{run.variant}, seed {run.seed}: {text}", markup=False, highlight=False, soft_wrap=True)
 
-    def _table(self, progress: Progress) -> Table:
+    def _table(self, queue: RunQueue) -> Table:
         table = Table("variant", "finished", "failed", "running now", box=box.SIMPLE_HEAD)
-        running = [run for run, _ in progress.running.values()]
         for name in self.plan.variants:
-            finished = sum(run.variant == name for run in progress.finished)
-            failed = sum(variant == name for variant, _ in progress.failed)
-            now = ", ".join(f"seed {run.seed}: {self._done(run)}" for run in running if run.variant == name)
+            finished = sum(run.variant == name for run in queue.finished)
+            failed = sum(variant == name for variant, _ in queue.failed)
+            running = [run for run, _ in queue.running.values() if run.variant == name]
+            now = ", ".join(f"seed {run.seed}: {self._done(run)}" for run in running)
             table.add_row(name, f"{finished}/{len(self.plan.seeds)}", str(failed or ""), now)
         return table
 
@@ -65,7 +63,7 @@ class LiveTable:
 
 
 def results_table(results: Results) -> Table:
-    """Means and intervals over seeds; differences to the baseline that are told from none are bold."""
+    """Means and intervals over seeds; bold where the difference to the baseline is not zero."""
     seeds = "1 seed" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds"
     title = f"{seeds}, {results.rollouts:,} rollouts each, target {results.target:.3f}"
     table = Table("variant", "seeds", *(MEASURES[name] for name in SHOWN), title=title, box=box.SIMPLE_HEAD)
@@ -86,9 +84,9 @@ def missing(variant: VariantResult) -> str:
 
 
 def measure_text(results: Results, name: str, measure: str) -> tuple[str, bool]:
-    """A variant's mean and interval of one measure, and whether it is told from the baseline's.
+    """A variant's mean and interval of one measure, and whether it differs from the baseline's.
 
-    Costs of a target that only n of m seeds reached are ``≥ mean (low–high) (n/m)``.
+    If only n of m seeds reached the target, its cost is written ``≥ mean (low–high) (n/m)``.
     """
     variant = results.variants[name]
     text = interval_text(variant.summary[measure], measure)
@@ -99,7 +97,7 @@ def measure_text(results: Results, name: str, measure: str) -> tuple[str, bool]:
 
 
 def interval_text(interval: Interval | None, measure: str = "") -> str:
-    """``mean (low–high)``, in whole numbers where it counts something large."""
+    """``mean (low–high)``, costs in whole numbers."""
     if interval is None:
         return ""
     digits = 0 if measure.endswith("_to_target") else 3
@@ -107,7 +105,7 @@ def interval_text(interval: Interval | None, measure: str = "") -> str:
     return mean if interval.low is None else f"{mean} ({interval.low:,.{digits}f}–{interval.high:,.{digits}f})"
 
 
-def failures(results: Results) -> Sequence[str]:
+def failures(results: Results) -> list[str]:
     """A line for each run that failed."""
     return [
         f"{name}, seed {seed}: {reason}"
@@ -116,7 +114,7 @@ def failures(results: Results) -> Sequence[str]:
     ]
 
 
-def unjudged(results: Results) -> Sequence[str]:
+def unjudged(results: Results) -> list[str]:
     """A line for each variant whose verifier failed on completions."""
     counts = {name: sum(run.verifier_errors for run in v.runs.values()) for name, v in results.variants.items()}
     return [

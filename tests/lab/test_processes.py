@@ -1,0 +1,120 @@
+"""The processes of runs: output, environment, exit codes, interrupts, and the end of the process that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+
+from pacedrl.lab.run_process import SERVER_KILLED, interrupt, run_process
+
+WAITS = "import time; print('here', flush=True); time.sleep(60)"
+
+
+class Runs:
+    """Started processes, each with its log in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: dict[str, ForkServerProcess] = {}
+
+    def start(self, name: str, code: str, **environment: str) -> ForkServerProcess:
+        process = self.processes[name] = run_process(exec, (code,), self.folder / name, environment)
+        process.start()
+        return process
+
+    def log(self, name: str) -> str:
+        path = self.folder / name
+        return path.read_text() if path.exists() else ""
+
+    def wait_for(self, name: str, text: str) -> None:
+        deadline = time.monotonic() + 20
+        while text not in self.log(name):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
+    """Processes of a fork server of their own, which imports nothing."""
+    server = forkserver.ForkServer()  # type: ignore[attr-defined]
+    server.set_forkserver_preload([])
+    monkeypatch.setattr(forkserver, "set_forkserver_preload", lambda modules: None)
+    monkeypatch.setattr(forkserver, "ensure_running", server.ensure_running)
+    monkeypatch.setattr(forkserver, "connect_to_new_process", server.connect_to_new_process)
+    monkeypatch.setenv("COLOUR", "red")
+    made = Runs(tmp_path)
+    yield made
+    for process in made.processes.values():
+        process.kill()
+        process.join()
+    server._stop()
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends within ten seconds; one that nobody waits for may stay as a name without a command."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if not Path(f"/proc/{pid}/cmdline").read_bytes():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_each_ends_as_a_process_of_its_own_would(runs: Runs) -> None:
+    """Exit codes and signals, what it says, at its end too, and the environment of each."""
+    said = "import atexit, os, sys; atexit.register(print, 'ended'); print(os.environ['COLOUR'], os.environ['SIZE'])"
+    ends = {said: 0, f"{said}; sys.exit(3)": 3, f"{said}; 1 / 0": 1, "import os; os.kill(os.getpid(), 9)": -9}
+    for i, code in enumerate(ends):
+        runs.start(str(i), code, SIZE=str(i))
+    for process in runs.processes.values():
+        process.join()
+    assert [process.exitcode for process in runs.processes.values()] == list(ends.values())
+    logs = [runs.log(str(i)) for i in range(4)]
+    assert logs[:2] == ["red 0\nended\n", "red 1\nended\n"]
+    assert "red 2\n" in logs[2]
+    assert logs[2].endswith("ZeroDivisionError: division by zero\n")
+    assert logs[3] == ""
+
+
+def test_an_interrupt_reaches_all_however_soon(runs: Runs) -> None:
+    processes = [runs.start(name, WAITS) for name in ("early", "late")]
+    runs.wait_for("early", "here")
+    processes.append(runs.start("last", WAITS))
+    interrupt(processes)
+    assert not any(Path(f"/proc/{process.pid}").exists() for process in processes)
+    assert all("KeyboardInterrupt" in runs.log(name) for name in ("early", "late", "last"))
+
+
+def test_ctrl_c_in_the_terminal_reaches_no_run(runs: Runs) -> None:
+    process = runs.start("log", WAITS)
+    runs.wait_for("log", "here")
+    assert process.pid is not None
+    assert os.getpgid(process.pid) != os.getpgid(0)
+    assert os.getsid(process.pid) == process.pid
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the fork server in /proc")
+def test_runs_end_when_their_fork_server_was_killed(runs: Runs) -> None:
+    process = runs.start("log", WAITS)
+    runs.wait_for("log", "here")
+    pid = process.pid
+    assert pid is not None
+    server = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == SERVER_KILLED
+    runs.processes.pop("log").close()
+    assert gone(pid)
+    after = runs.start("after", "print('another server')")
+    after.join()
+    assert (after.exitcode, runs.log("after")) == (0, "another server\n")
