@@ -111,7 +111,9 @@ def meta_policy(architecture: Any, device: str, lora: Any) -> Any:
 
 
 def test_every_symptom_has_a_row_and_a_paragraph() -> None:
-    headings = re.findall(r"\{#(symptom-[\w-]+)\}", (ROOT / "pacedrl/report/symptoms.md").read_text(encoding="utf-8"))
+    headings = re.findall(
+        r"\{#(symptom-[\w-]+)\}", (ROOT / "pacedrl/diagnosis/symptoms.md").read_text(encoding="utf-8")
+    )
     named = [re.findall(r"#(symptom-[\w-]+)", row[0])[0] for row in rows_below("## Symptoms and remedies")]
     assert named == headings
     assert set(re.findall(r"#(symptom-[\w-]+)", GUIDE)) == set(headings)

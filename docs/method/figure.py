@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pacedrl.lab.plots import pyplot, save
+from pacedrl.report.style import BLUE, FILE, GREEN, ORANGE, PURPLE, new_grid, save, styled
 
 HERE = Path(__file__).resolve().parent
 PROMPTS, SEED = 192, 0
@@ -27,7 +27,6 @@ SELECTIONS = {"uniform": "uniform", "nearest": "nearest to 0.5"}
 BETA = 0.05
 BETAS, BETA_STEPS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0), 80
 FROZEN = (0.05, 0.2, 0.5, 1.0)
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 
 def main() -> None:
@@ -103,9 +102,9 @@ def _rounded(values: Any) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
+@styled(FILE)
 def draw(data: dict[str, Any], path: Path) -> None:
-    plt = pyplot()
-    figure, ((dots, training), (betas, reference)) = plt.subplots(2, 2, figsize=(7.4, 6.2))
+    figure, ((dots, training), (betas, reference)) = new_grid(7.4, 6.2, 2, 2)
     _diagonal(dots)
     dots.plot(data["accuracy"], data["estimate"], ".", color=BLUE, markersize=4)
     dots.set(xlabel="exact accuracy of π_old", ylabel="learned β·log Z")

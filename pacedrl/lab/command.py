@@ -14,9 +14,9 @@ from pacedrl.evaluation.run import whole_numbers
 from pacedrl.lab import compare as lab
 from pacedrl.lab.calibrate import calibrate as calibrate_run
 from pacedrl.lab.calibration_page import calibration_table, write_calibration
-from pacedrl.lab.page import require_page
 from pacedrl.lab.plan import Plan, read_variants
 from pacedrl.lab.tables import failures, results_table, unjudged
+from pacedrl.report.pages import require_page
 from pacedrl.training.view import ConsoleView
 
 EXIT_SOME_FAILED = 1

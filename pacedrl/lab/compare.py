@@ -9,11 +9,12 @@ from pathlib import Path
 from pacedrl.errors import InputError
 from pacedrl.intervals import scipy_stats
 from pacedrl.lab.measures import RunResult, read_run, seconds_at_evaluations
-from pacedrl.lab.page import Times, require_page, write_page
+from pacedrl.lab.page import Times, write_page
 from pacedrl.lab.plan import Plan
 from pacedrl.lab.results import Results, default_target, variant_result
 from pacedrl.lab.run_queue import default_jobs, run_all
 from pacedrl.lab.tables import LiveTable
+from pacedrl.report.pages import require_page
 from pacedrl.training.run_folder import replace_text
 
 RESULTS, TIMES = "results.json", "times.json"

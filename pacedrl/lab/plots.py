@@ -1,4 +1,4 @@
-"""Figures of a comparison. Needs matplotlib (the ``lab`` extra)."""
+"""Figures of a comparison."""
 
 from __future__ import annotations
 
@@ -8,52 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from pacedrl.errors import InputError
 from pacedrl.intervals import Interval
 from pacedrl.lab.results import Results, VariantResult
+from pacedrl.report.style import BLACK, BLUE, FILE, GREEN, LIGHT_GREY, ORANGE, new_grid, save, styled
 
-BASELINE, OWN, OTHERS = "#000000", "#0072B2", "#BBBBBB"
-"""Black, and Okabe and Ito's blue, which are told apart in every kind of colour blindness and in print."""
+BASELINE, OWN, OTHERS = BLACK, BLUE, LIGHT_GREY
 GRID_POINTS = 25
 COLUMNS = 4
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files. Raises InputError naming the extra where it is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("figures need matplotlib: pip install 'pacedrl[lab]'") from None
-    matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.hashsalt": "pacedrl", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
-    matplotlib.rcParams["axes.spines.right"] = False
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def save(figure: Any, path: Path) -> None:
-    """As SVG of the same bytes for the same figure: no date in it."""
-    figure.savefig(path, metadata={"Date": None})
-    pyplot().close(figure)
-
-
+@styled(FILE)
 def learning_curves(
     results: Results, k: int, spent: Mapping[str, Mapping[int, Sequence[float]]], unit: str, path: Path
 ) -> None:
-    """A panel for each variant: its mean in colour with its seeds thin, the baseline's mean black, all others grey.
+    """Draw pass@``k`` in a panel for each variant: its mean in blue, its seeds thin, the baseline black, others grey.
 
-    ``spent`` is what each variant's seeds had spent at each evaluation, in ``unit``; what is drawn is pass@``k``.
+    ``spent`` is what the seeds of each variant had spent at each evaluation, in ``unit``.
     """
-    plt = pyplot()
     names = [name for name, variant in results.variants.items() if variant.runs]
     means = {name: _mean_curve(results.variants[name], spent[name], k) for name in names}
     shown = [name for name in names if name != results.baseline] or [results.baseline]
     columns = min(COLUMNS, len(shown)) or 1
     lines = -(-len(shown) // columns) or 1
-    figure, panels = plt.subplots(
-        lines, columns, figsize=(2.6 * columns + 0.6, 2.1 * lines + 0.5), sharex=True, sharey=True, squeeze=False
-    )
+    width, height = 2.6 * columns + 0.6, 2.1 * lines + 0.5
+    figure, panels = new_grid(width, height, lines, columns, sharex=True, sharey=True)
     for panel, name in zip(panels.flat, shown, strict=False):
         for other in shown:
             panel.plot(*means[other], color=OTHERS, linewidth=0.6, zorder=1)
@@ -68,7 +46,7 @@ def learning_curves(
         panel.set_title(name, fontsize=9, color=OWN, fontweight="bold")
     for panel in panels.flat[len(shown) :]:
         panel.set_visible(False)
-    for column in range(columns):  # the lowest that is visible in each column
+    for column in range(columns):  # the lowest visible panel of each column
         panels.flat[(len(shown) - 1 - column) // columns * columns + column].tick_params(labelbottom=True)
     figure.supxlabel(unit, fontsize=9)
     figure.supylabel(f"held-out pass@{k}", fontsize=9)
@@ -76,9 +54,9 @@ def learning_curves(
     save(figure, path)
 
 
+@styled(FILE)
 def intervals(results: Results, measure: str, label: str, path: Path) -> None:
-    """Every variant's mean and 95% interval of one measure, with its seeds as dots, best at the top."""
-    plt = pyplot()
+    """Draw every variant's mean and 95% interval of one measure, with its seeds as dots, the best at the top."""
     rows = [
         (
             name,
@@ -90,7 +68,7 @@ def intervals(results: Results, measure: str, label: str, path: Path) -> None:
     ]
     fewer_is_better = measure.endswith("_to_target") or measure == "estimate_mae"
     rows.sort(key=lambda row: row[1].mean, reverse=fewer_is_better)  # type: ignore[union-attr]
-    figure, axes = plt.subplots(figsize=(6.4, 0.27 * len(rows) + 0.9))
+    figure, [[axes]] = new_grid(6.4, 0.27 * len(rows) + 0.9)
     for y, (name, interval, values) in enumerate(rows):
         assert interval is not None
         colour = BASELINE if name == results.baseline else OWN
@@ -105,15 +83,15 @@ def intervals(results: Results, measure: str, label: str, path: Path) -> None:
     save(figure, path)
 
 
+@styled(FILE)
 def pass_at_k(results: Results, path: Path) -> None:
-    """Final pass@k against k: all variants grey, the baseline black, the three highest at the largest k in colour."""
-    plt = pyplot()
-    colours = ["#0072B2", "#D55E00", "#009E73"]
+    """Draw final pass@k against k: the baseline black, the three highest at the largest k coloured, the others grey."""
+    colours = [BLUE, ORANGE, GREEN]
     curves = {name: variant.pass_at_k for name, variant in results.variants.items() if variant.runs}
     largest = max(next(iter(curves.values())))
     ranked = sorted(curves, key=lambda name: -curves[name][largest].mean)
     best = [name for name in ranked if name != results.baseline][: len(colours)]
-    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    figure, [[axes]] = new_grid(6.4, 3.4)
     for name, by_k in curves.items():
         colour = BASELINE if name == results.baseline else dict(zip(best, colours, strict=False)).get(name, OTHERS)
         label = name if colour != OTHERS else None
@@ -138,7 +116,7 @@ def _bar(axes: Any, interval: Interval, y: float, colour: str) -> None:
 
 
 def _mean_curve(variant: VariantResult, spent: Mapping[int, Sequence[float]], k: int) -> tuple[Any, Any]:
-    """Mean over seeds, straight between evaluations, as far as all seeds went."""
+    """Return the mean over seeds, linear between evaluations, as far as all seeds went."""
     end = min(spent[seed][-1] for seed in variant.runs)
     grid = np.linspace(0.0, end, GRID_POINTS)
     return grid, np.mean([np.interp(grid, spent[seed], run.curve.of(k)) for seed, run in variant.runs.items()], axis=0)

@@ -1,7 +1,7 @@
 """What the logs of a run say is wrong: the rules of `pacedrl.diagnosis.rules`, applied to their figures.
 
-The figures are those of the latest ``RECENT_STEPS`` unless stated otherwise: what went wrong earlier and recovered is no
-finding. A rule is skipped where the logs hold too little to tell.
+The figures are those of the latest ``RECENT_STEPS`` unless stated otherwise: a problem that has passed is no finding. A
+rule is skipped if the logs hold too little to tell.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ PANELS = [
             Quantity("mean reward", "reward/mean"),
             Quantity("share of groups with different rewards", "reward/mixed_groups"),
         ],
-        "Mixed groups teach most (for the GRPO family, only they do): look for a high share. If prompts are selected by "
+        "Mixed groups teach most (for the GRPO family, only they do): look for a high share. With selection by "
         "difficulty, the reward stays near the target for as long as there are prompts near it, however much is "
         "learned.",
         "no-mixed-groups",
@@ -107,8 +107,8 @@ PANELS = [
             Quantity("what chance alone would give", chance_error_by_step),
             Quantity("bias: mean (estimate − observed)", "accuracy/bias"),
         ],
-        "The error should fall towards what the sampling of completions gives by chance, and the bias to 0. If the bias "
-        "stays above 0, the estimate lags behind.",
+        "The error should fall towards what the sampling of completions gives by chance, and the bias to 0. If the "
+        "bias stays above 0, the estimate lags behind.",
         "not-calibrated",
         "the recipe estimates no accuracies",
         (None, None),

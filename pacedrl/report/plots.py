@@ -173,7 +173,7 @@ def _pool_plot(run: RunLogs, name: str, title: str) -> Plot:
         keys.append(Key(f"target τ = {target:g}", 6))
     axes.set_ylim(edges[0], edges[-1])
     caption = (
-        "The stronger the colour, the more prompts have that estimate; the outermost rows are the estimates below 0 and "
+        "The stronger the colour, the more prompts have that estimate; the outermost rows are estimates below 0 and "
         "above 1. The mass should move up as the policy learns, and enough of it should stay near the selected prompts."
     )
     return Plot(name, title, caption, "stale-estimates", figure, keys)

@@ -101,7 +101,7 @@ def _fields(row: Row) -> Floats:
 def chance_error(prompts: JudgedPrompts) -> Floats:
     """Return E|p̄ − p̂| of each prompt if its accuracy were exactly p̂ (clipped to [0, 1]).
 
-    This is the mean deviation of a binomial, exact for rewards of 0 and 1. Partial rewards spread less, so that it is an
+    This is the mean deviation of a binomial, exact for rewards of 0 and 1. Partial rewards spread less, so it is an
     upper bound for them.
     """
     floor = np.zeros(len(prompts))

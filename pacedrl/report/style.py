@@ -35,13 +35,13 @@ _VARIABLES = {FOREGROUND: "--fg", MUTED: "--muted", RULE: "--line", CARD: "--car
 FILE: dict[str, Any] = {
     "svg.hashsalt": "pacedrl",
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar in the name of a run is a dollar
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 9,
 }
 """Style of figures in files of their own, black on white."""
 PAGE: dict[str, Any] = FILE | {
+    "text.parse_math": False,  # a dollar in the name of a run is a dollar
     "font.size": 9.5,
     "axes.labelsize": 9.5,
     "xtick.labelsize": 9,

@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_skips_the_step(
     assert rows[1]["rollouts/trained"] == rows[0]["rollouts/trained"]
     assert rows[1]["loss/partition"] is not None  # what was observed still teaches log Z
     said = " ".join(capsys.readouterr().err.split())  # wrapped at the width of a terminal
-    assert said.count("was not finite; the optimiser step was skipped. Lower optimizer.learning_rate") == 1
+    assert said.count("was not finite; the optimiser step was skipped") == 1
 
 
 def test_three_in_a_row_stop_the_run_with_the_state_saved(cli: CommandLine) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pacedrl.report.completions import browser, verdict
+from pacedrl.report import plots
+from pacedrl.report.completions import completions_json, outcome
 from pacedrl.report.page import page as page_of
 from pacedrl.report.page import render
 from pacedrl.report.run import load_run
@@ -96,7 +97,7 @@ def chosen(page: Any) -> int:
 
 
 def test_the_run_has_every_verdict(rows: list[Row]) -> None:
-    assert {verdict(row) for row in rows} == {"right", "wrong", "between", "error"}
+    assert {outcome(row) for row in rows} == {"right", "wrong", "between", "error"}
 
 
 def test_the_page_opens_from_disk_with_plots_and_the_latest_completion(visit: Visit, url: str, rows: list[Row]) -> None:
@@ -335,15 +336,17 @@ def long_log(count: int) -> list[Row]:
     ]
 
 
-def test_a_long_log_is_chosen_from_and_the_page_says_so(visit: Visit, tmp_path: Path) -> None:
-    fragment = browser({"long": long_log(20_000)}, 200_000)
-    (text,) = re.findall(r'id="completions-data">(.*)</script>', fragment.html)
+def test_a_long_log_is_chosen_from_and_the_page_says_so(
+    visit: Visit, short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = completions_json({"long": long_log(20_000)}, 200_000)
     data = json.loads(text)
     assert 170_000 < len(data["gzip"]) <= 200_000
     assert data["errors"] == [200, 200]
     path = tmp_path / "long.html"
-    path.write_text(f"""<!doctype html><meta charset="utf-8"><style>{fragment.css}</style>
-        <section id="completions">{fragment.html}</section><script>{fragment.script}</script>""")
+    monkeypatch.setattr("pacedrl.report.page.COMPLETIONS_BUDGET", 200_000)
+    monkeypatch.setattr("pacedrl.report.page.all_plots", plots.held_out)  # the others take seconds
+    path.write_text(page_of([replace(load_run(short_run), name="long", samples=long_log(20_000))]))
     page = visit(path.as_uri())
     assert page.locator(".cb-row").count() < 60
     note = page.locator("[data-part=note]").inner_text()
@@ -365,9 +368,8 @@ def test_a_long_log_is_chosen_from_and_the_page_says_so(visit: Visit, tmp_path: 
 
 
 def test_a_budget_too_small_for_any_row_shows_none_and_says_so() -> None:
-    html = browser({"a": long_log(3)}, 100).html
-    assert '"shown": 0, "total": 3' in html
-    assert browser({"a": []}, 100).html.count("completions-data") == 1
+    assert '"shown": 0, "total": 3' in completions_json({"a": long_log(3)}, 100)
+    assert json.loads(completions_json({"a": []}, 100))["total"] == 0
 
 
 def test_a_chat_is_shown_with_its_tool_calls() -> None:
@@ -381,7 +383,7 @@ def test_a_chat_is_shown_with_its_tool_calls() -> None:
     chat = [
         {"role": role, "content": text} | ({"tool_calls": [call]} if role == "assistant" else {}) for role, text in said
     ]
-    (text,) = re.findall(r'id="completions-data">(.*)</script>', browser({"a": [{"prompt": chat}]}, 10_000).html)
+    text = completions_json({"a": [{"prompt": chat}]}, 10_000)
     columns = json.loads(gzip.decompress(base64.b64decode(json.loads(text)["gzip"])))
     shown = columns["texts"][columns["prompt"][0]]
     assert shown == [

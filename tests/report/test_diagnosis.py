@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 from altered import altered, grown, held_out, with_groups
 
-import pacedrl.report
+import pacedrl
 from pacedrl import Config
-from pacedrl.report.diagnosis import RULES, Finding, diagnose
-from pacedrl.report.progress import headline
+from pacedrl.diagnosis import rules
+from pacedrl.diagnosis.rules import Finding
+from pacedrl.report.findings import diagnose
+from pacedrl.report.held_out import headline
 from pacedrl.report.run import RunLogs, load_run
 
 Train = Callable[..., Path]
@@ -42,7 +45,7 @@ def test_completions_that_are_cut(train: Train) -> None:
     run = load_run(train("cut", run={"steps": 2}, data=data, sampling={"max_new_tokens": 2, "prompts_per_step": 8}))
     finding = next(finding for finding in diagnose(run) if finding.id == "truncated")
     shares = [row["completion/truncated"] for row in run.metrics]
-    assert finding.text == f"{sum(shares) / 2:.0%} of completions truncated"
+    assert finding.text == f"{sum(shares) / 2:.0%} of completions were cut at 2 tokens"
     assert "raise sampling.max_new_tokens (2)" in finding.remedy
     assert finding.severity == "bad"
 
@@ -80,9 +83,11 @@ def test_prompts_that_are_all_too_hard(train: Train, tmp_path: Path) -> None:
     run = load_run(train("hard", run={"steps": 5}, data={"train": [task], "eval": []}))
     finding = only(run)
     assert finding.id == "no-mixed-groups"
-    assert finding.text.startswith("No mixed groups in 5 of 5 steps, mean reward 0.00: prompts too hard")
+    assert finding.text.startswith(
+        "No group had both right and wrong completions for 5 steps, mean reward 0.00: the prompts are too hard"
+    )
     easy = altered(run, {"reward/mean": 1.0})
-    assert "prompts too easy" in only(easy).text
+    assert "the prompts are too easy" in only(easy).text
     unjudged = altered(run, {"reward/mean": None})
     assert "no-mixed-groups" not in {finding.id for finding in diagnose(unjudged)}  # neither too hard nor too easy
     assert diagnose(replace(run, metrics=run.metrics[:4])) == []  # as the alarm in training: five in a row
@@ -167,8 +172,13 @@ def test_estimates_that_miss(run: RunLogs) -> None:
             "raise partition.rescore_share (1.0)",
         ),
         ({"replay/trained": 40.0}, "replay-dominates", "62% of the completions", "lower replay.capacity (8)"),
-        ({"mismatch/logprob_mean": 0.2}, "sampler-trainer-gap", "gap of 0.2 nats a token", "attn_implementation=eager"),
-        ({"gate/capped": 1.0, "gate/kept": 3.0}, "gate-capped", "in 100% of steps: 3 groups kept", "gate.max_batches"),
+        (
+            {"mismatch/logprob_mean": 0.2},
+            "sampler-trainer-gap",
+            "disagree by 0.2 nats a token",
+            "attn_implementation=eager",
+        ),
+        ({"gate/capped": 1.0, "gate/kept": 3.0}, "gate-capped", "kept only 3 groups", "gate.max_batches"),
         (
             {"entropy": 0.01, "reward/mixed_groups": 0.1, "reward/mean": 0.4},
             "entropy-collapse",
@@ -223,8 +233,9 @@ def test_a_run_of_a_recipe_without_estimates_is_diagnosed_too(grpo: Path) -> Non
 
 
 def test_settings_named_in_remedies_and_in_the_guide_exist() -> None:
-    here = Path(pacedrl.report.__file__).parent
-    text = "".join((here / name).read_text() for name in ("symptoms.md", "diagnosis.py", "panels.py"))
+    here = Path(pacedrl.__file__).parent
+    files = ("diagnosis/symptoms.md", "diagnosis/rules.py", "report/panels.py", "training/alarms.py")
+    text = "".join((here / name).read_text() for name in files)
     known: dict[str, set[str]] = {}
     for section, info in Config.model_fields.items():
         variants = getattr(info.annotation, "__args__", None) or (info.annotation,)
@@ -236,6 +247,7 @@ def test_settings_named_in_remedies_and_in_the_guide_exist() -> None:
 
 
 def test_every_rule_has_its_paragraph_in_the_guide_and_every_paragraph_its_rule() -> None:
-    text = (Path(pacedrl.report.__file__).parent / "symptoms.md").read_text()
+    text = (Path(pacedrl.__file__).parent / "diagnosis/symptoms.md").read_text()
     anchors = set(re.findall(r"^### .+ \{#symptom-([a-z-]+)\}$", text, re.M))
-    assert anchors == {rule.__name__.replace("_", "-") for rule in RULES}
+    functions = {name for name, value in vars(rules).items() if inspect.isfunction(value) and name[0] != "_"}
+    assert anchors == {name.replace("_", "-") for name in functions - {"dataclass"}}

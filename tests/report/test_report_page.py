@@ -15,8 +15,8 @@ from altered import grown, noisy, written
 from pacedrl.cli import main
 from pacedrl.report.page import SECTIONS, page, render
 from pacedrl.report.run import RunLogs, load_run
+from pacedrl.report.settings import changed_settings
 from pacedrl.report.style import SERIES
-from pacedrl.report.text import changed_settings
 
 HOSTILE = "<script>alert(1)</script>\"'&$x_1$\u202e\x1b[31m"
 

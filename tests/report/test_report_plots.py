@@ -12,11 +12,11 @@ from altered import grown
 
 from pacedrl.report.panels import PANELS, Plot, draw_panel
 from pacedrl.report.plots import all_plots, held_out, pool_plots, reliability_plot, replay_plots, time_plot
-from pacedrl.report.run import Line, RunLogs, lines_of, load_run, load_runs
+from pacedrl.report.run import RunLogs, Variant, load_run, load_runs, variants_of
 
 
-def one(run: RunLogs) -> list[Line]:
-    return lines_of([run])
+def one(run: RunLogs) -> list[Variant]:
+    return variants_of([run])
 
 
 def ys(plot: Plot, line: int) -> list[float]:
@@ -61,7 +61,7 @@ def test_long_runs_are_smoothed_with_the_raw_values_faint_behind(run: RunLogs) -
 
 
 def test_several_runs_are_overlaid_one_figure_a_quantity(seeds: list[Path], grpo: Path) -> None:
-    lines = lines_of(load_runs([*seeds, grpo]))
+    lines = variants_of(load_runs([*seeds, grpo]))
     reward, mixed = draw_panel(PANELS[0], lines)
     assert [key.label for key in reward.keys] == ["healthy (2 seeds)", "grpo"]
     assert mixed.title == "Reward and mixed groups: share of groups with different rewards"
@@ -117,7 +117,7 @@ def test_phases_are_stacked_to_the_time_of_a_step(run: RunLogs, grpo: Path) -> N
     plot = time_plot(one(run))
     top = plot.figure.axes[0].collections[-1].get_paths()[0].vertices[:, 1].max()
     assert top == pytest.approx(run.series("time/step").max(), rel=0.03)  # phases under 0.5% are left out
-    several = time_plot(lines_of([run, load_run(grpo)]))
+    several = time_plot(variants_of([run, load_run(grpo)]))
     assert len(several.figure.axes[0].patches) == 2 * len(several.keys)
 
 
@@ -147,4 +147,4 @@ def test_every_axis_has_a_label(run: RunLogs, grpo: Path) -> None:
                 assert axes.get_ylabel() or allowed(plot), plot.id
 
     labelled(all_plots(one(run)))
-    labelled(all_plots(lines_of([run, load_run(grpo)])), lambda plot: plot.id == "time")  # its rows are runs
+    labelled(all_plots(variants_of([run, load_run(grpo)])), lambda plot: plot.id == "time")  # its rows are runs

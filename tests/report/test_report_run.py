@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pacedrl.errors import InputError
-from pacedrl.report.figures import (
+from pacedrl.report.held_out import evaluated_ks, mean_accuracy
+from pacedrl.report.run import RunLogs, load_run, load_runs, variants_of
+from pacedrl.report.series import (
     chance_error,
-    evaluated_ks,
-    judged,
-    mean_curve,
+    estimate_histogram,
+    judged_prompts,
     phases,
-    pool,
     reliability,
     replayed_share,
     selected_quartiles,
@@ -30,7 +30,6 @@ from pacedrl.report.figures import (
     thinned,
     window_of,
 )
-from pacedrl.report.run import RunLogs, lines_of, load_run, load_runs
 
 
 @pytest.fixture
@@ -95,16 +94,16 @@ def test_names_of_several_runs_differ(folder: Path, tmp_path: Path) -> None:
 
 
 def test_seeds_of_one_configuration_are_one_line(seeds: list[Path], grpo: Path) -> None:
-    lines = lines_of(load_runs([*seeds, grpo]))
+    lines = variants_of(load_runs([*seeds, grpo]))
     assert [[run.name for run in line.runs] for line in lines] == [["healthy", "healthy-1"], ["grpo"]]
     assert [line.label for line in lines] == ["healthy (2 seeds)", "grpo"]
 
 
 def test_too_many_configurations_are_refused(run: RunLogs) -> None:
     runs = [replace(run, name=str(i), config=run.config | {"sampling": {"group_size": i}}) for i in range(9)]
-    assert len(lines_of(runs[:8])) == 8
+    assert len(variants_of(runs[:8])) == 8
     with pytest.raises(InputError, match="9 configurations are too many"):
-        lines_of(runs)
+        variants_of(runs)
 
 
 @given(st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan)), min_size=1, max_size=3000), st.integers(8, 400))
@@ -131,10 +130,10 @@ def test_the_error_that_chance_gives() -> None:
     rng = np.random.default_rng(0)
     for p, n in ((0.5, 8), (0.1, 8), (0.7, 3), (0.0, 4)):
         rewards = [[1.0] * right + [0.0] * (n - right) for right in rng.binomial(n, p, size=20_000).tolist()]
-        prompts = judged([{"step": 1, "accuracy_estimate": [p] * len(rewards), "rewards": rewards}])
+        prompts = judged_prompts([{"step": 1, "accuracy_estimate": [p] * len(rewards), "rewards": rewards}])
         simulated = np.abs(prompts.observed - p).mean()
         assert chance_error(prompts).mean() == pytest.approx(simulated, abs=0.003)
-    outside = judged([{"step": 1, "accuracy_estimate": [1.3], "rewards": [[1.0, 0.0]]}])
+    outside = judged_prompts([{"step": 1, "accuracy_estimate": [1.3], "rewards": [[1.0, 0.0]]}])
     assert chance_error(outside).tolist() == [0.0]  # clipped to 1, of which there is no chance
 
 
@@ -142,7 +141,7 @@ def test_prompts_without_verdict_or_estimate_do_not_count() -> None:
     rows: list[dict[str, Any]] = [
         {"step": 3, "accuracy_estimate": [0.2, 0.4, None], "rewards": [[1.0, None, 0.5], [None, None, None], [1.0] * 3]}
     ]
-    prompts = judged(rows)
+    prompts = judged_prompts(rows)
     assert [field.tolist() for field in (prompts.step, prompts.estimate, prompts.observed, prompts.trials)] == [
         [3.0],
         [0.2],
@@ -150,11 +149,11 @@ def test_prompts_without_verdict_or_estimate_do_not_count() -> None:
         [2.0],
     ]
     assert prompts.variance.tolist() == [0.125]
-    assert len(judged([])) == 0
+    assert len(judged_prompts([])) == 0
 
 
 def test_bins_of_the_reliability_plot_hold_all_prompts_once(run: RunLogs) -> None:
-    prompts = judged(run.groups)
+    prompts = judged_prompts(run.groups)
     bins = reliability(prompts)
     assert bins.count.sum() == len(prompts) == 96
     assert (bins.count >= 10).all()
@@ -162,15 +161,15 @@ def test_bins_of_the_reliability_plot_hold_all_prompts_once(run: RunLogs) -> Non
     assert bins.count @ bins.observed == pytest.approx(prompts.observed.sum())
     assert ((bins.low < bins.observed) | (bins.observed == 0)).all()
     assert ((bins.high > bins.observed) | (bins.observed == 1)).all()
-    same = judged([{"step": 1, "accuracy_estimate": [0.5] * 50, "rewards": [[1.0]] * 50}])
+    same = judged_prompts([{"step": 1, "accuracy_estimate": [0.5] * 50, "rewards": [[1.0]] * 50}])
     assert reliability(same).count.tolist() == [50.0]
     tied = [0.1] * 13 + [0.2] * 9 + [0.3] * 3 + [0.4 + 0.01 * i for i in range(26)]
-    several = judged([{"step": 1, "accuracy_estimate": tied, "rewards": [[1.0]] * 51}])
+    several = judged_prompts([{"step": 1, "accuracy_estimate": tied, "rewards": [[1.0]] * 51}])
     assert reliability(several).count.tolist() == [13.0, 12.0, 10.0, 16.0]  # of ten or more; equal ones together
 
 
 def test_the_mean_of_tasks_has_a_narrower_interval_than_each(run: RunLogs) -> None:
-    curve = mean_curve(run, 1)
+    curve = mean_accuracy(run, 1)
     each = [[row[f"{task}/pass@1"] for row in run.evals] for task in run.tasks]
     assert curve.mean.tolist() == pytest.approx(np.mean(each, axis=0).tolist())
     widths = [[row[f"{task}/pass@1_high"] - row[f"{task}/pass@1_low"] for row in run.evals] for task in run.tasks]
@@ -179,17 +178,17 @@ def test_the_mean_of_tasks_has_a_narrower_interval_than_each(run: RunLogs) -> No
 
 
 def test_the_pool_is_a_share_of_all_prompts_at_every_step(run: RunLogs) -> None:
-    grid = pool(run.groups)
+    grid = estimate_histogram(run.groups)
     assert grid is not None
     assert grid.share.shape == (22, 12)
     assert grid.share.sum(axis=0).tolist() == pytest.approx([1.0] * 12)
     assert grid.share[1 + 10, 0] == 1.0  # all at the prior's ½ before the first step
     assert grid.edges.tolist() == [step + 0.5 for step in range(13)]
-    thin = pool(grown(run, 1000).groups)
+    thin = estimate_histogram(grown(run, 1000).groups)
     assert thin is not None
     assert thin.share.shape == (22, 100)
     assert (thin.edges[0], thin.edges[-1]) == (0.5, 1000.5)
-    assert pool([{"step": 1, "keys": []}]) is None
+    assert estimate_histogram([{"step": 1, "keys": []}]) is None
 
 
 def test_other_series(run: RunLogs) -> None:

@@ -24,17 +24,17 @@ from rich.console import Console
 
 from pacedrl.errors import InputError
 from pacedrl.report import plots
-from pacedrl.report.diagnosis import diagnose
-from pacedrl.report.live import LivePage, Server, serve
+from pacedrl.report.findings import diagnose
+from pacedrl.report.live import LivePage, PageServer, serve
 from pacedrl.report.run import load_run
-from pacedrl.report.status import FILES, stamp, status
+from pacedrl.report.run_state import FILES, run_state, stamp
 from pacedrl.report.terminal import BARS, dashboard, follow, held_out, sparkline
 
 LOGS = FILES[1:]
 
 
 @contextmanager
-def serving(*folders: Path) -> Iterator[Server]:
+def serving(*folders: Path) -> Iterator[PageServer]:
     with serve(folders, interval_s=0.1) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -45,7 +45,7 @@ def serving(*folders: Path) -> Iterator[Server]:
             thread.join()
 
 
-def ask(server: Server, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+def ask(server: PageServer, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
     """Status and body of the answer to a request that is sent as it is."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     connection.putrequest(method, path, skip_host=True)
@@ -167,7 +167,7 @@ def test_a_folder_that_is_not_there_yet_is_waited_for(
     assert 'id="completions"' not in waiting
     up_to(short_run, folder, 2, half=True)
     assert said().count('id="completions"') == 1
-    assert "waiting" not in page.statuses()[0].text
+    assert "waiting" not in page.states()[0].text
 
 
 def test_the_page_is_built_only_when_asked_and_not_again_too_soon(
@@ -204,24 +204,24 @@ def test_the_page_is_built_only_when_asked_and_not_again_too_soon(
 def test_a_status_says_how_far_a_run_is_and_whether_it_goes_on(short_run: Path, tmp_path: Path) -> None:
     folder = up_to(short_run, tmp_path / "run", 3, half=True)
     written = max((folder / name).stat().st_mtime for name in FILES)
-    going = status(folder, written + 2)
+    going = run_state(folder, written + 2)
     assert (going.name, going.state, going.step, going.steps) == ("run", "running", 3, 8)
     assert going.text.startswith("step 3 of 8, 2.0 s ago;")
-    assert status(folder, written - 3600).text.startswith("step 3 of 8, 0.0 s ago;")  # another machine's clock
-    stopped = status(folder, written + 3600)
+    assert run_state(folder, written - 3600).text.startswith("step 3 of 8, 0.0 s ago;")  # another machine's clock
+    stopped = run_state(folder, written + 3600)
     assert stopped.state == "stopped"
     assert "60 min ago" in stopped.text
     assert "it looks stopped" in stopped.text
     rows = rows_of(short_run, "metrics.jsonl")[:3]
     slow = [row | {"time/step": 600.0} for row in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in slow))
-    assert status(folder, written + 3600).state == "running"
-    assert "10 min a step, about 50 min to go" in status(folder, written + 3600).text
-    assert status(up_to(short_run, folder, 8), time.time()).state == "finished"
+    assert run_state(folder, written + 3600).state == "running"
+    assert "10 min a step, about 50 min to go" in run_state(folder, written + 3600).text
+    assert run_state(up_to(short_run, folder, 8), time.time()).state == "finished"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["run"] |= {"steps": 1000, "max_rollouts": rows_of(short_run, "metrics.jsonl")[-1]["rollouts/generated"]}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    assert status(folder, time.time()).state == "finished"
+    assert run_state(folder, time.time()).state == "finished"
 
 
 def test_a_stamp_changes_with_every_log(short_run: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_stamp_changes_with_every_log(short_run: Path, tmp_path: Path) -> None
 
 def text_of(folders: Sequence[Path], width: int = 110, height: int = 50) -> str:
     console = Console(file=io.StringIO(), record=True, width=width)
-    states = [status(folder, time.time()) for folder in folders]
+    states = [run_state(folder, time.time()) for folder in folders]
     console.print(dashboard([(load_run(folder), state) for folder, state in zip(folders, states, strict=True)], height))
     return console.export_text()
 
@@ -308,4 +308,4 @@ def test_ctrl_c_ends_the_verb(short_run: Path) -> None:
     wrong = [sys.executable, "-m", "pacedrl.cli", "watch", __file__]
     done = subprocess.run(wrong, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "is a file; watch wants the folder of a run" in done.stderr
+    assert "is a file; watch needs the folder of a run" in done.stderr
