@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -108,13 +109,10 @@ def verifier_errors(config: Settings, errors: float, completions: float, example
     """The verifier could not judge some completions; ``example`` continues the text with one of its errors."""
     if errors <= VERIFIER_ERROR_SHARE * completions:
         return None
-    return Finding(
-        "verifier-errors",
-        "bad",
-        f"The verifier failed on {errors / completions:.0%} of completions, which are left out{example}",
-        "see the errors in samples.jsonl and mend the reward, raise verifier.timeout_s "
-        f"({_setting(config, 'verifier', 'timeout_s')}) if it timed out, or run `pacedrl doctor`",
-    )
+    text = f"The verifier failed on {errors / completions:.0%} of completions, which are left out{example}"
+    timeout = f"raise verifier.timeout_s ({_setting(config, 'verifier', 'timeout_s')}) if it timed out"
+    remedy = f"see the errors in samples.jsonl and mend the reward, {timeout}, or run `pacedrl doctor`"
+    return Finding("verifier-errors", "bad", text, remedy)
 
 
 def truncated(config: Settings, share: float) -> Finding | None:
@@ -122,13 +120,11 @@ def truncated(config: Settings, share: float) -> Finding | None:
     if not share > TRUNCATED_SHARE:
         return None
     limit = _setting(config, "sampling", "max_new_tokens")
-    return Finding(
-        "truncated",
-        "bad",
-        f"{share:.0%} of completions were cut at {limit} tokens",
+    remedy = (
         f"raise sampling.max_new_tokens ({limit}) if the answer comes later; if completions run on after the answer, "
-        "name what should end them with sampling.stop (`pacedrl doctor` says where they end now)",
+        "name what should end them with sampling.stop (`pacedrl doctor` says where they end now)"
     )
+    return Finding("truncated", "bad", f"{share:.0%} of completions were cut at {limit} tokens", remedy)
 
 
 def no_mixed_groups(config: Settings, unmixed: Sequence[bool], reward: float | None) -> Finding | None:
@@ -138,20 +134,19 @@ def no_mixed_groups(config: Settings, unmixed: Sequence[bool], reward: float | N
     it is unknown.
     """
     recent = list(unmixed[-RECENT_STEPS:])
-    still = all(recent[-UNMIXED_STEPS:]) or np.mean(recent) >= 0.5
-    if _longest(recent) < UNMIXED_STEPS or not still:
+    in_a_row = max((len(list(group)) for flag, group in groupby(recent) if flag), default=0)
+    if in_a_row < UNMIXED_STEPS or not (all(recent[-UNMIXED_STEPS:]) or np.mean(recent) >= 0.5):
         return None
     count, steps = sum(unmixed), len(unmixed)
     where = f"for {steps} steps" if count == steps else f"in {count} of {steps} steps"
     level = "" if reward is None else f", mean reward {reward:.2f}"
     why = "too hard or too easy" if reward is None else "too hard" if reward < 0.5 else "too easy"
-    return Finding(
-        "no-mixed-groups",
-        "bad",
+    text = (
         f"No group had both right and wrong completions {where}{level}: the prompts are {why} for this model, or the "
-        "verifier gives everything the same reward",
-        f"change data.train, or raise sampling.group_size ({_setting(config, 'sampling', 'group_size')})",
+        "verifier gives everything the same reward"
     )
+    remedy = f"change data.train, or raise sampling.group_size ({_setting(config, 'sampling', 'group_size')})"
+    return Finding("no-mixed-groups", "bad", text, remedy)
 
 
 def not_learning(config: Settings, change: Change, step: int) -> Finding | None:
@@ -161,71 +156,54 @@ def not_learning(config: Settings, change: Change, step: int) -> Finding | None:
         return Finding("not-learning", "bad", f"Getting worse: {text}", _calmer(config))
     if change.low > 0 or change.before > SOLVED or change.half > SEEN_GAIN or step < FEWEST_STEPS:
         return None
-    return Finding(
-        "not-learning", "warn", f"Not learning: {text}", f"look at completions, then raise {_learning_rate(config)}"
-    )
+    remedy = f"look at completions, then raise {_learning_rate(config)}"
+    return Finding("not-learning", "warn", f"Not learning: {text}", remedy)
 
 
 def past_its_best(config: Settings, change: Change, step: int) -> Finding | None:
     """Held-out pass@1 has fallen since ``step``, at which it was highest."""
     if change.high >= 0 or change.before - change.after <= FORGOTTEN:
         return None
-    return Finding(
-        "past-its-best",
-        "warn",
-        f"Past its best: held-out pass@1 {change.before:.3f} at step {step:,}, {change.after:.3f} now",
-        f"take the checkpoint of step {step:,} if it is kept (checkpoint.keep); {_calmer(config)}",
-    )
+    text = f"Past its best: held-out pass@1 {change.before:.3f} at step {step:,}, {change.after:.3f} now"
+    remedy = f"take the checkpoint of step {step:,} if it is kept (checkpoint.keep); {_calmer(config)}"
+    return Finding("past-its-best", "warn", text, remedy)
 
 
 def entropy_collapse(config: Settings, first: float, now: float, mixed: float, reward: float) -> Finding | None:
     """Little entropy is left and few groups are mixed, although the prompts are not solved."""
     if now > LEFT_OF_ENTROPY * first or mixed > MIXED_SHARE or reward > UNSOLVED_REWARD:
         return None
-    return Finding(
-        "entropy-collapse",
-        "bad",
-        f"Entropy has collapsed: {first:.2g} → {now:.2g} nats a token, {mixed:.0%} of groups mixed at a mean reward of "
-        f"{reward:.2f}",
-        f"go back to an earlier checkpoint, and {_calmer(config)}",
-    )
+    groups = f"{mixed:.0%} of groups mixed at a mean reward of {reward:.2f}"
+    text = f"Entropy has collapsed: {first:.2g} → {now:.2g} nats a token, {groups}"
+    return Finding("entropy-collapse", "bad", text, f"go back to an earlier checkpoint, and {_calmer(config)}")
 
 
 def sampler_trainer_gap(config: Settings, nats: float) -> Finding | None:
     """Sampler and trainer compute different log-probabilities from the same weights."""
     if not nats > MISMATCH_NATS:
         return None
-    return Finding(
-        "sampler-trainer-gap",
-        "bad",
-        f"Sampler and trainer disagree by {nats:.2g} nats a token (up to {MISMATCH_NATS} is rounding)",
-        "set model.attn_implementation=eager, or train in higher precision",
-    )
+    text = f"Sampler and trainer disagree by {nats:.2g} nats a token (up to {MISMATCH_NATS} is rounding)"
+    remedy = "set model.attn_implementation=eager, or train in higher precision"
+    return Finding("sampler-trainer-gap", "bad", text, remedy)
 
 
 def forgetting(config: Settings, changes: Mapping[str, Change]) -> Finding | None:
     """Some of several held-out tasks have a lower accuracy than before training."""
-    worse = {
-        task: change for task, change in changes.items() if change.high < 0 and change.before - change.after > FORGOTTEN
-    }
+    worse = {name: c for name, c in changes.items() if c.high < 0 and c.before - c.after > FORGOTTEN}
     if not worse or len(changes) == 1:  # a single task is a case for `not_learning`
         return None
     listed = "; ".join(f"{task} {change.before:.2f} → {change.after:.2f}" for task, change in worse.items())
     selection = config.get("selection", {})
     explored = 1.0 if selection.get("method") == "uniform" else float(selection.get("explore_fraction", 0.0))
     explore = f"set selection.explore_fraction to {EXPLORED} (now {explored:g}), or " if explored < EXPLORED else ""
-    return Finding(
-        "forgetting",
-        "warn",
-        f"Forgotten since the start: held-out pass@1 of {listed}",
-        f"{explore}lower {_learning_rate(config)}",
-    )
+    text = f"Forgotten since the start: held-out pass@1 of {listed}"
+    return Finding("forgetting", "warn", text, f"{explore}lower {_learning_rate(config)}")
 
 
 def not_calibrated(
     config: Settings, step: int, error_P: Floats, variance_P: Floats, chance: float, samples: float
 ) -> Finding | None:
-    """Estimates miss the observed accuracies by more than chance explains and a rough estimate would.
+    """Estimates miss the observed accuracies by more than chance explains and more than a rough estimate would.
 
     ``error_P`` is estimate − observed accuracy of each prompt, ``variance_P`` the unbiased variance of the observed
     accuracy, ``chance`` the mean |error| of perfect estimates, ``samples`` the mean number of completions per prompt.
@@ -236,34 +214,28 @@ def not_calibrated(
         return None
     estimator = _setting(config, "estimator", "name")
     what = "Z is" if estimator == "partition" else "Accuracy estimates are"
+    text = (
+        f"{what} not calibrated: MAE {np.abs(error_P).mean():.2f} after {step:,} steps ({chance:.2f} is what "
+        f"{samples:.0f} samples a prompt give by chance), bias {error_P.mean():+.2f}"
+    )
     if estimator == "counts":
         remedy = "set estimator.name=combined, which also estimates prompts never drawn, or lower estimator.discount"
     else:
         remedy = f"raise partition.learning_rate ({_setting(config, 'partition', 'learning_rate')})"
         if estimator != "combined" and abs(error_P.mean()) <= math.sqrt(square_P.mean()) / 2:
             remedy += ", or set estimator.name=combined"
-    return Finding(
-        "not-calibrated",
-        "warn",
-        f"{what} not calibrated: MAE {np.abs(error_P).mean():.2f} after {step:,} steps ({chance:.2f} is what "
-        f"{samples:.0f} samples a prompt give by chance), bias {error_P.mean():+.2f}",
-        remedy,
-    )
+    return Finding("not-calibrated", "warn", text, remedy)
 
 
 def stale_estimates(config: Settings, share: float) -> Finding | None:
     """Many estimates of the training set rest on old evidence."""
     if not share > STALE_SHARE:
         return None
-    counts = _setting(config, "estimator", "name") == "counts"
-    return Finding(
-        "stale-estimates",
-        "warn",
-        f"Estimates are stale for {share:.0%} of prompts: their evidence is more than {STALE_STEPS} steps old",
-        "set estimator.name=combined, or raise selection.explore_fraction"
-        if counts
-        else f"raise partition.rescore_share ({_setting(config, 'partition', 'rescore_share')})",
-    )
+    remedy = f"raise partition.rescore_share ({_setting(config, 'partition', 'rescore_share')})"
+    if _setting(config, "estimator", "name") == "counts":
+        remedy = "set estimator.name=combined, or raise selection.explore_fraction"
+    text = f"Estimates are stale for {share:.0%} of prompts: their evidence is more than {STALE_STEPS} steps old"
+    return Finding("stale-estimates", "warn", text, remedy)
 
 
 def kl_large(config: Settings, kl_S: Floats) -> Finding | None:
@@ -274,25 +246,18 @@ def kl_large(config: Settings, kl_S: Floats) -> Finding | None:
     steps = [name for name in ("mini_batches", "epochs") if optimizer.get(name, 1) > 1]
     lower = [f"optimizer.{name} ({_setting(config, 'optimizer', name)})" for name in steps]
     ahead = "set sampling.ahead to false, or " if config.get("sampling", {}).get("ahead") else ""
-    return Finding(
-        "kl-large",
-        "warn",
-        f"β·KL is large: {kl_S.mean():.3f}, by which β·log Z overstates accuracy (the paper's is below 0.004)",
-        f"{ahead}lower {' or '.join([*lower, _learning_rate(config)])}",
-    )
+    text = f"β·KL is large: {kl_S.mean():.3f}, by which β·log Z overstates accuracy (the paper's is below 0.004)"
+    return Finding("kl-large", "warn", text, f"{ahead}lower {' or '.join([*lower, _learning_rate(config)])}")
 
 
 def replay_dominates(config: Settings, share: float) -> Finding | None:
     """Most of the completions trained on were replayed."""
     if not share > REPLAYED_SHARE:
         return None
-    return Finding(
-        "replay-dominates",
-        "warn",
-        f"Replay dominates the batch: {share:.0%} of the completions trained on",
-        f"lower replay.capacity ({_setting(config, 'replay', 'capacity')}), or raise sampling.prompts_per_step "
-        f"({_setting(config, 'sampling', 'prompts_per_step')})",
-    )
+    capacity = f"replay.capacity ({_setting(config, 'replay', 'capacity')})"
+    prompts = f"sampling.prompts_per_step ({_setting(config, 'sampling', 'prompts_per_step')})"
+    text = f"Replay dominates the batch: {share:.0%} of the completions trained on"
+    return Finding("replay-dominates", "warn", text, f"lower {capacity}, or raise {prompts}")
 
 
 def gate_capped(config: Settings, capped: float, steps: int, kept: float, batches: float) -> Finding | None:
@@ -301,21 +266,9 @@ def gate_capped(config: Settings, capped: float, steps: int, kept: float, batche
         return None
     wanted = _setting(config, "sampling", "prompts_per_step")
     over = "" if steps == 1 else f" (means over {steps} steps; it ran out in {capped:.0%} of steps)"
-    return Finding(
-        "gate-capped",
-        "warn",
-        f"The gate kept only {kept:.0f} groups of {batches:.0f} batches where {wanted} were wanted{over}",
-        "add prompts of medium difficulty to data.train, or raise gate.max_batches if that was the limit",
-    )
-
-
-def _longest(flags: Sequence[bool]) -> int:
-    """Return the length of the longest unbroken sequence of True."""
-    longest = current = 0
-    for flag in flags:
-        current = current + 1 if flag else 0
-        longest = max(longest, current)
-    return longest
+    text = f"The gate kept only {kept:.0f} groups of {batches:.0f} batches where {wanted} were wanted{over}"
+    remedy = "add prompts of medium difficulty to data.train, or raise gate.max_batches if that was the limit"
+    return Finding("gate-capped", "warn", text, remedy)
 
 
 def _calmer(config: Settings) -> str:

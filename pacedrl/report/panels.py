@@ -18,31 +18,21 @@ GRID_POINTS = 80
 SEEDS_NOTE = "thin: each run; band: 95% interval of the mean over seeds"
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A number for each row of metrics.jsonl: a metric, or computed from the logs."""
-
-    label: str
-    source: str | Callable[[RunLogs], Floats]
-
-    def of(self, run: RunLogs) -> Floats:
-        return run.series(self.source) if isinstance(self.source, str) else self.source(run)
-
-    def is_known(self, run: RunLogs) -> bool:
-        return bool(len(run.metrics)) and not np.isnan(self.of(run)).all()
+Quantity = str | Callable[[RunLogs], Floats]
+"""A number for each row of metrics.jsonl: a metric, or computed from the logs."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure of a single variant, or of several variants a figure for each quantity."""
+    """One figure of a single variant, or of several variants a figure for each quantity, by label."""
 
     id: str
     title: str
     unit: str
-    quantities: list[Quantity]
+    quantities: dict[str, Quantity]
     caption: str
     symptom: str
-    absent: str
+    absent: str = "not logged"
     """Why there may be nothing to draw."""
     limits: tuple[float | None, float | None] = (0.0, None)
 
@@ -87,10 +77,7 @@ PANELS = [
         "reward",
         "Reward and mixed groups",
         "reward; share",
-        [
-            Quantity("mean reward", "reward/mean"),
-            Quantity("share of groups with different rewards", "reward/mixed_groups"),
-        ],
+        {"mean reward": "reward/mean", "share of groups with different rewards": "reward/mixed_groups"},
         "Mixed groups teach most (for the GRPO family, only they do): look for a high share. With selection by "
         "difficulty, the reward stays near the target for as long as there are prompts near it, however much is "
         "learned.",
@@ -102,11 +89,11 @@ PANELS = [
         "error",
         "Error of the estimate",
         "accuracy",
-        [
-            Quantity("mean |estimate − observed|", "accuracy/mae"),
-            Quantity("what chance alone would give", chance_error_by_step),
-            Quantity("bias: mean (estimate − observed)", "accuracy/bias"),
-        ],
+        {
+            "mean |estimate − observed|": "accuracy/mae",
+            "what chance alone would give": chance_error_by_step,
+            "bias: mean (estimate − observed)": "accuracy/bias",
+        },
         "The error should fall towards what the sampling of completions gives by chance, and the bias to 0. If the "
         "bias stays above 0, the estimate lags behind.",
         "not-calibrated",
@@ -117,7 +104,7 @@ PANELS = [
         "kl",
         "β·KL(π_old‖π_θ)",
         "accuracy",
-        [Quantity("β·KL", "kl/old_beta")],
+        {"β·KL": "kl/old_beta"},
         "β·log Z overstates accuracy by this much; the method wants it below about 0.004. Values around 0 come from "
         "rounding and from the gap between sampler and trainer.",
         "kl-large",
@@ -128,7 +115,7 @@ PANELS = [
         "kl-reference",
         "KL to the initial policy",
         "nats per token",
-        [Quantity("KL(π_θ‖π_initial)", "kl/reference")],
+        {"KL(π_θ‖π_initial)": "kl/reference"},
         "How far the policy has moved from where it began. It should grow slowly and level off.",
         "not-learning",
         "it is logged only where the objective reads the initial policy",
@@ -137,10 +124,7 @@ PANELS = [
         "stale",
         "What the estimates rest on",
         "share of all prompts",
-        [
-            Quantity("estimate is stale", "estimator/stale"),
-            Quantity("was sampled at least once", "selection/coverage"),
-        ],
+        {"estimate is stale": "estimator/stale", "was sampled at least once": "selection/coverage"},
         "An estimate is stale if its log Z or its completions are more than 20 steps old. Look for a share that stays "
         "low; the other line shows how much of the training set was ever used.",
         "stale-estimates",
@@ -151,76 +135,75 @@ PANELS = [
         "entropy",
         "Entropy",
         "nats per token",
-        [Quantity("entropy of the policy", "entropy")],
+        {"entropy of the policy": "entropy"},
         "It falls as the policy becomes sure. A fall to almost 0 while rewards are still low is a collapse.",
         "entropy-collapse",
-        "not logged",
     ),
     Panel(
         "length",
         "Completion length",
         "tokens",
-        [
-            Quantity("mean", "completion/length_mean"),
-            Quantity("longest", "completion/length_max"),
-        ],
+        {"mean": "completion/length_mean", "longest": "completion/length_max"},
         "A mean that creeps towards sampling.max_new_tokens ends in truncation. If it drops, look for a shortcut.",
         "truncated",
-        "not logged",
     ),
     Panel(
         "truncated",
         "Truncated and unjudged",
         "share of completions",
-        [
-            Quantity("cut at sampling.max_new_tokens", "completion/truncated"),
-            Quantity("the verifier failed", lambda run: run.series("verifier/errors") / run.series("rollouts/step")),
-        ],
+        {
+            "cut at sampling.max_new_tokens": "completion/truncated",
+            "the verifier failed": lambda run: run.series("verifier/errors") / run.series("rollouts/step"),
+        },
         "Both should stay near 0: a cut completion counts as wrong, one that the verifier fails on is left out.",
         "truncated",
-        "not logged",
-        (0.0, 1.0),
+        limits=(0.0, 1.0),
     ),
     Panel(
         "gap",
         "Sampler and trainer",
         "nats per token",
-        [Quantity("mean |log-prob gap|", "mismatch/logprob_mean")],
+        {"mean |log-prob gap|": "mismatch/logprob_mean"},
         "About 1e-6 in float32 and 0.01 in bfloat16. More than 0.05 means that they compute different things.",
         "sampler-trainer-gap",
-        "not logged",
     ),
 ]
 
 
 def draw_panel(panel: Panel, variants: Sequence[Variant]) -> list[Plot]:
     """Draw the figures of a panel. If nothing was logged, the only plot has no figure and says why."""
-    runs = [run for variant in variants for run in variant.runs]
-    known = [quantity for quantity in panel.quantities if any(map(quantity.is_known, runs))]
+    having = {
+        label: [(i, variant) for i, variant in enumerate(variants) if any(_has(run, quantity) for run in variant.runs)]
+        for label, quantity in panel.quantities.items()
+    }
+    known = [label for label, places in having.items() if places]
     if not known:
         return [Plot(panel.id, panel.title, f"Not drawn: {panel.absent}.", panel.symptom)]
     if len(variants) == 1:
-        lines = [(Key(quantity.label, i), variants[0], quantity) for i, quantity in enumerate(known)]
+        lines = [(Key(label, i), variants[0], panel.quantities[label]) for i, label in enumerate(known)]
         return [_drawn(panel, panel.id, panel.title, lines)]
     plots = []
-    for i, quantity in enumerate(known):
-        title = panel.title if len(known) == 1 else f"{panel.title}: {quantity.label}"
-        lines = [
-            (Key(variant.label, series), variant, quantity)
-            for series, variant in enumerate(variants)
-            if any(map(quantity.is_known, variant.runs))
-        ]
+    for i, label in enumerate(known):
+        title = panel.title if len(known) == 1 else f"{panel.title}: {label}"
+        lines = [(Key(variant.label, place), variant, panel.quantities[label]) for place, variant in having[label]]
         plots.append(_drawn(panel, panel.id if i == 0 else f"{panel.id}-{i}", title, lines))
     return plots
+
+
+def values(run: RunLogs, quantity: Quantity) -> Floats:
+    """Return the quantity at every step of the run."""
+    return run.series(quantity) if isinstance(quantity, str) else quantity(run)
+
+
+def _has(run: RunLogs, quantity: Quantity) -> bool:
+    return bool(len(run.metrics)) and not np.isnan(values(run, quantity)).all()
 
 
 def _drawn(panel: Panel, name: str, title: str, lines: Sequence[tuple[Key, Variant, Quantity]]) -> Plot:
     figure, axes = new_axes("step", panel.unit)
     window = max(_draw_line(axes, variant, quantity, key.series) for key, variant, quantity in lines)
     axes.set_ylim(*panel.limits)
-    notes = []
-    if window > 1:
-        notes.append(f"bold: mean over {window} steps; faint: every step")
+    notes = [f"bold: mean over {window} steps; faint: every step"] if window > 1 else []
     if any(len(variant.runs) > 1 for _, variant, _ in lines):
         notes.append(SEEDS_NOTE)
     caption = panel.caption + (f" ({'; '.join(notes)}.)" if notes else "")
@@ -231,7 +214,7 @@ def _draw_line(axes: Any, variant: Variant, quantity: Quantity, series: int) -> 
     """Draw a run smoothed over its raw values, or the mean over seeds with its interval; return the window."""
     colour, dash = SERIES[series], DASHES[series]
     window = window_of(max(len(run.metrics) for run in variant.runs))
-    curves = [(run.steps, quantity.of(run)) for run in variant.runs if len(run.metrics)]
+    curves = [(run.steps, values(run, quantity)) for run in variant.runs if len(run.metrics)]
     several = len(curves) > 1
     for x, y in curves:
         if window > 1 or several:

@@ -120,11 +120,11 @@ def reliability_plot(variants: Sequence[Variant]) -> Plot:
     axes.plot([0, 1], [0, 1], color=FOREGROUND, linewidth=0.8, linestyle=":")
     keys, counts = [], []
     for i, variant in enumerate(variants):
-        per_run = [judged_prompts(run.groups) for run in variant.runs]
-        late = [prompts.of(prompts.step > prompts.step.max() / 2) for prompts in per_run if len(prompts)]
-        if not late:
+        late = [row for run in variant.runs for row in run.groups if row["step"] > run.groups[-1]["step"] / 2]
+        prompts = judged_prompts(late)
+        if not len(prompts):
             continue
-        bins = reliability(late[0].joined(late[1:]))
+        bins = reliability(prompts)
         error = np.abs([bins.low, bins.high] - bins.observed)
         axes.errorbar(
             bins.estimate, bins.observed, error, color=SERIES[i], fmt="osD^vPX*"[i], markersize=4, linewidth=1.1

@@ -69,11 +69,6 @@ class JudgedPrompts:
         """Return the chosen entries."""
         return JudgedPrompts(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
-    def joined(self, others: Sequence[JudgedPrompts]) -> JudgedPrompts:
-        """Return these entries and those of other runs."""
-        names = self.__dataclass_fields__
-        return JudgedPrompts(*(np.concatenate([getattr(each, name) for each in (self, *others)]) for name in names))
-
     def __len__(self) -> int:
         return len(self.step)
 

@@ -1,9 +1,9 @@
-// The browser of sampled completions. What a run wrote reaches the page through textContent alone.
+// The browser of sampled completions. Whatever a run wrote enters the page through textContent alone.
 (() => {
   "use strict";
   const { appendVisible, box, element } = pacedrlTexts;
   const ROW = 46; // pixels, as in completions.css
-  const SNIPPET = 240; // characters of a text looked at for its line in the list
+  const SNIPPET = 240; // characters of a text from which its line in the list is made
   const MARKS = { right: "✓", wrong: "✗", between: "◐", none: "–", error: "!" };
   const LABELS = { right: "right", wrong: "wrong", between: "in between", none: "no verdict", error: "verifier failed" };
 
@@ -11,13 +11,12 @@
   const form = root.querySelector("form");
   const fields = form.elements;
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
-  const list = part("list");
-  const space = part("space");
+  const [list, space] = ["list", "space"].map(part);
 
   let info; // runs, shown, total, errors
-  let rows; // columns, each with a value a row
-  let lower; // of each row what the search looks through; made when first needed
-  let view = []; // rows that pass the filters, in order
+  let rows; // columns, each with one value per row
+  let lower; // texts of each row that the search reads, in lower case; made when first needed
+  let view = []; // numbers of the rows that pass the filters, in order
   let current = -1; // the row whose details are shown
 
   // ---- Texts and figures ----
@@ -37,7 +36,7 @@
     return reward === null ? "none" : reward === 1 ? "right" : reward === 0 ? "wrong" : "between";
   };
   const failed = (i) => text("error", i) !== null;
-  const verdict = (i) => (failed(i) ? "error" : rewardKind(i));
+  const outcome = (i) => (failed(i) ? "error" : rewardKind(i));
   const name = (i) => `${info.runs[rows.run[i]]}:${rows.n[i]}`;
   const find = (wanted) => {
     const colon = wanted.lastIndexOf(":");
@@ -136,31 +135,30 @@
     ].filter(Boolean);
   }
 
-  // Rows without a value come last; equal ones in the order of the log.
+  const gap = (i) => {
+    const [estimate, observed] = [rows.accuracy_estimate[i], rows.observed_accuracy[i]];
+    return estimate === null || observed === null ? null : Math.abs(estimate - observed);
+  };
+  const ORDERS = {
+    newest: [(i) => rows.step[i], -1],
+    oldest: [(i) => rows.step[i], 1],
+    "reward-low": [(i) => rows.reward[i], 1],
+    "reward-high": [(i) => rows.reward[i], -1],
+    "estimate-low": [(i) => rows.accuracy_estimate[i], 1],
+    "estimate-high": [(i) => rows.accuracy_estimate[i], -1],
+    gap: [gap, -1],
+    longest: [(i) => (rows.completion[i] ?? "").length, -1],
+  };
+
+  // Rows without a value come last. Rows with equal values keep the order of the log.
   function sorted(places) {
-    const by = (value, sign) => {
-      const key = places.map((i) => value(i));
-      const order = [...places.keys()].sort((a, b) => {
-        if (key[a] === null || key[b] === null) return (key[a] === null) - (key[b] === null) || a - b;
-        return sign * (key[a] - key[b]) || a - b;
-      });
-      return order.map((k) => places[k]);
-    };
-    const column = (name) => (i) => rows[name][i];
-    const gap = (i) => {
-      const [estimate, observed] = [rows.accuracy_estimate[i], rows.observed_accuracy[i]];
-      return estimate === null || observed === null ? null : Math.abs(estimate - observed);
-    };
-    switch (fields.sort.value) {
-      case "newest": return by(column("step"), -1);
-      case "oldest": return by(column("step"), 1);
-      case "reward-low": return by(column("reward"), 1);
-      case "reward-high": return by(column("reward"), -1);
-      case "estimate-low": return by(column("accuracy_estimate"), 1);
-      case "estimate-high": return by(column("accuracy_estimate"), -1);
-      case "gap": return by(gap, -1);
-      default: return by((i) => (rows.completion[i] ?? "").length, -1);
-    }
+    const [value, sign] = ORDERS[fields.sort.value];
+    const key = places.map(value);
+    const order = [...places.keys()].sort((a, b) => {
+      if (key[a] === null || key[b] === null) return (key[a] === null) - (key[b] === null) || a - b;
+      return sign * (key[a] - key[b]) || a - b;
+    });
+    return order.map((k) => places[k]);
   }
 
   function filter() {
@@ -177,7 +175,7 @@
     space.style.height = `${view.length * ROW}px`;
   }
 
-  // After the reader changed a filter: from the top, with the completion chosen kept where it still passes.
+  // Called when the reader changes a filter: shows the list from the top and keeps the chosen completion if it passes.
   function refilter() {
     filter();
     list.scrollTop = 0;
@@ -192,22 +190,20 @@
 
   function line(place) {
     const i = view[place];
-    const kind = verdict(i);
-    const made = element("div", `cb-row cb-${kind}`);
-    made.id = `cb-row-${i}`;
-    made.setAttribute("role", "option");
-    made.setAttribute("aria-selected", String(i === current));
-    made.setAttribute("aria-setsize", view.length);
-    made.setAttribute("aria-posinset", place + 1);
+    const kind = outcome(i);
+    const made = element("div", `cb-row cb-${kind}`, "", {
+      id: `cb-row-${i}`,
+      role: "option",
+      "aria-selected": i === current,
+      "aria-setsize": view.length,
+      "aria-posinset": place + 1,
+      "data-place": place,
+      "data-name": name(i),
+    });
     made.style.top = `${place * ROW}px`;
-    made.dataset.place = place;
-    made.dataset.name = name(i);
-    const mark = element("span", "cb-mark", MARKS[kind]);
-    mark.setAttribute("role", "img");
-    mark.setAttribute("aria-label", LABELS[kind]);
     const completion = snippet(rows.completion[i] ?? "");
     made.append(
-      mark,
+      element("span", "cb-mark", MARKS[kind], { role: "img", "aria-label": LABELS[kind] }),
       box("span", "cb-line cb-asked", snippet(asked(text("prompt", i)))),
       element("span", "cb-number", `step ${figure(rows.step[i])}`),
       completion.trim() ? box("span", "cb-line", completion) : element("span", "cb-line cb-asked", "(nothing)"),
@@ -219,9 +215,7 @@
   function draw() {
     const first = Math.max(Math.floor(list.scrollTop / ROW) - 8, 0);
     const last = Math.min(first + Math.ceil(list.clientHeight / ROW) + 16, view.length);
-    const lines = [];
-    for (let place = first; place < last; place++) lines.push(line(place));
-    space.replaceChildren(...lines);
+    space.replaceChildren(...view.slice(first, last).map((_, k) => line(first + k)));
     const chosen = document.getElementById(`cb-row-${current}`);
     if (chosen) list.setAttribute("aria-activedescendant", chosen.id);
     else list.removeAttribute("aria-activedescendant");
@@ -240,12 +234,12 @@
     details();
   }
 
-  // By the reader, so that the address names it.
+  // Called when the reader chooses a completion: the address then names it.
   let naming;
   function choose(place) {
     if (!view.length) return;
     select(Math.max(0, Math.min(place, view.length - 1)));
-    clearTimeout(naming); // browsers refuse when it changes too often, as while a key is held down
+    clearTimeout(naming); // browsers refuse frequent changes, as while a key is held down
     naming = setTimeout(() => history.replaceState(null, "", `#completion=${encodeURIComponent(name(current))}`), 200);
   }
 
@@ -258,7 +252,7 @@
     try {
       wanted = decodeURIComponent(wanted);
     } catch {
-      // a name with a bare % in it, typed by hand
+      // a name typed by hand that has a bare % in it
     }
     const found = find(wanted);
     if (found < 0) {
@@ -280,7 +274,7 @@
     const shown = view.includes(current);
     part("detail").hidden = !shown;
     if (!shown) return;
-    const [i, kind, wanted] = [current, verdict(current), fields.search.value];
+    const [i, kind, wanted] = [current, outcome(current), fields.search.value];
     part("badge").className = `cb-badge cb-${kind}`;
     part("badge").textContent = `${MARKS[kind]} ${LABELS[kind]}`;
     part("where").replaceChildren(
@@ -297,54 +291,40 @@
   }
 
   function message(role, said, label, wanted) {
-    const shown = said ? box("div", "cb-box", said, wanted) : element("div", "cb-box cb-empty", "(nothing)");
-    shown.tabIndex = 0;
-    shown.setAttribute("role", "region");
-    shown.setAttribute("aria-label", label);
+    const region = { tabindex: 0, role: "region", "aria-label": label };
+    const shown = said
+      ? box("div", "cb-box", said, wanted, region)
+      : element("div", "cb-box cb-empty", "(nothing)", region);
     return role === null ? [shown] : [box("div", "cb-role", role), shown];
   }
 
   function judgement(i, wanted) {
-    const term = (label, ...values) => {
-      const pair = element("div");
-      const value = element("dd");
+    const term = (labels, ...values) => {
+      const [pair, label, value] = ["div", "dt", "dd"].map((tag) => element(tag));
+      label.append(...[labels].flat());
       value.append(...values);
-      pair.append(element("dt", "", label), value);
+      pair.append(label, value);
       return pair;
     };
     const [error, answer, finish] = [text("error", i), text("answer", i), text("finish_reason", i)];
     const [observed, estimate] = [rows.observed_accuracy[i], rows.accuracy_estimate[i]];
-    const parts = Object.entries(rows.parts[i]);
-    const marked = (className, pair) => {
-      pair.firstChild.prepend(element("i", className));
-      return pair;
-    };
-    const long = (value, className) => {
-      const shown = box("div", `cb-box ${className}`, value, wanted);
-      shown.tabIndex = 0;
-      return shown;
-    };
+    const long = (value, className) => box("div", `cb-box ${className}`, value, wanted, { tabindex: 0 });
     return [
       term("Reward", figure(rows.reward[i])),
-      ...parts.map(([label, value]) => {
-        const pair = term("", figure(value));
-        pair.firstChild.append(box("span", "", `+ ${label}`));
-        return pair;
-      }),
+      ...Object.entries(rows.parts[i]).map(([label, value]) => term(box("span", "", `+ ${label}`), figure(value))),
       ...(error === null ? [] : [term("Error", long(error, "cb-error"))]),
       ...(answer === null ? [] : [term("Gold answer", long(answer, ""))]),
       term("Finish", finish === null ? "–" : box("span", "", finish === "length" ? "length (cut off)" : finish)),
       term("Length", `${count((rows.completion[i] ?? "").length)} characters`),
-      marked("cb-estimate", term("Estimated accuracy", figure(estimate))),
-      marked("cb-observed", term("Observed accuracy", figure(observed))),
+      term([element("i", "cb-estimate"), "Estimated accuracy"], figure(estimate)),
+      term([element("i", "cb-observed"), "Observed accuracy"], figure(observed)),
       ...(estimate === null || observed === null ? [] : [scale(estimate, observed)]),
     ];
   }
 
-  // Nought to one: a ring where the estimate lies, a dot where the group came out.
+  // A line from 0 to 1 with a ring at the estimate and a dot at the observed accuracy of the group.
   function scale(estimate, observed) {
-    const made = element("div", "cb-scale");
-    made.setAttribute("aria-hidden", "true");
+    const made = element("div", "cb-scale", "", { "aria-hidden": true });
     for (const [className, value] of [["cb-estimate", estimate], ["cb-observed", observed]]) {
       const mark = element("i", className);
       mark.style.left = `${Math.max(0, Math.min(value, 1)) * 100}%`;
@@ -353,7 +333,7 @@
     return made;
   }
 
-  // ---- What the reader does ----
+  // ---- Events ----
 
   let waiting;
   form.addEventListener("input", (event) => {
@@ -408,7 +388,7 @@
   });
 
   window.addEventListener("hashchange", follow);
-  // A page that follows a run has put new rows in place of the old.
+  // live.js sends this when it has replaced the rows.
   root.closest("section").addEventListener("completions-changed", load);
 
   if (root.clientWidth < 640) root.querySelector(".cb-more").open = false;

@@ -1,4 +1,4 @@
-// Follows a run: asks the server every few seconds whether there is something new, and puts that in place of the old
+// Follows a run: asks the server every few seconds whether a log has changed, and replaces the sections that changed
 // without moving what the reader looks at.
 (() => {
   "use strict";
@@ -12,9 +12,9 @@
     "background:var(--card);color:var(--fg);overflow-wrap:anywhere;font-variant-numeric:tabular-nums";
   document.querySelector("main").prepend(bar);
 
-  let shown = null; // the stamp of what the page shows
-  const latest = new Map(); // the HTML of each section as it came, before any script touched it
-  let lost = null; // the line that says so, while the server does not answer
+  let shown = null; // stamp of what the page shows
+  const latest = new Map(); // HTML of each section as the server sent it
+  let lost = null; // the line that is shown while the server does not answer
 
   function say(runs) {
     bar.replaceChildren(
@@ -33,7 +33,7 @@
   const selecting = (section) => !getSelection().isCollapsed && section.contains(getSelection().anchorNode);
   const focusable = (section) => [...section.querySelectorAll("a[href], button, input, select, summary, [tabindex]")];
 
-  // Keeps open what the reader has opened, the focus, and where it stands on the screen what is being read below.
+  // Replaces a section. Opened details stay open, the focus stays, and the section being read stays in its place.
   function swap(section, next) {
     const reading = [...document.querySelectorAll("main > section")].find((one) => one.getBoundingClientRect().bottom > 0);
     const before = reading?.getBoundingClientRect().top;
@@ -52,11 +52,11 @@
     const [here, data] = ["completions", "completions-data"].map((id) => document.getElementById(id));
     const fresh = next.getElementById("completions-data");
     if (!data && fresh) {
-      location.reload(); // there was nothing to see, and now there is
+      location.reload(); // the first step is there
     } else if (!data) {
       document.querySelector("main > p").textContent = next.querySelector("main > p").textContent;
     } else if (fresh) {
-      let late = false; // what the reader is selecting text in is left until the next time
+      let late = false; // a section in which the reader is selecting text is replaced next time
       for (const id of SECTIONS) {
         const [section, other] = [document.getElementById(id), next.getElementById(id)];
         if (!other || latest.get(id) === other.innerHTML) continue;

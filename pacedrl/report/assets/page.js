@@ -1,5 +1,5 @@
 "use strict";
-// The theme: the system's, unless the reader chose otherwise. Where nothing can be stored the choice lasts for the visit.
+// The theme follows the system unless the reader chooses one. If nothing can be stored, the choice lasts for the visit.
 (() => {
   const root = document.documentElement;
   const button = document.getElementById("theme");

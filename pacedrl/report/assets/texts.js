@@ -1,19 +1,20 @@
-// Texts of unknown origin, made to show what they are and do nothing: set by textContent alone, what cannot be seen as
-// symbols, each in a box with a direction of its own.
+// Shows texts of unknown origin safely: they are set through textContent, invisible characters appear as symbols, and
+// each text has a box with its own writing direction.
 const pacedrlTexts = (() => {
   "use strict";
-  // What cannot be seen, or changes how its neighbours are shown; but for line ends, tabs, and U+FE0F after an emoji.
+  // Characters that are invisible or change how their neighbours look, except line ends, tabs, and U+FE0F after an emoji.
   const UNSEEN =
     /((?:(?![\n\t]|(?<=\p{Extended_Pictographic})\uFE0F)[\p{Cc}\p{Cs}\p{Default_Ignorable_Code_Point}\u2028\u2029\uFFF9-\uFFFB])+|(?<=\p{M}{6})\p{M}+)/gu;
   const CONTROLS = (
     "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
   ).split(" ");
-  const MOST_MARKED = 4000; // pieces; of a letter that is everywhere nothing is marked
+  const MOST_MARKED = 4000; // pieces; a search that matches more often marks nothing
 
-  function element(tag, className, text) {
+  function element(tag, className, text, attributes = {}) {
     const made = document.createElement(tag);
     if (className) made.className = className;
     if (text !== undefined) made.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
     return made;
   }
 
@@ -34,10 +35,9 @@ const pacedrlTexts = (() => {
     });
   }
 
-  // A text in a box of its own direction; occurrences of what is searched for are marked.
-  function box(tag, className, text, wanted = "") {
-    const made = element(tag, `cb-text ${className}`);
-    made.dir = "auto";
+  // Returns an element that holds a text in its own writing direction, with the matches of a search marked.
+  function box(tag, className, text, wanted = "", attributes = {}) {
+    const made = element(tag, `cb-text ${className}`, "", { dir: "auto", ...attributes });
     const pattern = wanted && new RegExp(`(${wanted.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&")})`, "giu");
     const pieces = wanted ? text.split(pattern) : [text];
     (pieces.length > MOST_MARKED ? [text] : pieces).forEach((piece, i) => {
