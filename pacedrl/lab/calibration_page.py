@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from pacedrl.evaluation.metrics import left_out
@@ -55,12 +56,12 @@ def _table(calibration: Calibration) -> dict[str, object]:
         having = [checkpoint for checkpoint in calibration.checkpoints if group in checkpoint.scores]
         for name in having[0].scores[group] if having else ():
             scores = [checkpoint.scores[group][name] for checkpoint in having]
-            mae, bias, brier = (_mean([getattr(s, field) for s in scores]) for field in ("mae", "bias", "brier"))
+            mae, bias, brier = (mean([getattr(s, field) for s in scores]) for field in ("mae", "bias", "brier"))
             ranks = [score.spearman for score in scores if score.spearman is not None]
-            rank = f"{_mean(ranks):.2f}" if ranks else ""
+            rank = f"{mean(ranks):.2f}" if ranks else ""
             rows.append([group, name, f"{mae:.3f}", f"{bias:+.3f}", f"{brier:.3f}", rank])
         if having:
-            noise = _mean([checkpoint.noise[group] for checkpoint in having])
+            noise = mean([checkpoint.noise[group] for checkpoint in having])
             rows.append([group, "*noise of the truth*", f"{noise:.3f} | | |"])
     return {"rows": rows, "left_out": left_out(calibration.left_out).strip(" ()")}
 
@@ -105,7 +106,3 @@ def _panels(calibration: Calibration) -> tuple[Any, list[tuple[Any, str]]]:
     groups = [group for group in GROUPS if any(group in checkpoint.scores for checkpoint in calibration.checkpoints)]
     figure, panels = new_grid(3.1 * len(groups), 3.0, 1, len(groups), layout="constrained", sharey=True)
     return figure, list(zip(panels.flat, groups, strict=True))
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

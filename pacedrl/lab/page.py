@@ -72,7 +72,7 @@ def _draw(results: Results, ks: Sequence[int], times: Times, path: str) -> None:
 
 def _groups(results: Results, others: Sequence[str]) -> dict[str, list[str]]:
     """Sort the variants by whether they need fewer or more rollouts than the baseline, or neither for certain."""
-    fewer, more, same = "Fewer rollouts than the baseline", "More", "Not told from it with these seeds"
+    fewer, more, same = "Fewer rollouts than the baseline", "More", "Not significantly different with these seeds"
     groups: dict[str, list[str]] = {fewer: [], more: [], same: []}
     for name in others:
         difference = results.variants[name].versus_baseline["rollouts_to_target"]
@@ -106,9 +106,9 @@ def _cost(variant: VariantResult) -> str:
 
 def _target_caption(results: Results) -> str:
     name, best = min(results.variants.items(), key=lambda pair: _mean_cost(pair[1]))
-    legend = "Dots are seeds, bars 95% intervals; a seed that did not get there stands at the whole budget."
+    legend = "Dots are seeds, bars 95% intervals; a seed that did not reach the target stands at the whole budget."
     if not any(variant.reached for variant in results.variants.values()):
-        return f"Nobody reached it. {legend}"
+        return f"No variant reached the target. {legend}"
     ratio = results.cost_ratio(name)
     of_base = "" if name == results.baseline or ratio is None else f", {ratio:.2f} of what `{results.baseline}` took"
     return f"Lowest mean: `{name}`, {_cost(best)}{of_base} (dotted: the baseline). {legend}"

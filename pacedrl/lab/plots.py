@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pacedrl.intervals import Interval
 from pacedrl.lab.results import Results, VariantResult
 from pacedrl.report.style import BLACK, BLUE, FILE, GREEN, LIGHT_GREY, ORANGE, new_grid, save, styled
 
@@ -73,7 +72,9 @@ def intervals(results: Results, measure: str, label: str, path: Path) -> None:
         assert interval is not None
         colour = BASELINE if name == results.baseline else OWN
         axes.plot([value for value in values if value is not None], [y] * len(values), ".", color=OTHERS, markersize=5)
-        _bar(axes, interval, y, colour)
+        if interval.low is not None:
+            axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=1.6)
+        axes.plot([interval.mean], [y], "o", color=colour, markersize=5)
     base = results.variants[results.baseline].summary[measure]
     if base is not None:
         axes.axvline(base.mean, color=BASELINE, linewidth=0.7, linestyle=":")
@@ -107,12 +108,6 @@ def pass_at_k(results: Results, path: Path) -> None:
     axes.legend(frameon=False)
     figure.tight_layout()
     save(figure, path)
-
-
-def _bar(axes: Any, interval: Interval, y: float, colour: str) -> None:
-    if interval.low is not None:
-        axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=1.6)
-    axes.plot([interval.mean], [y], "o", color=colour, markersize=5)
 
 
 def _mean_curve(variant: VariantResult, spent: Mapping[int, Sequence[float]], k: int) -> tuple[Any, Any]:

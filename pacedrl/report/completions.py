@@ -11,14 +11,12 @@ import gzip
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple
 
 from pacedrl.logs import Row
 
-RowId = tuple[int, int]
-"""Number of a row's run, from 0, and of its line in samples.jsonl, from 1."""
-RowOf = Callable[[RowId], Row]
 Outcome = Literal["error", "none", "right", "wrong", "between"]
 
 LONGEST_TEXT = 131_072
@@ -27,24 +25,27 @@ FIRST_TRY = 1000
 """Rows that are compressed first, to see how well they compress."""
 
 
+class Sample(NamedTuple):
+    """A row of samples.jsonl with the numbers of its run, from 0, and of its line, from 1."""
+
+    run: int
+    line: int
+    row: Row
+
+
 def completions_json(runs: Mapping[str, Sequence[Row]], budget: int) -> str:
     """Return JSON, safe inside a ``<script>``, of the rows of samples.jsonl by run name, in the order of the file.
 
     ``budget`` is how many bytes the rows may take in the page, compressed. If they take more, a selection is shown:
     the verifier's errors first, then as many right as wrong completions, spread over the steps.
     """
-    names = list(runs)
-    ids = [(run, n) for run, name in enumerate(names) for n in range(1, len(runs[name]) + 1)]
-
-    def row_of(row_id: RowId) -> Row:
-        return runs[names[row_id[0]]][row_id[1] - 1]
-
-    shown, packed = _as_many_as_fit(_in_order_of_choice(ids, row_of), row_of, budget)
+    samples = [Sample(run, n, row) for run, rows in enumerate(runs.values()) for n, row in enumerate(rows, start=1)]
+    shown, packed = _as_many_as_fit(_in_order_of_choice(samples), budget)
     data = {
-        "runs": names,
+        "runs": list(runs),
         "shown": len(shown),
-        "total": len(ids),
-        "errors": [sum(outcome(row_of(row_id)) == "error" for row_id in part) for part in (shown, ids)],
+        "total": len(samples),
+        "errors": [sum(outcome(sample.row) == "error" for sample in part) for part in (shown, samples)],
         "gzip": packed.decode("ascii"),
     }
     return json.dumps(data).replace("<", "\\u003c")
@@ -60,38 +61,38 @@ def outcome(row: Row) -> Outcome:
     return "right" if reward == 1 else "wrong" if reward == 0 else "between"
 
 
-def _in_order_of_choice(ids: Sequence[RowId], row_of: RowOf) -> list[RowId]:
-    """Sort so that the first rows, however many, hold all errors or as many of each run and outcome, spread evenly."""
-    kinds: dict[tuple[int, str], list[RowId]] = defaultdict(list)
-    for row_id in ids:
-        kinds[row_id[0], outcome(row_of(row_id))].append(row_id)
+def _in_order_of_choice(samples: Sequence[Sample]) -> list[Sample]:
+    """Sort so that the first few, however many, hold all errors or as many of each run and outcome, spread evenly."""
+    kinds: dict[tuple[int, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        kinds[sample.run, outcome(sample.row)].append(sample)
     ranked = [
-        (kind != "error", rank, row_id)
+        ((kind != "error", rank, *sample[:2]), sample)
         for (_, kind), members in kinds.items()
-        for rank, row_id in enumerate(_spread(members))
+        for rank, sample in enumerate(_spread(members))
     ]
-    return [row_id for *_, row_id in sorted(ranked)]
+    return [sample for _, sample in sorted(ranked, key=itemgetter(0))]
 
 
-def _spread(members: Sequence[RowId]) -> list[RowId]:
+def _spread(members: Sequence[Sample]) -> list[Sample]:
     """Sort so that the first few, however many, lie evenly: by the reversed bits of their places."""
     bits = max((len(members) - 1).bit_length(), 1)
     places = sorted(range(len(members)), key=lambda place: int(f"{place:0{bits}b}"[::-1], 2))
     return [members[place] for place in places]
 
 
-def _as_many_as_fit(ordered: Sequence[RowId], row_of: RowOf, budget: int) -> tuple[list[RowId], bytes]:
-    """Return the first rows of ``ordered`` that fit in ``budget`` bytes, in the order of the logs, and their bytes.
+def _as_many_as_fit(ordered: Sequence[Sample], budget: int) -> tuple[list[Sample], bytes]:
+    """Return the first of ``ordered`` that fit in ``budget`` bytes, in the order of the logs, and their bytes.
 
     How many fit is estimated from how well a few compress, which is much faster than compressing a long log.
     """
     most, slack = len(ordered), 0.97
     count = min(FIRST_TRY, most)
-    shown: list[RowId] = []
-    packed = _packed(shown, row_of)
+    shown: list[Sample] = []
+    packed = _packed(shown)
     while True:
-        trial = sorted(ordered[:count])
-        size = len(tried := _packed(trial, row_of))
+        trial = sorted(ordered[:count], key=itemgetter(0, 1))
+        size = len(tried := _packed(trial))
         if size <= budget:
             shown, packed = trial, tried
         else:
@@ -101,12 +102,12 @@ def _as_many_as_fit(ordered: Sequence[RowId], row_of: RowOf, budget: int) -> tup
             return shown, packed
 
 
-def _packed(shown: Sequence[RowId], row_of: RowOf) -> bytes:
-    text = json.dumps(_columns(shown, row_of)).encode("ascii")
+def _packed(shown: Sequence[Sample]) -> bytes:
+    text = json.dumps(_columns(shown)).encode("ascii")
     return base64.b64encode(gzip.compress(text, 6, mtime=0))
 
 
-def _columns(shown: Sequence[RowId], row_of: RowOf) -> dict[str, list[Any]]:
+def _columns(shown: Sequence[Sample]) -> dict[str, list[Any]]:
     """Arrange the rows by column, which compresses best; columns of prompts, keys and such hold places in ``texts``."""
     texts: list[Any] = []
     places: dict[tuple[str, str], int] = {}
@@ -119,8 +120,7 @@ def _columns(shown: Sequence[RowId], row_of: RowOf) -> dict[str, list[Any]]:
         return places[name]
 
     columns: dict[str, list[Any]] = defaultdict(list)
-    for run, n in shown:
-        row = row_of((run, n))
+    for run, n, row in shown:
         columns["run"].append(run)
         columns["n"].append(n)
         columns["completion"].append(_text(row.get("completion")))

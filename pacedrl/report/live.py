@@ -104,14 +104,11 @@ class _Handler(BaseHTTPRequestHandler):
             stamp, text = self.server.page.read()
             self._answer(200, "text/html", text, stamp)
         elif self.path == "/stamp":
-            self._answer(200, "application/json", self._state())
+            page = self.server.page
+            runs = [{"name": run.name, "state": run.state, "text": run.text} for run in page.states()]
+            self._answer(200, "application/json", json.dumps({"stamp": page.stamp(), "runs": runs}))
         else:
             self._answer(404, "text/plain", "only / is served\n")
-
-    def _state(self) -> str:
-        page = self.server.page
-        runs = [{"name": run.name, "state": run.state, "text": run.text} for run in page.states()]
-        return json.dumps({"stamp": page.stamp(), "runs": runs})
 
     def _answer(self, code: int, kind: str, text: str, stamp: str | None = None) -> None:
         body = text.encode("utf-8", "replace")

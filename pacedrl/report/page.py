@@ -38,7 +38,7 @@ def page(runs: Sequence[RunLogs], live: bool = False) -> str:
     """Return the page of runs that are read already."""
     require_page()
     name = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    settings = changed_settings(runs[0]) if len(runs) == 1 else settings_between(runs)
+    facts = [_facts(run) for run in runs]
     with styled():
         plots = [(plot, _svg(plot)) for plot in all_plots(variants_of(runs))]
     return build_page(
@@ -50,8 +50,8 @@ def page(runs: Sequence[RunLogs], live: bool = False) -> str:
         name=name,
         sections=SECTIONS,
         diagnoses=[(run, headline(run), diagnose(run)) for run in runs],
-        facts=_facts(runs),
-        settings=[[name, *([value] if isinstance(value, str) else value)] for name, value in settings.items()],
+        facts={fact: [each[fact] for each in facts] for fact in facts[0]},
+        settings=changed_settings(runs[0]) if len(runs) == 1 else settings_between(runs),
         plots=plots,
         thinned=MOST_POINTS if max(len(run.metrics) for run in runs) > MOST_POINTS else None,
         completions=Markup(completions_json({run.name: run.samples for run in runs}, COMPLETIONS_BUDGET)),
@@ -63,14 +63,7 @@ def _svg(plot: Plot) -> Markup | None:
     return None if plot.figure is None else to_svg(plot.figure, plot.id, f"{plot.title}. {plot.caption}")
 
 
-def _facts(runs: Sequence[RunLogs]) -> list[list[str]]:
-    """Return the rows of a table with a column for each run, header first; the header is empty for a single run."""
-    facts = [_facts_of(run) for run in runs]
-    header = ["", *(run.name for run in runs)] if len(runs) > 1 else []
-    return [header, *([name, *(each[name] for each in facts)] for name in facts[0])]
-
-
-def _facts_of(run: RunLogs) -> dict[str, str]:
+def _facts(run: RunLogs) -> dict[str, str]:
     last = run.metrics[-1] if run.metrics else {}
     config = run.config
     seconds = float(np.nansum(run.series("time/step"))) if run.metrics else 0.0

@@ -9,7 +9,7 @@ import numpy as np
 
 from pacedrl.method.estimator import POOL_BINS
 from pacedrl.method.replay import QUANTILES
-from pacedrl.report.held_out import HeldOutAccuracy, evaluated_ks, mean_accuracy, task_accuracy
+from pacedrl.report.held_out import evaluated_ks, mean_accuracy, task_accuracy
 from pacedrl.report.panels import PANELS, SEEDS_NOTE, Key, Plot, draw_mean, draw_panel
 from pacedrl.report.run import Floats, RunLogs, Variant
 from pacedrl.report.series import (
@@ -70,7 +70,9 @@ def _held_out(variants: Sequence[Variant], k: int) -> Plot:
                 for task in runs[0].tasks:
                     accuracy = task_accuracy(runs[0], task, k)
                     axes.plot(accuracy.rollouts, accuracy.mean, color=MUTED, linewidth=0.7, alpha=0.7)
-            _with_interval(axes, means[0], colour, dash)
+            (mean,) = means
+            axes.fill_between(mean.rollouts, mean.low, mean.high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(mean.rollouts, mean.mean, color=colour, linestyle=dash, marker=".", markersize=5)
         keys.append(Key(label if len(shown) > 1 else "mean of tasks", i))
     axes.set_ylim(0.0, 1.0)
     first = shown[0][1][0]
@@ -85,11 +87,6 @@ def _held_out(variants: Sequence[Variant], k: int) -> Plot:
     symptom = "not-learning" if k == 1 else "entropy-collapse"
     caption = f"{what}, on prompts that are not trained on: {look}. {note}"
     return Plot(f"pass-{k}", f"Held-out pass@{k}", caption, symptom, figure, keys)
-
-
-def _with_interval(axes: Any, accuracy: HeldOutAccuracy, colour: str, dash: Any) -> None:
-    axes.fill_between(accuracy.rollouts, accuracy.low, accuracy.high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(accuracy.rollouts, accuracy.mean, color=colour, linestyle=dash, marker=".", markersize=5)
 
 
 def _name_ends(axes: Any, run: RunLogs, k: int) -> None:
@@ -157,11 +154,12 @@ def _pool_plot(run: RunLogs, name: str, title: str) -> Plot:
     if histogram is None:
         why = "Not drawn: the recipe estimates no accuracies, or the run was made by a version that did not log this."
         return Plot(name, title, why, "stale-estimates")
+    share, steps = histogram
     figure, axes = new_axes("step", "estimated accuracy")
     axes.grid(False)
     width = 1.0 / POOL_BINS
     edges = np.linspace(-width, 1.0 + width, POOL_BINS + 3)
-    _draw_heat_map(figure, axes, _on_even_grid(histogram.share, histogram.edges), histogram.edges, edges)
+    _draw_heat_map(figure, axes, _on_even_grid(share, steps), steps, edges)
     steps, (low, mean, high) = selected_quartiles(run.groups)
     kept = thinned(mean)
     axes.fill_between(steps[kept], low[kept], high[kept], color=SERIES[1], alpha=0.25, linewidth=0)
@@ -210,14 +208,11 @@ def replay_plots(variants: Sequence[Variant]) -> list[Plot]:
     age = "How old the buffer's completions are: the older, the further from what the policy does now."
     priority = "How wrong the estimates of the buffer's prompts were. It falls as the estimates become right."
     unit = "|estimate − observed| accuracy"
-    return [
-        _spread_plot(variants, "age", "Age of what is replayed", "steps", age),
-        _spread_plot(variants, "priority", "Priority of what is replayed", unit, priority),
-    ]
+    return [_spread_plot(variants, "age", "steps", age), _spread_plot(variants, "priority", unit, priority)]
 
 
-def _spread_plot(variants: Sequence[Variant], what: str, title: str, unit: str, caption: str) -> Plot:
-    name = f"replay-{what}"
+def _spread_plot(variants: Sequence[Variant], what: str, unit: str, caption: str) -> Plot:
+    name, title = f"replay-{what}", f"{what.capitalize()} of what is replayed"
     figure, axes = new_axes("step", unit)
     keys = []
     for i, variant in enumerate(variants):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,7 +45,8 @@ def run_state(folder: Path, now: float) -> RunState:
     if not rows:
         return RunState(name, "waiting", 0, steps, "waiting for the first step")
     step, took = int(rows[-1]["step"]), statistics.median(float(row["time/step"]) for row in rows)
-    age = max(now - _last_written(folder), 0.0)
+    written = max((found.st_mtime for _, found in _stats(folder)), default=0.0)
+    age = max(now - written, 0.0)
     where = f"step {step:,} of {steps:,}"
     budget = settings.get("max_rollouts")
     if step >= steps or (budget is not None and rows[-1]["rollouts/generated"] >= budget):
@@ -57,13 +60,9 @@ def run_state(folder: Path, now: float) -> RunState:
 
 def stamp(folders: Sequence[Path]) -> str:
     """Return a text that changes whenever a log of one of the runs changes or its folder appears."""
-    seen: list[tuple[object, ...]] = [(str(folder), folder.is_dir()) for folder in folders]
-    for path in (folder / name for folder in folders for name in FILES):
-        try:
-            found = path.stat()
-        except OSError:
-            continue  # not there yet
-        seen.append((str(path), found.st_size, found.st_mtime_ns, found.st_ino))
+    seen: list[object] = [(str(folder), folder.is_dir()) for folder in folders]
+    for folder in folders:
+        seen += [(path, found.st_size, found.st_mtime_ns, found.st_ino) for path, found in _stats(folder)]
     return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
 
@@ -87,11 +86,10 @@ def _settings(folder: Path) -> Row | None:
     return run if isinstance(run, dict) else None
 
 
-def _last_written(folder: Path) -> float:
-    times = []
-    for name in FILES:
-        try:
-            times.append((folder / name).stat().st_mtime)
-        except OSError:
-            continue
-    return max(times, default=0.0)
+def _stats(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Return path and status of those files of the run that exist."""
+    found = []
+    for path in (folder / name for name in FILES):
+        with suppress(OSError):
+            found.append((str(path), path.stat()))
+    return found

@@ -161,18 +161,12 @@ def _wilson(share: Floats, count: Floats) -> tuple[Floats, Floats]:
     return centre - half, centre + half
 
 
-@dataclass(frozen=True)
-class EstimateHistogram:
-    """Distribution of the estimates of all prompts over time."""
+def estimate_histogram(groups: Sequence[Row], columns: int = MOST_COLUMNS) -> tuple[Floats, Floats] | None:
+    """Return the distribution of all prompts' estimates over time; None where no row has a histogram.
 
-    share: Floats
-    """Share of the prompts, [POOL_BINS + 2, columns], in bins from below 0 to above 1."""
-    edges: Floats
-    """Steps at which the columns begin and end, [columns + 1]."""
-
-
-def estimate_histogram(groups: Sequence[Row], columns: int = MOST_COLUMNS) -> EstimateHistogram | None:
-    """Average over stretches of steps, at most ``columns``; None where no row has a histogram."""
+    The first array is the share of the prompts, [POOL_BINS + 2, columns], in bins from below 0 to above 1; the second
+    are the steps at which the columns begin and end, [columns + 1]. A column is the mean over a stretch of steps.
+    """
     rows = [row for row in groups if row.get("pool")]
     if not rows:
         return None
@@ -181,7 +175,7 @@ def estimate_histogram(groups: Sequence[Row], columns: int = MOST_COLUMNS) -> Es
     share = counts / counts.sum(axis=1, keepdims=True)
     parts = np.array_split(np.arange(len(rows)), min(columns, len(rows)))
     edges = [rows[part[0]]["step"] - 0.5 for part in parts] + [rows[-1]["step"] + 0.5]
-    return EstimateHistogram(np.array([share[part].mean(axis=0) for part in parts]).T, np.array(edges))
+    return np.array([share[part].mean(axis=0) for part in parts]).T, np.array(edges)
 
 
 def selected_quartiles(groups: Sequence[Row]) -> tuple[Floats, Floats]:

@@ -13,15 +13,15 @@ LONGEST = 200
 """Characters of a value that are shown."""
 
 
-def changed_settings(run: RunLogs) -> dict[str, str]:
-    """Return the settings that differ from the recipe, by dotted name; of each task, what it sets.
+def changed_settings(run: RunLogs) -> dict[str, list[str]]:
+    """Return the settings that differ from the recipe: the run's value, by dotted name; of each task, what it sets.
 
     Raises InputError if this version does not know the recipe.
     """
     recipe = run.config["recipe"]
     usual = _flat(dump_config(parse_config({"recipe": recipe}, str(run.folder / "config.yaml"))))
     own = _flat(run.config)
-    return {name: _shown(value) for name, value in own.items() if name not in usual or usual[name] != value}
+    return {name: [_shown(value)] for name, value in own.items() if name not in usual or usual[name] != value}
 
 
 def settings_between(runs: Sequence[RunLogs]) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def _figures(run: RunLogs) -> Table:
     table.add_column(no_wrap=True, style="cyan")
     table.add_column(no_wrap=True, justify="right", style="bold")
     table.add_column(no_wrap=True, style="dim")
-    series = [(label, [_number(row.get(name)) for row in run.metrics], form) for label, name, form in SIGNALS]
+    series = [(label, run.series(name).tolist(), form) for label, name, form in SIGNALS]
     series.insert(1, held_out(run.evals))
     for label, values, form in series:
         known = [value for value in values if not math.isnan(value)]
@@ -126,15 +127,10 @@ def _figures(run: RunLogs) -> Table:
 
 def held_out(evals: Sequence[Row]) -> tuple[str, list[float], str]:
     """Return label, values and format of the smallest pass@k measured: its mean over tasks at each evaluation."""
-    ks = {int(k) for row in evals for name in row for _, at, k in [name.rpartition("/pass@")] if at and k.isdecimal()}
-    if not ks:
-        return "held-out", [], ".3f"
-    ending = f"/pass@{min(ks)}"
-    means = []
-    for row in evals:
-        values = [_number(value) for name, value in row.items() if name.endswith(ending)]
-        means.append(sum(values) / len(values) if values else math.nan)
-    return f"held-out pass@{min(ks)}", means, ".3f"
+    found = [re.fullmatch(r".*/pass@(\d+)", name) for row in evals for name in row]
+    k = min((int(match[1]) for match in found if match), default=1)
+    tasks = [[value for name, value in row.items() if name.endswith(f"/pass@{k}")] for row in evals]
+    return f"held-out pass@{k}", [sum(values) / len(values) if values else math.nan for values in tasks], ".3f"
 
 
 def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
@@ -171,7 +167,3 @@ def _snippet(content: Any) -> Text:
     """Return one line of a text, or of the last message of a chat."""
     text = content[-1].get("content") or "" if isinstance(content, list) and content else content
     return Text(plain(str(text)[:SNIPPET]))
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan

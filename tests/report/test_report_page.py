@@ -118,10 +118,10 @@ def test_several_runs_say_how_they_differ(seeds: list[Path], grpo: Path) -> None
 def test_settings_that_differ_from_the_recipes(run: RunLogs, grpo: Path) -> None:
     for logs, steps in ((run, "12"), (load_run(grpo), "4")):
         changed = changed_settings(logs)
-        assert changed["run.steps"] == steps
-        assert changed["sampling.prompts_per_step"] == "8"
+        assert changed["run.steps"] == [steps]
+        assert changed["sampling.prompts_per_step"] == ["8"]
         assert "selection.method" not in changed  # as the recipe has it
-        assert json.loads(changed["data.train"]) == [{"source": "skills", "options": {"size": 128}}]
+        assert json.loads(changed["data.train"][0]) == [{"source": "skills", "options": {"size": 128}}]
 
 
 def test_a_long_run_is_under_five_megabytes(run: RunLogs) -> None:

@@ -178,16 +178,17 @@ def test_the_mean_of_tasks_has_a_narrower_interval_than_each(run: RunLogs) -> No
 
 
 def test_the_pool_is_a_share_of_all_prompts_at_every_step(run: RunLogs) -> None:
-    grid = estimate_histogram(run.groups)
-    assert grid is not None
-    assert grid.share.shape == (22, 12)
-    assert grid.share.sum(axis=0).tolist() == pytest.approx([1.0] * 12)
-    assert grid.share[1 + 10, 0] == 1.0  # all at the prior's ½ before the first step
-    assert grid.edges.tolist() == [step + 0.5 for step in range(13)]
+    histogram = estimate_histogram(run.groups)
+    assert histogram is not None
+    share, edges = histogram
+    assert share.shape == (22, 12)
+    assert share.sum(axis=0).tolist() == pytest.approx([1.0] * 12)
+    assert share[1 + 10, 0] == 1.0  # all at the prior's ½ before the first step
+    assert edges.tolist() == [step + 0.5 for step in range(13)]
     thin = estimate_histogram(grown(run, 1000).groups)
     assert thin is not None
-    assert thin.share.shape == (22, 100)
-    assert (thin.edges[0], thin.edges[-1]) == (0.5, 1000.5)
+    assert thin[0].shape == (22, 100)
+    assert (thin[1][0], thin[1][-1]) == (0.5, 1000.5)
     assert estimate_histogram([{"step": 1, "keys": []}]) is None
 
 
