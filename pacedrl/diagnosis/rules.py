@@ -68,9 +68,8 @@ class Finding:
     text: str
     remedy: str
 
-    @property
-    def warning(self) -> str:
-        return f"{self.text[0].lower()}{self.text[1:]}: {self.remedy}"
+    def __str__(self) -> str:
+        return f"{self.text}. Remedy: {self.remedy}."
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def report(options: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file with --out FILE") from None
     for run in runs:
-        found = [f"  {f.severity}: {f.text}. Remedy: {f.remedy}. [symptom-{f.id}]" for f in diagnose(run)]
+        found = [f"  {f.severity}: {f} [symptom-{f.id}]" for f in diagnose(run)]
         for line in [f"{run.name}: {headline(run)}", *(found or ["  nothing found"])]:
             print(plain(line))
     print(f"Report: {path}")

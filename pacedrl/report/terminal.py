@@ -96,8 +96,8 @@ def _panel(run: RunLogs | str, state: RunState, height: int) -> Panel:
     parts: list[RenderableType] = [head]
     if isinstance(run, RunLogs) and run.metrics:
         findings = [
-            Text(plain(f"● {f.text}. Remedy: {f.remedy}."), style="red" if f.severity == "bad" else "yellow")
-            for f in diagnose(run)
+            Text(plain(f"● {finding}"), style="red" if finding.severity == "bad" else "yellow")
+            for finding in diagnose(run)
         ]
         figures = _figures(run)
         parts += [Text(plain(headline(run))), Text(), figures, *findings]

@@ -61,4 +61,4 @@ class Alarms:
         }
         new = {name: finding for name, finding in found.items() if finding is not None and name not in self.said}
         self.said.update(new)
-        return [finding.warning for finding in new.values()]
+        return [f"{finding.text[0].lower()}{str(finding)[1:]}" for finding in new.values()]
