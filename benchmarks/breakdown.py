@@ -20,8 +20,8 @@ import torch
 from generate import COMPLETIONS, PROMPTS, loaded, ours, plain
 from torch.profiler import ProfilerActivity, profile
 
+from pacedrl.policy.passes import TrainingSequence, micro_batches
 from pacedrl.policy.policy import Policy
-from pacedrl.training.sequences import TrainingSequence, micro_batches
 
 KINDS = {
     "matrix multiply": ("aten::mm", "aten::addmm", "aten::bmm", "linear_pointwise"),

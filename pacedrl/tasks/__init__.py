@@ -1,8 +1,8 @@
 """Prompts and the verifiers that judge their completions."""
 
+from pacedrl.rollouts.scoring import Scorer, score_groups
 from pacedrl.tasks.datasets import RewardPart, Task, load_task
 from pacedrl.tasks.pool import Job, VerifierPool
-from pacedrl.tasks.scoring import Scorer, score_groups
 from pacedrl.tasks.verifiers import Verdict, check_spec, gold_completion
 
 __all__ = [

@@ -11,10 +11,10 @@ import pytest
 import torch
 from cli_process import CommandLine, tiny_run
 from crashes import kill_in_the_middle_of_a_row, signal_at
+from pacedrl.training.batch import judged_completions
 from test_e2e_resume import STEPS, assert_same_run
 
-from pacedrl.training.batch import judged_completions
-from pacedrl.training.collect import dump_collected, load_collected
+from pacedrl.training.pending import dump_collected, load_collected
 from pacedrl.training.trainer import Trainer
 
 TrainerFactory = Callable[..., Trainer]

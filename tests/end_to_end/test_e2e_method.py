@@ -12,8 +12,8 @@ import torch
 from cli_process import tiny_run
 
 from pacedrl import Config, Trainer
+from pacedrl.policy.passes import TrainingSequence
 from pacedrl.training.learner import Update
-from pacedrl.training.sequences import TrainingSequence
 
 TrainerFactory = Callable[..., Trainer]
 

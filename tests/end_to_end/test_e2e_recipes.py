@@ -12,11 +12,11 @@ import torch
 from cli_process import tiny_run
 
 from pacedrl import Config, InputError, Trainer
+from pacedrl.interrupt import Interrupted
+from pacedrl.policy.passes import TrainingSequence
 from pacedrl.recipes import RECIPES
 from pacedrl.training import learner as learner_module
-from pacedrl.training.interrupt import Interrupted
-from pacedrl.training.objective import BatchSize, LossInputs
-from pacedrl.training.sequences import TrainingSequence
+from pacedrl.training.objectives.base import BatchSize, LossInputs
 
 PROMPTS, GROUP, STEPS = 6, 4, 4
 

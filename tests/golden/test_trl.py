@@ -28,6 +28,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from pacedrl.training.objective import group_index, policy_loss
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,13 +36,13 @@ from pacedrl import Config, Trainer
 from pacedrl.assets import TINY_MODEL
 from pacedrl.config import GrpoConfig, ModelConfig
 from pacedrl.method import group_relative_advantage
+from pacedrl.policy.passes import TrainingSequence, sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import TransformersSampler
-from pacedrl.rollouts import sample_groups, training_settings
+from pacedrl.rollouts.collect import sample_groups
+from pacedrl.rollouts.engines import training_settings
 from pacedrl.tasks.skills import skill_rows
 from pacedrl.training.learner import Learner, Update
-from pacedrl.training.objective import group_index, policy_loss
-from pacedrl.training.sequences import TrainingSequence, sequence_logprobs
 from pacedrl.types import Group, Prompt
 
 trl = pytest.importorskip("trl")
@@ -242,7 +243,7 @@ def test_loss_and_gradient_are_trls(tmp_path: Path, reward: Reward, case: dict[s
 
     temperature, budget = config.sampling.temperature, config.optimizer.tokens_per_micro_batch
     references: Sequence[Any] = [None] * len(sampled)
-    if config.needs_reference:
+    if config.objective.needs_reference:
         references = sequence_logprobs(reference, sampled, temperature, budget)
         assert objective_of(config).kl_coefficient * seen["kl"] > 1e-2
     reward_B, group_B = torch.tensor([c.reward for _, c in judged]), group_index([g.prompt.key for g, _ in judged])

@@ -12,9 +12,9 @@ import pytest
 
 from pacedrl.config import TaskConfig, parse_config
 from pacedrl.errors import InputError
+from pacedrl.rollouts.scoring import add_overlong_penalty
 from pacedrl.tasks import RewardPart, Scorer, Task, VerifierPool, load_task, score_groups
 from pacedrl.tasks.pool import Cancelled
-from pacedrl.tasks.scoring import add_overlong_penalty
 from pacedrl.types import Completion, Group, Prompt
 
 PARTS = """

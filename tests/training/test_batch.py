@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
 
 from pacedrl.config import Config
 from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts
-from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
-from pacedrl.training.sequences import TrainingSequence
+from pacedrl.policy.passes import TrainingSequence
 from pacedrl.types import Completion, Group, Prompt
 
 BETA = 0.1

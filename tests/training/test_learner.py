@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from pacedrl.training.objective import policy_loss
 from torch import Tensor
 
 from pacedrl.config import OptimizerConfig, TrajectoryBalanceConfig
+from pacedrl.policy.passes import TrainingSequence, micro_batches
 from pacedrl.policy.policy import Policy
 from pacedrl.training import objective as objective_module
 from pacedrl.training.learner import Learner, Update
-from pacedrl.training.objective import policy_loss
-from pacedrl.training.sequences import TrainingSequence, micro_batches
 from pacedrl.training.state import load_state, save_state
 
 NewPolicy = Callable[[], Policy]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pacedrl.policy.passes import TrainingSequence, micro_batches, sequence_logprobs, true_accuracies
 from pacedrl.policy.policy import Policy
-from pacedrl.training.sequences import TrainingSequence, micro_batches, sequence_logprobs, true_accuracies
 from pacedrl.types import Prompt
 
 
