@@ -1,6 +1,5 @@
 """Prompts and the verifiers that judge their completions."""
 
-from pacedrl.rollouts.scoring import Scorer, score_groups
 from pacedrl.tasks.datasets import RewardPart, Task, load_task
 from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.tasks.verifiers import Verdict, check_spec, gold_completion
@@ -8,12 +7,10 @@ from pacedrl.tasks.verifiers import Verdict, check_spec, gold_completion
 __all__ = [
     "Job",
     "RewardPart",
-    "Scorer",
     "Task",
     "Verdict",
     "VerifierPool",
     "check_spec",
     "gold_completion",
     "load_task",
-    "score_groups",
 ]
