@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pacedrl.errors import InputError
-from pacedrl.rollouts.scoring import out_of_range
+from pacedrl.rollouts.verdicts import out_of_range
 from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool

@@ -32,7 +32,6 @@ from pacedrl.policy.policy import Policy
 from pacedrl.rollouts.collect import Collected, Collector
 from pacedrl.rollouts.engines import build_sampler, evaluation_settings
 from pacedrl.rollouts.gold import require_some_gold
-from pacedrl.rollouts.scoring import commonest_error, require_judged
 from pacedrl.rollouts.tasks import (
     encode_tasks,
     load_tasks,
@@ -41,6 +40,7 @@ from pacedrl.rollouts.tasks import (
     reward_parts,
     unique_prompts,
 )
+from pacedrl.rollouts.verdicts import commonest_error, require_judged
 from pacedrl.seeding import derive_seed
 from pacedrl.stopwatch import Stopwatch
 from pacedrl.tasks.pool import VerifierPool
