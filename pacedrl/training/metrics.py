@@ -38,7 +38,7 @@ def rollout_metrics(groups: Sequence[Group], parts: Sequence[str] = ()) -> dict[
 
 
 def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: int) -> list[dict[str, Any]]:
-    """The first completion of ``count`` groups spread over the batch, and the first completion with a verifier error."""
+    """The first completion of ``count`` groups spread over the batch, and the first with a verifier error."""
     spread = np.linspace(0, len(groups) - 1, min(count, len(groups))).astype(int).tolist() if count else []
     shown = [(i, 0) for i in spread]
     failed = [(i, j) for i, group in enumerate(groups) for j, c in enumerate(group.completions) if c.error is not None]

@@ -83,7 +83,7 @@ def _refuse_other_prompts(
 
 
 def prompt_fingerprints(tasks: Iterable[Task], prompt_ids: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Map each key to a 64-bit hash of the prompt's tokens, of the columns that its verifiers read, and of the verifiers.
+    """Map each key to a 64-bit hash of the prompt's tokens, the columns that its verifiers read, and the verifiers.
 
     The key covers question and answer. Names of tasks and folders of a user's functions are not part of the hash.
     """

@@ -79,7 +79,7 @@ class RunFolder:
             self._lock.release(remove_folder=self._made)
 
     def open_at(self, step: int) -> None:
-        """Write the configuration; drop log lines of later steps and a half-written last line, which will be rewritten."""
+        """Write the configuration; drop log lines of later steps and a half-written last line: they will come again."""
         if not self.writes:
             return
         kept = {path: _lines_until(path, step) for name in LOGS if (path := self.path / name).exists()}
