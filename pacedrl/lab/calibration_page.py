@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pacedrl.lab.calibrate import GROUPS, Calibration
+from pacedrl.lab.calibrate import SUBSETS, Calibration
 from pacedrl.lab.page import to_html
 from pacedrl.lab.plots import pyplot, save
 from pacedrl.view import left_out
@@ -61,7 +61,7 @@ def calibration_table(calibration: Calibration) -> str:
         "| prompts | estimator | mean error | bias | Brier score | Spearman |",
         "|---|---|---|---|---|---|",
     ]
-    for group in GROUPS:
+    for group in SUBSETS:
         having = [checkpoint for checkpoint in calibration.checkpoints if group in checkpoint.scores]
         if not having:
             continue
@@ -123,7 +123,7 @@ def _reliability(calibration: Calibration, path: Path) -> None:
 
 def _panels(calibration: Calibration) -> tuple[Any, list[tuple[Any, str]]]:
     """A figure with a panel for each group that some checkpoint has."""
-    groups = [group for group in GROUPS if any(group in checkpoint.scores for checkpoint in calibration.checkpoints)]
+    groups = [group for group in SUBSETS if any(group in checkpoint.scores for checkpoint in calibration.checkpoints)]
     figure, axes = pyplot().subplots(
         1, len(groups), figsize=(3.1 * len(groups), 3.0), sharey=True, squeeze=False, constrained_layout=True
     )

@@ -58,7 +58,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends within ten seconds. As long as nobody waits for it, it stays in /proc without a command."""
+    """Whether the process ends within ten seconds. Until somebody waits for it, /proc shows it without a command."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
