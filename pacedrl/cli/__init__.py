@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pacedrl import __version__
 from pacedrl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, InputError
 from pacedrl.paths import expand_home, home_path
+from pacedrl.version import __version__
 
 FIRST_STEPS = """\
 pacedrl post-trains language models by reinforcement learning with verifiable rewards. To start:
@@ -248,8 +248,9 @@ def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pacedrl.distributed.ranks import connect
+    from pacedrl.evaluation.tables import before_after_table
     from pacedrl.training.trainer import Trainer, TrainingStopped
-    from pacedrl.training.view import ConsoleView, before_after_table
+    from pacedrl.view import ConsoleView
 
     ranks = connect()
     with ConsoleView(quiet=not ranks.main) as view:
@@ -280,7 +281,8 @@ def _eval(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pacedrl.training.view import ConsoleView, evaluation_notes, evaluation_table
+    from pacedrl.evaluation.tables import evaluation_notes, evaluation_table
+    from pacedrl.view import ConsoleView
 
     with ConsoleView() as view:
         results = run_evaluation(config, view)

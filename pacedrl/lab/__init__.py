@@ -1,1 +1,1 @@
-"""The lab: how many rollouts does each method need, and how good are its estimates. Read plan, measures, results."""
+"""Compares how many rollouts methods need, and how accurate their estimates are. Read plan, measures and results."""

@@ -1,19 +1,19 @@
-"""How good a run's accuracy estimates were: each estimator against sampled truth, at every checkpoint that was kept.
+"""Compares the accuracy estimates of a run with the truth, for each estimator at each checkpoint that was kept.
 
-The truth of a prompt is the mean reward of completions sampled afresh from the checkpoint's policy. Nothing of this is
-part of training, and none of it counts as rollouts.
+The truth of a prompt is the mean reward of fresh completions by the checkpoint's policy. They do not count as rollouts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from torch import Tensor
 
 from pacedrl.config import Config, load_config
 from pacedrl.errors import InputError
@@ -23,34 +23,27 @@ from pacedrl.method.estimator import FLAT_MEAN, FLAT_STRENGTH, Floats, spearman
 from pacedrl.method.scheduler import PRIOR_RANGE
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.rollouts import sample_groups, training_settings
+from pacedrl.rollouts.collect import sample_groups, score_groups
+from pacedrl.rollouts.engines import build_sampler, training_settings
+from pacedrl.rollouts.tasks import encode_tasks, load_tasks, unique_prompts
+from pacedrl.rollouts.verdicts import require_judged
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import require_judged, score_groups
 from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, require_whole
-from pacedrl.training.setup import (
-    build_sampler,
-    build_scheduler,
-    encode_tasks,
-    initial_embeddings,
-    load_tasks,
-    unique_prompts,
-)
-from pacedrl.training.view import View
+from pacedrl.training.curriculum import build_scheduler, initial_embeddings
+from pacedrl.view import View
 
 PRIOR_STRENGTH = 4.0
-"""Of ``combined`` in runs whose recipe does not say: completions that log Z's estimate is worth."""
+"""Completions that log Z is worth in ``combined``, for runs whose recipe does not set it."""
 BINS = np.linspace(0.0, 1.0, 11)
-
-Group = str
-"""``selected``: what the run would train on next; ``seen``: some of the prompts it has had; ``never seen``."""
-GROUPS = ("selected", "seen", "never seen")
+SUBSETS = ("selected", "seen", "never seen")
+"""The prompts that the run would train on next, and random samples of those that it has and has not trained on."""
 
 
 class Scores(BaseModel):
-    """One estimator on one group of prompts at one checkpoint."""
+    """One estimator on one subset of the prompts at one checkpoint."""
 
     mae: float
-    """Mean |p̂ − p̄|, with p̄ of S samples."""
+    """Mean |p̂ − p̄|, where p̄ is the mean of S samples."""
     bias: float
     brier: float
     """Mean (p̂ − r)² over the sampled completions."""
@@ -58,21 +51,22 @@ class Scores(BaseModel):
     """Rank correlation of p̂ with p̄; None where either is constant."""
 
 
-class Checkpoint(BaseModel):
-    """All of one checkpoint. Prompts are few where the run had left few of their group."""
+class CheckpointScores(BaseModel):
+    """One checkpoint, by subset of the prompts; a subset without prompts is missing."""
 
     step: int
-    prompts: dict[Group, int]
-    noise: dict[Group, float]
-    """What mae would be of the truth itself: the error of a mean of S samples, p smoothed by Jeffreys' prior."""
-    observed: dict[Group, float]
-    scores: dict[Group, dict[str, Scores]]
+    prompts: dict[str, int]
+    noise: dict[str, float]
+    """The mae of a perfect estimate: the error of a mean of S samples, with p smoothed by Jeffreys' prior."""
+    observed: dict[str, float]
+    scores: dict[str, dict[str, Scores]]
+    """By estimator within each subset."""
     beta_kl: float | None
-    """Mean β·KL(π_old‖π_θ) over the steps since the checkpoint before: the error of β·log Z by the theorem."""
+    """Mean β·KL(π_old‖π_θ) over the steps since the previous checkpoint: the theoretical error of β·log Z."""
 
 
 class Bin(BaseModel):
-    """Prompts of a group, of all checkpoints, whose estimates lie in one tenth of [0, 1]; beyond it, in the nearest."""
+    """The prompts whose estimates lie in one tenth of [0, 1]; the outer bins also take estimates outside of [0, 1]."""
 
     predicted: float
     observed: float
@@ -80,21 +74,22 @@ class Bin(BaseModel):
 
 
 class Calibration(BaseModel):
-    """calibration.json."""
+    """The content of calibration.json."""
 
     run: str
     recipe: str
     samples: int
     left_out: float = 0.0
-    """Share of all completions that the verifier could not judge: the truths are without them."""
-    checkpoints: list[Checkpoint]
-    reliability: dict[Group, dict[str, list[Bin]]]
+    """Share of the completions that the verifier could not judge; they are left out."""
+    checkpoints: list[CheckpointScores]
+    reliability: dict[str, dict[str, list[Bin]]]
+    """By subset and estimator, over all checkpoints."""
 
 
 def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
-    """Sample ``samples`` completions of up to ``prompts`` prompts of each group at each of the run's checkpoints.
+    """Sample ``samples`` completions of up to ``prompts`` prompts of each subset at each checkpoint of the run.
 
-    Raises InputError when the folder is no run, or holds no checkpoint.
+    Raises InputError if the folder holds no run or the run has no checkpoint.
     """
     if not (run / "config.yaml").exists():
         raise InputError(f"{run}: expected a run's folder, with its config.yaml")
@@ -104,44 +99,46 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
         require_whole(folder)
     if not folders:
         raise InputError(f"{run}: this run has no checkpoint yet; let it train for checkpoint.every steps first")
-    bench = _Bench(config, view)
-    last_means = _LastMeans(run, bench.scheduler.keys)
-    pairs: dict[Group, dict[str, list[tuple[Floats, Floats]]]] = {group: {} for group in GROUPS}
+    sampler = _CheckpointSampler(config, view)
+    scheduler = sampler.scheduler
+    groups, metrics = read_rows(run / "groups.jsonl"), read_rows(run / "metrics.jsonl")
+    reads_z = config.needs_partition and config.objective.log_z_is_accuracy
+    pairs: dict[str, dict[str, list[tuple[Floats, Floats]]]] = {subset: {} for subset in SUBSETS}
     checkpoints = []
-    # FlowRL's log Z is of z-scored rewards, and no accuracy.
-    reads_z = config.needs_partition and config.objective.name != "flowrl"
+    steps = pairwise([0, *map(checkpoint_step, folders)])
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
-        before = 0
-        for folder in folders:
-            step = checkpoint_step(folder)
-            bench.load(folder)
-            groups = _groups(bench.scheduler, config.sampling.prompts_per_step, prompts, config.run.seed)
-            estimates = _estimates(bench.scheduler, last_means.until(step), reads_z)
-            rows = sorted({row for part in groups.values() for row in part})
-            rewards = bench.rewards(pool, rows, samples, step)
-            # A prompt whose completions nobody could judge has no truth.
-            judged = {group: [row for row in part if rewards[row]] for group, part in groups.items()}
-            judged = {group: part for group, part in judged.items() if part}
-            checkpoints.append(_checkpoint(step, judged, rewards, estimates, samples, _beta_kl(run, before, step)))
-            for group, part in judged.items():
+        for folder, (before, step) in zip(folders, steps, strict=True):
+            sampler.load(folder)
+            subsets = _subsets(scheduler, config.sampling.prompts_per_step, prompts, config.run.seed)
+            estimates = _estimates(scheduler, _last_means(groups, scheduler.keys, step), reads_z)
+            rewards = sampler.rewards(pool, sorted({row for rows in subsets.values() for row in rows}), samples, step)
+            # A prompt without a judged completion has no truth.
+            judged = {subset: [row for row in rows if rewards[row]] for subset, rows in subsets.items()}
+            judged = {subset: rows for subset, rows in judged.items() if rows}
+            kl = [row["kl/old_beta"] for row in metrics if before < row["step"] <= step]
+            checkpoints.append(_checkpoint_scores(step, judged, rewards, estimates, samples, kl))
+            for subset, rows in judged.items():
                 for name, values in estimates.items():
-                    pairs[group].setdefault(name, []).append((values[part], _means(rewards, part)))
-            before = step
-    reliability = {
-        group: {name: _reliability(parts) for name, parts in named.items()} for group, named in pairs.items()
-    }
+                    pairs[subset].setdefault(name, []).append((values[rows], _means(rewards, rows)))
     return Calibration(
         run=str(run),
         recipe=config.recipe,
         samples=samples,
-        left_out=bench.unjudged / bench.sampled,
+        left_out=sampler.unjudged / sampler.sampled,
         checkpoints=checkpoints,
-        reliability=reliability,
+        reliability={
+            subset: {name: _reliability(parts) for name, parts in named.items()} for subset, named in pairs.items()
+        },
     )
 
 
-class _Bench:
-    """What a run's checkpoints are put on: its prompts and scheduler, and the engine it samples with."""
+def load_calibration(path: Path) -> Calibration:
+    """Read calibration.json."""
+    return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+class _CheckpointSampler:
+    """The prompts, scheduler and sampler of a run, into which one checkpoint after the other is loaded."""
 
     def __init__(self, config: Config, view: View) -> None:
         self.config, self.view = config, view
@@ -150,24 +147,22 @@ class _Bench:
         policy = Policy.load(config.model, self.device)
         self.tasks, self.prompt_ids = encode_tasks(policy, train, config)
         self.prompts = unique_prompts(self.tasks)
-        self.scheduler = build_scheduler(config, [prompt.key for prompt in self.prompts], self._embeddings(policy))
+        embeddings_NH = None
+        if config.needs_partition:
+            view.phase("embedding prompts", len(self.prompts))
+            ids = [self.prompt_ids[prompt.key] for prompt in self.prompts]
+            embeddings_NH = initial_embeddings(config, policy, ids, view.advance)
+        self.scheduler = build_scheduler(config, [prompt.key for prompt in self.prompts], embeddings_NH)
         self.sampler = build_sampler(config, policy)
         self.sampled = self.unjudged = 0
-        """Completions, so far."""
-
-    def _embeddings(self, policy: Policy) -> Tensor | None:
-        if not self.config.needs_partition:
-            return None
-        self.view.phase("embedding prompts", len(self.prompts))
-        ids = [self.prompt_ids[prompt.key] for prompt in self.prompts]
-        return initial_embeddings(self.config, policy, ids, self.view.advance)
+        """Numbers of completions so far."""
 
     def load(self, folder: Path) -> None:
         self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
         self.sampler.sync(Policy.load(self.config.model, self.device, folder))
 
     def rewards(self, pool: VerifierPool, rows: Sequence[int], samples: int, step: int) -> dict[int, list[float]]:
-        """Row → rewards of the completions, of ``samples`` drawn as in training, that could be judged."""
+        """Sample completions as in training, and return the rewards of those that could be judged, by prompt row."""
         settings = replace(training_settings(self.config), group_size=samples)
         prompts = [self.prompts[row] for row in rows]
         self.view.phase(f"step {step}", len(prompts) * samples)
@@ -182,117 +177,105 @@ class _Bench:
         return judged
 
 
-def _checkpoint(
-    step: int,
-    groups: dict[Group, list[int]],
-    rewards: dict[int, list[float]],
-    estimates: dict[str, Floats],
-    samples: int,
-    beta_kl: float | None,
-) -> Checkpoint:
-    observed = {group: _means(rewards, rows) for group, rows in groups.items()}
-    return Checkpoint(
-        step=step,
-        prompts={group: len(rows) for group, rows in groups.items()},
-        noise={group: _noise(values, samples) for group, values in observed.items()},
-        observed={group: float(values.mean()) for group, values in observed.items()},
-        scores={
-            group: {
-                name: _scores(values[rows], observed[group], [rewards[row] for row in rows])
-                for name, values in estimates.items()
-            }
-            for group, rows in groups.items()
-        },
-        beta_kl=beta_kl,
-    )
-
-
-def _means(rewards: dict[int, list[float]], rows: Sequence[int]) -> Floats:
-    return np.array([np.mean(rewards[row]) for row in rows])
-
-
-def _noise(observed_P: Floats, samples: int) -> float:
-    """E|p̄ − p| of a mean of that many rewards of 0 and 1, in the normal approximation √(2p(1 − p)/πS)."""
-    smoothed_P = (observed_P * samples + 0.5) / (samples + 1)
-    return float(np.sqrt(2 * smoothed_P * (1 - smoothed_P) / (np.pi * samples)).mean())
-
-
-def _groups(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -> dict[Group, list[int]]:
-    """Rows of the prompts of each group that has some."""
+def _subsets(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -> dict[str, list[int]]:
+    """Rows of the prompts in each subset, at most ``most``; without the subsets that have none."""
     rng = np.random.default_rng([seed, scheduler.step])
-    # The oracle's truth is that of a policy which the state does not hold.
+    # The oracle selects by the accuracies of the policy, which the scheduler's state does not hold.
     selected = [] if scheduler.estimator == "oracle" else [scheduler.index[key] for key in scheduler.select(count)]
-    seen, never = np.flatnonzero(scheduler.visits_N > 0), np.flatnonzero(scheduler.visits_N == 0)
-    rows = (selected, *(rng.permutation(part)[:most].tolist() for part in (seen, never)))
-    return {group: part for group, part in zip(GROUPS, rows, strict=True) if part}
+    visits_N = scheduler.visits_N
+    seen, never = (rng.permutation(np.flatnonzero(mask))[:most].tolist() for mask in (visits_N > 0, visits_N == 0))
+    return {subset: rows for subset, rows in zip(SUBSETS, (selected, seen, never), strict=True) if rows}
 
 
 def _estimates(scheduler: DifficultyScheduler, last_mean_N: Floats, reads_z: bool) -> dict[str, Floats]:
-    """Every estimator's view of all prompts, whichever of them the run selected by."""
+    """Accuracy estimates of all prompts by each estimator, whichever of them the run selected by."""
     flat_N = np.full(len(scheduler.keys), FLAT_MEAN)
-    named = {
+    estimates = {
         "counts (MoPPS)": scheduler.counts.posterior(flat_N, FLAT_STRENGTH).mean_N,
         "last group mean": last_mean_N,
         "one mean for all": np.full(len(scheduler.keys), last_mean_N.mean()),
     }
     if not reads_z:
-        return named
+        return estimates
     z_N = scheduler.partition_accuracy()
     strength = scheduler.prior_strength.value if scheduler.estimator == "combined" else PRIOR_STRENGTH
     combined_N = scheduler.counts.posterior(z_N.clip(*PRIOR_RANGE), strength).mean_N
-    return {"log Z": z_N, "combined": combined_N} | named
+    return {"log Z": z_N, "combined": combined_N} | estimates
 
 
-class _LastMeans:
-    """Each prompt's last observed group mean, from the run's log; of prompts never seen the mean of all others'."""
+def _last_means(groups: Sequence[Mapping[str, Any]], keys: Sequence[str], step: int) -> Floats:
+    """Mean reward of each prompt's last judged group up to ``step``; for prompts without one, the mean of the others.
 
-    def __init__(self, run: Path, keys: Sequence[str]) -> None:
-        self._steps = read_rows(run / "groups.jsonl")
-        self._keys = keys
+    ``groups`` are the rows of groups.jsonl.
+    """
+    means: dict[str, float] = {}
+    for row in groups:
+        if row["step"] <= step:
+            for key, rewards in zip(row["keys"], row["rewards"], strict=True):
+                judged = [reward for reward in rewards if reward is not None]
+                if judged:
+                    means[key] = float(np.mean(judged))
+    others = float(np.mean(list(means.values()))) if means else FLAT_MEAN
+    return np.array([means.get(key, others) for key in keys])
 
-    def until(self, step: int) -> Floats:
-        means: dict[str, float] = {}
-        for row in self._steps:
-            if row["step"] <= step:
-                for key, rewards in zip(row["keys"], row["rewards"], strict=True):
-                    judged = [reward for reward in rewards if reward is not None]
-                    if judged:
-                        means[key] = float(np.mean(judged))
-        elsewhere = float(np.mean(list(means.values()))) if means else FLAT_MEAN
-        return np.array([means.get(key, elsewhere) for key in self._keys])
+
+def _checkpoint_scores(
+    step: int,
+    subsets: Mapping[str, list[int]],
+    rewards: Mapping[int, list[float]],
+    estimates: Mapping[str, Floats],
+    samples: int,
+    kl: Sequence[float | None],
+) -> CheckpointScores:
+    observed = {subset: _means(rewards, rows) for subset, rows in subsets.items()}
+    known = [value for value in kl if value is not None]
+    return CheckpointScores(
+        step=step,
+        prompts={subset: len(rows) for subset, rows in subsets.items()},
+        noise={subset: _noise(observed_P, samples) for subset, observed_P in observed.items()},
+        observed={subset: float(observed_P.mean()) for subset, observed_P in observed.items()},
+        scores={
+            subset: {
+                name: _scores(estimate_N[rows], observed[subset], [rewards[row] for row in rows])
+                for name, estimate_N in estimates.items()
+            }
+            for subset, rows in subsets.items()
+        },
+        beta_kl=float(np.mean(known)) if known else None,
+    )
+
+
+def _means(rewards: Mapping[int, list[float]], rows: Sequence[int]) -> Floats:
+    return np.array([np.mean(rewards[row]) for row in rows])
+
+
+def _noise(observed_P: Floats, samples: int) -> float:
+    """E|p̄ − p| of a mean of rewards 0 and 1, in the normal approximation √(2p(1 − p)/πS)."""
+    smoothed_P = (observed_P * samples + 0.5) / (samples + 1)
+    return float(np.sqrt(2 * smoothed_P * (1 - smoothed_P) / (np.pi * samples)).mean())
 
 
 def _scores(estimate_P: Floats, observed_P: Floats, rewards_P: Sequence[Sequence[float]]) -> Scores:
+    errors_P = estimate_P - observed_P
     rank = spearman(estimate_P, observed_P)
-    errors = [np.square(p - np.asarray(rewards)) for p, rewards in zip(estimate_P, rewards_P, strict=True)]
+    brier = [np.square(p - np.asarray(rewards)) for p, rewards in zip(estimate_P, rewards_P, strict=True)]
     return Scores(
-        mae=float(np.abs(estimate_P - observed_P).mean()),
-        bias=float((estimate_P - observed_P).mean()),
-        brier=float(np.concatenate(errors).mean()),
+        mae=float(np.abs(errors_P).mean()),
+        bias=float(errors_P.mean()),
+        brier=float(np.concatenate(brier).mean()),
         spearman=None if np.isnan(rank) else rank,
     )
 
 
 def _reliability(parts: Sequence[tuple[Floats, Floats]]) -> list[Bin]:
-    estimate, observed = (np.concatenate(side) for side in zip(*parts, strict=True))
-    place = np.digitize(estimate.clip(0.0, 1.0), BINS[1:-1])
+    """Mean estimate and mean observation in each bin that has prompts, from pairs of estimates and observations."""
+    estimate_P, observed_P = (np.concatenate(side) for side in zip(*parts, strict=True))
+    bin_P = np.digitize(estimate_P.clip(0.0, 1.0), BINS[1:-1])
     return [
         Bin(
-            predicted=float(estimate[place == i].mean()),
-            observed=float(observed[place == i].mean()),
-            prompts=int((place == i).sum()),
+            predicted=float(estimate_P[bin_P == i].mean()),
+            observed=float(observed_P[bin_P == i].mean()),
+            prompts=int((bin_P == i).sum()),
         )
-        for i in range(len(BINS) - 1)
-        if (place == i).any()
+        for i in np.unique(bin_P)
     ]
-
-
-def _beta_kl(run: Path, after: int, until: int) -> float | None:
-    rows = read_rows(run / "metrics.jsonl")
-    values = [row["kl/old_beta"] for row in rows if after < row["step"] <= until and row["kl/old_beta"] is not None]
-    return float(np.mean(values)) if values else None
-
-
-def load_calibration(path: Path) -> Calibration:
-    """Read calibration.json."""
-    return Calibration.model_validate(json.loads(path.read_text(encoding="utf-8")))

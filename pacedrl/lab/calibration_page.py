@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pacedrl.evaluation.metrics import left_out
-from pacedrl.lab.calibrate import GROUPS, Calibration
+from pacedrl.lab.calibrate import SUBSETS, Calibration
 from pacedrl.report.pages import article, fill
 from pacedrl.report.style import BLUE, FILE, GREEN, GREY, ORANGE, PURPLE, new_grid, save, styled
+from pacedrl.view import left_out
 
 STYLES = {
     "log Z": (BLUE, "-"),
@@ -52,7 +52,7 @@ def calibration_table(calibration: Calibration) -> str:
 
 def _table(calibration: Calibration) -> dict[str, object]:
     rows = []
-    for group in GROUPS:
+    for group in SUBSETS:
         having = [checkpoint for checkpoint in calibration.checkpoints if group in checkpoint.scores]
         for name in having[0].scores[group] if having else ():
             scores = [checkpoint.scores[group][name] for checkpoint in having]
@@ -103,6 +103,6 @@ def _reliability(calibration: Calibration, path: Path) -> None:
 
 def _panels(calibration: Calibration) -> tuple[Any, list[tuple[Any, str]]]:
     """Return a figure and its panels, one for each group that some checkpoint has."""
-    groups = [group for group in GROUPS if any(group in checkpoint.scores for checkpoint in calibration.checkpoints)]
+    groups = [group for group in SUBSETS if any(group in checkpoint.scores for checkpoint in calibration.checkpoints)]
     figure, panels = new_grid(3.1 * len(groups), 3.0, 1, len(groups), layout="constrained", sharey=True)
     return figure, list(zip(panels.flat, groups, strict=True))

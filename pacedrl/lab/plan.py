@@ -15,14 +15,14 @@ from typing import Any
 
 import yaml
 
-from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, apply_override, config_tree, parse_config
+from pacedrl.config import Config, DynamicGateConfig, apply_override, config_tree, parse_config
 from pacedrl.errors import InputError
 from pacedrl.lab.measures import FINAL
 from pacedrl.recipes import RECIPES
+from pacedrl.rollouts.tasks import load_tasks, require_enough_prompts, unique_prompts
 from pacedrl.tasks.sources import default_name
 from pacedrl.training.folder_lock import FolderBusy, FolderLock
 from pacedrl.training.run_folder import refuse_another_run, replace_text
-from pacedrl.training.setup import load_tasks, require_enough_prompts, unique_prompts
 
 EVALUATIONS = 12
 """Evaluations during a run whose configuration does not say how often to evaluate."""
@@ -193,8 +193,8 @@ class Plan:
 
     def _run(self, variant: str, seed: int) -> Run:
         folder, config = self.folder / "runs" / variant / f"seed{seed}", self._config(variant, seed)
-        oversample = config.gate.oversample if isinstance(config.gate, LiloGateConfig) else 1
-        rollouts_per_step = config.sampling.prompts_per_step * config.sampling.group_size * oversample
+        sampling = config.sampling
+        rollouts_per_step = sampling.prompts_per_step * config.gate.selection_factor * sampling.group_size
         evaluates = config.eval.every or config.eval.every_rollouts
         overrides = (
             *(() if evaluates else (f"eval.every_rollouts={max(self.rollouts // EVALUATIONS, 1)}",)),

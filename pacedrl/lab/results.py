@@ -1,4 +1,4 @@
-"""results.json of a comparison: every run's figures, their means over seeds, and differences to the baseline."""
+"""The content of results.json: the measures of every run, their means over seeds and differences to the baseline."""
 
 from __future__ import annotations
 
@@ -12,58 +12,57 @@ from pacedrl.intervals import Interval, mean_interval, paired_difference
 from pacedrl.lab.measures import MEASURES, RunResult, spent_to_reach
 
 TARGET_SHARE = 0.9
-"""Without a target of the user's: this share of the way from the start to where the baseline ends."""
+"""Default target: this share of the baseline's gain in accuracy, above its accuracy at the start."""
 
 
 class VariantResult(BaseModel):
-    """A recipe, over seeds."""
+    """One variant over its seeds."""
 
     overrides: list[str]
     runs: dict[int, RunResult]
-    """By seed; the failed ones are missing."""
+    """By seed, without the runs that failed."""
     failures: dict[int, str]
-    """By seed, the last line of what the run said."""
+    """Reason by seed: the last line of the run's log."""
     reached: int
-    """Seeds that reached the target."""
+    """Number of seeds that reached the target."""
     summary: dict[str, Interval | None]
-    """By name of a measure, over the seeds that ran."""
+    """By measure, over the seeds that finished."""
     pass_at_k: dict[int, Interval]
     versus_baseline: dict[str, Interval | None]
-    """Paired differences, over the seeds that ran in both."""
+    """Differences by measure, paired by seed, over the seeds that finished in both variants."""
 
 
 class Results(BaseModel):
-    """All of a comparison."""
+    """A whole comparison."""
 
     config: dict[str, object]
-    """What all runs have in common."""
+    """The configuration that all runs have in common."""
     rollouts: int
-    """The budget of generated completions."""
+    """Completions that each run may generate."""
     seeds: list[int]
     baseline: str
     target: float
-    """Of held-out pass@1, mean over the evaluation tasks."""
+    """Held-out pass@1 to reach, mean over the evaluation tasks."""
     variants: dict[str, VariantResult]
 
     def cost_ratio(self, name: str) -> float | None:
-        """Rollouts to the target, in the baseline's, over the seeds of both; None where the baseline's is 0."""
+        """Rollouts to the target relative to the baseline's, over the seeds of both; None if the baseline's are 0."""
         own, base = self.variants[name].runs, self.variants[self.baseline].runs
-        costs = [
-            [spent_to_reach(r.curve.rollouts, r.curve.accuracy, self.target, self.rollouts) for r in (own[s], base[s])]
-            for s in own
-            if s in base
-        ]
-        below = sum(cost for _, cost in costs)
-        return sum(cost for cost, _ in costs) / below if below else None
+        shared = [seed for seed in own if seed in base]
+        cost, base_cost = (
+            sum(spent_to_reach(r.curve.rollouts, r.curve.accuracy, self.target, self.rollouts) for r in runs)
+            for runs in ([own[seed] for seed in shared], [base[seed] for seed in shared])
+        )
+        return cost / base_cost if base_cost else None
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Read results.json. Raises pydantic's ValidationError where it is none."""
+        """Read results.json. Raises pydantic's ValidationError for any other file."""
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def default_target(baseline: Sequence[RunResult]) -> float:
-    """What the baseline reaches with most of its rollouts, means over its seeds, of which there must be one."""
+    """The accuracy after ``TARGET_SHARE`` of the baseline's gain, mean over its seeds; it needs at least one."""
     start = float(np.mean([run.curve.accuracy[0] for run in baseline]))
     end = float(np.mean([run.curve.accuracy[-1] for run in baseline]))
     return round(start + TARGET_SHARE * (end - start), 4)
@@ -77,7 +76,7 @@ def variant_result(
     target: float,
     budget: float,
 ) -> VariantResult:
-    """Means and differences of one variant, over its seeds."""
+    """Means and differences of one variant over its seeds."""
     ks = sorted(next(iter(runs.values())).pass_at_k) if runs else []
     return VariantResult(
         overrides=list(overrides),

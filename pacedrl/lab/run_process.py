@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def run_process(
     not reach the process. It is killed when this process ends.
     """
     _CONTEXT.set_forkserver_preload(["pacedrl.lab.worker"])
+    resource_tracker.ensure_running()  # now, because it unblocks SIGINT when it starts
     # The server and its forks inherit the mask: a SIGINT that follows a fork at once waits until the fork has its log.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

@@ -84,6 +84,7 @@ def _cores() -> int:
 def _start(plan: Plan, queue: RunQueue, slot: int) -> None:
     run = queue.waiting.pop(0)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
+    run.log.write_bytes(b"")  # a process that fails before it opens its log leaves none of an earlier run
     arguments = (plan.config_path, plan.final_k, run.overrides)
     process = run_process(train_and_evaluate, arguments, run.log, _device(slot))
     queue.running[process] = (run, slot)  # before it starts, so that a Ctrl-C in between interrupts it

@@ -9,8 +9,8 @@ from statistics import NormalDist
 import numpy as np
 
 from pacedrl.diagnosis.rules import Z_95, Change
-from pacedrl.evaluation.metrics import left_out
 from pacedrl.report.run import Floats, RunLogs, column
+from pacedrl.view import left_out
 
 
 @dataclass(frozen=True)

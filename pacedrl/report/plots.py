@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pacedrl.method.estimator import POOL_BINS
-from pacedrl.method.replay import QUANTILES
+from pacedrl.method.selection import QUANTILES
 from pacedrl.report.held_out import evaluated_ks, mean_accuracy, task_accuracy
 from pacedrl.report.panels import PANELS, SEEDS_NOTE, Key, Plot, draw_mean, draw_panel
 from pacedrl.report.run import Floats, RunLogs, Variant

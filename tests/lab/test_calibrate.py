@@ -1,14 +1,11 @@
-"""What calibration counts, against closed forms."""
+"""Calibration against closed forms."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pacedrl.lab.calibrate import _LastMeans, _noise, _reliability, _scores
+from pacedrl.lab.calibrate import _last_means, _noise, _reliability, _scores
 
 
 def test_scores_of_two_prompts() -> None:
@@ -28,7 +25,7 @@ def test_no_estimate_has_a_lower_brier_score_than_each_prompts_own_mean() -> Non
     assert _scores(np.array([0.5, 0.5]), own, rewards).spearman is None
 
 
-def test_prompts_fall_into_tenths_of_the_estimate_and_those_beyond_into_the_nearest() -> None:
+def test_bins_are_tenths_and_the_outer_ones_take_estimates_outside_of_them() -> None:
     parts = [(np.array([-0.5, 0.05, 0.1]), np.array([0.0, 0.2, 0.3])), (np.array([1.9, 1.0]), np.array([1.0, 0.8]))]
     bins = _reliability(parts)
     assert [(bin_.prompts, bin_.observed) for bin_ in bins] == [(2, 0.1), (1, 0.3), (2, 0.9)]
@@ -36,19 +33,16 @@ def test_prompts_fall_into_tenths_of_the_estimate_and_those_beyond_into_the_near
 
 
 @pytest.mark.parametrize(("accuracy", "tolerance"), [(0.5, 0.03), (0.1, 0.1), (0.02, 0.35)])
-def test_noise_is_about_what_a_mean_of_samples_is_off_by(accuracy: float, tolerance: float) -> None:
+def test_noise_is_about_the_mean_error_of_a_mean_of_samples(accuracy: float, tolerance: float) -> None:
     rng = np.random.default_rng(0)
     means = rng.binomial(32, accuracy, size=20_000) / 32
     assert _noise(means, 32) == pytest.approx(np.abs(means - accuracy).mean(), rel=tolerance)
 
 
-def test_last_means_are_those_of_the_log_up_to_the_step(tmp_path: Path) -> None:
+def test_last_means_are_those_of_the_log_up_to_the_step() -> None:
     rows = [
         {"step": 1, "keys": ["a", "b"], "rewards": [[1.0, 0.0], [None, None]]},
         {"step": 2, "keys": ["a", "c"], "rewards": [[1.0, None], [0.0, 0.0]]},
     ]
-    (tmp_path / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    means = _LastMeans(tmp_path, ["a", "b", "c"])
-    assert means.until(0).tolist() == [0.5, 0.5, 0.5]
-    assert means.until(1).tolist() == [0.5, 0.5, 0.5]
-    assert means.until(2).tolist() == [1.0, 0.5, 0.0]
+    means = [_last_means(rows, ["a", "b", "c"], step).tolist() for step in (0, 1, 2)]
+    assert means == [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [1.0, 0.5, 0.0]]

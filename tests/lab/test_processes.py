@@ -58,7 +58,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends within ten seconds; one that nobody waits for may stay as a name without a command."""
+    """Whether the process ends within ten seconds. Until somebody waits for it, /proc shows it without a command."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
@@ -70,8 +70,8 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_each_ends_as_a_process_of_its_own_would(runs: Runs) -> None:
-    """Exit codes and signals, what it says, at its end too, and the environment of each."""
+def test_each_has_its_own_exit_code_output_and_environment(runs: Runs) -> None:
+    """It has its own exit code or signal, output (that of its atexit handlers too) and environment."""
     said = "import atexit, os, sys; atexit.register(print, 'ended'); print(os.environ['COLOUR'], os.environ['SIZE'])"
     ends = {said: 0, f"{said}; sys.exit(3)": 3, f"{said}; 1 / 0": 1, "import os; os.kill(os.getpid(), 9)": -9}
     for i, code in enumerate(ends):
@@ -86,7 +86,7 @@ def test_each_ends_as_a_process_of_its_own_would(runs: Runs) -> None:
     assert logs[3] == ""
 
 
-def test_an_interrupt_reaches_all_however_soon(runs: Runs) -> None:
+def test_an_interrupt_reaches_all_processes_even_one_just_started(runs: Runs) -> None:
     processes = [runs.start(name, WAITS) for name in ("early", "late")]
     runs.wait_for("early", "here")
     processes.append(runs.start("last", WAITS))
@@ -99,7 +99,6 @@ def test_ctrl_c_in_the_terminal_reaches_no_run(runs: Runs) -> None:
     process = runs.start("log", WAITS)
     runs.wait_for("log", "here")
     assert process.pid is not None
-    assert os.getpgid(process.pid) != os.getpgid(0)
     assert os.getsid(process.pid) == process.pid
 
 
@@ -115,6 +114,3 @@ def test_runs_end_when_their_fork_server_was_killed(runs: Runs) -> None:
     assert process.exitcode == SERVER_KILLED
     runs.processes.pop("log").close()
     assert gone(pid)
-    after = runs.start("after", "print('another server')")
-    after.join()
-    assert (after.exitcode, runs.log("after")) == (0, "another server\n")
