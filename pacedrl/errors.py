@@ -1,4 +1,4 @@
-"""The one exception that means "your input, not our bug"."""
+"""Exceptions: bad input, and completions that a verifier cannot judge."""
 
 from __future__ import annotations
 
@@ -17,3 +17,7 @@ class InputError(Exception):
 
     def __init__(self, message: str, docs: Page | None = None) -> None:
         super().__init__(message if docs is None else f"{message} (see docs/{docs}.md)")
+
+
+class JudgeError(Exception):
+    """The verifier cannot judge this completion; the message says why in one line."""

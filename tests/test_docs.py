@@ -20,8 +20,8 @@ from pacedrl.config import Config, config_tree, load_config, parse_config
 from pacedrl.lab.calibrate import load_calibration
 from pacedrl.lab.results import Results
 from pacedrl.recipes import RECIPES
-from pacedrl.tasks.answers import MathOptions
 from pacedrl.tasks.code.verifier import CodeSettings
+from pacedrl.tasks.math.equality import MathOptions
 from pacedrl.tasks.verifiers import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[1]

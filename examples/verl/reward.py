@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pacedrl.tasks.answers import math_reward
+from pacedrl.tasks.math.rewards import math_reward
 
 
 def compute_score(data_source: str, solution_str: str, ground_truth: Any, **_: Any) -> float:

@@ -8,10 +8,10 @@ from typing import Any
 
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
-from pacedrl.evaluation.answers import stated_answer
 from pacedrl.evaluation.metrics import Estimate, PromptResult, summarise
 from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.rollouts import sample_groups
+from pacedrl.tasks.completions import stated_answer
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.scoring import require_judged, score_groups

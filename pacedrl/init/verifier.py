@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code.verifier import find_tests
 from pacedrl.types import Prompt
 

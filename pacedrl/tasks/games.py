@@ -14,8 +14,9 @@ from collections import Counter
 from fractions import Fraction
 from typing import Any
 
-from pacedrl.tasks.answers import JudgeError, tagged_answer
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.chats import from_json
+from pacedrl.tasks.completions import tagged_answer
 
 GOLD_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     "countdown": {"numbers": ("numbers", "nums"), "target": ("target",)},

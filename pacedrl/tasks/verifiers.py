@@ -25,12 +25,14 @@ from typing import Any, SupportsFloat
 
 from pydantic import TypeAdapter, ValidationError
 
-from pacedrl.errors import InputError
-from pacedrl.tasks.answers import JudgeError, MathOptions, load_math_verify, math_gold, math_reward, numeric_reward
+from pacedrl.errors import InputError, JudgeError
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code.verifier import START_LIMIT_S, CodeSettings, code_reward
+from pacedrl.tasks.completions import after_thoughts
 from pacedrl.tasks.games import countdown_gold, countdown_reward, knights_knaves_gold, knights_knaves_reward
-from pacedrl.thoughts import after_thoughts
+from pacedrl.tasks.math.equality import MathOptions
+from pacedrl.tasks.math.rewards import math_gold, math_reward, numeric_reward
+from pacedrl.tasks.math.values import load_math_verify
 from pacedrl.types import Prompt
 
 BUILT_IN = ("math", "exact", "numeric", "code", "countdown", "knights_knaves", "gym")

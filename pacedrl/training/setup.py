@@ -18,13 +18,12 @@ from pacedrl.config import (
     TrajectoryBalanceConfig,
 )
 from pacedrl.distributed.ranks import Ranks
-from pacedrl.errors import InputError
+from pacedrl.errors import InputError, JudgeError
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer, project
 from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import Sampler, TransformersSampler
-from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.datasets import Task, load_task
 from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.tasks.scoring import out_of_range

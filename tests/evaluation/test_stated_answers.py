@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pacedrl.evaluation.answers import stated_answer
+from pacedrl.tasks.completions import stated_answer
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 
 ROW = {"question": "1 + 1 = ?", "answer": "2"}
 

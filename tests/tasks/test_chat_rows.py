@@ -8,7 +8,7 @@ import pytest
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 
 USER = {"role": "user", "content": "2 + 2?"}
 

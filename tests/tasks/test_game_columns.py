@@ -8,7 +8,7 @@ import pytest
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 from pacedrl.tasks.verifiers import gold_completion, judge, resolve
 
 COUNTDOWN = {"numbers": [1, 2, 3], "target": 6}

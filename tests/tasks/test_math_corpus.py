@@ -12,8 +12,10 @@ from math_pairs import PAIRS
 from pool_helpers import judging_pids
 from public_sets import GOLD_FILES, gold_answers
 
-from pacedrl.tasks import Job, VerifierPool
-from pacedrl.tasks.answers import JudgeError, MathOptions, math_gold, math_reward, numeric_reward
+from pacedrl.errors import JudgeError
+from pacedrl.tasks.math.equality import MathOptions
+from pacedrl.tasks.math.rewards import math_gold, math_reward, numeric_reward
+from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.types import Prompt
 
 FORMS = ("so \\boxed{%s}.", "3 + 4 is 7\n#### %s", "We see. The answer is %s.")

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_kinds import KINDS, completion, pairs
 
-from pacedrl.tasks import Job, VerifierPool
-from pacedrl.tasks.answers import JudgeError, math_gold, math_reward, numeric_reward
+from pacedrl.errors import JudgeError
+from pacedrl.tasks.math.rewards import math_gold, math_reward, numeric_reward
+from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.types import Prompt
 
 STATEMENTS = (
