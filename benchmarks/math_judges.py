@@ -34,7 +34,6 @@ from math_verifier import easy
 
 from pacedrl.errors import JudgeError
 from pacedrl.tasks.math import equality
-from pacedrl.tasks.math.equality import MathOptions
 from pacedrl.tasks.math.notation import read_number, squashed, tidy
 from pacedrl.tasks.math.rewards import math_gold, math_reward
 from pacedrl.tasks.math.statements import final_answer
@@ -176,7 +175,7 @@ def _math_verify(gold: str, text: str) -> bool:
 
 
 def _math_verify_strict(gold: str, text: str) -> bool:
-    stated = final_answer(text, MathOptions())
+    stated = final_answer(text)
     if not stated:
         return False
     texts = [tidy(math_gold(gold)), tidy(stated)]

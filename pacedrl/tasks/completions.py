@@ -43,7 +43,7 @@ def stated_answer(verifier: str, text: str) -> str:
 
 
 def tagged_answer(text: str) -> str | None:
-    r"""Return the content of the last ``<answer>``, else of the last ``\boxed{}``, else what follows the last ``####``."""
+    r"""Return the content of the last ``<answer>``, else of the last ``\boxed{}``, else the text after ``####``."""
     if tags := ANSWER_TAGS.findall(text):
         return str(tags[-1]).strip()
     if (boxed := last_boxed(text)) is not None:
@@ -52,7 +52,7 @@ def tagged_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last ``\boxed{}`` with balanced braces, the outermost of nested ones, if there is one."""
+    r"""Return the content of the last outermost ``\boxed{}`` with balanced braces, or None if there is no such box."""
     found = boxes(text)
     return text[found[-1][1] : found[-1][2]] if found else None
 
