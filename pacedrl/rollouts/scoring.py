@@ -1,8 +1,7 @@
-"""Rewards of completions: the verdict of a task's verifier, and what a task adds to it.
+"""Rewards of completions: the verdict of a task's verifier, and the parts that a task adds to it.
 
-The verdict alone is the completion's ``reward``: it is what accuracy is estimated from, what gates look at and what
-evaluation reports. Further parts, each with a verifier and a weight of its own, only shape what the policy is trained
-on.
+The verdict alone is the completion's ``reward``: accuracy is estimated from it, gates decide by it, and evaluation
+reports it. Parts, each with a verifier and a weight of its own, only shape what the policy is trained on.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from pacedrl.types import Group
 
 
 def score_groups(pool: VerifierPool, groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
-    """Fill in every completion's reward and parts, or its error; ``tasks`` by name (``Prompt.task``).
+    """Fill in the reward and the parts of every completion, or its error; ``tasks`` by name (``Prompt.task``).
 
-    A part that cannot be judged is an error of the completion, as the verdict itself: its total is not known.
+    If a part cannot be judged, the completion has an error and no reward, because its total is unknown.
     """
     completions = [(group.prompt, completion) for group in groups for completion in group.completions]
     rows = [
@@ -39,13 +38,13 @@ def score_groups(pool: VerifierPool, groups: Sequence[Group], tasks: Mapping[str
         elif verdict.reward is not None:
             completion.parts[part.name] = part.weight * verdict.reward
         elif completion.error is None:
-            completion.reward, completion.error = None, f"{_of_part(part.name)}{verdict.error}"
+            completion.reward, completion.error = None, f"{_part_prefix(part.name)}{verdict.error}"
 
 
 def require_judged(groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
-    """Raise InputError if a verifier returned a number outside [0, 1], or if no completion could be judged at all.
+    """Raise InputError if a verifier returned a number outside [0, 1], or if no completion could be judged.
 
-    Such completions are left out, which would hide that the verifier is wrong. ``tasks`` by name, as they were given
+    Such completions are left out of training, which would hide that the verifier is wrong. ``tasks`` by name, as given
     to `score_groups`.
     """
     for group in groups:
@@ -53,7 +52,7 @@ def require_judged(groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
         for completion in group.completions:
             error = completion.error or ""
             if OUT_OF_RANGE in error:
-                parts = [part for part in task.parts if error.startswith(_of_part(part.name))]
+                parts = [part for part in task.parts if error.startswith(_part_prefix(part.name))]
                 raise out_of_range(task.name, parts[0].verifier if parts else task.verifier, error)
 
     completions = [completion for group in groups for completion in group.completions]
@@ -73,7 +72,7 @@ def commonest_error(groups: Sequence[Group]) -> str | None:
 
 
 def out_of_range(task: str, verifier: str, error: str) -> InputError:
-    """What to say of a verifier whose verdict has an error with OUT_OF_RANGE in it."""
+    """The InputError for a verdict whose error contains OUT_OF_RANGE."""
     return InputError(
         f"task {task}: {verifier} returned {error.rpartition(OUT_OF_RANGE)[2]}, but a reward lies in [0, 1]: scale it, "
         "e.g. return (reward + 1) / 2 where it is -1 or 1",
@@ -81,14 +80,15 @@ def out_of_range(task: str, verifier: str, error: str) -> InputError:
     )
 
 
-def _of_part(name: str) -> str:
+def _part_prefix(name: str) -> str:
     return f"reward part '{name}': "
 
 
 def add_overlong_penalty(groups: Sequence[Group], limit: int, buffer: int, penalty: float) -> None:
     """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13), as the part ``overlong``.
 
-    0 for completions of up to ``limit − buffer`` tokens, −penalty for those of ``limit``, linear between.
+    It is 0 for completions of up to ``limit − buffer`` tokens, −penalty for those of ``limit`` tokens, and linear in
+    between.
     """
     for group in groups:
         for completion in group.completions:
@@ -103,7 +103,7 @@ class Scorer:
             ...                     # scorer.add(group) as each is done
             scorer.wait()
 
-    Leaving the context with an exception drops what was not judged yet.
+    If the context is left with an exception, groups that are not judged yet are dropped.
     """
 
     def __init__(self, pool: VerifierPool, tasks: Mapping[str, Task]) -> None:
@@ -128,12 +128,12 @@ class Scorer:
         self._futures.append(self._thread.submit(self._score_waiting))
 
     def wait(self) -> None:
-        """Return when all that was added is judged; raises what judging raised."""
+        """Wait until everything added is judged; raise what judging raised."""
         for future in self._futures:
             future.result()
 
     def _score_waiting(self) -> None:
-        # All that has piled up goes to the pool at once; those that come while it works, the next time.
+        # Everything that has piled up goes to the pool at once; what arrives while the pool works goes next time.
         groups, self._waiting = self._waiting, []
         if groups:
             score_groups(self.pool, groups, self.tasks)
