@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Literal
 
 Page = Literal["configuration", "guide", "recipes", "scale", "serving", "verifiers"]
@@ -21,3 +23,9 @@ class InputError(Exception):
 
 class JudgeError(Exception):
     """The verifier cannot judge this completion; the message says why in one line."""
+
+
+def did_you_mean(name: str, known: Iterable[str], before: str = "; ", cutoff: float = 0.6) -> str:
+    """Return "; did you mean 'x'?" for the known name that is most similar to ``name``, or "" if none is similar."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"{before}did you mean '{close[0]}'?" if close else ""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pacedrl.errors import InputError
+from pacedrl.errors import InputError, did_you_mean
 from pacedrl.tasks.files import Row
 
 Kind = Literal["prompt", "answer", "completion", "expected"]
@@ -69,8 +68,6 @@ def value_at(row: Row, path: str, where: str) -> Any:
             value = value[int(part)]
             continue
         if not isinstance(value, dict) or part not in value:
-            close = difflib.get_close_matches(path, row, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise InputError(f"{where}: no column '{path}'; it has {', '.join(row)}{hint}")
+            raise InputError(f"{where}: no column '{path}'; it has {', '.join(row)}{did_you_mean(path, row)}")
         value = value[part]
     return value
