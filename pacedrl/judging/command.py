@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import track
 
 from pacedrl.config import TaskConfig, apply_override
 from pacedrl.config.sections import VerifierConfig
@@ -82,20 +82,9 @@ def _refusal(judged: Sequence[Judged], verifier: str) -> str | None:
 def _verdicts(pool: VerifierPool, jobs: Sequence[Job], batch: int) -> Iterator[Verdict]:
     """Yield all verdicts in order and show a progress bar."""
     console = Console(stderr=True)
-    with Progress(
-        TextColumn("judging"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("/"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        bar = progress.add_task("judging", total=len(jobs))
-        for part in (jobs[begin : begin + batch] for begin in range(0, len(jobs), batch)):
-            yield from pool.score(part)
-            progress.advance(bar, len(part))
+    batches = [jobs[begin : begin + batch] for begin in range(0, len(jobs), batch)]
+    for part in track(batches, "judging", console=console, disable=not console.is_terminal):
+        yield from pool.score(part)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pacedrl.tasks.code.blocks import extract
 
@@ -55,6 +56,11 @@ def last_boxed(text: str) -> str | None:
     r"""Return the content of the last outermost ``\boxed{}`` with balanced braces, or None if there is no such box."""
     found = boxes(text)
     return text[found[-1][1] : found[-1][2]] if found else None
+
+
+def without_solution(answer: Any) -> str:
+    """Return a gold answer as text; if it is a GSM8K-style solution, only what follows the last ``####``."""
+    return str(answer).rpartition("####")[2].strip()
 
 
 def boxes(text: str) -> list[tuple[int, int, int]]:

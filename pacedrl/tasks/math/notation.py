@@ -9,6 +9,7 @@ import re
 import unicodedata
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 BOLD = re.compile(r"(?<![\w)}*])\*\*(?=[^\s*])([^*\n]*)(?<=[^\s*])\*\*(?![\w({*])")
@@ -146,15 +147,9 @@ def levels(text: str) -> list[int]:
 
     Any bracket closes any other, because [1, 2) is an interval. The last level is -1 if a bracket closes nothing.
     """
-    depth, negative, changes = 0, False, {}
-    for token in _TOKEN.finditer(text):
-        changes[token.end()] = _OPENING.get(token.group(), 0)
-    depths = []
-    for position in range(len(text) + 1):
-        depth += changes.get(position, 0)
-        negative = negative or depth < 0
-        depths.append(depth)
-    return [*depths[:-1], -1] if negative else depths
+    changes = {token.end(): _OPENING.get(token.group(), 0) for token in _TOKEN.finditer(text)}
+    depths = list(accumulate(changes.get(position, 0) for position in range(len(text) + 1)))
+    return [*depths[:-1], -1] if min(depths) < 0 else depths
 
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:

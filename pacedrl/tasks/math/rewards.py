@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from pacedrl.errors import JudgeError
-from pacedrl.tasks.completions import boxes
+from pacedrl.tasks.completions import boxes, without_solution
 from pacedrl.tasks.math.equality import MathOptions, equal_answers
 from pacedrl.tasks.math.notation import levels, tidy
 from pacedrl.tasks.math.statements import final_answer, last_number, marked_answer
@@ -73,7 +73,7 @@ def math_gold(answer: Any) -> str:
 def _gold_text(answer: Any) -> str:
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise JudgeError(f"the gold answer {_shown(answer)} is neither text nor a number; map columns.answer to one")
-    return str(answer).rpartition("####")[2].strip()
+    return without_solution(answer)
 
 
 def _shown(answer: Any) -> str:
