@@ -48,7 +48,9 @@ def find_columns(row: Row, where: str, prompt: str | None, answer: str | None) -
     for column in filter(None, (prompt, answer)):
         value_at(row, column, where)
     found: dict[Kind, str | None] = {"prompt": found_prompt, "answer": found_answer}
-    mapping = {kind: column for kind, column in found.items() if column not in (None, find_column(kind, row))}
+    mapping: dict[str, str] = {
+        kind: column for kind, column in found.items() if column not in (None, find_column(kind, row))
+    }
     others = [name for name, value in row.items() if name not in found.values() and _reads_like_a_question(value)]
     return Columns(found_prompt, template, found_answer, game, mapping, others)
 

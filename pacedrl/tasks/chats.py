@@ -54,7 +54,7 @@ def _is_empty_answer(value: Any) -> bool:
 
 def _message(value: Any, where: str) -> Message:
     if isinstance(value, dict) and isinstance(value.get("role"), str):
-        known = _without_none(value)
+        known: dict[str, Any] = _without_none(value)
         content = known.get("content")
         calls = from_json(known.pop("tool_calls", None)) or []
         may_be_empty = bool(calls) or value["role"] == "tool"
@@ -80,7 +80,7 @@ def template_options(settings: dict[str, Any], row: dict[str, Any], where: str) 
             f"{where}: column '{OPTIONS_COLUMN}' holds {str(own)[:60]!r}; expected an object such as "
             '{"enable_thinking": false}'
         )
-    options = settings | _without_none(own or {})
+    options: dict[str, Any] = settings | _without_none(own or {})
     for name in options:
         if name in DECIDED_HERE:
             raise InputError(f"{where}: {OPTIONS_COLUMN}: '{name}' is set by pacedrl itself; leave it out")
