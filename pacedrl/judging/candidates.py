@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
 from pacedrl.tasks.columns import find_column, no_column, value_at
 from pacedrl.tasks.datasets import read_prompts
-from pacedrl.tasks.files import Row, Rows
+from pacedrl.tasks.files import Row
 from pacedrl.tasks.sources import read_rows
 from pacedrl.types import Prompt
 
@@ -35,27 +35,20 @@ def read_candidates(config: TaskConfig, verifier: str, completion: str | None = 
     Prompt, answer and other columns are read as in training, but the prompt may be missing. Raises InputError that
     names file, row and column.
     """
-    rows = islice(read_rows(config), config.limit)
-    first = next(rows, None)
-    if first is None:
+    rows = list(islice(read_rows(config), config.limit))
+    if not rows:
         raise InputError(f"{config.source}: holds no rows; expected one completion a row")
-    where, row = first
+    where, row = rows[0]
     column = completion or find_column("completion", row)
     if column is None:
         raise no_column("completion", row, where, "--columns completion=NAME")
     if isinstance(value_at(row, column, where), list):  # the verifier gets chat messages, as in training
         config = config.model_copy(update={"chat": True})
-    texts: list[str] = []
-    expected: list[float | None] = []
-
-    def without_completions() -> Rows:
-        for where, row in chain([first], rows):
-            texts.append(_text(value_at(row, column, where), where, column))
-            expected.append(_expected(row, where))
-            yield where, {name: value for name, value in row.items() if name != column}
-
-    prompts = list(read_prompts(config, TASK, verifier, without_completions(), prompt_optional=True))
-    return [Candidate(*parts) for parts in zip(prompts, texts, expected, strict=True)]
+    texts = [_text(value_at(row, column, where), where, column) for where, row in rows]
+    expected = [_expected(row, where) for where, row in rows]
+    others = ((where, {name: value for name, value in row.items() if name != column}) for where, row in rows)
+    prompts = read_prompts(config, TASK, verifier, others, prompt_optional=True)
+    return list(map(Candidate, prompts, texts, expected))
 
 
 def _text(value: Any, where: str, column: str) -> str:

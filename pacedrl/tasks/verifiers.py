@@ -102,7 +102,7 @@ def _verifier(spec: str, options: Mapping[str, Any]) -> Verifier:
     function = None if spec in BUILT_IN else _load_function(spec)
     settings = _settings(spec, options)
     if function is not None:
-        return _calls(function, spec)
+        return _from_function(function, spec)
     verifier = _built_in(spec, settings)
     return lambda prompt, text: verifier(prompt, after_thoughts(text))
 
@@ -238,7 +238,7 @@ def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-def _calls(function: Callable[..., Any], spec: str) -> Verifier:
+def _from_function(function: Callable[..., Any], spec: str) -> Verifier:
     """Turn a TRL reward function into a verifier that calls it with lists of length 1 and the columns it accepts."""
     named, takes_all = _parameters(function)
 
