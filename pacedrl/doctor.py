@@ -22,7 +22,6 @@ from pacedrl.policy.vllm.client import Lost, Server
 from pacedrl.policy.vllm.weights import require_fit
 from pacedrl.rollouts.engines import require_an_end, training_settings
 from pacedrl.rollouts.gold import rejected_gold
-from pacedrl.rollouts.scoring import out_of_range
 from pacedrl.rollouts.tasks import (
     encode_tasks,
     load_tasks,
@@ -31,6 +30,7 @@ from pacedrl.rollouts.tasks import (
     shorten,
     unique_prompts,
 )
+from pacedrl.rollouts.verdicts import out_of_range
 from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool

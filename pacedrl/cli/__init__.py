@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pacedrl import __version__
 from pacedrl.errors import InputError
 from pacedrl.paths import expand_home, home_path
+from pacedrl.version import __version__
 
 EXIT_STOPPED = 1
 EXIT_BAD_INPUT = 2

@@ -23,10 +23,10 @@ from pacedrl.method.estimator import FLAT_MEAN, FLAT_STRENGTH, Floats, spearman
 from pacedrl.method.scheduler import PRIOR_RANGE
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.rollouts.collect import sample_groups
+from pacedrl.rollouts.collect import sample_groups, score_groups
 from pacedrl.rollouts.engines import build_sampler, training_settings
-from pacedrl.rollouts.scoring import require_judged, score_groups
 from pacedrl.rollouts.tasks import encode_tasks, load_tasks, unique_prompts
+from pacedrl.rollouts.verdicts import require_judged
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, require_whole
 from pacedrl.training.curriculum import build_scheduler, initial_embeddings

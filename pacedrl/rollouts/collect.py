@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,11 +16,11 @@ from pacedrl.interrupt import Interrupted
 from pacedrl.method import most_learnable, uninformative
 from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.rollouts.engines import training_settings
-from pacedrl.rollouts.scoring import Scorer, add_overlong_penalty
+from pacedrl.rollouts.verdicts import part_prefix
 from pacedrl.seeding import derive_seed
 from pacedrl.stopwatch import Stopwatch
 from pacedrl.tasks.datasets import Task
-from pacedrl.tasks.pool import VerifierPool
+from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.types import Group, Prompt
 from pacedrl.view import View
 
@@ -85,6 +85,87 @@ def sample_groups(
         finished(done[i])
         advance(len(completions))
     return [done[i] for i in range(len(prompts))]
+
+
+def score_groups(pool: VerifierPool, groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
+    """Fill in the reward and the parts of every completion, or its error; ``tasks`` by name (``Prompt.task``).
+
+    The verdict of the task's own verifier is the ``reward``: accuracy is estimated from it, gates decide by it, and
+    evaluation reports it. Parts, each with a verifier and a weight, only shape what the policy is trained on. If a part
+    cannot be judged, the completion has an error and no reward, because its total is unknown.
+    """
+    completions = [(group.prompt, completion) for group in groups for completion in group.completions]
+    rows = [
+        (completion, part, Job(part.verifier, prompt, completion.text, part.options))
+        for prompt, completion in completions
+        for part in (tasks[prompt.task].correctness, *tasks[prompt.task].parts)
+    ]
+    verdicts = pool.score([job for _, _, job in rows])
+    for _, completion in completions:
+        completion.error = None
+        completion.parts = {}
+    for (completion, part, _), verdict in zip(rows, verdicts, strict=True):
+        if part.weight is None:
+            completion.reward, completion.error = verdict.reward, verdict.error
+        elif verdict.reward is not None:
+            completion.parts[part.name] = part.weight * verdict.reward
+        elif completion.error is None:
+            completion.reward, completion.error = None, f"{part_prefix(part.name)}{verdict.error}"
+
+
+def add_overlong_penalty(groups: Sequence[Group], limit: int, buffer: int, penalty: float) -> None:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13), as the part ``overlong``.
+
+    It is 0 for completions of up to ``limit − buffer`` tokens, −penalty for those of ``limit`` tokens, and linear in
+    between.
+    """
+    for group in groups:
+        for completion in group.completions:
+            excess = len(completion.token_ids) - (limit - buffer)
+            completion.parts["overlong"] = -penalty * min(max(excess / buffer, 0.0), 1.0)
+
+
+class Scorer:
+    """Judges groups in the background, while others are still being sampled.
+
+        with Scorer(pool, tasks) as scorer:
+            ...                     # scorer.add(group) as each is done
+            scorer.wait()
+
+    If the context is left with an exception, groups that are not judged yet are dropped.
+    """
+
+    def __init__(self, pool: VerifierPool, tasks: Mapping[str, Task]) -> None:
+        self.pool = pool
+        self.tasks = tasks
+        self._waiting: list[Group] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pacedrl-scorer")
+        self._futures: list[Future[None]] = []
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._waiting.clear()
+            self.pool.cancel()
+        self._thread.shutdown(cancel_futures=kind is not None)
+
+    def add(self, group: Group) -> None:
+        """Judge this group as soon as the pool is free."""
+        self._waiting.append(group)
+        self._futures.append(self._thread.submit(self._score_waiting))
+
+    def wait(self) -> None:
+        """Wait until everything added is judged; raise what judging raised."""
+        for future in self._futures:
+            future.result()
+
+    def _score_waiting(self) -> None:
+        # Everything that has piled up goes to the pool at once; what arrives while the pool works goes next time.
+        groups, self._waiting = self._waiting, []
+        if groups:
+            score_groups(self.pool, groups, self.tasks)
 
 
 class Collector:
