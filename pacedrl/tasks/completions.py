@@ -1,4 +1,4 @@
-"""Parts of a completion's text: the thoughts, and the answer that the rest states."""
+"""Finds the parts of a completion's text: its thoughts, its boxes and the answer that it states."""
 
 from __future__ import annotations
 

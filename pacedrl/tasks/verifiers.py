@@ -341,8 +341,8 @@ def _import(where: str, spec: str) -> ModuleType:
 def _run_file(path: Path) -> ModuleType:
     if path in _running:
         raise InputError(
-            f"{path} starts the training again whenever it is imported, and verifiers import it: put what is not a "
-            'definition under if __name__ == "__main__":'
+            f"{path} starts the training again whenever it is imported, and verifiers import it: put all code "
+            'but definitions under if __name__ == "__main__":'
         )
     name = f"pacedrl_verifier_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)

@@ -27,7 +27,7 @@ from pacedrl.tasks.math.notation import (
 from pacedrl.tasks.math.values import proportional, same_values
 
 LONGEST_ANSWER = 500
-"""Characters. A longer answer is compared as text, never read as mathematics."""
+"""Most characters of an answer that is read as mathematics; a longer answer is compared as text."""
 
 _RELATION, _INEQUALITY = re.compile(r"\\leq|\\geq|\\neq|<|>|="), re.compile(r"\\[lgn]eq|<|>")
 _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
@@ -140,7 +140,7 @@ class _Comparison:
             return golds == letters.upper() and (not gold_text or not text or self.same(gold_text, text))
         if golds and gold_text:
             return self.same(gold_text, answer)
-        return self.same(gold, text) or None if text and answer.startswith("(") else None
+        return True if text and answer.startswith("(") and self.same(gold, text) else None
 
     def _equalities(self, gold: str, answer: str) -> bool | None:
         """Compare equalities: x = 5 equals 5, but not y = 5; 10/4 = 2.5 equals 2.5, because it is true."""
