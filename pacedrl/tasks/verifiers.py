@@ -44,7 +44,7 @@ Verifier = Callable[[Prompt, str], float]
 OUT_OF_RANGE = "the reward is outside [0, 1]: "
 """Begins the error of a verdict whose reward is a number outside [0, 1]: a fault of the verifier."""
 _READ_ONLY_THE_ANSWER = ("math", "exact", "numeric", "knights_knaves")
-_OF_ANSWER_AND_TEXT: dict[str, Callable[[Any, str], float]] = {
+_REWARDS: dict[str, Callable[[Any, str], float]] = {  # built-in verifiers without options that read only the answer
     "exact": lambda answer, text: float(text.strip() == str(answer).strip()),
     "numeric": numeric_reward,
     "countdown": countdown_reward,
@@ -116,7 +116,7 @@ def _built_in(spec: str, settings: MathOptions | CodeSettings | None) -> Verifie
     if spec == "gym":
         import_gym()
         return _gym_reward
-    reward = _OF_ANSWER_AND_TEXT[spec]
+    reward = _REWARDS[spec]
     return lambda prompt, text: reward(prompt.answer, text)
 
 

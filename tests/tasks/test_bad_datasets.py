@@ -1,4 +1,4 @@
-"""Every bad source, file and row is refused in one line that names it."""
+"""Bad sources, files and rows are refused with one line that names them."""
 
 import gzip
 import sys

@@ -1,4 +1,4 @@
-"""Rows that say more to a chat template than text: histories with tools, tools, variables of the template."""
+"""Rows with more than text for the chat template: histories with tool calls, tools, variables of the template."""
 
 import json
 

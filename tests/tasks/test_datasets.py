@@ -1,4 +1,4 @@
-"""Files, generators and hub datasets into prompts."""
+"""Files, generators and hub datasets become prompts."""
 
 import csv
 import datetime

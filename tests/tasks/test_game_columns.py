@@ -1,4 +1,4 @@
-"""Games whose gold answer a row has in several columns, or as text."""
+"""Games whose gold answer is in several columns of a row, or is text."""
 
 import json
 

@@ -30,14 +30,14 @@ MEMORY_GROWTH_MB = 40
 @pytest.mark.parametrize("pair", PAIRS, ids=range(len(PAIRS)))
 def test_known_traps(pair):
     text = pair.completion if pair.whole else rf"so \boxed{{{pair.completion}}}"
-    right = pair.right if pair.miss is None else not pair.right  # a miss that is mended must lose its mark
+    right = pair.right if pair.miss is None else not pair.right  # fails if a marked miss is corrected
     assert math_reward(pair.gold, text) == float(right), pair.note
 
 
 def test_there_are_many_traps_and_few_misses():
     assert len(PAIRS) >= 190
     assert sum(pair.miss is not None for pair in PAIRS) <= 1
-    assert not any(pair.miss for pair in PAIRS if not pair.right)  # a false positive is what a model would find
+    assert not any(pair.miss for pair in PAIRS if not pair.right)  # a model would find a false positive
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,7 @@ def check_no_gold_passes_for_another(count):
     rng = random.Random(0)
     pairs = [rng.sample(answers, 2) for _ in range(count)]
     accepted = {(gold, other) for gold, other in pairs if math_reward(gold, rf"\boxed{{{other}}}") == 1.0}
-    # The same value in other words, if any: all of them compare equal in both directions
-    # (but 12 may stand for 12%, and 12% not for 12).
+    # Accepted pairs have the same value, so each accepts the other; but 12% accepts 12, and 12 refuses 12%.
     backwards = [(other, gold) for gold, other in accepted if "%" not in gold]
     assert all(math_reward(other, rf"\boxed{{{gold}}}") == 1.0 for other, gold in backwards)
     assert len(accepted) <= count // 500
@@ -213,7 +212,7 @@ FORMS_OF_EXPRESSIONS = [
 
 
 def well_formed(rng, depth=0):
-    """A random expression that math-verify can read, most of the time."""
+    """Return a random expression, which math-verify can usually read."""
     if depth == 4 or rng.random() < 0.25:
         return rng.choice(["x", "y", "n", "e", "i", r"\pi", "0", "1", "2", "7", "10", "99", "0.5", "2004", "9999"])
     form = rng.choice(FORMS_OF_EXPRESSIONS)
@@ -246,7 +245,7 @@ def resident_mb(pool):
 
 
 def check_through_a_pool(texts, rng, warm_up):
-    """No error, no process lost, little time for each job, and no more memory at the end than after the warm-up."""
+    """Check that no error occurs, no process is lost, each job is fast, and memory does not grow after the warm-up."""
     with VerifierPool(workers=1, timeout_s=2 * JOB_LIMIT_S) as pool:
         pool.score([job("5", r"\boxed{\frac{10}{2}}")])
         processes = [worker._process.pid for worker in pool._workers]
@@ -266,7 +265,7 @@ def check_through_a_pool(texts, rng, warm_up):
 
 
 def check_hostile(golds_a_text):
-    golds = [gold for gold in GOLDS if "5" not in gold]  # some of the texts do say 5
+    golds = [gold for gold in GOLDS if "5" not in gold]  # some of the texts state 5
     for index, text in enumerate(HOSTILE):
         start = time.process_time()
         for gold in [golds[(index + k) % len(golds)] for k in range(golds_a_text)]:

@@ -1,4 +1,4 @@
-"""Which answer a completion states."""
+"""The answers that completions state."""
 
 from __future__ import annotations
 
