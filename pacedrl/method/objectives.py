@@ -16,6 +16,56 @@ from torch import Tensor
 
 Metrics = dict[str, Tensor]
 """Scalar tensors without gradient."""
+STD_EPSILON = 1e-4
+"""Added to a group's standard deviation; TRL's value."""
+
+
+def trajectory_balance_advantage(reward_B: Tensor, log_z_B: Tensor, beta: float) -> Tensor:
+    """A(x, y) = r/β − log Z(x) (PACED-RL, arXiv 2602.12642).
+
+    ``reward_B`` is raw: z-scoring it first would leave log Z nothing to learn of difficulty.
+    """
+    return reward_B / beta - log_z_B
+
+
+def group_relative_advantage(reward_B: Tensor, group_B: Tensor, scale_by_std: bool = True) -> Tensor:
+    """r − mean_G(r), divided by the group's standard deviation where asked: GRPO's z-score, arXiv 2402.03300.
+
+    Without the division it is Dr. GRPO's (arXiv 2503.20783). The standard deviation is the sample's (n − 1), with
+    `STD_EPSILON` added; the paper does not say which, TRL does the same. A group of one gets 0.
+    """
+    # In double precision: `STD_EPSILON` would blow the rounding of equal rewards up into an advantage.
+    exact_B = reward_B.double()
+    centred_B = exact_B - group_mean(exact_B, group_B)
+    if scale_by_std:
+        size_B = _group_size(group_B)
+        variance_B = group_mean(centred_B.square(), group_B) * size_B / (size_B - 1).clamp_min(1)
+        centred_B = centred_B / (variance_B.sqrt() + STD_EPSILON)
+    return centred_B.to(reward_B.dtype)
+
+
+def group_mean_log_z(reward_B: Tensor, group_B: Tensor, beta: float, log_ratio_B: Tensor | float = 0.0) -> Tensor:
+    """log Z(x) = mean_G(r/β − log-ratio), the sampled loss's minimiser, in place of a learned one; [B].
+
+    VarGrad as in TBA, arXiv 2503.18929, with the log-ratio log π_θ − log μ taken once at the start of the batch:
+    against π_old it is 0 there. GFlowRL, arXiv 2607.13394, with mean_t(log π_old − log π_ref).
+    """
+    return group_mean(reward_B / beta - log_ratio_B, group_B)
+
+
+def blended_baseline(reward_B: Tensor, group_B: Tensor, estimate_B: Tensor, strength_B: Tensor) -> Tensor:
+    """b_i = (s·p̂ + Σ_{j≠i} r_j) / (s + G − 1): the estimate and the other completions, weighted by their variances.
+
+    Ours. With p ~ Beta of mean p̂ and strength s (in completions), the variance of p̂ about p is m/(s + 1) and that of
+    the leave-one-out mean m·s/((s + 1)(G − 1)), m = p̂(1 − p̂): inverse-variance weights stand as s to G − 1, which also
+    makes b the posterior mean. That holds for a true prior; an estimate that was fitted to the prompt's own results,
+    and then counts them again, is trusted a little too much. s = ∞ is the estimate alone, s = 0 the leave-one-out mean
+    (RLOO). b does not depend on r_i as long as ``estimate_B`` does not. A group of one gets p̂.
+    """
+    others_B = _group_size(group_B) - 1
+    other_mean_B = (group_mean(reward_B, group_B) * (others_B + 1) - reward_B) / others_B.clamp_min(1)
+    weight_B = torch.where(others_B > 0, others_B / (strength_B + others_B), 0.0)
+    return estimate_B + weight_B * (other_mean_B - estimate_B)
 
 
 def trajectory_balance(
@@ -28,7 +78,7 @@ def trajectory_balance(
     """Trajectory balance against the behaviour policy: mean of δ², δ = Σ_t (log π_θ − log μ)_t − A.
 
     PACED-RL, arXiv 2602.12642, with μ = π_old and A = r/β − log Z_φ(x)
-    (`pacedrl.method.advantages.trajectory_balance_advantage`). Departures: log Z enters through A as a constant, since
+    (`pacedrl.method.objectives.trajectory_balance_advantage`). Departures: log Z enters through A as a constant, since
     φ is fitted apart, on its own timescale (`pacedrl.method.partition`); the two gradients, 2δ·∇log π_θ and 2δ, are
     the paper's joint ones. Log-probabilities are summed over tokens, not averaged as in FlowRL.
 
@@ -140,7 +190,7 @@ def group_flow_balance(
     """GFlowRL, arXiv 2607.13394: FlowRL with the group's own log Z in place of a learned one.
 
     A = r/β − log Z with log Z = mean_G(r/β + mean_t(log π_ref − log π_old)), no gradient
-    (`pacedrl.method.advantages.group_mean_log_z`); the weight is w = min(π_θ/π_old, ``weight_cap``), detached; the
+    (`pacedrl.method.objectives.group_mean_log_z`); the weight is w = min(π_θ/π_old, ``weight_cap``), detached; the
     flow gap δ is clipped to [−``gap_raise``, ``gap_lower``]: how hard one sample may raise and lower its probability.
 
     We know the method from a summary only. Assumed: log-probabilities are averaged over tokens as in FlowRL, so is the
@@ -177,6 +227,17 @@ def k3_divergence(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: T
     """k3 = e^x − x − 1 with x = log π_ref − log π_θ, at each token, [B, T]: ≥ 0, an estimate of KL(π_θ‖π_ref)."""
     gap_BT = _masked(reference_logprobs_BT.detach() - logprobs_BT, mask_BT)
     return gap_BT.exp() - gap_BT - 1.0
+
+
+def group_mean(values_B: Tensor, group_B: Tensor) -> Tensor:
+    """Each completion's group mean, [B]."""
+    groups = int(group_B.max()) + 1 if len(group_B) else 0
+    total_K = torch.zeros(groups, dtype=values_B.dtype).index_add_(0, group_B, values_B)
+    return total_K[group_B] / _group_size(group_B)
+
+
+def _group_size(group_B: Tensor) -> Tensor:
+    return torch.bincount(group_B)[group_B]
 
 
 def _squared(delta_B: Tensor, weight_B: Tensor, normalizer: float | None) -> tuple[Tensor, Metrics]:

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pacedrl.method.advantages import trajectory_balance_advantage
 from pacedrl.method.estimator import (
     CALIBRATION,
     FLAT_MEAN,
@@ -37,10 +36,17 @@ from pacedrl.method.estimator import (
     calibration_metrics,
     pool_histogram,
 )
-from pacedrl.method.partition import LogPartition, PartitionLearner
-from pacedrl.method.replay import ReplayBuffer, ReplayEntry
-from pacedrl.method.scores import PartitionScores
-from pacedrl.method.selection import NEVER, Indices, SelectionMethod, select, selection_score
+from pacedrl.method.objectives import trajectory_balance_advantage
+from pacedrl.method.partition import LogPartition, PartitionLearner, PartitionScores
+from pacedrl.method.selection import (
+    NEVER,
+    Indices,
+    ReplayBuffer,
+    ReplayEntry,
+    SelectionMethod,
+    select,
+    selection_score,
+)
 
 State = dict[str, Any]
 EstimatorName = Literal["partition", "counts", "combined", "oracle", "none"]

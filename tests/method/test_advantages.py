@@ -13,7 +13,7 @@ from pacedrl.method import (
     group_relative_advantage,
     trajectory_balance_advantage,
 )
-from pacedrl.method.advantages import STD_EPSILON
+from pacedrl.method.objectives import STD_EPSILON
 
 REWARD = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 1.0])
 GROUP = torch.tensor([0, 0, 1, 0, 0, 2])  # a group of four, two of one

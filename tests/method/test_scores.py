@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, Rollouts, project
-from pacedrl.method.partition import CHUNK, feature_moments
-from pacedrl.method.scores import PartitionScores
+from pacedrl.method.partition import CHUNK, PartitionScores, feature_moments
 
 
 def made(prompts: int, share: float) -> PartitionScores:
