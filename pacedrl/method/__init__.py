@@ -1,6 +1,6 @@
-"""The method: torch and numpy only, usable from any trainer. Read objectives, partition, scheduler, in that order."""
+"""The method, for use in any trainer; it needs only torch and numpy. Read objectives, partition, scheduler in turn."""
 
-from pacedrl.method.estimator import Beliefs, calibration_metrics
+from pacedrl.method.estimator import Beliefs, Rollouts, calibration_metrics
 from pacedrl.method.objectives import (
     blended_baseline,
     clipped_policy_gradient,
@@ -14,7 +14,7 @@ from pacedrl.method.objectives import (
     trajectory_balance_advantage,
 )
 from pacedrl.method.partition import LogPartition, PartitionLearner, project
-from pacedrl.method.scheduler import DifficultyScheduler, Rollouts
+from pacedrl.method.scheduler import DifficultyScheduler
 from pacedrl.method.selection import ReplayBuffer, ReplayEntry, most_learnable, uninformative
 
 __all__ = [
