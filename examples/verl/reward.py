@@ -1,4 +1,4 @@
-"""A reward function of verl's signature: pacedrl's own verdict on a math answer, 1.0 or 0.0."""
+"""A reward function with verl's signature that judges math answers with pacedrl's verifier."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ from pacedrl.tasks.answers import math_reward
 
 
 def compute_score(data_source: str, solution_str: str, ground_truth: Any, **_: Any) -> float:
-    """Raises JudgeError for a gold answer that cannot be read; verl then drops the completion."""
+    """Return 1.0 for a correct answer, else 0.0; raise JudgeError for an unreadable gold answer, whose completion verl drops."""
     return math_reward(ground_truth, solution_str)

@@ -239,11 +239,11 @@ def test_advantages_are_reward_over_beta_less_log_z(monkeypatch: pytest.MonkeyPa
 
 def test_what_is_no_accuracy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integration, "_scheduler", None)
-    with pytest.raises(InputError, match=r"needs log Z: set trainer.v1.trainer_mode=paced too"):
+    with pytest.raises(InputError, match=r"needs log Z: also set trainer.v1.trainer_mode=paced"):
         advantages_of([1.0], ["a"])
     monkeypatch.setattr(integration, "_scheduler", DifficultyScheduler(["a"], torch.ones(1, 4)))
     for reward in (-1.0, 2.0, float("nan")):
-        with pytest.raises(InputError, match=rf"rewards in \[0, 1\].* but gave {reward:g}"):
+        with pytest.raises(InputError, match=rf"rewards in \[0, 1\].* but returned {reward:g}"):
             advantages_of([1.0, reward], ["a", "a"])
 
 
@@ -312,7 +312,7 @@ def test_a_scheduler_is_made_of_the_settings(configure: Configure) -> None:
         ("algorithm.use_kl_in_reward=true", r"use_kl_in_reward: must be False .* but is True"),
         ("algorithm.rollout_correction.rollout_is=token", r"rollout_is: must be None .* but is token"),
         ("algorithm.filter_groups.enable=true", r"filter_groups.enable: must be False .* but is True"),
-        ("data.train_batch_size=49", r"data.train_files: 49 prompts a step asked for, but there are only 48 different"),
+        ("data.train_batch_size=49", r"data.train_files: each step needs 49 different prompts, but there are only 48"),
         ("+trainer.v1.paced.cooldown=3", r"trainer.v1.paced: .*unexpected keyword argument 'cooldown'"),
         ("trainer.v1.paced.target_accuracy=1.5", r"trainer.v1.paced: target_accuracy must lie in \[0, 1\], got 1.5"),
     ],
