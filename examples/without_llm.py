@@ -22,7 +22,7 @@ SELECTIONS = {"nearest": {}, "nearest, 1/4 explored": {"explore_fraction": 0.25}
 
 
 def make_prompts(count: int, seed: int) -> Tensor:
-    """Return [count, 10]: weights 1..9, a sum of few or many of them as target (rare sums are hard), tolerance 0..12."""
+    """Return [count, 10]: weights 1..9, a sum of few or many as target (rare sums are hard), tolerance 0..12."""
     rng = np.random.default_rng(seed)
     weights = rng.integers(1, 10, (count, BITS))
     target = (weights * (rng.random((count, BITS)) < rng.random((count, 1)))).sum(1)
@@ -58,7 +58,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def enumerated(self, x_NF: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log π(y|x) of all completions [N, S] and the accuracy p(x) = Σ_y π(y|x)·r(x, y) [N], exact in float64."""
+        """Return log π(y|x) of all completions [N, S] and the accuracy p(x) = Σ_y π(y|x)·r(x, y) [N] in float64."""
         log_pi_NS = torch.stack([self(x_F.expand(len(EVERY_ST), -1), EVERY_ST).double().sum(1) for x_F in x_NF])
         return log_pi_NS, (log_pi_NS.exp() * reward(x_NF[:, None], EVERY_ST)).sum(1)
 
@@ -96,7 +96,7 @@ def best_intercept(log_old_NS: Tensor, log_new_NS: Tensor, reward_NS: Tensor) ->
 
 
 def fit_to_frozen(log_mu_NS: Tensor, x_NF: Tensor, reward_NS: Tensor) -> Tensor:
-    """Fit β·log Z [N] by trajectory balance against a frozen reference μ, with a tabular policy, which has an optimum."""
+    """Fit β·log Z [N] by trajectory balance against a frozen reference μ; a tabular policy has an optimum."""
     table_NS = nn.Parameter(log_mu_NS.clone())
     optimizer = torch.optim.Adam([table_NS], 0.03)
     learner = method.PartitionLearner(method.LogPartition(x_NF, FROZEN_BETA, hidden_size=64, dropout=0.0))

@@ -6,5 +6,8 @@ from pacedrl.tasks.answers import math_reward
 
 
 def compute_score(data_source: str, solution_str: str, ground_truth: Any, **_: Any) -> float:
-    """Return 1.0 for a correct answer, else 0.0; raise JudgeError for an unreadable gold answer, whose completion verl drops."""
+    """Return 1.0 if the answer is correct, else 0.0.
+
+    Raises JudgeError for a gold answer that cannot be read; verl then drops the completion.
+    """
     return math_reward(ground_truth, solution_str)
