@@ -163,9 +163,9 @@ def test_the_readme_quotes_the_page_on_performance() -> None:
     memory = step["ours"]["peak"] / step["trl"]["peak"]
     seconds = build.load("scheduler")["128 components"]["1000000"]["select"]
     quoted = " ".join(README.split())
-    assert f"a step takes {whole:.1f} times less than with TRL's GRPOTrainer" in quoted
+    assert f"a step is {whole:.1f} times faster than with TRL's GRPOTrainer" in quoted
     assert f"(generation {generate:.1f}, update {update:.1f}; {memory:.2f} of its memory)" in quoted
-    assert f"choosing from a million prompts {seconds:.1f} seconds" in quoted
+    assert f"Selecting from a million prompts takes {seconds:.1f} seconds" in quoted
 
 
 def test_the_page_of_recipes_mixes_settings_that_fit() -> None:
@@ -300,7 +300,7 @@ def test_the_readmes_shares_of_rollouts_are_the_results_file() -> None:
     costs = {name: variant.summary["rollouts_to_target"] for name, variant in results.variants.items()}
     base = costs["grpo"]
     assert base is not None
-    text = README.partition("On a pool skewed as in practice")[2].partition("\n\n")[0]
+    text = README.partition("On a skewed pool")[2].partition("\n\n")[0]
     shares = re.findall(r"`(\w+)` (\d\.\d\d)", text)
     assert [name for name, _ in shares] == ["paced", "paced_plus", "mopps", "tb"]
     for name, share in shares:
