@@ -1,4 +1,4 @@
-"""What README and docs say is true: snippets run, settings exist, figures come from the file beside them."""
+"""README and docs are right: snippets run, settings exist, and figures come from the file beside them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_page_of_recipes_has_all_of_them_and_nothing_else() -> None:
 
 
 def module(folder: str, name: str = "build") -> Any:
-    """A script below docs/; of a folder there, the one that builds its pages."""
+    """Import a script below docs/, by default the one that builds a folder's pages."""
     spec = importlib.util.spec_from_file_location(f"{Path(folder).name}_{name}", ROOT / f"docs/{folder}/{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -209,7 +209,7 @@ def test_the_scheduler_example_uses_names_that_exist() -> None:
 
 
 def settings_by_section() -> dict[str, set[str]]:
-    """Every setting that some variant of a section has."""
+    """Return every setting that some variant of a section has."""
     known: dict[str, set[str]] = {}
     for name, info in Config.model_fields.items():
         variants = getattr(info.annotation, "__args__", None) or (info.annotation,)
@@ -228,7 +228,7 @@ def test_every_setting_named_in_readme_and_docs_exists() -> None:
 
 
 EXAMPLES = [path for path in sorted((ROOT / "examples").rglob("*.yaml")) if path.parent.name != "verl"]
-"""Those of verl are in verl's format: tests/integrations/test_verl.py."""
+"""The examples for verl are in verl's format and tested in tests/integrations/test_verl.py."""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""PacedTrainer is TRL's trainer doing what ours does: real training of the tiny model."""
+"""PacedTrainer, based on TRL's trainer, trains the tiny model as our trainer does."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def ours(folder: Path, model: Path) -> Trainer:
 
 
 def as_configured(config: Config) -> Callable[[list[str], torch.Tensor], DifficultyScheduler]:
-    """The scheduler that our trainer makes of its configuration, initial log Z included."""
+    """Return the scheduler that our trainer makes from its configuration, including the initial log Z."""
 
     def make(keys: list[str], embeddings_NH: torch.Tensor) -> DifficultyScheduler:
         torch.manual_seed(derive_seed(config.run.seed, "partition"))

@@ -57,7 +57,7 @@ def ours(folder: Path, model: Path) -> Trainer:
 
 
 def recorded(scheduler: DifficultyScheduler, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[int]]:
-    """What the scheduler will have observed, and how many completions it will have given to replay."""
+    """Return lists that collect what the scheduler observes and how many completions it returns for replay."""
     seen: list[Any] = []
     replayed: list[int] = []
     observe, replay = scheduler.observe, scheduler.replay
