@@ -168,17 +168,16 @@ def flow_balance(
 ) -> tuple[Tensor, Metrics]:
     """Return FlowRL's loss (arXiv 2509.15207): mean of w·δ², δ = mean_t(log π_θ − log π_ref) − A.
 
-    A = r̂/β − log Z_φ(x), where r̂ is the group's z-scored reward (FlowRL's β is our 1/β), and w = clip(π_θ/π_old, 1 −
-    clip_low, 1 + clip_high), detached. In the paper π_θ/π_old is a ratio of whole sequences. We average the log-ratio
-    over tokens, as its later code does (its first code did not clip), so that the weights of long completions are not
-    all at the bounds. Departure: log Z reads a fixed embedding of the prompt and is fitted separately, without w.
+    A = r̂/β − log Z_φ(x), where r̂ is the group's z-scored reward (FlowRL's β is our 1/β). The weight w is π_θ/π_old,
+    clipped to [1 − clip_low, 1 + clip_high] and detached. In the paper π_θ/π_old is a ratio of whole sequences. We
+    average the log-ratio over tokens, as its later code does (its first code did not clip), so that the weights of long
+    completions are not all at the bounds. Departure: log Z reads a fixed embedding of the prompt and is fitted
+    separately, without w.
 
     Metrics: ``loss/objective``, ``objective/delta_abs`` and ``objective/weight``, the mean of w.
     """
-    tokens_B = mask_BT.sum(dim=1).clamp_min(1)
-    delta_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / tokens_B - advantage_B.detach()
-    ratio_B = (sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach() / tokens_B).exp()
-    weight_B = ratio_B.clamp(1.0 - clip_low, 1.0 + clip_high)
+    log_ratio_B, ratio_B = _mean_ratios(logprobs_BT, old_logprobs_BT, reference_logprobs_BT, mask_BT)
+    delta_B, weight_B = log_ratio_B - advantage_B.detach(), ratio_B.clamp(1.0 - clip_low, 1.0 + clip_high)
     loss, metrics = _squared(delta_B, weight_B, normalizer)
     return loss, metrics | {"objective/weight": weight_B.sum() / _count(advantage_B, normalizer)}
 
@@ -208,10 +207,8 @@ def group_flow_balance(
     Metrics: those of `flow_balance`, and ``objective/clipped``, the share of sequences whose gap was clipped.
     """
     count = _count(advantage_B, normalizer)
-    tokens_B = mask_BT.sum(dim=1).clamp_min(1)
-    delta_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / tokens_B - advantage_B.detach()
-    weight_B = (sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach() / tokens_B).exp()
-    weight_B = weight_B.clamp_max(weight_cap)
+    log_ratio_B, ratio_B = _mean_ratios(logprobs_BT, old_logprobs_BT, reference_logprobs_BT, mask_BT)
+    delta_B, weight_B = log_ratio_B - advantage_B.detach(), ratio_B.clamp_max(weight_cap)
     bounded_B = delta_B.detach().clamp(-gap_raise, gap_lower)
     # c·(2δ − c), with c the clipped δ, equals δ² within the bounds and its tangent outside.
     loss = (weight_B * bounded_B * (2 * delta_B - bounded_B)).sum() / count
@@ -246,6 +243,15 @@ def group_mean(values_B: Tensor, group_B: Tensor) -> Tensor:
 
 def _group_size(group_B: Tensor) -> Tensor:
     return torch.bincount(group_B)[group_B]
+
+
+def _mean_ratios(
+    logprobs_BT: Tensor, old_logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return mean_t(log π_θ − log π_ref), and exp(mean_t(log π_θ − log π_old)) without gradient, both [B]."""
+    tokens_B = mask_BT.sum(dim=1).clamp_min(1)
+    log_ratio_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / tokens_B
+    return log_ratio_B, (sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach() / tokens_B).exp()
 
 
 def _squared(delta_B: Tensor, weight_B: Tensor, normalizer: float | None) -> tuple[Tensor, Metrics]:
