@@ -24,7 +24,7 @@ class Sharded(torch.nn.Module):
     """A module whose weights are split among all processes; functions that compute with it run through `forward`.
 
     Every process must come to as many of those, in the same order: each needs what the others hold
-    (`pacedrl.training.sequences.model_passes` sees to it).
+    (`pacedrl.policy.passes.model_passes` sees to it).
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
