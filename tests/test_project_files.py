@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import pacedrl
 from pacedrl.training.checkpoint import STATE_FORMAT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +62,7 @@ def test_pre_commit_runs_the_checks_of_make_test() -> None:
 
 def test_the_citation_is_of_this_version_and_names_the_paper() -> None:
     citation = read("CITATION.cff")
-    assert citation["version"] == PYPROJECT["project"]["version"]
+    assert citation["version"] == pacedrl.__version__
     assert citation["license"] == PYPROJECT["project"]["license"]
     (paper,) = citation["references"]
     assert paper["url"].endswith("2602.12642")
