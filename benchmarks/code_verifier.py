@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code.verifier import CodeSettings, code_reward
 from pacedrl.types import Prompt

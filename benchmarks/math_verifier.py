@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from pacedrl.tasks import Job, VerifierPool
+from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[1]

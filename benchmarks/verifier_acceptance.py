@@ -22,10 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pacedrl.tasks.answers import JudgeError, math_gold, math_reward
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code.candidate import assemble
 from pacedrl.tasks.code.verifier import CodeSettings, code_reward
+from pacedrl.tasks.math.rewards import math_gold, math_reward
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_suffix(".json")

@@ -9,7 +9,7 @@ from typing import Any
 from pacedrl.errors import InputError
 from pacedrl.policy.chat_template import has_thinking_switch, reads, rendered, thinks
 from pacedrl.tasks.chats import OPTIONS_COLUMN, TOOLS_COLUMN
-from pacedrl.thoughts import END_OF_THINK
+from pacedrl.tasks.completions import END_OF_THINK
 from pacedrl.types import Message, Prompt
 
 ROOM_TO_THINK = 256

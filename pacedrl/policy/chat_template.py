@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pacedrl.errors import InputError
-from pacedrl.thoughts import END_OF_THINK, THINK
+from pacedrl.tasks.completions import END_OF_THINK, THINK
 from pacedrl.types import Message, Prompt
 
 _WRITTEN_THOUGHTS = re.compile(rf"{THINK}\s*({END_OF_THINK}\s*)?$")
