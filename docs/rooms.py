@@ -25,6 +25,7 @@ ROOMS = {
     "policy": "model, sampler, log-probabilities, vLLM",
     "tasks": "datasets, verifiers, their processes",
     "distributed": "several processes, sharding",
+    "diagnosis": "rules: what is wrong with a run",
     "method": "losses, log Z, estimator, selection, replay",
     "config": "all settings; recipes",
 }
