@@ -38,10 +38,8 @@ def _findings(run: RunLogs) -> Iterator[Finding | None]:
     yield _no_mixed_groups(run)
     yield from _held_out(run)
     yield _entropy_collapse(run)
-    same_weights = run.series("rollouts/age") == 0
-    yield rules.sampler_trainer_gap(
-        config, _mean(run.series("mismatch/logprob_mean")[-RECENT_STEPS:][same_weights[-RECENT_STEPS:]])
-    )
+    gap = np.where(run.series("rollouts/age") == 0, run.series("mismatch/logprob_mean"), np.nan)  # of equal weights
+    yield rules.sampler_trainer_gap(config, _mean(gap[-RECENT_STEPS:]))
     yield _not_calibrated(run)
     yield rules.stale_estimates(config, run.series("estimator/stale")[-1])
     kl = _known(run.series("kl/old_beta")[-RECENT_STEPS:])

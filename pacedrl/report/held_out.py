@@ -77,6 +77,6 @@ def headline(run: RunLogs) -> str:
         (value,) = mean_accuracy(run, 1).mean
         return f"At {at}. Whether it learns is not known yet: one evaluation so far, held-out pass@1 {value:.3f}{note}."
     tasks = "" if len(run.tasks) == 1 else f" (mean of {len(run.tasks)} tasks)"
-    says = "Learning" if change.low > 0 else "Getting worse" if change.high < 0 else "No change told from chance"
+    says = "Learning" if change.low > 0 else "Getting worse" if change.high < 0 else "No significant change"
     last = f"step {run.evals[-1]['step']:,}, {run.evals[-1]['rollouts/generated']:,} rollouts"
     return f"{says}: held-out pass@1{tasks} {change.text}{note}, at {last}."

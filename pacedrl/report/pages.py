@@ -26,6 +26,7 @@ def require_page(hint: str = "") -> None:
     try:
         import markdown  # noqa: F401
         import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
     except ImportError as error:
         raise InputError(f"the page needs {error.name}: pip install 'pacedrl[report]'{hint}") from None
 

@@ -47,8 +47,13 @@ def smoothed(y: Floats, window: int) -> Floats:
     kernel = np.ones(window)
     total = np.convolve(np.where(known, y, 0.0), kernel, "same")
     count = np.convolve(known.astype(float), kernel, "same")
-    mean: Floats = np.divide(total, count, out=np.full(len(y), np.nan), where=count > 0.5)
-    return mean
+    return _ratio(total, count)
+
+
+def _ratio(total: Floats, count: Floats) -> Floats:
+    """Return total / count; NaN where the count is 0, up to rounding."""
+    ratio: Floats = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0.5)
+    return ratio
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,7 @@ def chance_error_by_step(run: RunLogs) -> Floats:
     place = np.searchsorted(steps, prompts.step)
     inside = (place < len(steps)) & (steps[place.clip(max=len(steps) - 1)] == prompts.step)
     total = np.bincount(place[inside], floor[inside], len(steps))
-    count = np.bincount(place[inside], minlength=len(steps))
-    mean: Floats = np.divide(total, count, out=np.full(len(steps), np.nan), where=count > 0)
-    return mean
+    return _ratio(total, np.bincount(place[inside], minlength=len(steps)).astype(float))
 
 
 @dataclass(frozen=True)
@@ -189,9 +192,7 @@ def selected_quartiles(groups: Sequence[Row]) -> tuple[Floats, Floats]:
 def replayed_share(run: RunLogs) -> Floats:
     """Return the share of replayed completions in what each step trained on; NaN where nothing was trained on."""
     trained = np.diff(run.series("rollouts/trained"), prepend=0.0)
-    replay = run.series("replay/trained")
-    share: Floats = np.divide(replay, trained, out=np.full(len(trained), np.nan), where=trained > 0)
-    return share
+    return _ratio(run.series("replay/trained"), trained)
 
 
 def phases(run: RunLogs) -> dict[str, Floats]:

@@ -100,7 +100,7 @@ def test_no_rise_on_held_out_prompts(run: RunLogs) -> None:
     finding = only(level)
     assert (finding.id, finding.severity) == ("not-learning", "warn")
     assert "0.400 → 0.405 (+0.005, 95% interval -0.005 to +0.015)" in finding.text
-    assert headline(level).startswith("No change told from chance: held-out pass@1 (mean of 2 tasks) 0.400 → 0.405")
+    assert headline(level).startswith("No significant change: held-out pass@1 (mean of 2 tasks) 0.400 → 0.405")
     worse = held_out(held_out(grown(run, 60), "reverse", 0.4, 0.5, 0.4, 0.37), "sort", 0.4, 0.3, 0.4, 0.37)
     assert only(worse).severity == "bad"
     assert headline(worse).startswith("Getting worse")
