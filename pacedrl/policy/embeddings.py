@@ -1,4 +1,4 @@
-"""Prompt embeddings: computed once from the initial policy, kept on disk under a name that says what they are of."""
+"""Prompt embeddings, computed once from the initial policy and cached on disk under a hash of their inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENS_PER_BATCH = 16384
 
 
 def cache_folder() -> Path:
-    """``$PACEDRL_CACHE``, or ``~/.cache/pacedrl``."""
+    """Return ``$PACEDRL_CACHE``, by default ``~/.cache/pacedrl``."""
     return expand_home(Path(os.environ.get("PACEDRL_CACHE") or Path.home() / ".cache" / "pacedrl"))
 
 
@@ -30,13 +30,13 @@ def prompt_embeddings(
     progress: Callable[[int], None] = lambda done: None,
     pooling: Pooling = "mean",
 ) -> Tensor:
-    """Last hidden states of ``policy``, mean over each prompt or of its last token: float16 [N, H] on the CPU.
+    """Return the last hidden state of each prompt, its mean or that of the last token: float16 [N, H] on the CPU.
 
-    Memory-mapped from a cache, and written to it batch by batch: a million prompts of 1,536 features are 3 GB on disk.
-    Do not write to it. The file's name hashes the model's weights, the pooling and the prompts' token ids. ``progress``
-    is called with the number of prompts embedded by each batch.
+    The tensor is memory-mapped from a cache file, which is written batch by batch: a million prompts of 1,536 features
+    take 3 GB on disk. Do not write to it. The file's name is a hash of the model's weights, the pooling and the
+    prompts' token ids. ``progress`` is called with the number of prompts in each batch.
 
-    Raises InputError for a model with a hidden state beyond what float16 holds.
+    Raises InputError if a hidden state exceeds the range of float16.
     """
     digest = hashlib.sha256(f"{policy.fingerprint()} {pooling} ".encode())
     for ids in prompt_ids:
@@ -47,7 +47,7 @@ def prompt_embeddings(
         partial = path.with_suffix(f".{os.getpid()}.partial")
         _embed_all(policy, prompt_ids, progress, pooling, partial)
         partial.replace(path)
-    return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write: torch knows no read-only tensors
+    return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write, because torch has no read-only tensors
 
 
 def _embed_all(

@@ -1,4 +1,4 @@
-"""Whether the files of a model, or of a checkpoint, can be read at all."""
+"""Checking that the files of a model or a checkpoint can be read."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from safetensors import SafetensorError, safe_open
 
 
 def first_damaged(folder: Path) -> str | None:
-    """The first JSON or safetensors file in ``folder`` that cannot be read, and why; None where all can."""
+    """Return the first JSON or safetensors file in ``folder`` that cannot be read, and why; None if there is none."""
     problems = ((path, damage(path)) for path in sorted(folder.iterdir()))
     return next((f"{path.name} {problem}" for path, problem in problems if problem is not None), None)
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with one JSON or safetensors file; None for one that can be read, or is of another kind.
+    """Say what is wrong with a JSON or safetensors file; None if it can be read, or is neither.
 
-    A safetensors file is checked for its header and its length, not for its values.
+    Of a safetensors file the header and the length are checked, not the values.
     """
     try:
         if path.suffix == ".json":

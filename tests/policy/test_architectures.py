@@ -19,7 +19,7 @@ from pacedrl.cli import main
 from pacedrl.config import Config
 from pacedrl.doctor import memory_estimate
 from pacedrl.errors import InputError
-from pacedrl.policy.agreement import WAYS
+from pacedrl.policy.decoding import WAYS
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 
@@ -45,10 +45,10 @@ DECODING = {
     "bart": "equal",
     "deepseek_v4": "equal",
 }
-"""How each is sampled from (`pacedrl.policy.agreement.Decoding`)."""
+"""How each is sampled from (`pacedrl.policy.decoding.Decoding`)."""
 REFUSED = {
     "bert": "BertLMHeadModel computes its logits in a way pacedrl does not know",
-    "xlnet": "XLNetLMHeadModel is no causal model",
+    "xlnet": "XLNetLMHeadModel is not a causal model",
     "rwkv": "RwkvForCausalLM cannot be sampled from",
     "reformer": "ReformerModelWithLMHead cannot be trained here",
 }

@@ -13,7 +13,7 @@ from pacedrl.config import parse_config
 from pacedrl.errors import InputError
 from pacedrl.policy.ends import Ends, turn_end
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings, sample_by
+from pacedrl.policy.sampler import SamplingSettings, sample
 from pacedrl.policy.vllm.sampler import sampling_parameters
 
 ROLE = "<|im_start|>{{ m.role }}\n"
@@ -145,13 +145,13 @@ def test_only_a_tail_of_a_long_completion_is_decoded_at_each_token() -> None:
 @pytest.mark.parametrize("decoding", ["columns", "padded", "equal"])
 def test_both_ways_of_sampling_end_at_strings(tiny: Policy, prompts: list[list[int]], decoding: str) -> None:
     plain = SamplingSettings(3, 12, temperature=1.0, batch_size=9)
-    whole = dict(sample_by(decoding, tiny, prompts, plain, range(5)))  # type: ignore[arg-type]
+    whole = dict(sample(tiny, prompts, plain, range(5), decoding=decoding))  # type: ignore[arg-type]
     text = whole[2][0].text
     stop = text[1:3]
     assert len(stop) == 2
     settings = SamplingSettings(3, 12, temperature=1.0, batch_size=9, stop=(stop,))
     cut = 0
-    for i, group in sample_by(decoding, tiny, prompts, settings, range(5)):  # type: ignore[arg-type]
+    for i, group in sample(tiny, prompts, settings, range(5), decoding=decoding):  # type: ignore[arg-type]
         for one, other in zip(group, whole[i], strict=True):
             count = len(one.token_ids)
             assert one.token_ids == other.token_ids[:count]

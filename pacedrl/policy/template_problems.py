@@ -1,4 +1,4 @@
-"""What a chat template makes nothing of, found by the doctor."""
+"""Finding what a chat template ignores in the prompts, for the doctor."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pacedrl.thoughts import END_OF_THINK
 from pacedrl.types import Message, Prompt
 
 ROOM_TO_THINK = 256
-"""New tokens below which a model that thinks first will hardly get to its answer."""
+"""With fewer new tokens, a model that thinks first will hardly reach its answer."""
 
 Options = dict[str, Any]
 
 
 def template_problems(tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[str]:
-    """One line for each kind of problem; it is looked for in the first prompt that could have it."""
+    """Yield one line for each kind of problem, which is searched for in the first prompt that could have it."""
     for column in (TOOLS_COLUMN, OPTIONS_COLUMN):
         if any(prompt.columns.get(column) for prompt in prompts if isinstance(prompt.content, str)):
             yield f"the column {column} is for a chat template, but prompts are plain text; to use it, set chat: true"
@@ -56,7 +56,7 @@ def _ignores_calls(tokenizer: Any, messages: Sequence[Message], options: Options
 
 
 def _left_out(tokenizer: Any, messages: Sequence[Message], options: Options) -> list[str]:
-    """Roles whose text is not there. The assistant's is not looked for: templates drop its thoughts on purpose."""
+    """Return the roles whose text is missing, except the assistant's, whose thoughts templates drop on purpose."""
     text = _text(tokenizer, messages, options) or ""
 
     def is_there(said: str) -> bool:
@@ -78,7 +78,7 @@ def _may_think(tokenizer: Any, messages: Sequence[Message], options: Options) ->
 
 
 def _text(tokenizer: Any, messages: Sequence[Message], options: Options) -> str | None:
-    """What the template makes of the messages; None where it refuses them."""
+    """Render the messages; None if the template refuses them."""
     try:
         return rendered(tokenizer, messages, options)
     except InputError:
