@@ -179,7 +179,7 @@ class _Decoder:
         return self._record(0, *self._step())
 
     def _begin(self, prompts: Sequence[int]) -> tuple[int, Tensor, Tensor]:
-        """Prefill prompts and add their rows. Returns the first new row, and the rows' first tokens and log-probabilities."""
+        """Prefill prompts and add their rows. Returns the first new row, the first tokens and log-probabilities."""
         self.waiting = self.waiting[len(prompts) :]
         lengths = [len(self.prompt_ids[i]) for i in prompts]
         width = max(lengths)

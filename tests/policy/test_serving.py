@@ -268,7 +268,7 @@ def test_a_prompt_that_makes_servers_fail_ends_the_run(policy: Policy, fakes: li
     for fake in fakes:
         fake.before = lambda number, fake=fake: fail(fake)  # type: ignore[misc]
     sampler = sampler_of(policy, fakes)
-    said = rf"asked {TRIES} times in vain, the last time of http://127.*: HTTP 500 from .*: out of its mind"
+    said = rf"a prompt failed {TRIES} times, the last time on http://127.*: HTTP 500 from .*: out of its mind"
     with pytest.raises(InputError, match=said):
         list(sampler.sample(twelve(policy), one, SEEDS))
     assert (fakes[0].asked + fakes[1].asked).count(poison) == TRIES
@@ -357,7 +357,7 @@ def test_a_server_that_is_lost_is_looked_for_less_and_less_often(
     ("wrong", "said"),
     [
         ({"logprobs_mode": "raw_logprobs"}, r"start it with --logprobs-mode processed_logprobs"),
-        ({"max_model_len": 39}, r"has room for 39 tokens, but .* may come to 40: start it with --max-model-len 40"),
+        ({"max_model_len": 39}, r"has room for 39 tokens, but .* may have 40: start it with --max-model-len 40"),
         ({"data_parallel_size": 2}, r"is data-parallel"),
     ],
 )
