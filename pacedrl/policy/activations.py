@@ -73,7 +73,7 @@ def _to_device(packed: tuple[torch.device, Tensor]) -> Tensor:
 
 def _checkpoint_in_eval_mode(layer: torch.nn.Module, config: Any, function: Callable[..., Any], *inputs: Any) -> Any:
     """Run a layer under activation checkpointing, with dropout off and the same attention pattern when recomputed."""
-    pattern = current_pattern()
+    pattern = current_pattern.get()
 
     def run(*values: Any) -> Any:
         mode, layer.training = layer.training, False

@@ -33,7 +33,7 @@ class Pattern(Protocol):
         ...
 
 
-_pattern: ContextVar[Pattern | None] = ContextVar("pattern", default=None)
+current_pattern: ContextVar[Pattern | None] = ContextVar("pattern", default=None)
 
 
 @contextmanager
@@ -42,17 +42,13 @@ def attention(config: Any, pattern: Pattern | None) -> Iterator[None]:
     if pattern is None:
         yield
         return
-    usual, token = config._attn_implementation, _pattern.set(pattern)
+    usual, token = config._attn_implementation, current_pattern.set(pattern)
     config._attn_implementation = NAME
     try:
         yield
     finally:
         config._attn_implementation = usual
-        _pattern.reset(token)
-
-
-def current_pattern() -> Pattern | None:
-    return _pattern.get()
+        current_pattern.reset(token)
 
 
 def _attend(
@@ -70,17 +66,13 @@ def _attend(
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise NotImplementedError(f"{type(module).__name__} does not say which layer it is")
-    pattern = _pattern.get()
+    pattern = current_pattern.get()
     assert pattern is not None
     return pattern.attend(query, key, value, scaling, layer).transpose(1, 2).contiguous(), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Build no mask, because each pattern applies its own."""
-
-
 AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _no_mask)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # each pattern applies its own mask
 
 
 def _dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:

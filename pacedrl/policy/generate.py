@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,17 @@ from pacedrl.types import Completion
 
 if TYPE_CHECKING:
     from pacedrl.policy.policy import Policy
-    from pacedrl.policy.sampler import SamplingSettings
+    from pacedrl.policy.sampler import SampledGroups, SamplingSettings, Tick, TokenLists
 
 
 def generate_groups(
     policy: Policy,
-    prompt_ids: Sequence[Sequence[int]],
+    prompt_ids: TokenLists,
     settings: SamplingSettings,
     seeds: Sequence[int],
-    tick: Callable[[], None],
+    tick: Tick,
     padded: bool,
-) -> Iterator[tuple[int, list[Completion]]]:
+) -> SampledGroups:
     """Sample as `pacedrl.policy.sampler.sample` does, batch by batch: a batch ends with its longest completion.
 
     With ``padded``, prompts of different lengths share a batch, padded on the left. Without it, a batch holds prompts
@@ -39,17 +39,14 @@ def generate_groups(
             batch = prompts[start : start + at_once]
             rows = _Rows(policy, settings, [seeds[i] for i in batch], tick)
             rows.generate([prompt_ids[i] for i in batch for _ in range(settings.group_size)])
-            completions = rows.completions()
             for number, i in enumerate(batch):
-                yield i, completions[number * settings.group_size :][: settings.group_size]
+                yield i, rows.group(number)
 
 
 class _Rows:
     """The completions of one batch, G rows a prompt, while they are decoded."""
 
-    def __init__(
-        self, policy: Policy, settings: SamplingSettings, seeds: Sequence[int], tick: Callable[[], None]
-    ) -> None:
+    def __init__(self, policy: Policy, settings: SamplingSettings, seeds: Sequence[int], tick: Tick) -> None:
         self.policy = policy
         self.settings = settings
         self.tick = tick
@@ -85,8 +82,10 @@ class _Rows:
         finally:
             model.generation_config = usual
 
-    def completions(self) -> list[Completion]:
-        return [self.ends.completion(ids, row) for ids, row in zip(self.token_ids, self.logprobs, strict=True)]
+    def group(self, number: int) -> list[Completion]:
+        size = self.settings.group_size
+        rows = range(number * size, (number + 1) * size)
+        return [self.ends.completion(self.token_ids[row], self.logprobs[row]) for row in rows]
 
     def _choose(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Draw the next token of every row and mask all others; tokens after a row's end are not kept."""

@@ -66,7 +66,8 @@ class Policy:
         # Some tokenizers pad with a token that the model does not have. Padding is masked, so any token will do.
         known = [i for i in (tokenizer.pad_token_id, *self.eos_ids) if i is not None and i < self.vocabulary]
         self.pad_id = [*known, 0][0]
-        self._sharded: Sharded | None = None
+        self.sharded: Sharded | None = None
+        """The model with its weights sharded over all processes; None if each process holds them all."""
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device, folder: Path | None = None) -> Policy:
@@ -88,11 +89,7 @@ class Policy:
 
     def shard(self) -> None:
         """Shard the weights over all processes, which from now on compute, load and save together."""
-        self._sharded = Sharded(self.causal_lm)
-
-    @property
-    def sharded(self) -> bool:
-        return self._sharded is not None
+        self.sharded = Sharded(self.causal_lm)
 
     @property
     def head(self) -> Head:
@@ -167,7 +164,7 @@ class Policy:
         """
         lengths = [len(ids) for ids in completion_ids]
         compute = partial(self._token_logprobs, prompt_ids, completion_ids, temperature)
-        logprob_K, entropy_K = compute() if self._sharded is None else self._sharded.run(compute)
+        logprob_K, entropy_K = compute() if self.sharded is None else self.sharded.run(compute)
         logprobs_BT = pad_sequence(list(torch.split(logprob_K, lengths)), batch_first=True)
         entropy_BT = pad_sequence(list(torch.split(entropy_K, lengths)), batch_first=True)
         mask_BT = torch.arange(max(lengths), device=self.device) < self._tensor(lengths)[:, None]
@@ -203,7 +200,7 @@ class Policy:
 
     def trained_weights(self, keep: bool) -> dict[str, Tensor] | None:
         """Gather the weights that `save` needs of a sharded policy, for the processes that ``keep`` them; else None."""
-        if not self.sharded:
+        if self.sharded is None:
             return None
         adapted = self.model is not self.causal_lm
         named = self.model.state_dict(keep_vars=True)

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from pacedrl.policy.decoding import Decoding
     from pacedrl.policy.policy import Policy
 
+Tick = Callable[[], None]
+"""Called repeatedly during a long operation; an exception in it ends the operation."""
+TokenLists = Sequence[Sequence[int]]
+"""Token ids of several prompts."""
+SampledGroups = Iterator[tuple[int, list[Completion]]]
+"""(Index of the prompt, its G completions), as groups finish."""
+
 COLUMNS_AHEAD = 256
 """New tokens for which the cache has room at first; it doubles when a completion is longer."""
 
@@ -46,8 +53,8 @@ class SamplingSettings:
 class Sampler(Protocol):
     """Samples completions: `TransformersSampler`, `VllmSampler` or `VllmServerSampler`."""
 
-    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
-        """Sample from these weights from now on. ``tick`` is called while servers are waited for; it may raise."""
+    def sync(self, policy: Policy, tick: Tick = lambda: None) -> None:
+        """Sample from these weights from now on. ``tick`` is called while servers are waited for."""
         ...
 
     def rest(self) -> None:
@@ -55,13 +62,9 @@ class Sampler(Protocol):
         ...
 
     def sample(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the prompt, its G completions) as groups finish. An exception in ``tick`` ends sampling."""
+        self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
+    ) -> SampledGroups:
+        """Sample a group for each prompt, each with its own seed."""
         ...
 
 
@@ -72,7 +75,7 @@ class TransformersSampler:
         self.policy = policy.frozen_copy() if own_copy else policy
 
     @torch.no_grad()
-    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
+    def sync(self, policy: Policy, tick: Tick = lambda: None) -> None:
         if policy is not self.policy:
             for own, new in zip(self.policy.model.parameters(), policy.model.parameters(), strict=True):
                 own.copy_(whole(new))
@@ -81,24 +84,20 @@ class TransformersSampler:
         """Do nothing, because the memory in use is small or needed for training too."""
 
     def sample(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
+        self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
+    ) -> SampledGroups:
         return sample(self.policy, prompt_ids, settings, seeds, tick)
 
 
 def sample(
     policy: Policy,
-    prompt_ids: Sequence[Sequence[int]],
+    prompt_ids: TokenLists,
     settings: SamplingSettings,
     seeds: Sequence[int],
-    tick: Callable[[], None] = lambda: None,
+    tick: Tick = lambda: None,
     decoding: Decoding | None = None,
-) -> Iterator[tuple[int, list[Completion]]]:
-    """Yield (index of the prompt, its G completions) as groups finish. The longest prompts start first.
+) -> SampledGroups:
+    """Sample a group for each prompt; the longest prompts start first.
 
     Each group has its own seed, from which it draws one uniform number per token, and inverts the cumulative
     distribution. The samples therefore do not depend on how prompts are batched or ordered, up to rounding.
@@ -106,8 +105,7 @@ def sample(
     Log-probabilities are those of the tempered distribution before top-p truncation. With ``top_p < 1`` the samples are
     slightly off-policy with respect to them, by the probability that was cut off.
 
-    ``tick`` is called once per token; an exception in it ends sampling. ``decoding`` replaces `Policy.decoding`,
-    whether or not it is right for the model.
+    ``tick`` is called once per token. ``decoding`` replaces `Policy.decoding`, even if it is wrong for the model.
 
     Raises InputError for a model that cannot be sampled from (`pacedrl.policy.decoding`).
     """
@@ -135,12 +133,7 @@ class _Decoder:
     """Decodes rows by continuous batching. A finished row leaves at once; groups that wait join when there is room."""
 
     def __init__(
-        self,
-        policy: Policy,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None],
+        self, policy: Policy, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick
     ) -> None:
         self.policy = policy
         self.prompt_ids = prompt_ids

@@ -30,10 +30,10 @@ def template_problems(tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens:
         if not reads(tokenizer, name):
             yield f"{OPTIONS_COLUMN}: the model's chat template does not use '{name}', so it changes nothing"
     with_tools = next((chat for chat in chats if TOOLS_COLUMN in chat[1]), None)
-    if with_tools is not None and _ignores_tools(tokenizer, *with_tools):
+    if with_tools is not None and _text(tokenizer, *with_tools) == _text(tokenizer, *_without_tools(*with_tools)):
         yield "the model's chat template ignores the tools, so the model does not see them"
     with_calls = next((chat for chat in chats if any("tool_calls" in message for message in chat[0])), None)
-    if with_calls is not None and _ignores_calls(tokenizer, *with_calls):
+    if with_calls is not None and _text(tokenizer, *with_calls) == _text(tokenizer, *_without_calls(*with_calls)):
         yield "the model's chat template ignores tool_calls, so the model does not see them"
     for role in _left_out(tokenizer, *(with_calls or chats[0])):
         yield f"the model's chat template leaves out the text of messages with the role '{role}'"
@@ -45,14 +45,12 @@ def template_problems(tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens:
         )
 
 
-def _ignores_tools(tokenizer: Any, messages: Sequence[Message], options: Options) -> bool:
-    without = {name: value for name, value in options.items() if name != TOOLS_COLUMN}
-    return _text(tokenizer, messages, without) == _text(tokenizer, messages, options)
+def _without_tools(messages: Sequence[Message], options: Options) -> tuple[Sequence[Message], Options]:
+    return messages, {name: value for name, value in options.items() if name != TOOLS_COLUMN}
 
 
-def _ignores_calls(tokenizer: Any, messages: Sequence[Message], options: Options) -> bool:
-    without = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
-    return _text(tokenizer, without, options) == _text(tokenizer, messages, options)
+def _without_calls(messages: Sequence[Message], options: Options) -> tuple[Sequence[Message], Options]:
+    return [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages], options
 
 
 def _left_out(tokenizer: Any, messages: Sequence[Message], options: Options) -> list[str]:

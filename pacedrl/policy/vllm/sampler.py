@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from pacedrl.config import SamplingConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.ends import Ends
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.policy.sampler import SampledGroups, SamplingSettings, Tick, TokenLists
 from pacedrl.policy.vllm.worker import pack_head
 from pacedrl.types import Completion
 
@@ -72,7 +72,7 @@ class VllmSampler:
         self.sync(policy)
 
     @torch.no_grad()
-    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
+    def sync(self, policy: Policy, tick: Tick = lambda: None) -> None:
         """Wake the engine up, load the weights into it and drop the prefixes cached with the old ones."""
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
@@ -92,40 +92,31 @@ class VllmSampler:
             self.asleep = True
 
     def sample(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the prompt, its G completions) as groups finish. An exception in ``tick`` ends sampling."""
+        self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
+    ) -> SampledGroups:
+        """Sample a group for each prompt, each with its own seed."""
         engine = self.llm.llm_engine
         ends = self.policy.ends(settings.stop)
-        names = {
-            engine.add_request(f"{i}-{seed}", {"prompt_token_ids": list(ids)}, self._parameters(settings, seed)): i
-            for i, (ids, seed) in enumerate(zip(prompt_ids, seeds, strict=True))
-        }
+        kind = self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        requests = []
+        for i, (ids, seed) in enumerate(zip(prompt_ids, seeds, strict=True)):
+            parameters = self.vllm.SamplingParams(**sampling_parameters(self.policy, settings, seed), output_kind=kind)
+            requests.append(engine.add_request(f"{i}-{seed}", {"prompt_token_ids": list(ids)}, parameters))
         try:
             while engine.has_unfinished_requests():
                 tick()
                 for output in engine.step():
                     if output.finished:
-                        number = int(output.request_id.partition("-")[0])
-                        group = [self._completion(one, ends) for one in output.outputs]
-                        yield number, group * (settings.group_size // len(group))
+                        group = [_completion(one, ends) for one in output.outputs]
+                        yield int(output.request_id.partition("-")[0]), group * (settings.group_size // len(group))
         finally:
             if engine.has_unfinished_requests():
-                engine.abort_request(list(names), internal=True)
+                engine.abort_request(requests, internal=True)
 
-    def _parameters(self, settings: SamplingSettings, seed: int) -> Any:
-        return self.vllm.SamplingParams(
-            **sampling_parameters(self.policy, settings, seed),
-            output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
-        )
 
-    def _completion(self, output: Any, ends: Ends) -> Completion:
-        ids = [int(i) for i in output.token_ids]
-        return ends.completion(ids, [float(row[i].logprob) for row, i in zip(output.logprobs, ids, strict=True)])
+def _completion(output: Any, ends: Ends) -> Completion:
+    ids = [int(i) for i in output.token_ids]
+    return ends.completion(ids, [float(row[i].logprob) for row, i in zip(output.logprobs, ids, strict=True)])
 
 
 def sampling_parameters(policy: Policy, settings: SamplingSettings, seed: int) -> dict[str, Any]:

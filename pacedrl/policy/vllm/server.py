@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +20,10 @@ from pacedrl.config import SamplingConfig
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.policy.sampler import SampledGroups, SamplingSettings, Tick, TokenLists
 from pacedrl.policy.vllm.client import Lost, Server, delay
 from pacedrl.policy.vllm.sampler import sampling_parameters
 from pacedrl.policy.vllm.weights import TICK_S, WeightKeeper, nobody_there
-from pacedrl.types import Completion
 
 TRIES = 10
 """Attempts per prompt. A prompt that fails this often is probably the cause of the failures."""
@@ -55,7 +54,7 @@ class VllmServerSampler:
         self.sync(policy)
 
     @torch.no_grad()
-    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
+    def sync(self, policy: Policy, tick: Tick = lambda: None) -> None:
         """Send these weights to all servers. A copy is kept for servers that come back, so the policy may change.
 
         ``tick`` is called while servers are waited for; an exception in it ends the wait.
@@ -77,13 +76,9 @@ class VllmServerSampler:
         """Do nothing, because the servers have their own memory."""
 
     def sample(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the prompt, its G completions) as groups finish. An exception in ``tick`` ends sampling.
+        self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
+    ) -> SampledGroups:
+        """Sample a group for each prompt.
 
         Each server decodes up to ``settings.batch_size`` sequences at once.
 
@@ -124,7 +119,7 @@ class _Dispatch:
         config: SamplingConfig,
         version: str,
         settings: SamplingSettings,
-        prompt_ids: Sequence[Sequence[int]],
+        prompt_ids: TokenLists,
         parameters: Sequence[dict[str, Any]],
     ) -> None:
         self.config = config
@@ -139,7 +134,7 @@ class _Dispatch:
         """The server of each call in progress, and its prompt, None for a check of the version."""
         self.threads = ThreadPoolExecutor((self.at_once + 1) * len(self.servers), thread_name_prefix="pacedrl-vllm")
 
-    def run(self, tick: Callable[[], None]) -> Iterator[tuple[int, list[tuple[list[int], list[float]]]]]:
+    def run(self, tick: Tick) -> Iterator[tuple[int, list[tuple[list[int], list[float]]]]]:
         """Yield (prompt, the token ids and log-probabilities of its completions) once for every prompt."""
         left = len(self.prompt_ids)
         while left:

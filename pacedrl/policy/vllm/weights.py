@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -14,6 +14,7 @@ from uuid import uuid4
 import torch
 
 from pacedrl.errors import InputError
+from pacedrl.policy.sampler import Tick
 from pacedrl.policy.vllm.client import Lost, Server, delay
 from pacedrl.policy.vllm.worker import TIMEOUT, Weights, describe, open_store, send
 
@@ -52,19 +53,15 @@ class WeightKeeper:
         self.patience_s = patience_s
         self._run = uuid4().hex[:8]
         self._published = 0
-        self._snapshot: Snapshot | None = None
+        self._snapshot = Snapshot("", [])
         self._problems: dict[str, tuple[str, Exception | None]] = {}
         """The outcome of sending each server a version: url → (version, problem or None)."""
         self._closed = False
         self._changed = threading.Condition()
         self._sending = threading.Lock()  # one transfer at a time, because they share the network
-        for url in self.urls:
-            threading.Thread(target=self._keep, args=(url,), name=f"weights of {url}", daemon=True).start()
 
-    def publish(self, weights: Weights, tick: Callable[[], None] = lambda: None) -> str:
+    def publish(self, weights: Weights, tick: Tick = lambda: None) -> str:
         """Make these the current weights. Returns their version once every reachable server has them.
-
-        ``tick`` is called repeatedly in the meantime; an exception in it ends the wait.
 
         Raises InputError if no server can be reached for ``patience_s`` seconds, or if one has the wrong options.
         """
@@ -72,6 +69,9 @@ class WeightKeeper:
             self._published += 1
             self._snapshot = Snapshot(f"{self._run}-{self._published}", weights)
             self._changed.notify_all()
+            if self._published == 1:
+                for url in self.urls:
+                    threading.Thread(target=self._keep, args=(url,), name=f"weights of {url}", daemon=True).start()
             deadline = time.monotonic() + self.patience_s
             while True:
                 told = {url: problem for url, (of, problem) in self._problems.items() if of == self._snapshot.version}
@@ -98,26 +98,24 @@ class WeightKeeper:
     def _keep(self, url: str) -> None:
         server, failures = Server(url), 0
         while not self._closed:
-            snapshot, given, problem = self._snapshot, False, None
-            if snapshot is not None:
-                try:
-                    given = self._bring_up_to_date(server, snapshot)
-                except Exception as error:  # after any failure, the server may still get the weights later
-                    problem = error
-                failures = failures + 1 if problem else 0
+            snapshot, sent, problem = self._snapshot, False, None
+            try:
+                sent = self._bring_up_to_date(server, snapshot)
+                failures = 0
+            except Exception as error:  # after any failure, the server may still get the weights later
+                problem, failures = error, failures + 1
             with self._changed:
-                if snapshot is not None:
-                    self._report(url, snapshot, given, problem)
+                self._report(url, snapshot, sent, problem)
                 self._changed.wait_for(
                     lambda known=snapshot: self._closed or self._snapshot is not known,  # type: ignore[misc]
                     timeout=delay(failures) if failures else LOOK_S,
                 )
 
-    def _report(self, url: str, snapshot: Snapshot, given: bool, problem: Exception | None) -> None:
+    def _report(self, url: str, snapshot: Snapshot, sent: bool, problem: Exception | None) -> None:
         version, before = self._problems.get(url, ("", None))
         self._problems[url] = (snapshot.version, problem)
         self._changed.notify_all()
-        again = given and version == snapshot.version  # it was restarted between two checks
+        again = sent and version == snapshot.version  # it was restarted between two checks
         if problem is not None and before is None:
             log.warning("%s: lost: %s", url, problem)
         elif problem is None and (before is not None or again):

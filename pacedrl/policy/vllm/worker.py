@@ -111,33 +111,29 @@ class WeightReceiver:
         told = json.loads(order)
         store = open_store(told["host"], told["port"])
         device = self.device if told["device"] == "cuda" else torch.device("cpu")
-        incoming = _Complete(receive(store, self.rank + 1, told["size"], device, told["weights"]), told["weights"])
+        failures: list[Exception] = []
+        tensors = receive(store, self.rank + 1, told["size"], device, told["weights"])
         # vLLM's own way of reloading, which redoes its preparation of the weights for its kernels.
-        self.reload_weights(weights_iterator=iter(incoming))  # type: ignore[attr-defined]
-        if incoming.failure is not None:
-            raise RuntimeError(f"the weights did not arrive: {incoming.failure}")
+        self.reload_weights(weights_iterator=_all_announced(tensors, told["weights"], failures))  # type: ignore[attr-defined]
+        if failures:
+            raise RuntimeError(f"the weights did not arrive: {failures[0]}")
         if self.device.type == "cpu" and self.vllm_config.model_config.hf_text_config.tie_word_embeddings:
             pack_head(self.model_runner.get_model())
 
 
-class _Complete:
-    """Yields all announced tensors, zeros after a failure, because vLLM cannot restart a load that stopped halfway."""
-
-    def __init__(self, tensors: Iterator[tuple[str, Tensor]], described: Sequence[tuple[str, str, list[int]]]) -> None:
-        self.tensors = tensors
-        self.described = described
-        self.failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, dtype, shape in self.described:
-            tensor = None
-            if self.failure is None:
-                try:
-                    _, tensor = next(self.tensors)
-                except Exception as error:
-                    self.failure = error
-            yield name, torch.zeros(shape, dtype=getattr(torch, dtype)) if tensor is None else tensor
-        next(self.tensors, None)  # lets the receiver leave the group
+def _all_announced(
+    tensors: Iterator[tuple[str, Tensor]], described: Sequence[tuple[str, str, list[int]]], failures: list[Exception]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield all announced tensors, zeros after a failure, because vLLM cannot restart a load that stopped halfway."""
+    for name, dtype, shape in described:
+        tensor = None
+        if not failures:
+            try:
+                _, tensor = next(tensors)
+            except Exception as error:
+                failures.append(error)
+        yield name, torch.zeros(shape, dtype=getattr(torch, dtype)) if tensor is None else tensor
+    next(tensors, None)  # lets the receiver leave the group
 
 
 def pack_head(model: Any) -> None:
