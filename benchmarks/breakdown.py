@@ -20,8 +20,9 @@ import torch
 from generate import COMPLETIONS, PROMPTS, loaded, ours, plain
 from torch.profiler import ProfilerActivity, profile
 
+from pacedrl.policy.passes import micro_batches
 from pacedrl.policy.policy import Policy
-from pacedrl.training.sequences import TrainingSequence, micro_batches
+from pacedrl.types import Completion
 
 KINDS = {
     "matrix multiply": ("aten::mm", "aten::addmm", "aten::bmm", "linear_pointwise"),
@@ -43,7 +44,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     completions = [torch.randint(5, 40_000, (64,), generator=generator).tolist() for _ in range(PROMPTS * COMPLETIONS)]
     sequences = [
-        TrainingSequence(prompt, completion, 1.0, None)
+        Completion(completion, [], prompt_ids=prompt, advantage=1.0)
         for prompt, completion in zip([p for p in prompts for _ in range(COMPLETIONS)], completions, strict=True)
     ]
     ways: dict[str, Callable[[], object]] = {
@@ -60,18 +61,18 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def plain_update(model: torch.nn.Module, sequences: list[TrainingSequence]) -> None:
+def plain_update(model: torch.nn.Module, sequences: list[Completion]) -> None:
     """One micro-batch, forward and backward; the prompts are of one length."""
-    longest = max(map(len, sequences))
-    rows = [[0] * (longest - len(s)) + [*s.prompt_ids, *s.completion_ids] for s in sequences]
+    longest = max(s.length for s in sequences)
+    rows = [[0] * (longest - s.length) + [*s.prompt_ids, *s.token_ids] for s in sequences]
     ids_BL = torch.tensor(rows)
     logits_BLV = model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).logits[:, -65:-1]
     torch.log_softmax(logits_BLV, dim=-1).gather(2, ids_BL[:, -64:, None]).sum().backward()
 
 
-def shared_update(policy: Policy, sequences: list[TrainingSequence]) -> None:
+def shared_update(policy: Policy, sequences: list[Completion]) -> None:
     part = [sequences[i] for i in micro_batches(sequences, 640, policy.takes_patterns)[0]]
-    logprobs_BT, _, _ = policy.logprobs([s.prompt_ids for s in part], [s.completion_ids for s in part])
+    logprobs_BT, _, _ = policy.logprobs([s.prompt_ids for s in part], [s.token_ids for s in part])
     logprobs_BT.sum().backward()  # type: ignore[no-untyped-call]
 
 

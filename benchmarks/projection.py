@@ -24,7 +24,7 @@ from pacedrl.method.estimator import spearman
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.training.setup import encode_tasks, load_tasks, unique_prompts
+from pacedrl.rollouts.tasks import encode_tasks, load_tasks, unique_prompts
 
 
 def main() -> None:

@@ -7,13 +7,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
-from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, TrajectoryBalanceConfig
+from pacedrl.config import Config
 from pacedrl.errors import InputError
 from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import adapter_note, resolve_device
@@ -22,27 +21,25 @@ from pacedrl.policy.sampler import sample
 from pacedrl.policy.template_problems import template_problems
 from pacedrl.policy.vllm.client import Lost, Server
 from pacedrl.policy.vllm.weights import require_fit
-from pacedrl.rollouts import training_settings
-from pacedrl.tasks.attacks import ATTACKS
-from pacedrl.tasks.datasets import Task
-from pacedrl.tasks.pool import Job, VerifierPool
-from pacedrl.tasks.scoring import out_of_range
-from pacedrl.tasks.verifiers import OUT_OF_RANGE
-from pacedrl.training.learner import Learner
-from pacedrl.training.objective import policy_loss
-from pacedrl.training.sequences import TrainingSequence
-from pacedrl.training.setup import (
+from pacedrl.rollouts.engines import require_an_end, training_settings
+from pacedrl.rollouts.gold import rejected_gold
+from pacedrl.rollouts.tasks import (
     encode_tasks,
     load_tasks,
-    rejected_gold,
-    require_an_end,
     require_enough_prompts,
     require_oracle_tasks,
     shorten,
     unique_prompts,
 )
+from pacedrl.rollouts.verdicts import out_of_range
+from pacedrl.tasks.attacks import ATTACKS
+from pacedrl.tasks.datasets import Task
+from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.verifiers import OUT_OF_RANGE
+from pacedrl.training.learner import Learner
+from pacedrl.training.objectives import build_objective
 from pacedrl.training.trackers import require_trackers
-from pacedrl.types import Prompt
+from pacedrl.types import Completion, Prompt
 
 SHOWN = 10
 """Offenders listed by each check."""
@@ -282,13 +279,14 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     groups = list(sample(policy, probe, settings, seeds=range(len(probe))))
     generated = sum(len(c.token_ids) for _, completions in groups for c in completions)
     generate_rate = generated / (time.perf_counter() - start)
-    batch = [
-        TrainingSequence(probe[i], c.token_ids, 0.0, c.logprobs) for i, completions in groups[:4] for c in completions
-    ]
+    batch = [completion for _, completions in groups[:4] for completion in completions]
+    for i, completions in groups[:4]:
+        for completion in completions:
+            completion.prompt_ids, completion.anchor_logprobs = probe[i], completion.logprobs
     update_rate = _update_rate(policy, batch, config)
     prompt_mean = sum(map(len, prompt_ids)) / len(prompt_ids)
-    generate_s = _times_sampled(config) * rollouts * sampling.max_new_tokens / generate_rate
-    passes = config.optimizer.epochs + config.needs_reference / 3  # a backward pass costs two forward ones
+    generate_s = config.gate.sampling_factor * rollouts * sampling.max_new_tokens / generate_rate
+    passes = config.optimizer.epochs + config.objective.needs_reference / 3  # a backward pass costs two forward ones
     update_s = passes * rollouts * (prompt_mean + sampling.max_new_tokens) / update_rate
     yield Finding(
         "ok",
@@ -302,25 +300,13 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     yield Finding(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
 
 
-def _times_sampled(config: Config) -> int:
-    """How many times P prompts the gate may sample in a step."""
-    match config.gate:
-        case LiloGateConfig():
-            return config.gate.oversample
-        case DynamicGateConfig():
-            return config.gate.max_batches
-    return 1
-
-
-def _update_rate(policy: Policy, batch: Sequence[TrainingSequence], config: Config) -> float:
+def _update_rate(policy: Policy, batch: Sequence[Completion], config: Config) -> float:
     """Tokens a second of forward and backward; the weights stay as they are."""
-    loss = partial(
-        policy_loss, TrajectoryBalanceConfig(), config.sampling.max_new_tokens
-    )  # all losses cost as good as nothing
+    loss = build_objective(Config()).loss  # beside forward and backward the cost of any loss is negligible
     learner = Learner(policy, config.optimizer, total_steps=1, temperature=config.sampling.temperature, loss=loss)
     start = time.perf_counter()
     learner.accumulate_gradient(batch)
-    rate = sum(map(len, batch)) / (time.perf_counter() - start)
+    rate = sum(completion.length for completion in batch) / (time.perf_counter() - start)
     learner.optimizer.zero_grad(set_to_none=True)
     return rate
 
@@ -330,7 +316,7 @@ def memory_estimate(policy: Policy, config: Config) -> float:
     text = policy.causal_lm.config.get_text_config()
     frozen = sum(parameter.numel() for parameter in policy.model.parameters() if not parameter.requires_grad)
     reference = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
-    frozen_bytes = 4 * frozen + (reference if config.needs_reference and config.model.lora is None else 0)
+    frozen_bytes = 4 * frozen + (reference if config.objective.needs_reference and config.model.lora is None else 0)
     states = frozen_bytes + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
     element = 2 if policy.device.type == "cuda" else 4
     context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens

@@ -24,7 +24,9 @@ from pacedrl import cli
 from pacedrl.config import apply_override, config_tree, load_config, parse_config
 from pacedrl.recipes import RECIPES
 
-QUICKSTART, GUIDE, FIRST_RUN = (ROOT / f"docs/{name}.md" for name in ("index", "guide", "first_run"))
+QUICKSTART, GUIDE, FIRST_RUN, CONTRIBUTING = (
+    ROOT / f"docs/{name}.md" for name in ("index", "guide", "first_run", "contributing")
+)
 ALL_BLOCKS = [block for page in PAGES if page.name != "README.md" for block in blocks(page)]
 """The README's are in test_docs.py."""
 ALL_COMMANDS = [command for page in PAGES for command in commands(page)]
@@ -113,7 +115,7 @@ def test_python_is_a_reward_or_was_run(block: Block) -> None:
         assert names["reward"](prompts=["p"], completions=[" 4 "], answer=["4"]) == [1.0]
         assert names["reward"](prompts=["p"], completions=["5"], answer=["4"]) == [0.0]
     else:
-        run = {QUICKSTART: 2, GUIDE: 1, FIRST_RUN: 2}  # by the tests above and test_first_run.py
+        run = {QUICKSTART: 2, GUIDE: 1, FIRST_RUN: 2, CONTRIBUTING: 4}  # by the tests above and in files of their own
         assert [is_reward(code) for code in python_of(block.page)].count(False) == run.get(block.page)
 
 

@@ -67,7 +67,7 @@ def test_what_a_recipe_is_made_of(name: str) -> None:
         config.objective.name,
         config.replay.enabled,
         config.optimizer.mini_batches,
-        config.needs_reference,
+        config.objective.needs_reference,
         config.needs_partition,
     )
 

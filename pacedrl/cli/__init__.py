@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pacedrl import __version__
 from pacedrl.errors import InputError
 from pacedrl.paths import expand_home, home_path
+from pacedrl.version import __version__
 
 EXIT_STOPPED = 1
 EXIT_BAD_INPUT = 2
@@ -252,8 +252,9 @@ def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pacedrl.distributed.ranks import connect
+    from pacedrl.evaluation.tables import before_after_table
     from pacedrl.training.trainer import Trainer, TrainingStopped
-    from pacedrl.training.view import ConsoleView, before_after_table
+    from pacedrl.view import ConsoleView
 
     ranks = connect()
     with ConsoleView(quiet=not ranks.main) as view:
@@ -284,7 +285,8 @@ def _eval(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pacedrl.training.view import ConsoleView, evaluation_notes, evaluation_table
+    from pacedrl.evaluation.tables import evaluation_notes, evaluation_table
+    from pacedrl.view import ConsoleView
 
     with ConsoleView() as view:
         results = run_evaluation(config, view)

@@ -16,7 +16,41 @@ POSTERIORS = ("counts", "combined")
 """Estimators that give a distribution, not only a number."""
 
 
-class TrajectoryBalanceConfig(Section):
+class ObjectiveSection(Section):
+    """What the rest of the configuration asks of an objective; `pacedrl.training.objectives` computes it."""
+
+    @property
+    def partition_beta(self) -> float:
+        """β of the log Z that is fitted beside this objective. Without a β of its own, only β·log Z is read."""
+        return 0.05
+
+    @property
+    def reads_log_z(self) -> bool:
+        """Whether the loss reads the learned log Z."""
+        return False
+
+    @property
+    def log_z_is_accuracy(self) -> bool:
+        """Whether β·log Z, fitted beside this objective, estimates accuracy."""
+        return True
+
+    @property
+    def needs_posterior(self) -> bool:
+        """Whether the advantage needs an estimator that gives a distribution (`POSTERIORS`)."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads log-probabilities of the initial policy."""
+        return False
+
+    @property
+    def can_replay(self) -> bool:
+        """Whether a replayed completion, which has no group beside it, has an advantage."""
+        return False
+
+
+class TrajectoryBalanceConfig(ObjectiveSection):
     """Trajectory balance against the behaviour policy (PACED-RL)."""
 
     name: Literal["trajectory_balance"] = "trajectory_balance"
@@ -26,8 +60,24 @@ class TrajectoryBalanceConfig(Section):
     """``learned``: log Z_φ (the paper). ``group_mean``: the group's own (VarGrad). ``blended``: the accuracy estimate
     and the group's other completions, weighted by their variances (ours); wants an estimator with a posterior."""
 
+    @property
+    def partition_beta(self) -> float:
+        return self.beta
 
-class GrpoConfig(Section):
+    @property
+    def reads_log_z(self) -> bool:
+        return self.log_z == "learned"
+
+    @property
+    def needs_posterior(self) -> bool:
+        return self.log_z == "blended"
+
+    @property
+    def can_replay(self) -> bool:
+        return self.log_z != "group_mean"
+
+
+class GrpoConfig(ObjectiveSection):
     """The GRPO family: a group-relative advantage and a clipped importance ratio."""
 
     name: Literal["grpo"] = "grpo"
@@ -48,8 +98,12 @@ class GrpoConfig(Section):
     sampler_weight_cap: Annotated[float, Field(gt=0.0)] = 2.0
     """Most that a token's loss is weighted by π_old/π_sampler, where sampler and trainer differ (vLLM)."""
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coefficient > 0.0
 
-class FlowRlConfig(Section):
+
+class FlowRlConfig(ObjectiveSection):
     """FlowRL: length-normalised trajectory balance to the initial policy, z-scored rewards."""
 
     name: Literal["flowrl"] = "flowrl"
@@ -60,8 +114,24 @@ class FlowRlConfig(Section):
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
     """And above at 1 plus this."""
 
+    @property
+    def partition_beta(self) -> float:
+        return self.beta
 
-class GFlowRlConfig(Section):
+    @property
+    def reads_log_z(self) -> bool:
+        return True
+
+    @property
+    def log_z_is_accuracy(self) -> bool:
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+
+class GFlowRlConfig(ObjectiveSection):
     """GFlowRL: FlowRL with the group's own log Z. The values are assumed; see `group_flow_balance`."""
 
     name: Literal["gflowrl"] = "gflowrl"
@@ -73,6 +143,14 @@ class GFlowRlConfig(Section):
     """Largest gap with which a completion's probability is raised, in nats a token."""
     gap_lower: Annotated[float, Field(gt=0.0)] = 5.0
     """Largest gap with which it is lowered."""
+
+    @property
+    def partition_beta(self) -> float:
+        return self.beta
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
 
 
 ObjectiveConfig = Annotated[
@@ -141,26 +219,48 @@ EstimatorConfig = Annotated[
 ]
 
 
-class NoGateConfig(Section):
+class GateSection(Section):
+    """What the rest of the package asks of a gate."""
+
+    @property
+    def selection_factor(self) -> int:
+        """Prompts selected at once, as a multiple of ``sampling.prompts_per_step``."""
+        return 1
+
+    @property
+    def sampling_factor(self) -> int:
+        """Prompts sampled in a step at most, as a multiple of ``sampling.prompts_per_step``."""
+        return self.selection_factor
+
+
+class NoGateConfig(GateSection):
     """Train on all that was sampled."""
 
     name: Literal["none"] = "none"
 
 
-class DynamicGateConfig(Section):
+class DynamicGateConfig(GateSection):
     """Dynamic sampling (DAPO): drop groups whose rewards are all equal and sample more until P are left."""
 
     name: Literal["dynamic"] = "dynamic"
     max_batches: Positive = 10
     """Batches of P prompts sampled in a step at most; after that the step trains on what it has, and says so."""
 
+    @property
+    def sampling_factor(self) -> int:
+        return self.max_batches
 
-class LiloGateConfig(Section):
+
+class LiloGateConfig(GateSection):
     """Oversample and keep the P groups with the highest p(1 − p) (LILO)."""
 
     name: Literal["lilo"] = "lilo"
     oversample: Annotated[int, Field(ge=2)] = 4
     """Times P prompts sampled in a step."""
+
+    @property
+    def selection_factor(self) -> int:
+        return self.oversample
 
 
 GateConfig = Annotated[NoGateConfig | DynamicGateConfig | LiloGateConfig, Field(discriminator="name")]

@@ -10,8 +10,6 @@ import numpy as np
 
 BOOTSTRAP_RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)
-LEFT_OUT_SHARE = 0.02
-"""A figure from which more than this share of completions is missing is not shown without saying so."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +19,6 @@ class Estimate:
     mean: float
     low: float
     high: float
-
-
-def left_out(share: float) -> str:
-    """The note beside a figure that leaves out this share of completions; empty if the share is small."""
-    return f" ({share:.0%} not judged)" if share > LEFT_OUT_SHARE else ""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def _kind(model: str) -> Kind:
 
 def _check(config: Config, train: Task) -> None:
     """What the recipe asks of the data, before anything is written."""
-    from pacedrl.training.setup import require_enough_prompts, require_oracle_tasks
+    from pacedrl.rollouts.tasks import require_enough_prompts, require_oracle_tasks
 
     require_enough_prompts(config, len(train.prompts))
     require_oracle_tasks(config, [train])

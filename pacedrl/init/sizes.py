@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pacedrl.config import Config, LiloGateConfig
+from pacedrl.config import Config
 from pacedrl.errors import InputError
 from pacedrl.init.model import KnownModel
 from pacedrl.types import Prompt
@@ -56,7 +56,7 @@ def sizes(
     Raises InputError when no prompt fits into the model's context.
     """
     start = _START[kind]
-    oversample = config.gate.oversample if isinstance(config.gate, LiloGateConfig) else 1
+    oversample = config.gate.selection_factor
     per_step = min(start.prompts_per_step, max(1, len(train) // max(PROMPTS_A_PROMPT, oversample)))
     if model is None:
         return replace(start, prompts_per_step=per_step)

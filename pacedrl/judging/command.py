@@ -19,9 +19,9 @@ from pacedrl.config.sections import VerifierConfig
 from pacedrl.errors import InputError
 from pacedrl.judging.candidates import TASK, read_candidates
 from pacedrl.judging.summary import Judged, print_summary
+from pacedrl.rollouts.verdicts import require_judged
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
-from pacedrl.tasks.scoring import require_judged
 from pacedrl.tasks.verifiers import Verdict, check_spec, require_time
 from pacedrl.types import Completion, Group
 

@@ -10,10 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pacedrl.evaluation.metrics import left_out
 from pacedrl.judging.candidates import Candidate
 from pacedrl.report.text import plain
 from pacedrl.tasks.verifiers import Verdict
+from pacedrl.view import left_out
 
 SHOWN = 20
 """Disagreements, and reasons of errors, that are listed."""

@@ -17,7 +17,7 @@ from pacedrl.lab.calibration_page import calibration_table, write_calibration
 from pacedrl.lab.page import require_page, write_page
 from pacedrl.lab.plan import Plan, read_variants
 from pacedrl.lab.view import LiveTable, failures, results_table, unjudged
-from pacedrl.training.view import ConsoleView
+from pacedrl.view import ConsoleView
 
 EXIT_SOME_FAILED = 1
 

@@ -2,18 +2,15 @@
 
 from pacedrl.tasks.datasets import RewardPart, Task, load_task
 from pacedrl.tasks.pool import Job, VerifierPool
-from pacedrl.tasks.scoring import Scorer, score_groups
 from pacedrl.tasks.verifiers import Verdict, check_spec, gold_completion
 
 __all__ = [
     "Job",
     "RewardPart",
-    "Scorer",
     "Task",
     "Verdict",
     "VerifierPool",
     "check_spec",
     "gold_completion",
     "load_task",
-    "score_groups",
 ]

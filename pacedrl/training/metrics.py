@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,30 +10,6 @@ import numpy as np
 
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.types import Group
-
-
-class Stopwatch:
-    """Wall-clock seconds of the phases of a step; a phase may come several times."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Seconds that phases took by another watch."""
-        for name, value in seconds.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + value
-
-    def metrics(self) -> dict[str, float]:
-        """``time/PHASE`` of each, and ``time/step`` since the watch was made."""
-        phases = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
-        return phases | {"time/step": time.perf_counter() - self.started}
 
 
 def rollout_metrics(groups: Sequence[Group], parts: Sequence[str] = ()) -> dict[str, float]:

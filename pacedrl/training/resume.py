@@ -19,8 +19,8 @@ from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.verifiers import columns_read
 from pacedrl.training.checkpoint import STATE_FORMAT, list_checkpoints, load_checkpoint_state, require_whole
 from pacedrl.training.run_folder import RunFolder, describe_changes, refuse_changes
-from pacedrl.training.view import View
 from pacedrl.types import Prompt
+from pacedrl.view import View
 
 
 def claim(folder: RunFolder, ranks: Ranks, view: View) -> Path | None:

@@ -15,12 +15,12 @@ import torch
 import transformers
 import yaml
 
-import pacedrl
 from pacedrl.config import Config, config_tree, dump_config, load_config
 from pacedrl.config.base import changes
 from pacedrl.errors import InputError
 from pacedrl.training.checkpoint import list_checkpoints
 from pacedrl.training.folder_lock import FolderBusy, FolderLock
+from pacedrl.version import __version__
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "groups.jsonl")
 MOST_SHOWN = 3
@@ -147,8 +147,8 @@ def _read_config(path: Path) -> Config:
 
 
 def _versions() -> dict[str, str]:
-    packages = (pacedrl, torch, transformers, numpy)
-    return {package.__name__: str(package.__version__) for package in packages} | {"python": platform.python_version()}
+    libraries = {library.__name__: str(library.__version__) for library in (torch, transformers, numpy)}
+    return {"pacedrl": __version__} | libraries | {"python": platform.python_version()}
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -21,7 +21,6 @@ Where TRL, the papers and we differ:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,16 @@ from pacedrl import Config, Trainer
 from pacedrl.assets import TINY_MODEL
 from pacedrl.config import GrpoConfig, ModelConfig
 from pacedrl.method import group_relative_advantage
+from pacedrl.policy.passes import sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import TransformersSampler
-from pacedrl.rollouts import sample_groups, training_settings
+from pacedrl.rollouts.collect import sample_groups
+from pacedrl.rollouts.engines import training_settings
 from pacedrl.tasks.skills import skill_rows
 from pacedrl.training.learner import Learner, Update
-from pacedrl.training.objective import group_index, policy_loss
-from pacedrl.training.sequences import TrainingSequence, sequence_logprobs
-from pacedrl.types import Group, Prompt
+from pacedrl.training.objectives import build_objective
+from pacedrl.training.objectives.base import group_index
+from pacedrl.types import Completion, Group, Prompt
 
 trl = pytest.importorskip("trl")
 
@@ -109,15 +110,15 @@ def trl_trainer(folder: Path, config: Config, rows: list[dict[str, Any]], reward
     )
 
 
-def generating(sequences: Sequence[TrainingSequence], prompts: Sequence[Any]) -> Callable[..., dict[str, Any]]:
+def generating(sequences: Sequence[Completion], prompts: Sequence[Any]) -> Callable[..., dict[str, Any]]:
     """A ``rollout_func`` that "generates" ``sequences``, completions of ``prompts``."""
 
     def rollout(asked: list[str], trainer: Any) -> dict[str, Any]:
         assert asked == list(prompts)
         return {
             "prompt_ids": [list(sequence.prompt_ids) for sequence in sequences],
-            "completion_ids": [list(sequence.completion_ids) for sequence in sequences],
-            "logprobs": [sequence.sampler_logprobs or sequence.anchor_logprobs for sequence in sequences],
+            "completion_ids": [list(sequence.token_ids) for sequence in sequences],
+            "logprobs": [sequence.logprobs for sequence in sequences],
         }
 
     return rollout
@@ -157,7 +158,7 @@ def test_advantages_are_trls(tmp_path: Path, rewards: list[list[float | None]], 
     rows = [{"prompt": f"copy:{i}="} for i in range(len(rewards))]
     asked = [row["prompt"] for row in rows for _ in range(4)]
     trainer = trl_trainer(tmp_path, config, rows, lambda **columns: flat)
-    trainer.rollout_func = generating([TrainingSequence([1, 5], [6, 2], 0.0, [0.0, 0.0])] * len(flat), asked)
+    trainer.rollout_func = generating([Completion([6, 2], [0.0, 0.0], prompt_ids=[1, 5])] * len(flat), asked)
     trainer.model.train()
     theirs_B = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in asked])["advantages"]
 
@@ -220,8 +221,8 @@ def test_loss_and_gradient_are_trls(tmp_path: Path, reward: Reward, case: dict[s
     move([ours.model], seed=1, scale=0.3)
     groups = sampled_groups(ours, config, reward)
     judged = [(group, completion) for group in groups for completion in group.completions]
-    sampled = [TrainingSequence(group.prompt_ids, c.token_ids, 0.0, c.logprobs) for group, c in judged]
-    assert len({len(sequence.completion_ids) for sequence in sampled}) > 2
+    sampled = [completion for _, completion in judged]
+    assert len({len(sequence.token_ids) for sequence in sampled}) > 2
 
     rows = [{"prompt": group.prompt.content, "answer": group.prompt.answer} for group in groups]
     trainer = trl_trainer(tmp_path, config, rows, reward, num_iterations=2)  # with a second pass, TRL computes π_old
@@ -242,17 +243,16 @@ def test_loss_and_gradient_are_trls(tmp_path: Path, reward: Reward, case: dict[s
 
     temperature, budget = config.sampling.temperature, config.optimizer.tokens_per_micro_batch
     references: Sequence[Any] = [None] * len(sampled)
-    if config.needs_reference:
+    if config.objective.needs_reference:
         references = sequence_logprobs(reference, sampled, temperature, budget)
         assert objective_of(config).kl_coefficient * seen["kl"] > 1e-2
     reward_B, group_B = torch.tensor([c.reward for _, c in judged]), group_index([g.prompt.key for g, _ in judged])
     advantages = group_relative_advantage(reward_B, group_B, objective_of(config).scale_by_std).tolist()
-    batch = [
-        TrainingSequence(s.prompt_ids, s.completion_ids, advantage, s.anchor_logprobs, reference_logprobs=logprobs)
-        for s, advantage, logprobs in zip(sampled, advantages, references, strict=True)
-    ]
-    loss = partial(policy_loss, config.objective, config.sampling.max_new_tokens)
-    totals, _ = Learner(ours, config.optimizer, 1, temperature, loss).accumulate_gradient(batch)
+    for sequence, advantage, logprobs in zip(sampled, advantages, references, strict=True):
+        sequence.anchor_logprobs, sequence.advantage = sequence.logprobs, advantage
+        sequence.reference_logprobs = logprobs
+    loss = build_objective(config).loss
+    totals = Learner(ours, config.optimizer, 1, temperature, loss).accumulate_gradient(sampled)
 
     assert totals["loss/objective"] == pytest.approx(their_loss.item(), rel=1e-5)
     mine, theirs = gradients(ours.model), gradients(trainer.model)
@@ -278,15 +278,15 @@ LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Our settings, and TRL's beyond them."""
 
 
-def our_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, list[TrainingSequence]]:
+def our_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, list[Completion]]:
     """A trainer that has taken one step, and what it trained on."""
     trainer = Trainer(config)
     for group in trainer.learner.optimizer.param_groups:
         group["eps"] = ADAM_EPS
-    trained_on: list[TrainingSequence] = []
+    trained_on: list[Completion] = []
     update = trainer.learner.update
 
-    def recording(batch: list[TrainingSequence], *rest: Any) -> Update:
+    def recording(batch: list[Completion], *rest: Any) -> Update:
         trained_on.extend(batch)
         return update(batch, *rest)
 
@@ -316,7 +316,7 @@ def test_a_training_step_is_trls(
     (metrics,) = ours.folder.rows("metrics.jsonl")
     assert len(trained_on) == 24
     assert len({len(sequence.prompt_ids) for sequence in trained_on}) > 3
-    assert len({len(sequence.completion_ids) for sequence in trained_on}) > 3
+    assert len({len(sequence.token_ids) for sequence in trained_on}) > 3
     if config.gate.name == "dynamic":
         assert metrics["gate/dropped_all_right"] + metrics["gate/dropped_all_equal"] > 0
 

@@ -22,7 +22,7 @@ from pacedrl.method import DifficultyScheduler
 from pacedrl.policy.policy import Policy
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.skills import skill_rows
-from pacedrl.training.setup import build_scheduler
+from pacedrl.training.curriculum import build_scheduler
 
 PROMPTS, GROUP, NEW = 4, 4, 12
 RATE = 2e-4

@@ -38,7 +38,7 @@ from pacedrl import Config, Trainer
 from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler
 from pacedrl.seeding import derive_seed
-from pacedrl.training.setup import build_scheduler
+from pacedrl.training.curriculum import build_scheduler
 
 pytestmark = pytest.mark.slow
 

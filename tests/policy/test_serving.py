@@ -167,7 +167,10 @@ def test_a_server_that_comes_back_is_given_the_current_weights_before_it_is_aske
     assert f"{fakes[0].url}: is back, with the current weights" in told
 
 
-def test_what_was_drawn_from_other_weights_is_thrown_away(policy: Policy, fakes: list[FakeVllm]) -> None:
+def test_what_was_drawn_from_other_weights_is_thrown_away(
+    policy: Policy, fakes: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_weights, "LOOK_S", 0.5)  # later than the completions from the other weights
     prompts = twelve(policy)
     sampler = sampler_of(policy, fakes)
 

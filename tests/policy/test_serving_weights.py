@@ -14,9 +14,9 @@ import torch
 
 from pacedrl.cli import main
 from pacedrl.config import parse_config
+from pacedrl.interrupt import Interrupted
 from pacedrl.policy.vllm.weights import WeightKeeper
 from pacedrl.policy.vllm.worker import WeightReceiver, describe, open_store, receive, send
-from pacedrl.training.interrupt import Interrupted
 
 CPU = torch.device("cpu")
 

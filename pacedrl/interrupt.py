@@ -1,4 +1,4 @@
-"""Ctrl-C: the first asks the run to stop at the next safe moment and save, the second ends it at once."""
+"""Ctrl-C: the first one stops the run at the next safe point and saves the state; the second exits at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ EXIT_CODE = 130
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; the step under way has changed nothing."""
+    """The run was asked to stop. The current step has not changed any state."""
 
 
 class InterruptGuard:
-    """While it is entered, SIGINT sets a flag that `check` turns into Interrupted; a second SIGINT exits at once.
+    """A context in which SIGINT sets a flag that `check` turns into Interrupted; a second SIGINT exits at once.
 
-    In a notebook the second raises KeyboardInterrupt: to exit would take with it whatever else the notebook holds.
-    Outside the main thread, where Python gives no signals, it does nothing.
+    In a notebook the second SIGINT raises KeyboardInterrupt, because exiting would end the notebook's kernel.
+    Outside the main thread, where Python delivers no signals, the guard does nothing.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class InterruptGuard:
             self._previous = None
 
     def check(self) -> None:
-        """Raise Interrupted if a stop was asked for."""
+        """Raise Interrupted if a stop was requested."""
         if self.requested:
             raise Interrupted
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pacedrl.config import DynamicGateConfig, LiloGateConfig
 from pacedrl.config.method import NoGateConfig
-from pacedrl.training.collect import Collected, collect
+from pacedrl.rollouts.collect import Collected, collect
 from pacedrl.types import Completion, Group, Prompt
 
 POOLS = st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=3, max_size=3), min_size=4, max_size=24)

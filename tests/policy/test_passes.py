@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pacedrl.policy.passes import micro_batches, sequence_logprobs, true_accuracies
 from pacedrl.policy.policy import Policy
-from pacedrl.training.sequences import TrainingSequence, micro_batches, sequence_logprobs, true_accuracies
-from pacedrl.types import Prompt
+from pacedrl.types import Completion, Prompt
 
 
-def sized(length: int) -> TrainingSequence:
-    return TrainingSequence([1] * (length // 2), [1] * (length - length // 2), 0.0, None)
+def sized(length: int) -> Completion:
+    return Completion([1] * (length - length // 2), [], prompt_ids=[1] * (length // 2))
 
 
 @given(st.lists(st.integers(2, 60), max_size=30), st.integers(1, 200))
@@ -36,11 +36,11 @@ PROMPTS = [[1], [2], [1, 1, 1], [3] * 20]
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=30), st.integers(1, 80))
 def test_packed_micro_batches_count_each_prompt_once(pairs: list[tuple[int, int]], budget: int) -> None:
-    batch = [TrainingSequence(list(PROMPTS[prompt]), [7] * length, 0.0, None) for prompt, length in pairs]
+    batch = [Completion([7] * length, [], prompt_ids=list(PROMPTS[prompt])) for prompt, length in pairs]
 
     def cost(group: list[int]) -> int:
         prompts = {tuple(batch[i].prompt_ids) for i in group}
-        return sum(map(len, prompts)) + sum(len(batch[i].completion_ids) for i in group)
+        return sum(map(len, prompts)) + sum(len(batch[i].token_ids) for i in group)
 
     groups = micro_batches(batch, budget, shared_prompts=True)
     assert sorted(i for group in groups for i in group) == list(range(len(batch)))
@@ -56,7 +56,7 @@ def test_true_accuracies_count_answers_that_end_at_a_stop_token(policy: Policy) 
     prompt = Prompt("key", "task", "copy:12=", "12")
     ids = {"key": policy.encode(str(prompt.content))}
     plain, with_stop = (true_accuracies(policy, [prompt], ids, 1.0, 64, stop=stop) for stop in ([], ["<pad>"]))
-    batch = [TrainingSequence(ids["key"], [*policy.encode("12")[1:], end], 0.0, None) for end in (2, 0)]
+    batch = [Completion([*policy.encode("12")[1:], end], [], prompt_ids=ids["key"]) for end in (2, 0)]
     by_end, by_stop = (exp(sum(row)) for row in sequence_logprobs(policy, batch, 1.0, 64))
     assert plain == pytest.approx([by_end])
     assert with_stop == pytest.approx([by_end + by_stop])

@@ -12,9 +12,9 @@ import pytest
 
 from pacedrl.config import TaskConfig, parse_config
 from pacedrl.errors import InputError
-from pacedrl.tasks import RewardPart, Scorer, Task, VerifierPool, load_task, score_groups
+from pacedrl.rollouts.collect import Scorer, add_overlong_penalty, score_groups
+from pacedrl.tasks import RewardPart, Task, VerifierPool, load_task
 from pacedrl.tasks.pool import Cancelled
-from pacedrl.tasks.scoring import add_overlong_penalty
 from pacedrl.types import Completion, Group, Prompt
 
 PARTS = """
