@@ -1,20 +1,22 @@
-"""Which judge of mathematical answers is right: wrong answers accepted, right ones refused, errors, verdicts a second.
+"""Which judge of mathematical answers is right: wrong ones accepted, right ones refused, errors, verdicts per second.
 
     python benchmarks/math_judges.py                     # three minutes
-    python benchmarks/math_judges.py --show ours         # and its mistakes, one a line
+    python benchmarks/math_judges.py --show ours         # also prints its mistakes, one per line
 
-The pairs are those of the tests (tests/tasks/math_pairs.py and math_kinds.py) and, where the data is at hand,
-MATH-500's gold answers: each as models write it, and spoilt (a sign, one more, a digit, an entry, a bracket, the unit).
-The judges:
+The pairs of answers are those of the tests (tests/tasks/math_pairs.py and math_kinds.py) and, if the data is available,
+MATH-500's gold answers: each as models write it, and corrupted (a sign, plus one, a digit, an entry, a bracket, the
+unit).
+
+The judges are:
 
 - ``ours``: the verifier ``math``.
-- ``math-verify for expressions``: ours, but ``verify`` compares the expressions that are left when lists, equations,
-  units and so on are taken apart.
-- ``math-verify, strict``: our statement finder, spelling and comparison of plain numbers and equal texts; all else by
-  ``parse`` and ``verify``, to 12 decimals and 50 digits, without its removal of units.
+- ``math-verify for expressions``: ours, but ``verify`` compares the expressions that remain after lists, equations,
+  units and so on have been taken apart.
+- ``math-verify, strict``: our statement finder, normalisation and comparison of plain numbers and equal texts; the rest
+  is left to ``parse`` and ``verify``, to 12 decimals and 50 digits, without math-verify's removal of units.
 - ``math-verify``: its ``parse`` and ``verify`` on the completion, as most trainers call them.
 
-A verdict that takes more than 5 s, or an exception, is an error. Everything runs in this process, on one core.
+A verdict that takes more than 5 s, or raises an exception, is an error. Everything runs in this process, on one core.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ from pathlib import Path
 
 from math_verifier import easy
 
-from pacedrl.tasks import math_answers
 from pacedrl.tasks.answers import JudgeError, final_answer, math_gold, math_reward
+from pacedrl.tasks.math import answers as math_answers
 from pacedrl.tasks.math.answers import MathOptions
 from pacedrl.tasks.math.notation import read_number, squashed, tidy
 
@@ -70,7 +72,7 @@ def main() -> None:
 
 
 def tested() -> Iterator[tuple[str, str, bool]]:
-    """The tests' pairs: gold answer, completion, whether it is right."""
+    """Yield the tests' pairs: gold answer, completion, whether it is right."""
     from math_kinds import pairs
     from math_pairs import PAIRS
 
@@ -81,7 +83,7 @@ def tested() -> Iterator[tuple[str, str, bool]]:
 
 
 def gold_forms() -> Iterator[tuple[str, str, bool]]:
-    """MATH-500's gold answers in five statements and several spellings, and spoilt."""
+    """Yield MATH-500's gold answers in five kinds of statement and several spellings, and corrupted."""
     from public_sets import gold_answers
 
     try:
@@ -98,7 +100,7 @@ def gold_forms() -> Iterator[tuple[str, str, bool]]:
 
 
 def spellings(gold: str) -> Iterator[str]:
-    """The same answer otherwise written."""
+    """Yield other spellings of the same answer."""
     if r"\frac" in gold:
         yield gold.replace(r"\frac", r"\dfrac")
         yield gold.replace(r"\frac", r"\tfrac")
@@ -128,7 +130,7 @@ def spellings(gold: str) -> Iterator[str]:
 
 
 def spoilt(gold: str, rng: random.Random) -> Iterator[str]:
-    """Wrong answers made from the gold one."""
+    """Yield wrong answers made from the gold answer."""
     if gold != "0":
         yield gold[1:] if gold.startswith("-") else f"-{gold}" if re.match(r"\d|\\[dt]?frac", gold) else f"{gold} + 1"
     digits = [match.start() for match in re.finditer(r"\d", gold)]
@@ -217,7 +219,7 @@ JUDGES: dict[str, Callable[[str, str], bool]] = {
 
 
 def _verdict(judge: Callable[[str, str], bool], gold: str, text: str) -> bool | None:
-    """None for an error."""
+    """Return the judge's verdict, None for an error."""
     signal.alarm(LIMIT_S)
     try:
         return judge(gold, text)
@@ -232,7 +234,7 @@ def _stop(*_: object) -> None:
 
 
 def _speed(judge: Callable[[str, str], bool]) -> float:
-    """Verdicts per second of processor time on easy answers, half of them right: numbers, units, pairs and so on."""
+    """Measure verdicts per CPU second on easy answers (numbers, units, pairs, ...), half of them right."""
     rng = random.Random(0)
     pairs = [easy(rng) for _ in range(500)]
     start = time.process_time()
