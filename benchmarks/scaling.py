@@ -1,8 +1,8 @@
 """How a step's time falls with the number of devices: a simulation, its formula, and a check against real runs.
 
-    python benchmarks/scaling.py                  # the table for assumed GPUs python benchmarks/scaling.py --measure
-    # costs measured here, one process per core; predictions and real steps python benchmarks/scaling.py --prompts 1024
-    # a larger step
+    python benchmarks/scaling.py                  # the table for assumed GPUs
+    python benchmarks/scaling.py --measure        # measured costs, one process per core; predictions beside real steps
+    python benchmarks/scaling.py --prompts 1024   # a larger step
 
 A step of P prompts × G completions of lengths L_i on N devices, each of which gets the same number of completions,
 takes
