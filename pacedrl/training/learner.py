@@ -153,7 +153,7 @@ class Learner:
         """
         if not batch:
             return Update(dict.fromkeys(METRICS, math.nan))
-        return_freed_memory()  # sampling's
+        return_freed_memory()  # what sampling freed
         self._fill_in_anchors(batch, tick)
         measured: list[Metrics] = []
         trained = skipped = 0
@@ -209,7 +209,7 @@ class Learner:
             sequence.anchor_logprobs = own
 
     def _mini_batches(self, size: int, step: int) -> Iterator[list[int]]:
-        """Indices of the sequences of each optimiser step; in their own order where there is one mini-batch."""
+        """Indices of the sequences of each optimiser step; a single mini-batch keeps their order."""
         count = min(self.config.mini_batches, size)
         for epoch in range(self.config.epochs):
             rng = np.random.default_rng(derive_seed(self.seed, "mini-batches", step, epoch))
@@ -282,20 +282,20 @@ class Learner:
         return totals | {"grad_norm": norm, "optim/learning_rate": rate}, applied
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state; of a policy that is split, this process's part of it."""
+        """State of the optimiser; with a sharded policy, this process's part of it."""
         state = self.optimizer.state_dict()
         parts = {i: {name: own_part(tensor) for name, tensor in one.items()} for i, one in state["state"].items()}
         return state | {"state": parts}
 
     def load_state_dict(self, parts: Sequence[dict[str, Any]]) -> None:
-        """What the `state_dict` of each process was: of one alone, or of all that a policy was split among."""
+        """Restore the state from the `state_dict` of each process that saved one."""
         self.optimizer.load_state_dict(join_optimizer_states(parts, self.policy.parameters()))
 
 
 def fresh_rollouts(groups: Sequence[Group], objective: Objective) -> Rollouts:
-    """What the scheduler observes of a step: all completions, with a reward of NaN where the verifier failed.
+    """What the scheduler observes of a step: all completions; the reward is NaN if the verifier failed.
 
-    Groups that a gate dropped inform the estimates too, but only completions that were trained on may be replayed.
+    Groups that a gate dropped inform the estimates, but only completions that were trained on can enter replay.
     """
     completions = [completion for group in groups for completion in group.completions]
     log_ratios, targets = objective.partition_targets(completions)
@@ -332,14 +332,14 @@ def _joined(parts: Sequence[tuple[Metrics, float, list[float]]]) -> tuple[Metric
 
 
 def _means(measured: Sequence[Metrics]) -> Metrics:
-    """The mean of each metric over the optimiser steps that have it; of the first step where only that counts."""
+    """The mean of each metric over the optimiser steps that have it; `SAMPLER_METRICS` are those of the first step."""
     rows = {name: [m[name] for m in measured if not math.isnan(m.get(name, math.nan))] for name in METRICS}
     means = {name: sum(values) / len(values) if values else math.nan for name, values in rows.items()}
     return means | {name: measured[0][name] for name in SAMPLER_METRICS}
 
 
 def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """The learning rate's factor at ``step`` (from 0): linear warm-up, then constant, linear or cosine decay to 0."""
+    """Factor of the learning rate at ``step`` (from 0): linear warm-up, then the schedule of the configuration."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     if config.schedule == "constant":

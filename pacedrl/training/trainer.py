@@ -61,12 +61,12 @@ from pacedrl.view import SilentView, View
 
 
 class TrainingStopped(Exception):
-    """Training cannot go on as it is; the state was saved. The message says why and what to change."""
+    """Training cannot continue; the state was saved. The message says why and what to change."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended: ``evals`` are the rows of eval.jsonl, the first from before training."""
+    """How a run ended. ``evals`` are the rows of eval.jsonl; the first is from before training."""
 
     run_dir: Path
     step: int
@@ -76,10 +76,10 @@ class Summary:
 
 
 class Trainer:
-    """Post-trains a model as its configuration says; a run folder that holds a checkpoint is resumed.
+    """Post-trains a model as its configuration says. If the run folder holds a checkpoint, the run is resumed.
 
-    Building one loads everything and checks the input; `train` runs the loop. The folder is written to only once the
-    input has been found good. Of several processes (`pacedrl.distributed`) each builds one.
+    The constructor loads everything and checks the input; `train` runs the loop. Nothing is written to the folder until
+    the input has passed all checks. With several processes (`pacedrl.distributed`) each builds a trainer.
 
     Raises InputError for bad input.
     """
@@ -99,10 +99,10 @@ class Trainer:
             if config.verifier.check_gold:
                 require_some_gold(self.pool, [*self.train_tasks, *self.eval_tasks])
             self._build_or_resume()
-            undo.pop_all()  # all went well: they stay until training ends
+            undo.pop_all()  # no error: folder and pool stay open until training ends
 
     def _load(self) -> None:
-        """The data, the model, and what judges."""
+        """Load the data and the model, and create the verifier pool."""
         config = self.config
         device = resolve_device(config.run.device)
         keep_freed_memory()
@@ -112,7 +112,7 @@ class Trainer:
         if (note := adapter_note(config.model.name)) is not None:
             self.view.warn(note)
         self.pending: Collected | None = None
-        """Sampled ahead."""
+        """The next step's groups, if they were sampled ahead."""
         encoded, self.prompt_ids = encode_tasks(self.policy, [*train, *held_out], config)
         self.train_tasks, self.eval_tasks = encoded[: len(train)], encoded[len(train) :]
         self.reward_parts = reward_parts(config, self.train_tasks)
@@ -123,9 +123,9 @@ class Trainer:
         self.pool = VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib)
 
     def train(self) -> Summary:
-        """Run to ``run.steps`` or ``run.max_rollouts``, or until Ctrl-C, which saves the state of the last whole step.
+        """Train until ``run.steps`` or ``run.max_rollouts``, or until Ctrl-C, which saves the last complete step.
 
-        Raises TrainingStopped after three steps in a row whose loss was not finite, or of which nothing was judged.
+        Raises TrainingStopped after three steps in a row with a loss that is not finite, or without any verdict.
         """
         interrupted = False
         try:
@@ -165,7 +165,7 @@ class Trainer:
     def _step(self) -> None:
         clock = Stopwatch()
         collected = self.pending or self._collect()
-        if self.step == self._began:  # later, it is one error among the rewards of hours
+        if self.step == self._began:  # later in a run, one bad reward must not lose hours of work
             require_judged(collected.sampled, {task.name: task for task in self.train_tasks})
         clock.add(collected.seconds)
         with self._ahead(collected) as following:
@@ -216,7 +216,7 @@ class Trainer:
         self._report(metrics | clock.metrics(), collected.sampled, thought)
 
     def _tick(self) -> None:
-        # Several processes stop together, between steps: one that left a step would leave the others waiting.
+        # Several processes stop together between steps: if one left a step, the others would wait for it forever.
         if self.ranks.count == 1:
             self.guard.check()
 
@@ -226,7 +226,7 @@ class Trainer:
 
     @contextmanager
     def _ahead(self, collected: Collected) -> Iterator[Callable[[], Collected | None]]:
-        """Where ``sampling.ahead`` says so, sample the next step's groups meanwhile, with the policy as it is now."""
+        """With ``sampling.ahead``, sample the next step's groups in the background, with the current policy."""
         rollouts = self.rollouts + sum(len(group.completions) for group in collected.sampled)
         if not self.config.sampling.ahead or ends_at(self.config, self.step + 1, rollouts):
             yield lambda: None
@@ -345,7 +345,7 @@ class Trainer:
         if self.ranks.main:
             own = build_scheduler(config, list(self.prompts), self._embeddings(), self.policy.device)
         self.scheduler: Scheduler = shared(own, self.ranks)
-        # Under LoRA the initial policy is the policy without its adapter.
+        # With LoRA no copy is needed: the initial policy is the policy without its adapter.
         needs_copy = config.objective.needs_reference and config.model.lora is None
         self.initial = self.policy.frozen_copy() if needs_copy else None
         if saved is not None:

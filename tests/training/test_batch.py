@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from pacedrl.config import Config
+from pacedrl.config.method import ObjectiveConfig
 from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts
 from pacedrl.training.learner import fresh_rollouts, replayed_rollouts
 from pacedrl.training.learner import training_batch as batch_of
-from pacedrl.training.objectives import build_objective
+from pacedrl.training.objectives import OBJECTIVES, build_objective
 from pacedrl.types import Completion, Group, Prompt
 
 BETA = 0.1
@@ -218,3 +220,16 @@ def test_log_z_may_be_fitted_to_z_scores_for_an_ablation_while_accuracy_stays_ra
     half = math.sqrt(0.5)  # of two rewards, by the sample's standard deviation
     assert list(rollouts.partition_reward_B or []) == pytest.approx([half, -half, math.nan, 0.0], abs=2e-4, nan_ok=True)
     assert observed(groups, config_of()).partition_reward_B is None
+
+
+def test_every_objective_of_the_configuration_has_its_class() -> None:
+    union, _ = get_args(ObjectiveConfig)
+    assert {section.model_fields["name"].default for section in get_args(union)} == OBJECTIVES.keys()
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "flowrl", "gflowrl"])
+def test_an_objective_without_replay_says_so(recipe: str, scheduler: DifficultyScheduler) -> None:
+    config = method_config(recipe)
+    assert not config.objective.can_replay
+    with pytest.raises(NotImplementedError, match="cannot replay"):
+        build_objective(config).replayed_advantages([Completion([1], [-1.0], reward=1.0)], scheduler)
