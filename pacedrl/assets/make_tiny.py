@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pacedrl.assets import TINY_MODEL
@@ -126,14 +128,11 @@ def _encode(tokenizer: Any, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor,
     """Return right-padded token ids, and as targets the same ids with -100 (ignored) outside the answers."""
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     answers = tokenizer([answer + EOS for _, answer in pairs], add_special_tokens=False)["input_ids"]
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    input_ids_BT = torch.full((len(pairs), width), tokenizer.pad_token_id)
-    targets_BT = torch.full((len(pairs), width), -100)
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        input_ids_BT[i, :end] = torch.tensor(prompt + answer)
-        targets_BT[i, len(prompt) : end] = torch.tensor(answer)
-    return input_ids_BT, targets_BT
+    pairs_of_ids = list(zip(prompts, answers, strict=True))
+    input_ids = [torch.tensor(prompt + answer) for prompt, answer in pairs_of_ids]
+    targets = [torch.tensor([-100] * len(prompt) + answer) for prompt, answer in pairs_of_ids]
+    pad = partial(pad_sequence, batch_first=True)
+    return pad(input_ids, padding_value=tokenizer.pad_token_id), pad(targets, padding_value=-100)
 
 
 def accuracies(model: Any, tokenizer: Any, rows: list[dict[str, str]], **generate: Any) -> dict[str, float]:

@@ -6,7 +6,7 @@ sampling, training and a plain forward pass give the same log-probabilities.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Decoding = Literal["columns", "padded", "equal"]
 """Decode with the cache of `pacedrl.policy.cache`, or with the model's own (`pacedrl.policy.generate`): prompts of
 different lengths padded, or prompts of one length at a time."""
-WAYS: tuple[Decoding, ...] = ("columns", "padded", "equal")
+WAYS: tuple[Decoding, ...] = get_args(Decoding)
 PROMPT_LENGTHS = (9, 2)
 SETTINGS = SamplingSettings(group_size=2, max_new_tokens=8)
 TOLERANCE = 5e-4

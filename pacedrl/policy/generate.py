@@ -60,12 +60,7 @@ class _Rows:
     def generate(self, prompts: Sequence[Sequence[int]]) -> None:
         """Decode every row, given the prompt of each."""
         policy, model = self.policy, self.policy.causal_lm
-        width = max(map(len, prompts))
-        ids_BL = torch.tensor(
-            [[policy.pad_id] * (width - len(ids)) + list(ids) for ids in prompts], device=policy.device
-        )
-        length_B1 = torch.tensor([[len(ids)] for ids in prompts], device=policy.device)
-        mask_BL = torch.arange(width, device=policy.device) >= width - length_B1
+        ids_BL, mask_BL = policy.padded(prompts, side="left")
         usual = model.generation_config
         # The model's own settings, such as a repetition penalty, would change the distribution.
         model.generation_config = GenerationConfig(

@@ -148,6 +148,12 @@ class Policy:
         token_ids, strings = split_stops(self.tokenizer, stop)
         return Ends({*self.eos_ids, *token_ids}, [*self.end_strings, *strings], self.decode)
 
+    def padded(self, sequences: Sequence[Sequence[int]], side: str = "right") -> tuple[Tensor, Tensor]:
+        """Pad sequences to one length. Returns their ids and which of these are not padding (bool), both [B, L]."""
+        pad = partial(pad_sequence, batch_first=True, padding_side=side)
+        rows = [self._tensor(ids) for ids in sequences]
+        return pad(rows, padding_value=self.pad_id), pad([torch.ones_like(ids, dtype=torch.bool) for ids in rows])
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
 
@@ -231,11 +237,9 @@ class Policy:
         return torch.cat([hidden_LH[span] for hidden_LH, span in zip(hidden_BLH, spans, strict=True)])
 
     def _hidden(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        ids_BL = pad_sequence([self._tensor(ids) for ids in sequences], batch_first=True, padding_value=self.pad_id)
-        lengths_B = self._tensor([len(ids) for ids in sequences])
-        mask_BL = (torch.arange(ids_BL.shape[1], device=self.device) < lengths_B[:, None]).long()
+        ids_BL, mask_BL = self.padded(sequences)
         with self.autocast():
-            output = self.decoder(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
+            output = self.decoder(input_ids=ids_BL, attention_mask=mask_BL.long(), use_cache=False)
         return output.last_hidden_state, mask_BL
 
     def _tensor(self, values: Sequence[int]) -> Tensor:

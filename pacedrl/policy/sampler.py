@@ -175,22 +175,18 @@ class _Decoder:
         """Prefill prompts and add their rows. Returns the first new row, the first tokens and log-probabilities."""
         self.waiting = self.waiting[len(prompts) :]
         lengths = [len(self.prompt_ids[i]) for i in prompts]
-        width = max(lengths)
-        pad = self.policy.pad_id
-        padded = [[pad] * (width - len(self.prompt_ids[i])) + list(self.prompt_ids[i]) for i in prompts]
-        length_P = torch.tensor(lengths, device=self.policy.device)
-        mask_PL = torch.arange(width, device=self.policy.device) >= width - length_P[:, None]
+        ids_PL, mask_PL = self.policy.padded([self.prompt_ids[i] for i in prompts], side="left")
         prefilled = DynamicCache()
         with self.policy.autocast():
             output = self.policy.causal_lm(
-                input_ids=torch.tensor(padded, device=self.policy.device),
+                input_ids=ids_PL,
                 attention_mask=mask_PL.long(),
                 position_ids=(mask_PL.cumsum(dim=1) - 1).clamp_min(0),
                 **{self.policy.cache_argument: prefilled},
                 use_cache=True,
                 logits_to_keep=1,
             )
-        size, before, states = self.settings.group_size, len(self.rows), states_of(prefilled, width)
+        size, before, states = self.settings.group_size, len(self.rows), states_of(prefilled, ids_PL.shape[1])
         if self.prompts is not None:
             self.prompts.insert(states, lengths)
             self.begun += prompts

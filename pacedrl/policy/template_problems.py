@@ -37,7 +37,9 @@ def template_problems(tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens:
         yield "the model's chat template ignores tool_calls, so the model does not see them"
     for role in _left_out(tokenizer, *(with_calls or chats[0])):
         yield f"the model's chat template leaves out the text of messages with the role '{role}'"
-    if max_new_tokens < ROOM_TO_THINK and _may_think(tokenizer, *chats[0]):
+    last = chats[0][0][-1]
+    ended = last["role"] == "assistant" and END_OF_THINK in last["content"]
+    if max_new_tokens < ROOM_TO_THINK and not ended and thinks(tokenizer, *chats[0]):
         off = f", or set {OPTIONS_COLUMN}: {{enable_thinking: false}}" if has_thinking_switch(tokenizer) else ""
         yield (
             f"the model may think before it answers, and sampling.max_new_tokens = {max_new_tokens} leaves little "
@@ -66,13 +68,6 @@ def _left_out(tokenizer: Any, messages: Sequence[Message], options: Options) -> 
         if message["role"] != "assistant" and message["content"] and not is_there(message["content"].strip())
     ]
     return list(dict.fromkeys(missing))
-
-
-def _may_think(tokenizer: Any, messages: Sequence[Message], options: Options) -> bool:
-    last = messages[-1]
-    return thinks(tokenizer, messages, options) and not (
-        last["role"] == "assistant" and END_OF_THINK in last["content"]
-    )
 
 
 def _text(tokenizer: Any, messages: Sequence[Message], options: Options) -> str | None:

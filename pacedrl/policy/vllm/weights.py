@@ -136,22 +136,20 @@ def require_fit(server: Server, workers: Sequence[dict[str, Any]], tokens: int) 
     """Raise InputError for a server that was started with the wrong options."""
     for worker in workers:
         if worker["logprobs_mode"] != "processed_logprobs":
-            raise InputError(
-                f"sampling.servers: {server.url} would return log-probabilities of another distribution than it "
-                "samples from: start it with --logprobs-mode processed_logprobs",
-                docs="serving",
+            problem = (
+                "would return log-probabilities of another distribution than it samples from: start it with "
+                "--logprobs-mode processed_logprobs"
             )
-        if worker["max_model_len"] < tokens:
-            raise InputError(
-                f"sampling.servers: {server.url} has room for {worker['max_model_len']} tokens, but a prompt and its "
-                f"completion may have {tokens}: start it with --max-model-len {tokens}",
-                docs="serving",
+        elif worker["max_model_len"] < tokens:
+            problem = (
+                f"has room for {worker['max_model_len']} tokens, but a prompt and its completion may have {tokens}: "
+                f"start it with --max-model-len {tokens}"
             )
-        if worker["data_parallel_size"] != 1:
-            raise InputError(
-                f"sampling.servers: {server.url} is data-parallel: start one server per replica and list them all",
-                docs="serving",
-            )
+        elif worker["data_parallel_size"] != 1:
+            problem = "is data-parallel: start one server per replica and list them all"
+        else:
+            continue
+        raise InputError(f"sampling.servers: {server.url} {problem}", docs="serving")
 
 
 def give(server: Server, workers: Sequence[dict[str, Any]], snapshot: Snapshot, device: torch.device) -> None:
