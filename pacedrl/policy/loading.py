@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import find_adapter_config_file
 
@@ -17,7 +18,6 @@ from pacedrl.assets import TINY_MODEL
 from pacedrl.config import LoraConfig, ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.logprobs import Head
-from pacedrl.policy.model_files import damage, first_damaged
 
 FINGERPRINT_VALUES = 256
 """Evenly spaced values of each parameter that enter the fingerprint; any training changes nearly all of them."""
@@ -103,8 +103,10 @@ def _load(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     if info["missing_keys"]:
         absent = sorted(info["missing_keys"])
         raise InputError(f"model.name: the weights in '{name}' lack {len(absent)} tensors, e.g. {absent[0]}")
-    if "gguf_file" in options:
-        _forget_quantisation(model)
+    if "gguf_file" in options:  # the tensors were dequantised; the marks that remain would only prevent saving them
+        model.hf_quantizer = None
+        model.is_quantized = False
+        del model.config.quantization_config
     return model, tokenizer
 
 
@@ -204,6 +206,34 @@ def model_fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def first_damaged(folder: Path) -> str | None:
+    """Return the first JSON or safetensors file in ``folder`` that cannot be read, and why; None if there is none."""
+    problems = ((path, damage(path)) for path in sorted(folder.iterdir()))
+    return next((f"{path.name} {problem}" for path, problem in problems if problem is not None), None)
+
+
+def damage(path: Path) -> str | None:
+    """Say what is wrong with a JSON or safetensors file; None if it can be read, or is neither.
+
+    Of a safetensors file the header and the length are checked, not the values.
+    """
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                pass
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except SafetensorError as error:
+        return f"is cut off or damaged ({error})"
+    except ValueError as error:
+        return f"is cut off or damaged (not JSON: {error})"
+    return None
+
+
 def _with_adapter(model: Any, config: LoraConfig, folder: Path | None) -> Any:
     peft = _require("peft", extra="lora", why="model.lora")
     if folder is not None:
@@ -217,13 +247,6 @@ def _with_adapter(model: Any, config: LoraConfig, folder: Path | None) -> Any:
         return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise InputError(f"model.lora.target_modules: {str(error).splitlines()[0]}") from None
-
-
-def _forget_quantisation(model: Any) -> None:
-    # The tensors were dequantised on loading; the marks that remain would only prevent saving them.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    del model.config.quantization_config
 
 
 def _require(module: str, extra: str, why: str) -> Any:

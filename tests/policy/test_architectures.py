@@ -26,7 +26,7 @@ from pacedrl.policy.sampler import SamplingSettings, sample
 CPU = torch.device("cpu")
 LIMIT_S = 60
 TOLERANCE = 1e-3
-"""Nats a token."""
+"""Nats per token."""
 DECODING = {
     "llama": "columns",
     "gpt2": "columns",
@@ -45,7 +45,7 @@ DECODING = {
     "bart": "equal",
     "deepseek_v4": "equal",
 }
-"""How each is sampled from (`pacedrl.policy.decoding.Decoding`)."""
+"""How completions of each are decoded (`pacedrl.policy.decoding.Decoding`)."""
 REFUSED = {
     "bert": "BertLMHeadModel computes its logits in a way pacedrl does not know",
     "xlnet": "XLNetLMHeadModel is not a causal model",
@@ -55,7 +55,7 @@ REFUSED = {
 
 
 def outcome(model_type: str, tokenizer: Any) -> str:
-    """How it is decoded, ``not buildable``, or why it is refused. AssertionError where anything differs."""
+    """Return how it is decoded, ``not buildable``, or why it is refused. Raises AssertionError if anything differs."""
     try:
         model = tiny_model(model_type)
     except NotBuildable:

@@ -1,4 +1,4 @@
-"""What the model sees of a chat: through templates written in the ways that models' authors write them."""
+"""What the model sees of a chat, with templates written in the ways that models' authors write them."""
 
 from __future__ import annotations
 
