@@ -47,7 +47,7 @@ def main() -> None:
     found = []
     for size, share in [(None, 1.0), *((size, 1.0) for size in components), *((None, share) for share in shares)]:
         embeddings = whole if size is None else project(whole, size)
-        error, brier, rank = told_again(keys, embeddings, steps, share, config.partition.prior_accuracy)
+        error, brier, rank = replay_run(keys, embeddings, steps, share, config.partition.prior_accuracy)
         print(f"{size or whole.shape[1]:>10}{share:>8g}{error:>10.4f}{brier:>9.4f}{rank:>8.3f}", flush=True)
         row = {"components": size or whole.shape[1], "share": share, "error": error, "brier": brier, "rank": rank}
         found.append(row)
@@ -55,7 +55,7 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def told_again(
+def replay_run(
     keys: list[str], embeddings: torch.Tensor, steps: list[dict[str, list]], share: float, prior: float
 ) -> tuple[float, float, float]:
     torch.manual_seed(0)

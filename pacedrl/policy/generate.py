@@ -44,7 +44,7 @@ def generate_groups(
 
 
 class _Rows:
-    """The completions of one batch, G rows a prompt, while they are decoded."""
+    """The completions of one batch, G rows per prompt, while they are decoded."""
 
     def __init__(self, policy: Policy, settings: SamplingSettings, seeds: Sequence[int], tick: Tick) -> None:
         self.policy = policy

@@ -23,7 +23,7 @@ from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SampledGroups, SamplingSettings, Tick, TokenLists
 from pacedrl.policy.vllm.client import Lost, Server, delay
 from pacedrl.policy.vllm.sampler import sampling_parameters
-from pacedrl.policy.vllm.weights import TICK_S, WeightKeeper, nobody_there
+from pacedrl.policy.vllm.weights import TICK_S, WeightKeeper, no_usable_server
 
 TRIES = 10
 """Attempts per prompt. A prompt that fails this often is probably the cause of the failures."""
@@ -177,7 +177,7 @@ class _Dispatch:
         waits = [now - state.lost_since for state in self.servers if state.lost_since is not None]
         if len(waits) == len(self.servers) and min(waits) > self.config.server_patience_s:
             reasons = {state.server.url: state.reason for state in self.servers}
-            raise InputError(nobody_there(self.config.server_patience_s, reasons), docs="serving")
+            raise InputError(no_usable_server(self.config.server_patience_s, reasons), docs="serving")
 
     def _require_version(self, server: Server) -> None:
         if server.version() != self.version:

@@ -74,18 +74,20 @@ class WeightKeeper:
                     threading.Thread(target=self._keep, args=(url,), name=f"weights of {url}", daemon=True).start()
             deadline = time.monotonic() + self.patience_s
             while True:
-                told = {url: problem for url, (of, problem) in self._problems.items() if of == self._snapshot.version}
-                ready = any(problem is None for problem in told.values())
-                refused = [problem for problem in told.values() if isinstance(problem, InputError)]
-                all_told = len(told) == len(self.urls)
-                if refused and (self._published == 1 or (all_told and not ready)):
+                outcomes = {
+                    url: problem for url, (of, problem) in self._problems.items() if of == self._snapshot.version
+                }
+                ready = any(problem is None for problem in outcomes.values())
+                refused = [problem for problem in outcomes.values() if isinstance(problem, InputError)]
+                complete = len(outcomes) == len(self.urls)
+                if refused and (self._published == 1 or (complete and not ready)):
                     raise refused[0]
-                if all_told and ready:
+                if complete and ready:
                     return self._snapshot.version
                 left = deadline - time.monotonic()
                 if left <= 0.0 and not ready:
-                    reasons = {url: str(told.get(url, "it has not answered yet")) for url in self.urls}
-                    raise InputError(nobody_there(self.patience_s, reasons), docs="serving")
+                    reasons = {url: str(outcomes.get(url, "it has not answered yet")) for url in self.urls}
+                    raise InputError(no_usable_server(self.patience_s, reasons), docs="serving")
                 tick()
                 self._changed.wait(min(left, TICK_S) if left > 0.0 else TICK_S)
 
@@ -128,7 +130,7 @@ class WeightKeeper:
         workers = server.workers()
         require_fit(server, workers, self.tokens)
         with self._sending:
-            give(server, workers, snapshot, self.device)
+            send_snapshot(server, workers, snapshot, self.device)
         return True
 
 
@@ -152,7 +154,7 @@ def require_fit(server: Server, workers: Sequence[dict[str, Any]], tokens: int) 
         raise InputError(f"sampling.servers: {server.url} {problem}", docs="serving")
 
 
-def give(server: Server, workers: Sequence[dict[str, Any]], snapshot: Snapshot, device: torch.device) -> None:
+def send_snapshot(server: Server, workers: Sequence[dict[str, Any]], snapshot: Snapshot, device: torch.device) -> None:
     """Replace the server's weights by the snapshot's and drop what it cached with the old ones. Raises `Lost`."""
     over = device if all(worker["device"] == device.type for worker in workers) else torch.device("cpu")
     server.call("POST", "/pause?mode=abort", timeout_s=TIMEOUT.total_seconds())  # nothing waits for its requests
@@ -180,7 +182,7 @@ def give(server: Server, workers: Sequence[dict[str, Any]], snapshot: Snapshot, 
     server.call("POST", "/update_weight_version", {"new_version": snapshot.version})  # last, because prompts follow it
 
 
-def nobody_there(patience_s: float, reasons: dict[str, str]) -> str:
+def no_usable_server(patience_s: float, reasons: dict[str, str]) -> str:
     """Return one line that says of each server why it cannot be used."""
     said = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
     return f"sampling.servers: none could be used for {patience_s:g} s ({said}); start them again and resume the run"

@@ -108,13 +108,13 @@ class WeightReceiver:
         ``order`` is a JSON object: the store's ``host`` and ``port``, the group's ``size``, the ``device`` of the
         transfer, and the description of the ``weights``.
         """
-        told = json.loads(order)
-        store = open_store(told["host"], told["port"])
-        device = self.device if told["device"] == "cuda" else torch.device("cpu")
+        transfer = json.loads(order)
+        store = open_store(transfer["host"], transfer["port"])
+        device = self.device if transfer["device"] == "cuda" else torch.device("cpu")
         failures: list[Exception] = []
-        tensors = receive(store, self.rank + 1, told["size"], device, told["weights"])
+        tensors = receive(store, self.rank + 1, transfer["size"], device, transfer["weights"])
         # vLLM's own way of reloading, which redoes its preparation of the weights for its kernels.
-        self.reload_weights(weights_iterator=_all_announced(tensors, told["weights"], failures))  # type: ignore[attr-defined]
+        self.reload_weights(weights_iterator=_all_announced(tensors, transfer["weights"], failures))  # type: ignore[attr-defined]
         if failures:
             raise RuntimeError(f"the weights did not arrive: {failures[0]}")
         if self.device.type == "cpu" and self.vllm_config.model_config.hf_text_config.tie_word_embeddings:
