@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import Cache
 
 from pacedrl.config import ModelConfig
 from pacedrl.distributed.sharding import Sharded, whole
@@ -156,6 +157,14 @@ class Policy:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
+
+    def next_logits(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Cache) -> Tensor:
+        """Compute the logits [B, V] of the token after ``ids_BL`` and the cached ones, and extend the cache."""
+        options = {self.cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
+        with self.autocast():
+            output = self.causal_lm(input_ids=ids_BL, attention_mask=mask_BL, position_ids=position_BL, **options)
+        logits_BV: Tensor = output.logits[:, -1]
+        return logits_BV
 
     def logprobs(
         self,

@@ -177,15 +177,8 @@ class _Decoder:
         lengths = [len(self.prompt_ids[i]) for i in prompts]
         ids_PL, mask_PL = self.policy.padded([self.prompt_ids[i] for i in prompts], side="left")
         prefilled = DynamicCache()
-        with self.policy.autocast():
-            output = self.policy.causal_lm(
-                input_ids=ids_PL,
-                attention_mask=mask_PL.long(),
-                position_ids=(mask_PL.cumsum(dim=1) - 1).clamp_min(0),
-                **{self.policy.cache_argument: prefilled},
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        position_PL = (mask_PL.cumsum(dim=1) - 1).clamp_min(0)
+        logits_PV = self.policy.next_logits(ids_PL, mask_PL.long(), position_PL, prefilled)
         size, before, states = self.settings.group_size, len(self.rows), states_of(prefilled, ids_PL.shape[1])
         if self.prompts is not None:
             self.prompts.insert(states, lengths)
@@ -197,7 +190,7 @@ class _Decoder:
         self.uniform_BT[before : before + len(uniform_BT)] = uniform_BT.to(self.policy.device)
         self.rows += [_Row(i, member) for i in prompts for member in range(size)]
         self.done |= {i: [None] * size for i in prompts}
-        token_PG, logprob_PG = self._draw(output.logits[:, -1], uniform_BT[:, 0].view(-1, size))
+        token_PG, logprob_PG = self._draw(logits_PV, uniform_BT[:, 0].view(-1, size))
         return before, token_PG.flatten(), logprob_PG.flatten()
 
     def _step(self) -> tuple[Tensor, Tensor]:
@@ -214,18 +207,13 @@ class _Decoder:
             pattern = self.prompts.pattern(prompt_B, mask_BL)
             lengths = [self.prompts.lengths[i] for i in prompt_B]
             position_B = position_B + torch.tensor(lengths, device=self.policy.device)
-        with self.policy.autocast(), attention(self.policy.config, pattern):
-            output = self.policy.causal_lm(
-                input_ids=self.token_B[:count, None],
-                attention_mask=mask_BL.long() if pattern is None else None,
-                position_ids=position_B[:, None],
-                **{self.policy.cache_argument: cache.cache},
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        token_B1 = self.token_B[:count, None]
+        with attention(self.policy.config, pattern):
+            mask = mask_BL.long() if pattern is None else None
+            logits_BV = self.policy.next_logits(token_B1, mask, position_B[:, None], cache.cache)
         cache.end += 1
         drawn_B = torch.tensor([len(row.token_ids) for row in self.rows], device=self.policy.device)
-        token_B1, logprob_B1 = self._draw(output.logits[:, -1], self.uniform_BT[:count].gather(1, drawn_B[:, None]))
+        token_B1, logprob_B1 = self._draw(logits_BV, self.uniform_BT[:count].gather(1, drawn_B[:, None]))
         return token_B1.squeeze(1), logprob_B1.squeeze(1)
 
     def _draw(self, logits_RV: Tensor, uniform_RM: Tensor) -> tuple[Tensor, Tensor]:
