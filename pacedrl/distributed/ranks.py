@@ -87,8 +87,6 @@ class Ranks:
 
         An exception on one process is raised on every process.
         """
-        if self.count == 1:
-            return list(make(items))
         own = items[self.part([1.0] * len(items))]
         return [made for part in self.together(lambda: list(make(own)) if own else []) for made in part]
 

@@ -54,7 +54,9 @@ def activation_offload(model: torch.nn.Module, enabled: bool) -> Iterator[None]:
         yield
         return
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(partial(_to_host, weights), _to_device):
+    with torch.autograd.graph.saved_tensors_hooks(
+        partial(_to_host, weights), lambda saved: saved[1].to(saved[0], non_blocking=True)
+    ):
         yield
 
 
@@ -64,11 +66,6 @@ def _to_host(weights: Collection[int], tensor: Tensor) -> tuple[torch.device, Te
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     host.copy_(tensor, non_blocking=tensor.is_cuda)
     return tensor.device, host
-
-
-def _to_device(packed: tuple[torch.device, Tensor]) -> Tensor:
-    device, tensor = packed
-    return tensor.to(device, non_blocking=True)
 
 
 def _checkpoint_in_eval_mode(layer: torch.nn.Module, config: Any, function: Callable[..., Any], *inputs: Any) -> Any:

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +57,8 @@ def _embed_all(
     path: Path,
 ) -> None:
     by_length = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    file: np.memmap[Any, np.dtype[np.float16]] | None = None
+    shape = (len(prompt_ids), policy.head.weight_VH.shape[1])
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     start = 0
     while start < len(by_length):
         end = start + 1
@@ -67,11 +67,7 @@ def _embed_all(
         rows = policy.embed([prompt_ids[i] for i in by_length[start:end]], pooling).numpy()
         if np.abs(rows).max() > np.finfo(np.float16).max:
             raise InputError(f"model.name: a prompt's hidden state reaches {np.abs(rows).max():.3g}, beyond float16")
-        if file is None:
-            shape = (len(prompt_ids), rows.shape[1])
-            file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
         file[by_length[start:end]] = rows
         progress(end - start)
         start = end
-    assert file is not None
     file.flush()

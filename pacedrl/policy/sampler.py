@@ -58,8 +58,7 @@ class Sampler(Protocol):
         ...
 
     def rest(self) -> None:
-        """Free the device's memory if possible. Nothing is sampled until the next `sync`."""
-        ...
+        """Free the device's memory, if the sampler has much of its own. Nothing is sampled until the next `sync`."""
 
     def sample(
         self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
@@ -68,7 +67,7 @@ class Sampler(Protocol):
         ...
 
 
-class TransformersSampler:
+class TransformersSampler(Sampler):
     """Samples from the policy itself, or from a copy that only `sync` changes."""
 
     def __init__(self, policy: Policy, own_copy: bool = False) -> None:
@@ -79,9 +78,6 @@ class TransformersSampler:
         if policy is not self.policy:
             for own, new in zip(self.policy.model.parameters(), policy.model.parameters(), strict=True):
                 own.copy_(whole(new))
-
-    def rest(self) -> None:
-        """Do nothing, because the memory in use is small or needed for training too."""
 
     def sample(
         self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
@@ -115,7 +111,7 @@ def sample(
             yield from generate_groups(policy, prompt_ids, settings, seeds, tick, padded=decoding == "padded")
             return
         decoder = _Decoder(policy, prompt_ids, settings, seeds, tick)
-        while decoder.busy:
+        while decoder.waiting or decoder.rows:
             yield from decoder.advance()
 
 
@@ -156,10 +152,6 @@ class _Decoder:
         self.token_B = torch.zeros(capacity, dtype=torch.long, device=policy.device)
         self.uniform_BT = torch.zeros(capacity, settings.max_new_tokens, device=policy.device)
         self.done: dict[int, list[Completion | None]] = {}
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting or self.rows)
 
     @torch.inference_mode()
     def advance(self) -> list[tuple[int, list[Completion]]]:

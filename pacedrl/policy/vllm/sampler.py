@@ -14,12 +14,12 @@ from pacedrl.config import SamplingConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.ends import Ends
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SampledGroups, SamplingSettings, Tick, TokenLists
+from pacedrl.policy.sampler import SampledGroups, Sampler, SamplingSettings, Tick, TokenLists
 from pacedrl.policy.vllm.worker import pack_head
 from pacedrl.types import Completion
 
 
-class VllmSampler:
+class VllmSampler(Sampler):
     """Samples with vLLM's continuous batching, paged cache and prefix caching, from the weights of the last `sync`.
 
     Log-probabilities are those of the tempered distribution after top-p truncation, from which vLLM samples; those of

@@ -20,7 +20,7 @@ from pacedrl.config import SamplingConfig
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SampledGroups, SamplingSettings, Tick, TokenLists
+from pacedrl.policy.sampler import SampledGroups, Sampler, SamplingSettings, Tick, TokenLists
 from pacedrl.policy.vllm.client import Lost, Server, delay
 from pacedrl.policy.vllm.sampler import sampling_parameters
 from pacedrl.policy.vllm.weights import TICK_S, WeightKeeper, no_usable_server
@@ -29,8 +29,8 @@ TRIES = 10
 """Attempts per prompt. A prompt that fails this often is probably the cause of the failures."""
 
 
-class VllmServerSampler:
-    """A `Sampler` that distributes prompts over vLLM servers, which have the weights of the last `sync`.
+class VllmServerSampler(Sampler):
+    """Distributes prompts over vLLM servers, which have the weights of the last `sync`.
 
     Each prompt is sent to one server at a time, and to another one if that fails, so that no group is returned twice. A
     completion that was not sampled from the current weights alone is discarded, and its prompt sent again.
@@ -71,9 +71,6 @@ class VllmServerSampler:
             return self.keeper.publish(weights, tick)
 
         self.version = self.ranks.decide(publish)
-
-    def rest(self) -> None:
-        """Do nothing, because the servers have their own memory."""
 
     def sample(
         self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
