@@ -59,6 +59,7 @@ class Sampler(Protocol):
 
     def rest(self) -> None:
         """Free the device's memory, if the sampler has much of its own. Nothing is sampled until the next `sync`."""
+        return
 
     def sample(
         self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None

@@ -38,7 +38,7 @@ def template_problems(tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens:
     for role in _left_out(tokenizer, *(with_calls or chats[0])):
         yield f"the model's chat template leaves out the text of messages with the role '{role}'"
     last = chats[0][0][-1]
-    ended = last["role"] == "assistant" and END_OF_THINK in last["content"]
+    ended = last["role"] == "assistant" and END_OF_THINK in (last["content"] or "")
     if max_new_tokens < ROOM_TO_THINK and not ended and thinks(tokenizer, *chats[0]):
         off = f", or set {OPTIONS_COLUMN}: {{enable_thinking: false}}" if has_thinking_switch(tokenizer) else ""
         yield (
