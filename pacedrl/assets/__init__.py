@@ -3,4 +3,4 @@
 from pathlib import Path
 
 TINY_MODEL = Path(__file__).parent / "tiny"
-"""Folder of the small pretrained model, which ``make_tiny.py`` makes."""
+"""Folder of the small pretrained model, which ``tools/make_tiny.py`` makes."""

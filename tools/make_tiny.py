@@ -1,4 +1,4 @@
-"""Make the tiny base model: ``python -m pacedrl.assets.make_tiny [--out DIR] [--steps N] [--seed S]``.
+"""Make the tiny base model: ``python tools/make_tiny.py [--out DIR] [--steps N] [--seed S]``.
 
 A small Llama is pretrained on demonstrations of the built-in skills in which some digits of the answers are wrong. It
 learns both the skills and the noise: the right digit is the most likely one, but a sampled answer is often wrong.
