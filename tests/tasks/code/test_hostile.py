@@ -45,7 +45,7 @@ def judged(text, mode="bubblewrap", **row):
     start = time.monotonic()
     reward = code_reward(
         Prompt("key", "task", "Solve it.", row.pop("answer", None), row),
-        textwrap.dedent(text).replace("REPOSITORY", str(Path(__file__).parents[2])),
+        textwrap.dedent(text).replace("REPOSITORY", str(Path(__file__).parents[3])),
         settings,
     )
     assert time.monotonic() - start < TIMEOUT_S + code.START_LIMIT_S
@@ -365,7 +365,7 @@ def test_a_killed_worker_takes_everything_along(tmp_path):
         encoding="utf-8",
     )
     before = processes(MARK)
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     with subprocess.Popen([sys.executable, str(script)], env=env, start_new_session=True) as worker:
         deadline = time.monotonic() + 60

@@ -5,7 +5,7 @@ import builtins
 import pytest
 from code_helpers import SETTINGS, reward
 
-from pacedrl.tasks.code.names import MEMBERS, SOURCES
+from pacedrl.tasks.code.implicit_imports import MEMBERS, SOURCES
 
 NINE = {"inputs": ["3\n"], "outputs": ["9\n"]}
 

@@ -154,7 +154,7 @@ def test_a_killed_parent_takes_the_program_along(mode, program, tmp_path):
         """),
         encoding="utf-8",
     )
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path]), "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, str(script)], env=env) as parent:
         until(lambda: processes(file.stem) - {os.getpid()}, 60)
@@ -237,7 +237,7 @@ CANNOT = [
     "os.listdir('/root/.ssh')",
     f"os.listdir({str(Path(__file__).parent)!r})",
     "open('/hostile_here', 'w')",
-    "open(sys.modules['pacedrl.tasks.' + PROGRAM].__file__, 'a')",
+    "open(sys.modules['pacedrl.tasks.code.' + PROGRAM].__file__, 'a')",
     "open(os.__file__, 'a')",
     "open('/dev/hostile_here', 'w')",
     "os.symlink('/etc/passwd', '/tmp/p') or open('/tmp/p').read()",
