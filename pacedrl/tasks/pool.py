@@ -1,14 +1,14 @@
-"""Verifiers in processes that can be killed: one job at a time each, every job with its own time limit.
+"""Runs verifiers in processes that can be killed: one job at a time in each, with a time limit for every job.
 
     with VerifierPool(workers=2, timeout_s=10.0) as pool:
         verdicts = pool.score(jobs)
 
 A job that hangs, crashes its process or raises gets an error verdict; it never becomes a reward of zero and never
-touches another job. One job is in flight per process: handing one over costs far less than judging it does, and a
-job that waits behind a stuck one would be late.
+touches another job. One job is in flight per process: sending it costs far less than judging it, and a job that waits
+behind a stuck one would be late.
 
-Jobs are numbered, and a message counts only for the job whose number it holds: others are dropped. What is no message
-at all comes from a verifier that wrote to the connection; the job gets an error and its process is replaced.
+Jobs are numbered, and a message counts only for the job whose number it holds; others are dropped. Anything that is no
+message comes from a verifier that wrote to the connection; the job gets an error and its process is replaced.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pacedrl.types import Prompt
 
 CANCEL_LATENCY_S = 0.2
 START_LIMIT_S = 120.0
-"""Seconds a process may take to start, a verifier to be imported in it, and a job to import what is not loaded yet.
+"""Seconds for each of these: a process starts, it imports a verifier, a job imports what is not loaded yet.
 None of that counts as judging."""
 LONGEST_MESSAGE = 2**20
 
@@ -50,6 +50,7 @@ guard(parent, descriptor)
 from pacedrl.tasks.worker import main
 main(descriptor, memory_mib)
 """
+_GARBAGE = "the verifier wrote to the connection of its process, which is the pool's alone"
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,15 @@ class Job:
 
 
 class Cancelled(Exception):
-    """`VerifierPool.cancel` ended the call."""
+    """Raised by a call that `VerifierPool.cancel` ended."""
 
 
 class VerifierPool:
-    """``workers`` processes, started at the first ``score``; ``timeout_s`` is the wall-clock limit of one job.
+    """Starts ``workers`` processes at the first ``score``; ``timeout_s`` is the wall-clock limit of one job.
 
     ``memory_mib`` is what a process may allocate beyond what modules take (Linux only). Loading modules counts against
     neither limit. Processes that verifiers start end with the verifier's own, at the latest with the pool (Linux only).
-    Usable from any thread, one ``score`` at a time. Ctrl-C reaches the caller only, never the processes.
+    Any thread may use the pool; calls of ``score`` take turns. Ctrl-C reaches the caller only, never the processes.
     """
 
     def __init__(self, workers: int, timeout_s: float, memory_mib: int = 2048) -> None:
@@ -85,7 +86,7 @@ class VerifierPool:
         self._cancelled = threading.Event()
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
-        # Linux kills a worker when the thread that started it ends, so one thread that lasts starts them all.
+        # Linux kills a worker when the thread that started it ends, so a thread that lasts starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="pacedrl-verifiers")
         self._numbers = count()
         self._closed = False
@@ -97,15 +98,15 @@ class VerifierPool:
         self.close()
 
     def start(self) -> None:
-        """Start the processes and wait until all are ready. RuntimeError when one cannot start."""
+        """Start the processes and wait until all are ready. Raises RuntimeError if one cannot start."""
         self._run([], all_ready=True)
 
     def score(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict a job, in order. RuntimeError when a process cannot start or the pool is closed."""
+        """Return one verdict per job, in order. Raises RuntimeError if a process cannot start or the pool is closed."""
         return self._run(jobs, all_ready=False)
 
     def cancel(self) -> None:
-        """End a ``score`` under way in another thread, which then raises Cancelled; without one, do nothing."""
+        """End a ``score`` that another thread is running, which then raises Cancelled; do nothing if there is none."""
         if self._lock.acquire(blocking=False):
             self._lock.release()
             return
@@ -131,14 +132,16 @@ class VerifierPool:
                 while len(verdicts) < len(jobs) or (all_ready and not self._all_idle()):
                     if self._cancelled.is_set():
                         raise Cancelled
-                    self._staff()
+                    self._replace_dead()
                     for worker in self._workers:
                         if worker.idle and waiting:
                             index = waiting.popleft()
                             worker.hand(index, jobs[index], next(self._numbers))
-                    self._await_news()
-                    self._collect(verdicts, waiting, returned)
-            except BaseException:  # Ctrl-C too: what is being judged now must not answer the next call's jobs
+                    busy = [worker for worker in self._workers if not worker.idle]
+                    self._wait(busy)
+                    for worker in busy:
+                        self._collect(worker, verdicts, waiting, returned)
+            except BaseException:  # Ctrl-C too: a job that is being judged now must not answer the next call's jobs
                 self._discard([worker for worker in self._workers if not worker.idle])
                 raise
             return [verdicts[index] for index in range(len(jobs))]
@@ -146,7 +149,7 @@ class VerifierPool:
     def _all_idle(self) -> bool:
         return len(self._workers) == self._size and all(worker.idle for worker in self._workers)
 
-    def _staff(self) -> None:
+    def _replace_dead(self) -> None:
         self._discard([worker for worker in self._workers if worker.idle and not worker.alive])
         while len(self._workers) < self._size:
             self._workers.append(self._starter.submit(_Worker, self._memory_mib).result())
@@ -156,9 +159,8 @@ class VerifierPool:
             worker.kill()
             self._workers.remove(worker)
 
-    def _await_news(self) -> None:
-        """Return when a worker has something to say, can be written to, or is out of time."""
-        busy = [worker for worker in self._workers if not worker.idle]
+    def _wait(self, busy: Sequence[_Worker]) -> None:
+        """Wait until a worker sends something, can be written to, or runs out of time."""
         if not busy:
             return
         with selectors.DefaultSelector() as selector:
@@ -167,35 +169,28 @@ class VerifierPool:
             left = min(worker.deadline for worker in busy) - time.monotonic()
             selector.select(min(max(left, 0.0), CANCEL_LATENCY_S))
 
-    def _collect(self, verdicts: dict[int, Verdict], waiting: deque[int], returned: set[int]) -> None:
-        for worker in [worker for worker in self._workers if not worker.idle]:
-            index = worker.job
-            try:
-                verdict = worker.exchange(self._timeout_s)
-            except _WorkerLostError as lost:
+    def _collect(self, worker: _Worker, verdicts: dict[int, Verdict], waiting: deque[int], returned: set[int]) -> None:
+        index = worker.job
+        try:
+            verdict = worker.exchange(self._timeout_s)
+        except _WorkerLostError as lost:
+            self._discard([worker])
+            if index is None:
+                raise RuntimeError(f"a verifier process did not start: {lost}") from None
+            if worker.died_before_job and index not in returned:
+                returned.add(index)  # only once: the verifier may kill each process that imports it
+                waiting.appendleft(index)
+            else:
+                verdicts[index] = Verdict(None, str(lost))
+            return
+        if verdict is not None and index is not None:
+            verdicts[index] = verdict
+            if worker.retiring:
                 self._discard([worker])
-                if index is None:
-                    raise RuntimeError(f"a verifier process did not start: {lost}") from None
-                if lost.unseen and index not in returned:
-                    returned.add(index)  # once: a job whose verifier kills the process on import would go round
-                    waiting.appendleft(index)
-                    continue
-                verdict = Verdict(None, str(lost))
-            if verdict is not None and index is not None:
-                verdicts[index] = verdict
-                if worker.retiring:
-                    self._discard([worker])
 
 
 class _WorkerLostError(Exception):
-    """A process died or ran out of time; the message says which.
-
-    ``unseen``: it died before it began with the job it had been handed, so the job is not to blame.
-    """
-
-    def __init__(self, message: str, unseen: bool = False) -> None:
-        super().__init__(message)
-        self.unseen = unseen
+    """A process died, wrote garbage or ran out of time; the message says which."""
 
 
 class _Worker:
@@ -235,12 +230,17 @@ class _Worker:
         return self._process.poll() is None
 
     @property
+    def died_before_job(self) -> bool:
+        """Whether a lost process had not begun with the job that it had been handed, so the job is not to blame."""
+        return self._state == "resolving" and time.monotonic() < self.deadline
+
+    @property
     def events(self) -> int:
-        """What to wait for: a large job may take several writes."""
+        """The socket's events to wait for; a large job may take several writes."""
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
 
     def hand(self, index: int, job: Job, number: int) -> None:
-        """Give an idle worker a job, and the number that its messages will hold; ``exchange`` sends it."""
+        """Give an idle worker a job and the number that its messages will hold; ``exchange`` sends it."""
         # ASCII with escapes: lone surrogates, null bytes and newlines survive
         message = {
             "job": number,
@@ -256,20 +256,20 @@ class _Worker:
         self._state = "resolving"
 
     def exchange(self, timeout_s: float) -> Verdict | None:
-        """Send and receive what is possible now; the verdict when it arrived. Raises _WorkerLostError."""
-        # Asked first: what a process said before it ended is then there to be read. Whether the socket is open says
-        # less, for a process that the verifier started may hold it.
+        """Send and receive what is possible now; return the verdict if it arrived. Raises _WorkerLostError."""
+        # Asked first, so that what a process said before it ended can be read below. Whether the socket is open tells
+        # less, because a process that the verifier started may hold it.
         alive = self.alive
         open_ = self._transfer()
         while b"\n" in self._incoming:
             line, _, self._incoming = self._incoming.partition(b"\n")
-            verdict = self._heed(line, timeout_s)
+            verdict = self._receive(line, timeout_s)
             if self.idle:
                 return verdict
         if len(self._incoming) > LONGEST_MESSAGE:
-            raise self._lost(_GARBAGE)
+            raise _WorkerLostError(_GARBAGE)
         if not (alive and open_):
-            raise self._lost(self._ending())
+            raise _WorkerLostError(self._ending())
         if time.monotonic() >= self.deadline:
             limits = {
                 "starting": f"it took more than {START_LIMIT_S:g} s",
@@ -282,20 +282,20 @@ class _Worker:
     def kill(self) -> None:
         """Kill the process and all that it started, and wait for its end."""
         self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # its guardian sees to the rest; there is one on Linux
+        with contextlib.suppress(subprocess.TimeoutExpired):  # on Linux its guardian kills the rest
             self._process.wait(2 * END_LIMIT_S if sys.platform == "linux" else 0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self.connection.close()
 
-    def _heed(self, line: bytes, timeout_s: float) -> Verdict | None:
-        """What a message asks for; the verdict if it is one. Raises _WorkerLostError for what is no message."""
+    def _receive(self, line: bytes, timeout_s: float) -> Verdict | None:
+        """Do what a message asks for; return the verdict if it is one. Raises _WorkerLostError if it is no message."""
         now = time.monotonic()
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
-            raise self._lost(_GARBAGE) from None
+            raise _WorkerLostError(_GARBAGE) from None
         match message:
             case {
                 "job": self._number,
@@ -316,30 +316,27 @@ class _Worker:
                 self._state, self.deadline = "judging", self._judging_deadline + seconds
                 self._import_s_left -= seconds
             case {"job": self._number, "event": "importing" | "imported"}:
-                pass  # by a thread that an earlier job left behind
+                pass  # from a thread that an earlier job left behind
             case {"job": self._number, "event": "ready"} if self._state == "starting":
                 self._rest()
             case {"job": int(number), "event": str()} if number != self._number:
                 pass
             case _:
-                raise self._lost(_GARBAGE)
+                raise _WorkerLostError(_GARBAGE)
         return None
 
     def _rest(self) -> None:
         self._state = "idle"
         self.job = self._number = None
 
-    def _lost(self, message: str) -> _WorkerLostError:
-        return _WorkerLostError(message, unseen=self._state == "resolving")
-
     def _transfer(self) -> bool:
-        """Whether the connection is still open."""
+        """Send and receive bytes; return whether the connection is still open."""
         try:
             if self._outgoing:
                 self._outgoing = self._outgoing[self.connection.send(self._outgoing) :]
         except BlockingIOError:
             pass
-        except ConnectionError:  # what the worker said before it died is still to be read
+        except ConnectionError:  # what the worker said before it died can still be read
             self._outgoing = b""
         try:
             received = self.connection.recv(65536)
@@ -359,6 +356,3 @@ class _Worker:
             return f"the verifier's process exited with code {code}"
         memory = ", out of memory perhaps" if -code == signal.SIGKILL else ""
         return f"the verifier's process was killed by signal {-code} ({signal.strsignal(-code)}{memory})"
-
-
-_GARBAGE = "the verifier wrote to the connection of its process, which is the pool's alone"
