@@ -19,10 +19,10 @@ from pacedrl.errors import InputError
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]
+Reader = Callable[[Path], Rows]
 
-ARROW_FILE = b"ARROW1"
-"""The first bytes of a file in Arrow's file format (Feather); its stream format has no such mark."""
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_ARROW_FILE = b"ARROW1"  # begins a file in Arrow's file format (Feather); its stream format has no such mark
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _HINTS = dict.fromkeys((".xlsx", ".xls"), "; save the sheet as CSV")
 _HINTS |= dict.fromkeys((".zip", ".tar", ".7z", ".tgz"), "; unpack it")
 
@@ -38,7 +38,7 @@ def read_file(path: Path) -> Rows:
 
 def ending_of(name: str) -> str | None:
     """Return the ending that tells the kind of file, without that of a compression; None for other files."""
-    for compressed in COMPRESSED:
+    for compressed in _COMPRESSED:
         if name.lower().endswith(compressed):
             inner = ending_of(name[: -len(compressed)])
             return inner if inner in TEXT else None
@@ -47,7 +47,7 @@ def ending_of(name: str) -> str | None:
 
 def stem_of(name: str) -> str:
     """Return the name of a file without the endings that `ending_of` knows."""
-    for compressed in COMPRESSED:
+    for compressed in _COMPRESSED:
         name = name.removesuffix(compressed)
     return next((name.removesuffix(ending) for ending in KINDS if name.endswith(ending)), name)
 
@@ -59,23 +59,17 @@ def _guarded(path: Path, rows: Rows) -> Rows:
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except (OSError, EOFError, lzma.LZMAError) as error:  # gzip raises EOFError for a truncated file
-        hint = "; is it compressed as its name says?" if path.suffix.lower() in COMPRESSED else ""
+        hint = "; is it compressed as its name says?" if path.suffix.lower() in _COMPRESSED else ""
         raise InputError(f"{path}: cannot read it: {first_line(error)}{hint}") from None
 
 
 def _open(path: Path) -> BinaryIO:
-    match path.suffix.lower():
-        case ".gz":
-            return cast(BinaryIO, gzip.open(path))
-        case ".bz2":
-            return cast(BinaryIO, bz2.open(path))
-        case ".xz":
-            return cast(BinaryIO, lzma.open(path))
-        case ".zst":
-            import pyarrow
+    if path.suffix.lower() == ".zst":
+        import pyarrow
 
-            return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd")))
-    return path.open("rb")
+        return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd")))
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return cast(BinaryIO, openers.get(path.suffix.lower(), open)(path, "rb"))
 
 
 def _text(path: Path) -> str:
@@ -188,7 +182,7 @@ def _arrow(path: Path) -> Rows:
 
     try:
         with path.open("rb") as file:
-            is_file_format = file.read(len(ARROW_FILE)) == ARROW_FILE
+            is_file_format = file.read(len(_ARROW_FILE)) == _ARROW_FILE
         if is_file_format:  # datasets itself reads and writes streams only
             rows = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all().to_pylist()
         else:
@@ -203,9 +197,10 @@ def numbered(source: object, rows: Iterable[Row]) -> Rows:
     return ((f"{source}: row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-TEXT = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": partial(_csv, separator="\t")}
+_tsv = partial(_csv, separator="\t")
+TEXT: dict[str, Reader] = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv}
 """Readers of the kinds of files that may be compressed, by ending."""
-KINDS: dict[str, Callable[[Path], Rows]] = {**TEXT, ".parquet": _parquet, ".arrow": _arrow}
+KINDS = {**TEXT, ".parquet": _parquet, ".arrow": _arrow}
 
 
 def first_line(error: BaseException) -> str:

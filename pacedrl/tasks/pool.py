@@ -7,8 +7,8 @@ A job that hangs, crashes its process or raises gets an error verdict; it never 
 touches another job. One job is in flight per process: sending it costs far less than judging it, and a job that waits
 behind a stuck one would be late.
 
-Jobs are numbered, and a message counts only for the job whose number it holds; others are dropped. Anything that is no
-message comes from a verifier that wrote to the connection; the job gets an error and its process is replaced.
+A message counts only for the job whose number it holds; others are dropped. Anything that is no message comes from a
+verifier that wrote to the connection; the job gets an error and its process is replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Literal
 
 from pacedrl.processes import END_LIMIT_S
@@ -50,6 +49,11 @@ guard(parent, descriptor)
 from pacedrl.tasks.worker import main
 main(descriptor, memory_mib)
 """
+_NOT_JUDGING = {
+    "starting": "it",
+    "resolving": "importing the verifier",
+    "importing": "importing what the verifier needs",
+}
 _GARBAGE = "the verifier wrote to the connection of its process, which is the pool's alone"
 
 
@@ -67,7 +71,7 @@ class Cancelled(Exception):
     """Raised by a call that `VerifierPool.cancel` ended."""
 
 
-class VerifierPool:
+class VerifierPool(contextlib.AbstractContextManager["VerifierPool"]):
     """Starts ``workers`` processes at the first ``score``; ``timeout_s`` is the wall-clock limit of one job.
 
     ``memory_mib`` is what a process may allocate beyond what modules take (Linux only). Loading modules counts against
@@ -88,11 +92,8 @@ class VerifierPool:
         self._lock = threading.Lock()
         # Linux kills a worker when the thread that started it ends, so a thread that lasts starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="pacedrl-verifiers")
-        self._numbers = count()
+        self._jobs_numbered = 0
         self._closed = False
-
-    def __enter__(self) -> VerifierPool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -125,8 +126,10 @@ class VerifierPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the verifier pool is closed")
-            waiting = deque(range(len(jobs)))
-            returned: set[int] = set()
+            numbers = range(self._jobs_numbered, self._jobs_numbered + len(jobs))
+            self._jobs_numbered = numbers.stop
+            waiting = deque(numbers)
+            returned: set[int] = set()  # by processes that died before they began with them
             verdicts: dict[int, Verdict] = {}
             try:
                 while len(verdicts) < len(jobs) or (all_ready and not self._all_idle()):
@@ -135,8 +138,8 @@ class VerifierPool:
                     self._replace_dead()
                     for worker in self._workers:
                         if worker.idle and waiting:
-                            index = waiting.popleft()
-                            worker.hand(index, jobs[index], next(self._numbers))
+                            number = waiting.popleft()
+                            worker.hand(number, jobs[number - numbers.start])
                     busy = [worker for worker in self._workers if not worker.idle]
                     self._wait(busy)
                     for worker in busy:
@@ -144,7 +147,7 @@ class VerifierPool:
             except BaseException:  # Ctrl-C too: a job that is being judged now must not answer the next call's jobs
                 self._discard([worker for worker in self._workers if not worker.idle])
                 raise
-            return [verdicts[index] for index in range(len(jobs))]
+            return [verdicts[number] for number in numbers]
 
     def _all_idle(self) -> bool:
         return len(self._workers) == self._size and all(worker.idle for worker in self._workers)
@@ -165,26 +168,27 @@ class VerifierPool:
             return
         with selectors.DefaultSelector() as selector:
             for worker in busy:
-                selector.register(worker.connection, worker.events)
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outgoing else 0)
+                selector.register(worker.connection, events)
             left = min(worker.deadline for worker in busy) - time.monotonic()
             selector.select(min(max(left, 0.0), CANCEL_LATENCY_S))
 
     def _collect(self, worker: _Worker, verdicts: dict[int, Verdict], waiting: deque[int], returned: set[int]) -> None:
-        index = worker.job
+        number = worker.number
         try:
             verdict = worker.exchange(self._timeout_s)
         except _WorkerLostError as lost:
             self._discard([worker])
-            if index is None:
+            if number is None:
                 raise RuntimeError(f"a verifier process did not start: {lost}") from None
-            if worker.died_before_job and index not in returned:
-                returned.add(index)  # only once: the verifier may kill each process that imports it
-                waiting.appendleft(index)
+            if worker.died_before_job and number not in returned:
+                returned.add(number)  # only once: the verifier may kill each process that imports it
+                waiting.appendleft(number)
             else:
-                verdicts[index] = Verdict(None, str(lost))
+                verdicts[number] = Verdict(None, str(lost))
             return
-        if verdict is not None and index is not None:
-            verdicts[index] = verdict
+        if verdict is not None and number is not None:
+            verdicts[number] = verdict
             if worker.retiring:
                 self._discard([worker])
 
@@ -211,14 +215,13 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self.job: int | None = None
+        self.number: int | None = None
         self.retiring = False
         self.deadline = time.monotonic() + START_LIMIT_S
         self._state: Literal["starting", "idle", "resolving", "judging", "importing"] = "starting"
-        self._number: int | None = None
         self._judging_deadline = 0.0
         self._import_s_left = START_LIMIT_S
-        self._outgoing = b""
+        self.outgoing = b""
         self._incoming = b""
 
     @property
@@ -234,23 +237,11 @@ class _Worker:
         """Whether a lost process had not begun with the job that it had been handed, so the job is not to blame."""
         return self._state == "resolving" and time.monotonic() < self.deadline
 
-    @property
-    def events(self) -> int:
-        """The socket's events to wait for; a large job may take several writes."""
-        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
-
-    def hand(self, index: int, job: Job, number: int) -> None:
-        """Give an idle worker a job and the number that its messages will hold; ``exchange`` sends it."""
-        # ASCII with escapes: lone surrogates, null bytes and newlines survive
-        message = {
-            "job": number,
-            "verifier": job.verifier,
-            "options": dict(job.options),
-            "prompt": vars(job.prompt),
-            "text": job.text,
-        }
-        self._outgoing = json.dumps(message).encode("ascii") + b"\n"
-        self.job, self._number = index, number
+    def hand(self, number: int, job: Job) -> None:
+        """Give an idle worker a job, whose messages will hold this number; ``exchange`` sends it."""
+        message = {"job": number, **vars(job), "options": dict(job.options), "prompt": vars(job.prompt)}
+        self.outgoing = json.dumps(message).encode("ascii") + b"\n"  # lone surrogates and newlines survive as escapes
+        self.number = number
         self.deadline = time.monotonic() + START_LIMIT_S
         self._import_s_left = START_LIMIT_S
         self._state = "resolving"
@@ -271,12 +262,9 @@ class _Worker:
         if not (alive and open_):
             raise _WorkerLostError(self._ending())
         if time.monotonic() >= self.deadline:
-            limits = {
-                "starting": f"it took more than {START_LIMIT_S:g} s",
-                "resolving": f"importing the verifier took more than {START_LIMIT_S:g} s",
-                "importing": f"importing what the verifier needs took more than {START_LIMIT_S:g} s",
-            }
-            raise _WorkerLostError(limits.get(self._state, f"timed out after {timeout_s:g} s"))
+            if self._state == "judging":
+                raise _WorkerLostError(f"timed out after {timeout_s:g} s")
+            raise _WorkerLostError(f"{_NOT_JUDGING[self._state]} took more than {START_LIMIT_S:g} s")
         return None
 
     def kill(self) -> None:
@@ -298,7 +286,7 @@ class _Worker:
             raise _WorkerLostError(_GARBAGE) from None
         match message:
             case {
-                "job": self._number,
+                "job": self.number,
                 "event": "verdict",
                 "reward": float() | None as reward,
                 "error": str() | None as error,
@@ -307,19 +295,19 @@ class _Worker:
                 self._rest()
                 self.retiring = retiring
                 return Verdict(reward, error)
-            case {"job": self._number, "event": "begin"} if self._state == "resolving":
+            case {"job": self.number, "event": "begin"} if self._state == "resolving":
                 self._state, self.deadline = "judging", now + timeout_s
-            case {"job": self._number, "event": "importing"} if self._state == "judging":
+            case {"job": self.number, "event": "importing"} if self._state == "judging":
                 self._judging_deadline = self.deadline
                 self._state, self.deadline = "importing", now + self._import_s_left
-            case {"job": self._number, "event": "imported", "seconds": float(seconds)} if self._state == "importing":
+            case {"job": self.number, "event": "imported", "seconds": float(seconds)} if self._state == "importing":
                 self._state, self.deadline = "judging", self._judging_deadline + seconds
                 self._import_s_left -= seconds
-            case {"job": self._number, "event": "importing" | "imported"}:
+            case {"job": self.number, "event": "importing" | "imported"}:
                 pass  # from a thread that an earlier job left behind
-            case {"job": self._number, "event": "ready"} if self._state == "starting":
+            case {"job": self.number, "event": "ready"} if self._state == "starting":
                 self._rest()
-            case {"job": int(number), "event": str()} if number != self._number:
+            case {"job": int(number), "event": str()} if number != self.number:
                 pass
             case _:
                 raise _WorkerLostError(_GARBAGE)
@@ -327,17 +315,17 @@ class _Worker:
 
     def _rest(self) -> None:
         self._state = "idle"
-        self.job = self._number = None
+        self.number = None
 
     def _transfer(self) -> bool:
         """Send and receive bytes; return whether the connection is still open."""
         try:
-            if self._outgoing:
-                self._outgoing = self._outgoing[self.connection.send(self._outgoing) :]
+            if self.outgoing:
+                self.outgoing = self.outgoing[self.connection.send(self.outgoing) :]
         except BlockingIOError:
             pass
         except ConnectionError:  # what the worker said before it died can still be read
-            self._outgoing = b""
+            self.outgoing = b""
         try:
             received = self.connection.recv(65536)
         except BlockingIOError:

@@ -37,7 +37,8 @@ def read_rows(config: TaskConfig) -> Rows:
     if _URL.match(source):
         raise InputError(f"{source}: URLs are not read; download the file and name it, or name a dataset of the hub")
     if not is_local(source):
-        return _hub(config)
+        with _offline_unless_reachable():
+            return numbered(source, _loaded(config, source))
     path = Path(source).expanduser()
     if path.is_dir():
         return _saved(config, path) if _is_saved(path) else _folder(config, path)
@@ -78,10 +79,7 @@ def default_verifier(source: str | list[str]) -> str:
 
 
 def split_names(source: str, subset: str | None) -> list[str]:
-    """Return the splits of a folder or hub dataset, in its order; none for other sources.
-
-    Raises InputError if it has no such subset.
-    """
+    """Return the splits of a folder or hub dataset; none for other sources. Raises InputError for a missing subset."""
     import datasets
 
     path = Path(source).expanduser()
@@ -152,14 +150,9 @@ def _saved(config: TaskConfig, path: Path) -> Rows:
     return numbered(config.source, saved)
 
 
-def _hub(config: TaskConfig) -> Rows:
-    with _offline_unless_reachable():
-        return numbered(config.source, _loaded(config, str(config.source)))
-
-
 @contextlib.contextmanager
 def _offline_unless_reachable() -> Iterator[None]:
-    """Set the hub's library offline if there is no network. It would try for half a minute before it reads its cache."""
+    """Set the hub's library offline without a network. Otherwise it tries half a minute before it reads its cache."""
     from huggingface_hub import constants, get_session
 
     before = constants.HF_HUB_OFFLINE

@@ -119,8 +119,7 @@ def _in_this_process(verifier: Verifier) -> Verifier:
 class _ImportClock(MetaPathFinder):
     """Within the context, the pool's clock stands still and memory is not limited while modules load.
 
-    This concerns modules that are not loaded yet, and a module's own imports count with it. The clock finds what the
-    other finders find and times their loaders: import statements, importlib and extension modules are all covered.
+    It finds what the other finders find and times their loaders, which covers all kinds of imports and modules.
     """
 
     def __init__(self, pool: _Connection, memory: _Memory) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import NamedTuple
 
 _PYTHON = ("python", "py", "python3")
 _FENCE = re.compile(r"([ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)?)(`{3,}|~{3,})(.*)")
 _DEFINED = re.compile(r"^(?:(?:async +)?def|class) +(\w+)|^(\w+) *(?::[^=\n]*)?=(?!=)", re.MULTILINE)
 
 
-class _Block(NamedTuple):
-    language: str
-    code: str
+Block = tuple[str, str]
+"""A block's language and its code."""
 
 
 def extract(text: str, wanted: Collection[str] = ()) -> str:
@@ -24,10 +22,10 @@ def extract(text: str, wanted: Collection[str] = ()) -> str:
     An unclosed fence counts if it says that Python follows; otherwise it only ends the code before it.
     """
     blocks, before, unclosed = _split(text)
-    if unclosed is not None and unclosed.language in _PYTHON:
+    if unclosed is not None and unclosed[0] in _PYTHON:
         blocks.append(unclosed)
-    python = [block for block in blocks if block.language in _PYTHON]
-    codes = [block.code for block in python or blocks]
+    python = [code for language, code in blocks if language in _PYTHON]
+    codes = python or [code for _, code in blocks]
     if codes:
         return next((code for code in reversed(codes) if _defines(code, wanted)), codes[-1])
     return text if unclosed is None else before
@@ -37,9 +35,9 @@ def _defines(code: str, wanted: Collection[str]) -> bool:
     return any(name in wanted for names in _DEFINED.findall(code) for name in names if name)
 
 
-def _split(text: str) -> tuple[list[_Block], str, _Block | None]:
+def _split(text: str) -> tuple[list[Block], str, Block | None]:
     """Return the closed blocks, the text before the last fence that opened one, and the unclosed block, if any."""
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     lines: list[str] = []
     before = ""
     opening: tuple[int, str, str] | None = None
@@ -53,11 +51,11 @@ def _split(text: str) -> tuple[list[_Block], str, _Block | None]:
             language = fence[3].split()[0].lower() if fence[3].strip() else ""
             opening = len(fence[1]), fence[2], language
         elif fence is not None and _closes(fence, *opening[:2]):
-            blocks.append(_Block(opening[2], "".join(f"{each}\n" for each in lines)))
+            blocks.append((opening[2], "".join(f"{each}\n" for each in lines)))
             opening, lines = None, []
         else:  # without as much of its indentation as the fence has
             lines.append(line[min(opening[0], len(line) - len(line.lstrip(" \t"))) :])
-    unclosed = _Block(opening[2], "\n".join(lines).removesuffix(opening[1])) if opening else None
+    unclosed = (opening[2], "\n".join(lines).removesuffix(opening[1])) if opening else None
     return blocks, before, unclosed
 
 

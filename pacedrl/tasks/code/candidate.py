@@ -1,14 +1,11 @@
 """Runs a completion's code inside a sandbox: takes requests from a pipe and answers with plain data.
 
-This file is shown to the sandbox alone, without the rest of the package except ``values`` and ``implicit_imports``. It
-shares its process with hostile code, so nothing that it sends is trusted.
+It shares its process with hostile code, so nothing that it sends is trusted.
 
 The first message says what to run. Each later one is the standard input of one run of a program, or a request
 ``[operation, arguments, keywords]``, where the operation is a function of this file or of the modules ``operator`` and
 ``builtins``. Answers are ``["value", value]`` or ``["error", ...]``, followed by what ``describe`` gives.
-
-Where tests may use objects that are no plain data, these stay here, and references to them are sent (see
-``KeptObjects``).
+If tests may use objects that are no plain data, these stay here, and references to them are sent.
 """
 
 from __future__ import annotations
@@ -203,8 +200,7 @@ def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callab
 def _run(code: Any, text: str, output: int, seal: Callable[[], None]) -> None:
     """Become the program. The caller must return at once, so that the process ends as a script does.
 
-    That is: its other threads end first, ``atexit`` functions run, and what was printed is written. The exit code is 0
-    if the program ended by itself or by ``exit()``, and another if it raised or asked for one.
+    Its other threads end first, ``atexit`` functions run, and output is written. The exit code is a script's, too.
     """
     with open("input", "w+b", buffering=0) as file:  # in the sandbox's empty /tmp
         file.write(text.encode("utf-8", "surrogatepass"))

@@ -1,6 +1,6 @@
 """The candidate's process, as tests see it: pipes call its functions, and its objects stay there.
 
-This file is shown to the sandbox of the tests (see ``driver``). Nothing that the candidate says is trusted. A result
+Nothing that the candidate says is trusted. A result
 becomes plain data, built here, wherever it can; otherwise it becomes one of the classes of ``proxies``. So only the
 expected value itself passes a test that expects a value.
 """

@@ -1,7 +1,6 @@
 """Decides whether what a program prints, or what a function returns, is what was expected.
 
-This file is shown to the sandbox of the tests (see ``driver``), so it imports the standard library only. Both
-sides of a comparison are built by us: no code of a completion runs here.
+Both sides of a comparison are built here: no code of a completion runs.
 
 Whole numbers are compared exactly, however long they are; only numbers with a fraction have a tolerance. A number that
 is printed with a point or an exponent passes for a whole number if it is within ``TOLERANCE`` of it, computed exactly:
@@ -86,17 +85,13 @@ def _as_json(value: Any, expected: Any) -> Any:
         return [_as_json(*pair) for pair in zip(value, parts, strict=True)]
     if isinstance(value, dict):
         items = expected if isinstance(expected, dict) else {}
-        keys = [key if isinstance(key, str) else _as_key(key) for key in value]
+        keys = [json.dumps(key) if isinstance(key, bool | int | float | None) else str(key) for key in value]
         written = {key: _as_json(item, items.get(key)) for key, item in zip(keys, value.values(), strict=True)}
         return written if len(written) == len(value) else None  # two keys are written alike
     if isinstance(expected, str) and isinstance(value, _WRITTEN_AS_TEXT):
         usual = {str(value), repr(value), value.isoformat() if hasattr(value, "isoformat") else None}
         return expected if expected in usual else value
     return value
-
-
-def _as_key(key: Any) -> str:
-    return json.dumps(key) if isinstance(key, bool | int | float | None) else str(key)
 
 
 def same(value: Any, expected: Any, atol: float = TOLERANCE) -> bool:

@@ -1,16 +1,14 @@
 """Runs a row's tests inside a sandbox, against a candidate in another sandbox, and reports the outcome.
 
-This file is shown to the sandbox without the rest of the package except the modules that it imports. Test code comes
-from the dataset and is trusted to be honest, not to be harmless. Nothing that the candidate says is trusted: its
-answers become values of built-in types, built here, so that no comparison runs its code; and once it broke the protocol
-(it ended, wrote garbage, sent too much) no test can make it pass.
+Test code comes from the dataset and is trusted to be honest, not to be harmless. Nothing that the candidate says is
+trusted: its answers become values of built-in types, built here, so that no comparison runs its code; and once it broke
+the protocol (it ended, wrote garbage, sent too much) no test can make it pass. An argument that the candidate changes
+in place stays unchanged here: tests see what it returns and raises.
 
 The job is one JSON object on standard input. The report is lines of JSON on standard output, each with the job's token:
 ``started`` when the tests are usable and the candidate is about to run, then ``passed``; or ``unusable`` with a reason.
 ``started`` is the number of seconds that a canonical solution took, 0 if there is none. The same line has ``known``,
 its answers, to be sent with the next job of these tests, or None if they are longer than ``LONGEST_KNOWN``.
-
-An argument that the candidate changes in place stays unchanged here: tests see what it returns and raises.
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from pacedrl.tasks.code import evalplus
 from pacedrl.tasks.code.candidate import closed
 from pacedrl.tasks.code.candidate_process import CandidateProcess, UnusableError
 from pacedrl.tasks.code.compare import prints_the_same, returns_the_same
-from pacedrl.tasks.code.evalplus import Cases
 from pacedrl.tasks.code.implicit_imports import SOURCES, compiled, provide
 from pacedrl.tasks.code.proxies import RemoteObject, same_object
 from pacedrl.tasks.code.values import decode, send
@@ -72,8 +70,8 @@ def _prepare(tests: dict[str, Any]) -> tuple[Test, dict[str, Any] | None]:
     kinds = {"program": _program_test, "calls": _calls_test, "operations": _operations_test, "code": _code_test}
     try:
         if tests["kind"] == "evalplus":
-            cases = Cases(tests)
-            return (lambda candidate: cases.agree(candidate.call)), cases.known
+            test, known = evalplus.prepare(tests)
+            return (lambda candidate: test(candidate.call)), known
         return kinds[tests["kind"]](tests), None
     except Exception as error:  # test code and canonical solutions may raise anything
         raise _do_not_work(error) from None
@@ -228,8 +226,8 @@ def _free_names(tree: ast.AST) -> set[str]:
                 bound.add(name)
             case ast.alias(name=name, asname=asname):
                 bound.add(asname or name.partition(".")[0])
-            case ast.AST(name=str(name)):  # of functions, classes, exceptions caught and patterns
-                bound.add(name)
+            case _:  # functions, classes, caught exceptions and patterns have a name
+                bound.add(getattr(node, "name", ""))
     return read - bound
 
 

@@ -1,7 +1,5 @@
 """Tests a candidate by EvalPlus' rows: on each input it must return what the canonical solution returns.
 
-This file is shown to the sandbox of the tests (see ``driver``), so it imports the standard library only.
-
 There are two departures from EvalPlus 0.3.1. First, the types of inputs that JSON does not have are read from the row's
 assertions, while EvalPlus keeps a table by hand: in seven of MBPP+'s 378 rows, EvalPlus has lists where the assertions
 have tuples, or the reverse, or 1 for 1+0j. Second, an input is skipped if the canonical solution itself runs out of the
@@ -23,46 +21,43 @@ from pacedrl.tasks.code.compare import TOLERANCE, same
 from pacedrl.tasks.code.implicit_imports import compiled
 from pacedrl.tasks.code.values import LONGEST_MESSAGE, decode, encode, send_items
 
-Agreement = Callable[[Any, Any, list[Any]], bool]
-"""Whether a result agrees with the canonical solution's, given the arguments."""
-
 # Functions whose results EvalPlus compares as sets, and those of which it compares whether there is a result at all.
 _LISTS_LIKE_SETS = ("similar_elements", "common_in_nested_lists", "intersection_array", "find_dissimilar", "Diff")
 _COMPARED_AS_SETS = (*_LISTS_LIKE_SETS, "find_char_long", "extract_singly", "larg_nnum")
 _COMPARED_AS_TRUTH = ("check_str", "text_match_three", "text_starta_endb")
 
 
-class Cases:
-    """A row's inputs and what the canonical solution returns on them."""
+def prepare(tests: dict[str, Any]) -> tuple[Callable[[Callable[..., Any]], bool], dict[str, Any]]:
+    """Return a test, and what is known of the canonical solution: its ``answers`` and the ``seconds`` they took.
 
-    def __init__(self, tests: dict[str, Any]) -> None:
-        """Run the canonical solution, unless ``tests["known"]`` is an earlier ``known``. Raises what it raises."""
-        self._name = tests["name"]
-        namespace: dict[str, Any] = {"__name__": "canonical"}
-        source = assemble(tests["canonical"], tests["prompt"], self._name)
-        exec(compiled(source, "<canonical>"), namespace)
-        types = _argument_types(tests["assertion"], self._name, tests["base"])
-        self._inputs = [encode(_typed_arguments(row, types)) for row in tests["inputs"]]
-        known = tests.get("known")
-        if known is None:
-            start = time.perf_counter()
-            answers = [_answer(namespace[self._name], given) for given in self._inputs]
-            known = {"answers": answers, "seconds": time.perf_counter() - start}
-        self.known: dict[str, Any] = known
-        """The canonical solution's ``answers`` as JSON texts, None for inputs to skip; the ``seconds`` they took."""
-        if not any(known["answers"]):
-            raise ValueError("the canonical solution's results are all too large for the sandbox")
-        self._agrees = _agreement(self._name, float(tests["atol"]), namespace)
+    The test tells whether ``call(name, *arguments)`` agrees with the canonical solution on all inputs. An answer is a
+    JSON text, or None for an input to skip. The canonical solution is run unless ``tests["known"]`` is what an earlier
+    call returned; its exceptions pass through.
+    """
+    name = tests["name"]
+    namespace: dict[str, Any] = {"__name__": "canonical"}
+    exec(compiled(assemble(tests["canonical"], tests["prompt"], name), "<canonical>"), namespace)
+    types = _argument_types(tests["assertion"], name, tests["base"])
+    inputs = [encode(_typed_arguments(row, types)) for row in tests["inputs"]]
+    known = tests.get("known")
+    if known is None:
+        start = time.perf_counter()
+        answers = [_answer(namespace[name], given) for given in inputs]
+        known = {"answers": answers, "seconds": time.perf_counter() - start}
+    if not any(known["answers"]):
+        raise ValueError("the canonical solution's results are all too large for the sandbox")
+    atol = max(float(tests["atol"]), TOLERANCE)
 
-    def agree(self, call: Callable[..., Any]) -> bool:
-        """Tell whether ``call(name, *arguments)`` agrees with the canonical solution on all inputs, or raise."""
-        for given, answer in zip(self._inputs, self.known["answers"], strict=True):
-            if answer is None:
-                continue
-            arguments = decode(given)
-            if not self._agrees(call(self._name, *arguments), decode(json.loads(answer)), arguments):
-                return False
+    def test(call: Callable[..., Any]) -> bool:
+        for given, answer in zip(inputs, known["answers"], strict=True):
+            if answer is not None:
+                arguments = decode(given)
+                value, expected = call(name, *arguments), decode(json.loads(answer))
+                if not _agrees(name, value, expected, arguments, atol, namespace):
+                    return False
         return True
+
+    return test, known
 
 
 def _answer(canonical: Callable[..., Any], given: Any) -> str | None:
@@ -73,19 +68,16 @@ def _answer(canonical: Callable[..., Any], given: Any) -> str | None:
     return answer if len(answer) < LONGEST_MESSAGE - 100 else None  # the message also says that it is a value
 
 
-def _agreement(name: str, atol: float, namespace: dict[str, Any]) -> Agreement:
-    """Return EvalPlus' own exceptions, by the name of the function, and equality up to ``atol`` for all others."""
+def _agrees(name: str, value: Any, expected: Any, arguments: list[Any], atol: float, namespace: dict[str, Any]) -> bool:
+    """Tell whether a result agrees with the canonical solution's: up to ``atol``, but some functions as in EvalPlus."""
     if name == "find_zero":  # any zero will do
-        return lambda value, expected, arguments: abs(namespace["poly"](*arguments, value)) <= max(atol, TOLERANCE)
+        return bool(abs(namespace["poly"](*arguments, value)) <= atol)
     if name in _COMPARED_AS_SETS:
-        return lambda value, expected, arguments: set(value) == set(expected)
+        return set(value) == set(expected)
     if name in _COMPARED_AS_TRUTH:
-        return lambda value, expected, arguments: _truth(value) == _truth(expected)
-    equal: Agreement = lambda value, expected, arguments: same(value, expected, max(atol, TOLERANCE))  # noqa: E731
-    if name in _OTHER_READINGS:
-        other = _OTHER_READINGS[name]
-        return lambda value, expected, arguments: equal(value, expected, arguments) or value == other(*arguments)
-    return equal
+        return _truth(value) == _truth(expected)
+    other_reading = _OTHER_READINGS.get(name)
+    return same(value, expected, atol) or (other_reading is not None and value == other_reading(*arguments))
 
 
 def _truth(value: Any) -> bool:
@@ -104,7 +96,10 @@ def _digit_distance(first: int, second: int) -> int:
     return sum(abs(int(left) - int(right)) for left, right in pairs)
 
 
-_OTHER_READINGS = {"surface_Area": _pyramid_surface, "digit_distance_nums": _digit_distance}
+_OTHER_READINGS: dict[str, Callable[..., int]] = {
+    "surface_Area": _pyramid_surface,
+    "digit_distance_nums": _digit_distance,
+}
 
 
 class _Type(NamedTuple):

@@ -4,8 +4,6 @@ Models write ``List[int]`` and ``deque()`` without the imports, because many dat
 are those that LiveCodeBench imports, except names that are more likely a mistake than meant. They come after the
 built-in names: whatever a program defines or imports itself wins, and no built-in name, such as ``pow``, is replaced.
 If a module and something in it have the same name, such as ``bisect``, the name means the module.
-
-This file is shown to the sandboxes, so it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -16,10 +14,6 @@ from collections.abc import Collection
 from types import CodeType
 from typing import Any
 
-MODULES = (
-    "bisect collections copy datetime functools heapq io itertools json math operator random re statistics string "
-    "sys typing"
-)
 MEMBERS = {
     "bisect": "bisect_left bisect_right insort insort_left insort_right",
     "collections": "ChainMap Counter OrderedDict UserDict defaultdict deque namedtuple",
@@ -55,9 +49,7 @@ MEMBERS = {
         "NoReturn Optional Protocol Sequence Set Sized Tuple Type TypeVar TypedDict Union cast overload"
     ),
 }
-SOURCES = {name: module for module, names in MEMBERS.items() for name in names.split()} | dict.fromkeys(
-    MODULES.split(), ""
-)
+SOURCES = {name: module for module, names in MEMBERS.items() for name in names.split()} | dict.fromkeys(MEMBERS, "")
 """Maps each name to the module that it is imported from, or to "" if it is a module itself."""
 
 SYNTAX_TREE = 0x400  # ast.PyCF_ONLY_AST: importing ast takes longer than this whole file

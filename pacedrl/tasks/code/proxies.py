@@ -1,6 +1,6 @@
 """Proxies for the candidate's objects, as tests see them: lists of items, iterators, and objects that stay there.
 
-This file is shown to the sandbox of the tests (see ``driver``). A proxy never equals plain data. Operators combine a
+A proxy never equals plain data. Operators combine a
 proxy with plain data only if the tests created its object, by calling a class by its name or by operators on such
 objects; the same holds for methods that plain data have. With any other object, such as one that a function returned
 where a number is expected, they make the verdict 0.
@@ -125,14 +125,21 @@ class RemoteObject:
         return self._ask("call", *arguments, **keywords)
 
     def __getattr__(self, name: str) -> Any:
+        candidate = self._candidate
+        is_created = isinstance(self, CreatedObject)
+        if is_created:
+            candidate.methods_used.add(name)
+            candidate.objects_used |= isinstance(self, NamedClass)
         if name.startswith("__") and name.endswith("__") and name not in _DESCRIPTIONS:
             raise AttributeError(name)
         self._forget_items()
         value = self._ask("getattr", name)
         if not _is_plain_attribute(name):
-            self._candidate.objects_used = True
-        elif isinstance(value, RemoteObject) and name not in self._candidate.methods_used:
-            self._candidate.fail()
+            candidate.objects_used = True
+        elif isinstance(value, RemoteObject):
+            if name not in candidate.methods_used:
+                candidate.fail()
+            candidate.used_like_plain_data |= is_created
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -219,13 +226,6 @@ class CreatedObject(RemoteObject):
         self._candidate.objects_used = True
         return super().__call__(*arguments, **keywords)
 
-    def __getattr__(self, name: str) -> Any:
-        self._candidate.methods_used.add(name)
-        value = super().__getattr__(name)
-        if isinstance(value, RemoteObject) and _is_plain_attribute(name):
-            self._candidate.used_like_plain_data = True
-        return value
-
     def __copy__(self) -> Any:
         return self._candidate.created(super().__copy__())
 
@@ -251,10 +251,6 @@ class NamedClass(CreatedObject):
     def __call__(self, /, *arguments: Any, **keywords: Any) -> Any:
         return self._candidate.created(self._ask("call", *arguments, **keywords))
 
-    def __getattr__(self, name: str) -> Any:
-        self._candidate.objects_used = True
-        return super().__getattr__(name)
-
     def __instancecheck__(self, value: Any) -> bool:
         self._candidate.objects_used = True
         return super().__instancecheck__(value)
@@ -277,26 +273,18 @@ def _is_plain_attribute(name: str) -> bool:
     return name in _PLAIN_ATTRIBUTES or ("numpy" in sys.modules and hasattr(sys.modules["numpy"].ndarray, name))
 
 
-def _combine(proxy: RemoteObject, operation: str, *others: Any) -> Any:
-    return _result(proxy._candidate, operation, proxy, *others)
-
-
-def _combine_swapped(proxy: RemoteObject, operation: str, other: Any) -> Any:
-    return _result(proxy._candidate, operation, other, proxy)
-
-
-def _order(proxy: RemoteObject, operation: str, other: Any) -> Any:
-    return _combine(proxy, operation, other) if isinstance(other, RemoteObject) else NotImplemented
-
-
-def _result(candidate: CandidateProcess, operation: str, *operands: Any) -> Any:
+def _combine(proxy: RemoteObject, operation: str, *others: Any, swapped: bool = False) -> Any:
     """Return an operator's result. If an object that the tests did not create acts as a value, the verdict is 0."""
+    has_plain = not all(isinstance(each, RemoteObject) for each in others)
+    if has_plain and operation in _ORDERS:
+        return NotImplemented
+    candidate = proxy._candidate
+    operands = (*others, proxy) if swapped else (proxy, *others)
     value = candidate.ask(operation, *operands)
-    has_plain = not all(isinstance(each, RemoteObject) for each in operands)
     if any(isinstance(each, CreatedObject) for each in operands):
         if has_plain:
             candidate.used_like_plain_data = True
-        elif len(operands) > 1:
+        elif others:
             candidate.objects_used = True
         return candidate.created(value) if operation in _GIVE_OBJECTS else value
     if operation not in ("eq", *_ORDERS) and (has_plain or not isinstance(value, RemoteObject)):
@@ -309,10 +297,9 @@ def _define(kind: type, function: Callable[..., Any], *operations: str) -> None:
         setattr(kind, f"__{name.rstrip('_')}__", functools.partialmethod(function, name))
 
 
-_define(RemoteObject, _order, *_ORDERS)
-_define(RemoteObject, _combine, *_GIVE_OBJECTS, "abs", "round", "divmod", "index")
+_define(RemoteObject, _combine, *_ORDERS, *_GIVE_OBJECTS, "abs", "round", "divmod", "index")
 _define(RemoteObject, RemoteObject._ask, "str", "repr", "format", "bytes", "hash", "int", "float")
 _define(CreatedObject, RemoteObject._ask, "len", "bool", "reversed")
 _define(CreatedObject, _combine, "contains", "getitem", "setitem", "delitem")
 for _name in _BINARY:
-    setattr(RemoteObject, f"__r{_name.rstrip('_')}__", functools.partialmethod(_combine_swapped, _name))
+    setattr(RemoteObject, f"__r{_name.rstrip('_')}__", functools.partialmethod(_combine, _name, swapped=True))

@@ -23,10 +23,12 @@ import os
 import re
 import secrets
 import select
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,11 +51,10 @@ CANONICAL_FACTOR = 4.0
 _LONGEST_REPORT = 2 * driver.LONGEST_KNOWN  # bytes
 _REMEMBERED = 256  # rows
 _FOLDER = Path(__file__).parent
+# The files of either sandbox: they import one another and the standard library only.
 _CANDIDATE_FILES = [_FOLDER / f"{name}.py" for name in ("candidate", "implicit_imports", "values")]
 _DRIVER_NAMES = ("driver", "candidate_process", "compare", "evalplus", "proxies")
 _DRIVER_FILES = [*(_FOLDER / f"{name}.py" for name in _DRIVER_NAMES), *_CANDIDATE_FILES]
-_IDENTIFIER = re.compile(r"\w+")
-_CALLED = re.compile(r"(\w+)\s*\(")
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,8 @@ def code_reward(prompt: Prompt, text: str, settings: CodeSettings) -> float:
     row = hashlib.sha256(_as_text([tests, settings.memory_mb])).digest() if tests["kind"] == "evalplus" else None
     known = _answers.get(row) if row else None
     start_limit_s = START_LIMIT_S + (CANONICAL_LIMIT_S if row and known is None else 0.0)
-    token = secrets.token_hex(16)
-    job = {"token": token, "code": code, "tests": tests | ({"known": known} if known else {})}
-    with tempfile.TemporaryFile() as errors, _judging(job, settings, errors) as descriptor:
-        report = _ReportReader(descriptor, token)
+    job = {"token": secrets.token_hex(16), "code": code, "tests": tests | ({"known": known} if known else {})}
+    with tempfile.TemporaryFile() as errors, _judging(job, settings, errors) as report:
         first = report.line(start_limit_s)
         if "started" not in first:
             reason = sandbox.last_line(errors) or "nothing happened for too long, or a process was killed"
@@ -120,8 +119,8 @@ def _wanted(tests: dict[str, Any]) -> set[str]:
     if tests["kind"] == "operations":
         return {names[0] for names, _, _ in tests["cases"]}
     if tests.get("name"):
-        return {"Solution", *_IDENTIFIER.findall(tests["name"])[:1]}
-    return set(_CALLED.findall(tests.get("code", "")))
+        return {"Solution", *re.findall(r"\w+", tests["name"])[:1]}
+    return set(re.findall(r"(\w+)\s*\(", tests.get("code", "")))
 
 
 def find_tests(prompt: Prompt) -> dict[str, Any]:
@@ -183,35 +182,27 @@ def _prompt_source(prompt: Prompt) -> str:
 
 
 @contextlib.contextmanager
-def _judging(job: dict[str, Any], settings: CodeSettings, errors: IO[bytes]) -> Iterator[int]:
-    """Run both sandboxes on ``job`` until the block ends; give the descriptor of the driver's report."""
+def _judging(job: dict[str, Any], settings: CodeSettings, errors: IO[bytes]) -> Iterator[_ReportReader]:
+    """Run both sandboxes on ``job`` until the block ends; give the driver's report."""
     mode = settings.sandbox
     canonical_s = 2 * CANONICAL_LIMIT_S if job["tests"]["kind"] == "evalplus" else 0
     cpu_s = math.ceil(START_LIMIT_S + settings.timeout_s + canonical_s)
     limits = sandbox.Limits(cpu_s=cpu_s, memory_mb=settings.memory_mb)
     numpy = any("numpy" in job["tests"].get(part, "") for part in ("setup", "code"))
     with contextlib.ExitStack() as stack:
-        report, report_to = _pipe(stack)
-        requests, requests_to = _pipe(stack)
-        answers, answers_to = _pipe(stack)
         task = stack.enter_context(tempfile.TemporaryFile())
         task.write(_as_text(job))
         task.seek(0)
-        reach = [answers.fileno(), requests_to.fileno()]
-        for start in (
-            sandbox.start(mode, _CANDIDATE_FILES, limits, requests, answers_to, errors, numpy=numpy),
-            sandbox.start(mode, _DRIVER_FILES, limits, task, report_to, errors, inherited=reach, numpy=numpy),
-        ):
-            stack.enter_context(start)
-        for end in (report_to, requests, requests_to, answers, answers_to):
-            end.close()  # so that each process notices the end of the other, and this one that of the report
-        yield report.fileno()
-
-
-def _pipe(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
-    """Return the end to read from and the end to write to."""
-    read, write = os.pipe()
-    return stack.enter_context(open(read, "rb", buffering=0)), stack.enter_context(open(write, "wb", buffering=0))
+        start = partial(sandbox.start, mode, limits=limits, stdout=subprocess.PIPE, stderr=errors, numpy=numpy)
+        candidate = stack.enter_context(start(_CANDIDATE_FILES, stdin=subprocess.PIPE))
+        assert candidate.stdin
+        assert candidate.stdout
+        reach = [candidate.stdout.fileno(), candidate.stdin.fileno()]
+        tests = stack.enter_context(start(_DRIVER_FILES, stdin=task, inherited=reach))
+        assert tests.stdout
+        candidate.stdin.close()  # so that the candidate and the driver notice each other's end
+        candidate.stdout.close()
+        yield _ReportReader(tests.stdout.fileno(), job["token"])
 
 
 class _ReportReader:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pool_helpers import until
 from sandbox_helpers import both_modes, needs_bubblewrap, processes
 
 from pacedrl.tasks.code import sandbox
@@ -30,10 +31,7 @@ def nothing_left(monkeypatch):
     monkeypatch.setattr(sandbox, "_START", f"{sandbox._START}# {MARK}")
     before = processes(MARK), sorted(os.listdir("/proc/self/fd"))
     yield
-    deadline = time.monotonic() + 5
-    while processes(MARK) - before[0]:
-        assert time.monotonic() < deadline, "processes were left behind"
-        time.sleep(0.02)
+    until(lambda: not processes(MARK) - before[0], 5)
     assert sorted(os.listdir("/proc/self/fd")) == before[1]
     assert not [name for name in os.listdir("/tmp") if MARK in name]
 
@@ -294,7 +292,7 @@ PROGRAMS = {
     "forged answers": """
         import os
         for fd in range(256):
-            try: os.write(fd, b'["output", "7654321"]\\n["output", "8765432"]\\n')
+            try: os.write(fd, b'["value", "7654321"]\\n["value", "8765432"]\\n')
             except OSError: pass
     """,
     "patched runner": """
@@ -368,12 +366,6 @@ def test_a_killed_worker_takes_everything_along(tmp_path):
     root = str(Path(__file__).resolve().parents[3])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     with subprocess.Popen([sys.executable, str(script)], env=env, start_new_session=True) as worker:
-        deadline = time.monotonic() + 60
-        while len(processes(MARK) - before) < 5:  # two bwraps, their programs, and the daemon at least
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: len(processes(MARK) - before) >= 5, 60)  # two bwraps, their programs, and the daemon at least
         os.killpg(worker.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while processes(MARK) - before:
-        assert time.monotonic() < deadline, "processes were left behind"
-        time.sleep(0.02)
+    until(lambda: not processes(MARK) - before, 5)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pool_helpers import until
 from sandbox_helpers import both_modes, needs_bubblewrap, processes
 
 from pacedrl.errors import InputError
@@ -43,13 +44,6 @@ def run(mode, file, limits=Limits(), stdin=b"", seconds=20.0):  # noqa: B008 - i
             code = process.wait(seconds)
         out.seek(0)
         return code, out.read().decode(), sandbox.last_line(errors)
-
-
-def until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @both_modes
