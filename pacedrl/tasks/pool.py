@@ -7,8 +7,8 @@ A job that hangs, crashes its process or raises gets an error verdict; it never 
 touches another job. One job is in flight per process: sending it costs far less than judging it, and a job that waits
 behind a stuck one would be late.
 
-A message counts only for the job whose number it holds; others are dropped. Anything that is no message comes from a
-verifier that wrote to the connection; the job gets an error and its process is replaced.
+A message counts only for the job whose number it holds; others are dropped. Anything else comes from a verifier that
+wrote to the connection: the job gets an error and its process is replaced.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ class _Worker:
         self.connection.close()
 
     def _receive(self, line: bytes, timeout_s: float) -> Verdict | None:
-        """Do what a message asks for; return the verdict if it is one. Raises _WorkerLostError if it is no message."""
+        """Do what a message asks for; return the verdict if it is one. Raises _WorkerLostError for anything else."""
         now = time.monotonic()
         try:
             message = json.loads(line)

@@ -1,4 +1,4 @@
-"""Verifier processes that run out of memory, die or are stuck: replaced, and nothing left behind after many jobs."""
+"""Tests of verifier processes that run out of memory, die or are stuck: they are replaced and leave nothing behind."""
 
 import gc
 import os

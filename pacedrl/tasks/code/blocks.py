@@ -17,8 +17,8 @@ Block = tuple[str, str]
 def extract(text: str, wanted: Collection[str] = ()) -> str:
     """Return the code of a completion: a block fenced as Python, else a fenced block, else all of it.
 
-    Of several blocks it is the last one that defines one of the names ``wanted``, because a usage example often follows
-    the solution; if none does, or no names are given, it is the last one. Fences are CommonMark's, but may be indented.
+    Of several blocks, the last one that defines a name in ``wanted`` counts, because a usage example often follows the
+    solution; if none does, or no names are given, the last one counts. Fences are CommonMark's, but may be indented.
     An unclosed fence counts if it says that Python follows; otherwise it only ends the code before it.
     """
     blocks, before, unclosed = _split(text)

@@ -5,7 +5,7 @@ It shares its process with hostile code, so nothing that it sends is trusted.
 The first message says what to run. Each later one is the standard input of one run of a program, or a request
 ``[operation, arguments, keywords]``, where the operation is a function of this file or of the modules ``operator`` and
 ``builtins``. Answers are ``["value", value]`` or ``["error", ...]``, followed by what ``describe`` gives.
-If tests may use objects that are no plain data, these stay here, and references to them are sent.
+If tests may use objects that are not plain data, these stay here, and references to them are sent.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class KeptObjects:
         return namespace[name] if name in namespace else getattr(namespace["Solution"](), name)
 
     def send(self, value: Any) -> Any:
-        """Encode what is no plain data: iterables except iterators as items, exceptions described, else a reference."""
+        """Encode other values: iterables except iterators as items, exceptions described, all else as references."""
         if isinstance(value, collections.deque):
             return {"deque": send_items(value)}
         if isinstance(value, BaseException):
@@ -200,7 +200,7 @@ def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callab
 def _run(code: Any, text: str, output: int, seal: Callable[[], None]) -> None:
     """Become the program. The caller must return at once, so that the process ends as a script does.
 
-    Its other threads end first, ``atexit`` functions run, and output is written. The exit code is a script's, too.
+    Its other threads end first, ``atexit`` functions run, and output is written; the exit code is that of a script.
     """
     with open("input", "w+b", buffering=0) as file:  # in the sandbox's empty /tmp
         file.write(text.encode("utf-8", "surrogatepass"))

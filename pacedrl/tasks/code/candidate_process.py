@@ -158,7 +158,7 @@ def _encoded(value: Any, what_tests_do: str) -> Any:
 
 
 def _send_argument(value: Any) -> Any:
-    """Encode an argument that is no plain data. Raises NotPlainDataError for what only the tests can have created."""
+    """Encode an argument that is not plain data. Raises NotPlainDataError for what only the tests can have created."""
     if isinstance(value, RemoteObject | RemoteIterator):
         return value._reference
     if isinstance(value, range):

@@ -71,7 +71,7 @@ def returns_the_same(value: Any, expected: Any) -> bool:
     """
     if isinstance(expected, str) and not isinstance(value, str | int | float | None) and repr(value) == expected:
         return True
-    expected = _as_json(expected, None)  # it may come from a column that is no JSON
+    expected = _as_json(expected, None)  # it may come from a column that is not JSON
     return same(_as_json(value, expected), expected)
 
 

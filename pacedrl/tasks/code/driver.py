@@ -66,7 +66,7 @@ def main(seal: Callable[[], None], read: int, write: int) -> None:
 
 
 def _prepare(tests: dict[str, Any]) -> tuple[Test, dict[str, Any] | None]:
-    """Return the test, and what is known of the canonical solution if there is one."""
+    """Return the test, and the answers and time of the canonical solution, None if there is no such solution."""
     kinds = {"program": _program_test, "calls": _calls_test, "operations": _operations_test, "code": _code_test}
     try:
         if tests["kind"] == "evalplus":

@@ -21,7 +21,7 @@ from pacedrl.tasks.code.compare import TOLERANCE, same
 from pacedrl.tasks.code.implicit_imports import compiled
 from pacedrl.tasks.code.values import LONGEST_MESSAGE, decode, encode, send_items
 
-# Functions whose results EvalPlus compares as sets, and those of which it compares whether there is a result at all.
+# Functions whose results EvalPlus compares as sets, and functions for which it only compares whether there is a result.
 _LISTS_LIKE_SETS = ("similar_elements", "common_in_nested_lists", "intersection_array", "find_dissimilar", "Diff")
 _COMPARED_AS_SETS = (*_LISTS_LIKE_SETS, "find_char_long", "extract_singly", "larg_nnum")
 _COMPARED_AS_TRUTH = ("check_str", "text_match_three", "text_starta_endb")
@@ -179,7 +179,7 @@ def _number(value: Any) -> Any:
 
 
 def _typed(value: Any, known: _Type | None) -> Any:
-    """Convert lists to the known types. Deeper ones, of which nothing is known, stay lists unless the type nests."""
+    """Convert lists to the known types. Deeper lists, whose type is unknown, stay lists unless the type nests."""
     if known is None:
         return value
     content = known.content

@@ -1,9 +1,9 @@
 """Reads tests that are pairs of inputs and outputs, in the forms of public data sets.
 
-A pair tests one of three things: a program, which reads the input and prints the output; a function, named by
-``fn_name`` or by a row's ``metadata`` (LiveCodeBench's form), of which they are the arguments and the result; or a
-class, as in LeetCode's design problems. For a class, the input is two lists: operations, the first of which is the
-class, and the arguments of each; the output is the list of what each operation returned.
+A pair tests one of three things. A program reads the input and prints the output. A function, named by ``fn_name`` or
+by a row's ``metadata`` (LiveCodeBench's form), takes the input as arguments and returns the output. For a class, as in
+LeetCode's design problems, the input is two lists: operations, beginning with the class, and the arguments of each; the
+output is the list of what each operation returned.
 
 Inputs and outputs of functions and classes are values, or text: JSON, or a Python literal.
 """
@@ -130,7 +130,7 @@ def _outputs(value: Any, is_text: bool) -> list[Any]:
 
 
 def _readings(value: Any) -> list[Any]:
-    """Return what text says: as JSON; if it is no JSON, the text itself and, if it is one, the Python literal."""
+    """Return what text says: as JSON; if it is not JSON, the text itself and, if it is one, the Python literal."""
     if not isinstance(value, str):
         return [value]
     with contextlib.suppress(ValueError, RecursionError):
@@ -162,4 +162,4 @@ def _encoded(value: Any) -> Any:
     try:
         return encode(value)
     except NotPlainDataError as error:
-        raise JudgeError(f"the row's tests hold a value of type {error}, which is no plain data") from None
+        raise JudgeError(f"the row's tests hold a value of type {error}, which is not plain data") from None

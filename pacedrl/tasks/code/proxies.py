@@ -105,7 +105,7 @@ class RemoteIterator:
 
 
 class RemoteObject:
-    """An object of the candidate's that is no plain data, such as a function that it returned.
+    """An object of the candidate's that is not plain data, such as a function that it returned.
 
     It can be called and has attributes, conversions such as ``str``, and the items that it gave when the tests first
     looked at them: a value would not give others the next time. Operators combine it with other objects of the
@@ -263,7 +263,7 @@ def same_object(left: Any, right: Any) -> bool:
 
 
 def _has_own_equality(value: object) -> bool:
-    """Tell whether it is of a class of the tests' with its own ``__eq__``, such as a helper for tolerances."""
+    """Tell whether the tests define its class with an ``__eq__``, as a helper for tolerances does."""
     kind = type(value)
     return kind.__module__ == "tests" and kind.__eq__ is not object.__eq__ and not hasattr(kind, "__dataclass_fields__")
 

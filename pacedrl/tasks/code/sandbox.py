@@ -161,6 +161,7 @@ def start(
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, 9)
             process.kill()  # bubblewrap's end is that of the first process in its namespace, and so of all in it
+            process.wait()
 
 
 def _python_command(

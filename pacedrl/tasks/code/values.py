@@ -32,9 +32,9 @@ _LONGEST_TEXT = 1000  # of an exception
 Exceptions = dict[str, type[Exception]]
 """Classes by name."""
 Sender = Callable[[Any], Any]
-"""Encodes a value that is no plain data; it may raise NotPlainDataError."""
+"""Encodes a value that is not plain data; it may raise NotPlainDataError."""
 Receiver = Callable[[str, Any], Any]
-"""Decodes a tag and its content that are no plain data; it may raise anything."""
+"""Decodes a tag and its content that are not plain data; it may raise anything."""
 
 
 class NotPlainDataError(TypeError):
@@ -118,7 +118,7 @@ def is_iterable(value: Any) -> bool:
 def send_items(value: Any, send_other: Sender | None = None) -> Any:
     """Encode an iterable as the list of its items. Raises ValueError for more than MOST_ITEMS.
 
-    ``send_other`` encodes those items that are no plain data; by default it is this function.
+    ``send_other`` encodes those items that are not plain data; by default it is this function.
     """
     if not is_iterable(value):
         refuse(value)
@@ -196,7 +196,7 @@ def describe(error: BaseException) -> list[Any]:
 
 
 def _encoded(values: list[Any]) -> list[Any]:
-    """Return the values encoded; nothing if they are no plain data."""
+    """Return the values encoded; nothing if they are not plain data."""
     try:
         return [encode(value) for value in values]
     except (NotPlainDataError, RecursionError):
@@ -231,7 +231,7 @@ def send(file: IO[bytes], message: Any) -> None:
 
 
 def receive(file: IO[bytes]) -> Any:
-    """Read one message. Raises EOFError at the end and for a message too long, ValueError for one that is no JSON."""
+    """Read one message. Raises EOFError at the end and for a message too long, ValueError for one that is not JSON."""
     line = file.readline(LONGEST_MESSAGE)
     if not line.endswith(b"\n"):
         raise EOFError

@@ -1,4 +1,4 @@
-"""Which sandboxes this machine has, and which processes run in them."""
+"""Tells which sandboxes this machine has, and which processes run in them."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ both_modes = pytest.mark.parametrize("mode", [pytest.param("bubblewrap", marks=n
 
 
 def processes(mark):
-    """Pids of the processes on this machine, inside sandboxes too, whose command line holds ``mark``."""
+    """Return the pids of the processes on this machine, inside sandboxes too, whose command line holds ``mark``."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:

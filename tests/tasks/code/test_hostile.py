@@ -1,4 +1,4 @@
-"""Completions that want the reward without the work, or the machine: 0 for each, in time, and nothing left behind."""
+"""Completions that cheat or attack the machine: each gets 0 in time, and leaves nothing behind."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ MARK = f"hostile_{os.getpid()}"  # in the environment, the sandboxes' command li
 
 @pytest.fixture(autouse=True)
 def nothing_left(monkeypatch):
-    """Around every test: the same processes, descriptors and files in the temporary directory after it as before."""
+    """Check after every test that it left no process, descriptor or file in the temporary directory."""
     monkeypatch.setenv("MARK", MARK)
     monkeypatch.setattr(sandbox, "_START", f"{sandbox._START}# {MARK}")
     before = processes(MARK), sorted(os.listdir("/proc/self/fd"))
@@ -37,7 +37,7 @@ def nothing_left(monkeypatch):
 
 
 def judged(text, mode="bubblewrap", **row):
-    """The reward, for functions by default; it must come within the limits."""
+    """Return the reward, by default for tests of a function, and check that it comes within the limits."""
     row = row or {"test_list": TESTS}
     settings = CodeSettings(mode, timeout_s=TIMEOUT_S, memory_mb=512)
     start = time.monotonic()
@@ -351,7 +351,7 @@ def test_no_completion_meets_what_another_left():
 @needs_bubblewrap
 @pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
 def test_a_killed_worker_takes_everything_along(tmp_path):
-    """As the pool does it: SIGKILL to the worker's process group while a completion with a daemon runs."""
+    """Kill the worker's process group, as the pool does, while a completion with a daemon runs."""
     script = tmp_path / "worker.py"
     daemon = NAMESPACED["a daemon"].replace("return 0", "time.sleep(1000)")
     script.write_text(

@@ -1,4 +1,4 @@
-"""Names that a program need not import, and how a program ends."""
+"""Tests of names that a program need not import, and of how a program ends."""
 
 import builtins
 

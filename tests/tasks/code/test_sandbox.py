@@ -1,4 +1,4 @@
-"""What a program in a sandbox can see and do, and that nothing of it is left afterwards."""
+"""Tests of what a program in a sandbox can see and do, and that it leaves nothing behind."""
 
 import json
 import os
@@ -25,7 +25,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="a program outli
 
 @pytest.fixture
 def program(tmp_path):
-    """Writes a program whose ``main`` runs the given statements; its name is told by every process it starts."""
+    """Write a program whose ``main`` runs the given statements; its name is in the command line of its processes."""
 
     def write(body):
         file = tmp_path / f"program_{os.getpid()}_{time.monotonic_ns()}.py"
@@ -36,7 +36,7 @@ def program(tmp_path):
 
 
 def run(mode, file, limits=Limits(), stdin=b"", seconds=20.0):  # noqa: B008 - it is frozen
-    """Exit code, what it printed, and the last line of its errors."""
+    """Return the exit code, what it printed, and the last line of its errors."""
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         given.write(stdin)
         given.seek(0)
