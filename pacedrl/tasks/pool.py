@@ -108,8 +108,7 @@ class VerifierPool(contextlib.AbstractContextManager["VerifierPool"]):
 
     def cancel(self) -> None:
         """End a ``score`` that another thread is running, which then raises Cancelled; do nothing if there is none."""
-        if self._lock.acquire(blocking=False):
-            self._lock.release()
+        if not self._lock.locked():
             return
         self._cancelled.set()
         with self._lock:

@@ -43,18 +43,16 @@ def _split(text: str) -> tuple[list[Block], str, Block | None]:
     opening: tuple[int, str, str] | None = None
     for line in text.split("\n"):
         fence = _FENCE.match(line)
-        if opening is None:
-            if fence is None or (fence[2][0] == "`" and "`" in fence[3]):
-                lines.append(line)
-                continue
+        if opening is None and fence is not None and not (fence[2][0] == "`" and "`" in fence[3]):
             before, lines = "".join(f"{each}\n" for each in lines), []
             language = fence[3].split()[0].lower() if fence[3].strip() else ""
             opening = len(fence[1]), fence[2], language
-        elif fence is not None and _closes(fence, *opening[:2]):
+        elif opening is not None and fence is not None and _closes(fence, *opening[:2]):
             blocks.append((opening[2], "".join(f"{each}\n" for each in lines)))
             opening, lines = None, []
         else:  # without as much of its indentation as the fence has
-            lines.append(line[min(opening[0], len(line) - len(line.lstrip(" \t"))) :])
+            indent = opening[0] if opening else 0
+            lines.append(line[min(indent, len(line) - len(line.lstrip(" \t"))) :])
     unclosed = (opening[2], "\n".join(lines).removesuffix(opening[1])) if opening else None
     return blocks, before, unclosed
 
