@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from code_helpers import reward
 from pool_helpers import until
 from sandbox_helpers import both_modes, needs_bubblewrap, processes
 
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code import verifier as code
-from pacedrl.tasks.code.verifier import CodeSettings, code_reward
-from pacedrl.types import Prompt
+from pacedrl.tasks.code.verifier import CodeSettings
 
 TIMEOUT_S = 1.0
 FIRST_ANSWER, SECOND_ANSWER = 7_654_321, 8_765_432
@@ -38,16 +38,12 @@ def nothing_left(monkeypatch):
 
 def judged(text, mode="bubblewrap", **row):
     """Return the reward, by default for tests of a function, and check that it comes within the limits."""
-    row = row or {"test_list": TESTS}
+    text = textwrap.dedent(text).replace("REPOSITORY", str(Path(__file__).parents[3]))
     settings = CodeSettings(mode, timeout_s=TIMEOUT_S, memory_mb=512)
     start = time.monotonic()
-    reward = code_reward(
-        Prompt("key", "task", "Solve it.", row.pop("answer", None), row),
-        textwrap.dedent(text).replace("REPOSITORY", str(Path(__file__).parents[3])),
-        settings,
-    )
+    verdict = reward(text, settings=settings, **row or {"test_list": TESTS})
     assert time.monotonic() - start < TIMEOUT_S + code.START_LIMIT_S
-    return reward
+    return verdict
 
 
 FORGERIES = {

@@ -8,11 +8,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from code_helpers import reward
 from sandbox_helpers import needs_bubblewrap
 
 from pacedrl.tasks.code import sandbox
-from pacedrl.tasks.code.verifier import CodeSettings, code_reward
-from pacedrl.types import Prompt
+from pacedrl.tasks.code.verifier import CodeSettings
 
 pytestmark = needs_bubblewrap
 EPERM, ENOSYS = 1, 38
@@ -37,8 +37,7 @@ def way(request, monkeypatch):
 
 def passes(text, *tests, **limits):
     """Tell whether all tests pass."""
-    prompt = Prompt("key", "task", "Solve it.", None, {"test_list": list(tests)})
-    return code_reward(prompt, text, CodeSettings(timeout_s=20.0, **limits)) == 1.0
+    return reward(text, test_list=list(tests), settings=CodeSettings(timeout_s=20.0, **limits)) == 1.0
 
 
 CALL = (
