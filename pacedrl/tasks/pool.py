@@ -108,11 +108,10 @@ class VerifierPool(contextlib.AbstractContextManager["VerifierPool"]):
 
     def cancel(self) -> None:
         """End a ``score`` that another thread is running, which then raises Cancelled; do nothing if there is none."""
-        if not self._lock.locked():
-            return
-        self._cancelled.set()
-        with self._lock:
-            self._cancelled.clear()
+        if self._lock.locked():
+            self._cancelled.set()
+            with self._lock:
+                self._cancelled.clear()
 
     def close(self) -> None:
         """Kill the processes; closing twice is fine."""

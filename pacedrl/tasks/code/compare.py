@@ -1,6 +1,4 @@
-"""Decides whether what a program prints, or what a function returns, is what was expected.
-
-Both sides of a comparison are built here: no code of a completion runs.
+"""Decides whether what a program prints, or a function returns, is what was expected. No code of a completion runs.
 
 Whole numbers are compared exactly, however long they are; only numbers with a fraction have a tolerance. A number that
 is printed with a point or an exponent passes for a whole number if it is within ``TOLERANCE`` of it, computed exactly:

@@ -1,8 +1,7 @@
 """Values and messages between the two sandboxes of a verdict on code.
 
 A message is a line of JSON. Whatever arrives becomes a value of one of the types below, built anew, so that comparing
-it runs no code of the sender's: this is what makes a verdict safe. Imports stay few, because every verdict pays for
-them.
+it runs no code of the sender's: this is what makes a verdict safe. Imports stay few: every verdict pays for them.
 
 "Plain data" is None, numbers (Fraction and Decimal too), strings, bytes, dates and times, the built-in containers and
 those of ``collections``, built-in types such as ``int``, and numpy's arrays if numpy is installed.

@@ -4,19 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pacedrl.errors import InputError
 from pacedrl.tasks.code import sandbox
 
-
-def without_bubblewrap():
-    try:
-        sandbox.check("bubblewrap")
-    except InputError as error:
-        return str(error)
-    return None
-
-
-needs_bubblewrap = pytest.mark.skipif(without_bubblewrap() is not None, reason=str(without_bubblewrap()))
+needs_bubblewrap = pytest.mark.skipif(sandbox._why_not() is not None, reason=str(sandbox._why_not()))
 both_modes = pytest.mark.parametrize("mode", [pytest.param("bubblewrap", marks=needs_bubblewrap), "rlimits"])
 
 
