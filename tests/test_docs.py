@@ -147,7 +147,7 @@ def test_the_page_on_scale_quotes_the_simulation() -> None:
     checked = json.loads((ROOT / "docs/performance/scaling.json").read_text())
     one, two = ([checked[n][of] for of in ("predicted", "real")] for n in ("1", "2"))
     assert "one process {:.1f} s, measured {:.1f}; with two {:.1f} s, measured {:.1f}".format(*one, *two) in quoted
-    assert "64 are used to 62% colocated and 77% served. The driver's share is 12% at 1,024 devices" in quoted
+    assert "64 devices reach 62% colocated and 77% served. Rank 0's share of the time is 12% on 1,024 devices" in quoted
 
 
 def test_the_page_on_performance_says_what_was_measured() -> None:
