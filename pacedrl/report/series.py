@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ def smoothed(y: Floats, window: int) -> Floats:
     return _ratio(total, count)
 
 
-def _ratio(total: Floats, count: Floats) -> Floats:
+def _ratio(total: NDArray[Any], count: NDArray[Any]) -> Floats:
     """Return total / count; NaN where the count is 0, up to rounding."""
     ratio: Floats = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0.5)
     return ratio
@@ -121,7 +122,7 @@ def chance_error_by_step(run: RunLogs) -> Floats:
     place = np.searchsorted(steps, prompts.step)
     inside = (place < len(steps)) & (steps[place.clip(max=len(steps) - 1)] == prompts.step)
     total = np.bincount(place[inside], floor[inside], len(steps))
-    return _ratio(total, np.bincount(place[inside], minlength=len(steps)).astype(float))
+    return _ratio(total, np.bincount(place[inside], minlength=len(steps)))
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def test_the_page_opens_from_disk_and_says_who_won(compared: tuple[CommandLine, 
     assert page.count("data:image/svg+xml;base64,") == 7
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
     text = (cli.folder / "out/page.md").read_text()
-    assert f"2 seeds, {ROLLOUTS} completions generated in each run" in text
+    assert f"2 seeds; each run generated {ROLLOUTS} completions" in text
     assert set(re.findall(r"!\[.*?\]\((.*?)\)", text)) == {path.name for path in (cli.folder / "out").glob("*.svg")}
     rows = re.findall(r"^\| (\w+) \|", text, re.M)
     assert sorted(rows) == ["again", "broken", "grpo", "lilo", "variant"]
