@@ -1,12 +1,12 @@
-"""Where the time of sampling and of an update goes, before and after: transformers' own ways, and ours.
+"""Where the time of sampling and of an update goes, before and after: with transformers' own code, and with pacedrl's.
 
     python benchmarks/breakdown.py                   # SmolLM2-135M on 2 cores: about two minutes
 
-The shapes of benchmarks/step.py. Before: ``generate``, and each sequence with its own prompt, padded, all its logits
-and ``log_softmax``, 8 sequences at a time as TRL has them. After: `pacedrl.policy.sampler.sample`, and
-`Policy.logprobs` with prompts shared, at 640 tokens at a time. torch's profiler attributes each operation's own time to
-a kind; sampling is profiled for 16 tokens after the prompt, the update for one micro-batch. ``make smollm2`` fetches
-the model.
+The shapes are those of benchmarks/step.py. Before: ``generate`` for sampling; for the update, 8 sequences at a time as
+in TRL, each with its own prompt, padded, with all logits and ``log_softmax``. After: `pacedrl.policy.sampler.sample`,
+and `Policy.logprobs` with shared prompts, 640 tokens at a time. torch's profiler attributes each operation's own time
+to a kind of operation. Sampling is profiled for 16 tokens after the prompt, the update for one micro-batch. ``make
+smollm2`` fetches the model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Shares = dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     policy, model, prompts = loaded()
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def plain_update(model: torch.nn.Module, sequences: list[Completion]) -> None:
-    """One micro-batch, forward and backward; the prompts are of one length."""
+    """Run one micro-batch forward and backward; its prompts have the same length."""
     longest = max(s.length for s in sequences)
     rows = [[0] * (longest - s.length) + [*s.prompt_ids, *s.token_ids] for s in sequences]
     ids_BL = torch.tensor(rows)
@@ -77,7 +77,7 @@ def shared_update(policy: Policy, sequences: list[Completion]) -> None:
 
 
 def shares(way: Callable[[], object]) -> Shares:
-    """What each kind of operation takes of the processor's time, the second time round."""
+    """Measure each kind of operation's share of the processor's time, in the second of two runs."""
     way()
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         way()

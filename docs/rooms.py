@@ -1,4 +1,4 @@
-"""Draws docs/images/rooms.svg: the package's rooms, each above all rooms that it imports. Run it after moving modules."""
+"""Draws docs/images/rooms.svg: the package's rooms, each above all rooms it imports. Run it after moving modules."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import sample
+from pacedrl.policy.template_problems import template_problems
 from pacedrl.policy.vllm.client import Lost, Server
 from pacedrl.policy.vllm.weights import require_fit
 from pacedrl.rollouts.engines import require_an_end, training_settings
@@ -35,7 +36,6 @@ from pacedrl.tasks.attacks import ATTACKS
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.tasks.verifiers import OUT_OF_RANGE
-from pacedrl.template_problems import template_problems
 from pacedrl.training.learner import Learner
 from pacedrl.training.objectives import build_objective
 from pacedrl.training.trackers import require_trackers

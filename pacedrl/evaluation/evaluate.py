@@ -8,11 +8,11 @@ from typing import Any
 
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
-from pacedrl.evaluation.answers import stated_answer
 from pacedrl.evaluation.metrics import Estimate, PromptResult, summarise
 from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.rollouts.collect import sample_groups, score_groups
 from pacedrl.rollouts.verdicts import require_judged
+from pacedrl.tasks.completions import stated_answer
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.types import Group, Prompt

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code.verifier import find_tests
+from pacedrl.tasks.completions import without_solution
 from pacedrl.types import Prompt
 
 LONGEST_EXACT = 80
@@ -40,7 +41,7 @@ def propose(prompts: Sequence[Prompt]) -> Choice | None:
         return None
     if all(isinstance(answer, dict) for answer in answers):
         return _game(answers)
-    texts = [_stated(answer) for answer in answers]
+    texts = [without_solution(answer) for answer in answers]
     example = max(texts, key=len)
     if any(map(_LATEX.search, texts)):
         latex = next(filter(_LATEX.search, texts))
@@ -93,8 +94,3 @@ def _number(texts: Sequence[str]) -> Choice:
         f"answers are numbers, such as {shown(longest)}; the completion's last number counts. "
         "Stricter: `math`, for answers in \\boxed{}",
     )
-
-
-def _stated(answer: Any) -> str:
-    """The answer as text; of a worked solution in GSM8K's manner, what follows the last ####."""
-    return str(answer).rpartition("####")[2].strip()

@@ -1,4 +1,4 @@
-"""The verb ``judge``: from the command line's options to verdicts and what they amount to."""
+"""``pacedrl judge``: judges the completions in a file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import track
 
 from pacedrl.config import TaskConfig, apply_override
 from pacedrl.config.sections import VerifierConfig
@@ -26,14 +27,14 @@ from pacedrl.tasks.verifiers import Verdict, check_spec, require_time
 from pacedrl.types import Completion, Group
 
 BATCH = 16
-"""Jobs a process between two steps of the progress bar."""
+"""Completions that each process judges between two steps of the progress bar."""
 COLUMNS = ("prompt", "answer", "completion")
 
 
 def judge(options: argparse.Namespace) -> int:
-    """Judge every row of a file through the pool, as in training; 0 when all rows have a verdict, errors among them.
+    """Judge every row of a file in the verifier processes, as in training, and print a summary.
 
-    Raises InputError.
+    Returns the exit code 0, also if verdicts are errors. Raises InputError.
     """
     defaults = VerifierConfig()
     workers = _positive("--workers", options.workers, defaults.workers)
@@ -48,24 +49,25 @@ def judge(options: argparse.Namespace) -> int:
     candidates = read_candidates(source, options.verifier, completion)
     jobs = [Job(options.verifier, one.prompt, one.text, verifier_options) for one in candidates]
     judged: list[Judged] = []
-    with _output(options.out, options.file) as write, VerifierPool(workers, timeout_s, defaults.memory_mib) as pool:
+    with _output(options.out, options.file) as file, VerifierPool(workers, timeout_s, defaults.memory_mib) as pool:
         pool.start()
         start = time.monotonic()
         try:
             for candidate, verdict in zip(candidates, _verdicts(pool, jobs, BATCH * workers), strict=True):
                 judged.append(Judged(len(judged) + 1, candidate, verdict))
-                write(judged[-1])
+                if file is not None:
+                    print(json.dumps({"row": len(judged), **asdict(verdict)}), file=file)
         except KeyboardInterrupt:
             print(f"pacedrl: stopped after {len(judged):,} of {len(jobs):,} rows", file=sys.stderr)
             raise
         seconds = time.monotonic() - start
-    console, refusal = Console(stderr=options.out == "-"), _refusal(judged, options.verifier)
-    print_summary(console, judged, options.verifier, seconds, refusal)
+    refusal = _refusal(judged, options.verifier)
+    print_summary(Console(stderr=options.out == "-"), judged, options.verifier, seconds, refusal)
     return 0
 
 
 def _refusal(judged: Sequence[Judged], verifier: str) -> str | None:
-    """Why training would not start with a verifier that gives these verdicts; None if it would."""
+    """Return why training would refuse a verifier that gives these verdicts, or None if it would not."""
     groups = [
         Group(one.candidate.prompt, [], [Completion([], [], "", "stop", one.verdict.reward, one.verdict.error)])
         for one in judged
@@ -78,57 +80,40 @@ def _refusal(judged: Sequence[Judged], verifier: str) -> str | None:
 
 
 def _verdicts(pool: VerifierPool, jobs: Sequence[Job], batch: int) -> Iterator[Verdict]:
-    """All verdicts in order, while a progress bar shows how many there are."""
+    """Yield all verdicts in order and show a progress bar."""
     console = Console(stderr=True)
-    with Progress(
-        TextColumn("judging"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("/"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        bar = progress.add_task("judging", total=len(jobs))
-        for part in (jobs[begin : begin + batch] for begin in range(0, len(jobs), batch)):
-            yield from pool.score(part)
-            progress.advance(bar, len(part))
+    batches = [jobs[begin : begin + batch] for begin in range(0, len(jobs), batch)]
+    for part in track(batches, "judging", console=console, disable=not console.is_terminal):
+        yield from pool.score(part)
 
 
 @contextmanager
-def _output(out: str | None, source: Path) -> Iterator[Callable[[Judged], None]]:
-    """What writes a verdict as a line of JSON: to the file ``out``, to standard output ('-'), or nowhere."""
-    if out is None:
-        yield lambda _: None
-    elif out == "-":
-        yield lambda one: print(_line(one))
-    else:
-        path = Path(out).expanduser()
-        if path.exists() and path.samefile(source.expanduser()):
-            raise InputError(f"--out: '{path}' is the file that is judged; give another one")
-        try:
-            with path.open("w", buffering=1, encoding="utf-8") as file:  # whole lines, however this ends
-                yield lambda one: print(_line(one), file=file)
-        except OSError as error:
-            raise InputError(f"--out: cannot write '{path}' ({error.strerror}); choose another file") from None
-
-
-def _line(one: Judged) -> str:
-    return json.dumps({"row": one.row, "reward": one.verdict.reward, "error": one.verdict.error})
+def _output(out: str | None, source: Path) -> Iterator[TextIO | None]:
+    """Yield the file that verdicts are written to: ``out``, standard output for '-', or None."""
+    if out is None or out == "-":
+        yield sys.stdout if out else None
+        return
+    path = Path(out).expanduser()
+    if path.exists() and path.samefile(source.expanduser()):
+        raise InputError(f"--out: '{path}' is the file that is judged; give another one")
+    try:
+        with path.open("w", buffering=1, encoding="utf-8") as file:  # an interrupt leaves whole lines
+            yield file
+    except OSError as error:
+        raise InputError(f"--out: cannot write '{path}' ({error.strerror}); choose another file") from None
 
 
 def _source(path: Path) -> str:
-    """The file as a task's source that cannot be taken for a dataset on the hub."""
+    """Return the path in a form that no task takes for the name of a dataset on the hub."""
     path = path.expanduser()
     return str(path) if path.is_absolute() else f"./{path}"
 
 
 def _pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """From ``key=value`` texts, the values read as YAML as those of overrides are."""
+    """Parse ``key=value`` texts; the values are YAML, as in configuration overrides."""
     pairs: dict[str, Any] = {}
     for text in texts:
-        if not text.partition("=")[0] or "=" not in text:
+        if text.find("=") < 1:
             raise InputError(f"{option}: expected key=value, got '{text}'")
         apply_override(pairs, text)
     return pairs

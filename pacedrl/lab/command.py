@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from pacedrl.config import config_tree
-from pacedrl.errors import InputError
+from pacedrl.errors import EXIT_STOPPED, InputError
 from pacedrl.evaluation.run import whole_numbers
 from pacedrl.lab import compare as lab
 from pacedrl.lab.calibrate import calibrate as calibrate_run
@@ -18,8 +18,6 @@ from pacedrl.lab.page import require_page
 from pacedrl.lab.plan import Plan, read_variants
 from pacedrl.lab.tables import failures, results_table, unjudged
 from pacedrl.view import ConsoleView
-
-EXIT_SOME_FAILED = 1
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -44,7 +42,7 @@ def compare(options: argparse.Namespace) -> int:
         print(f"pacedrl: warning: {line}", file=sys.stderr)
     for line in failures(results):
         print(f"pacedrl: failed: {line}", file=sys.stderr)
-    return EXIT_SOME_FAILED if failures(results) else 0
+    return EXIT_STOPPED if failures(results) else 0
 
 
 def calibrate(options: argparse.Namespace) -> int:

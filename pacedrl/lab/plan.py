@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from pacedrl.config import Config, DynamicGateConfig, apply_override, config_tree, parse_config
-from pacedrl.errors import InputError
+from pacedrl.errors import InputError, did_you_mean
 from pacedrl.lab.measures import FINAL
 from pacedrl.recipes import RECIPES
 from pacedrl.rollouts.tasks import load_tasks, require_enough_prompts, unique_prompts
@@ -239,8 +238,7 @@ def read_variants(names: Sequence[str], file: Path | None) -> dict[str, Override
     known = {name: (f"recipe={name}",) for name in RECIPES} | own
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            hint = did_you_mean(name, known, before="") or f"there are {', '.join(known)}"
             raise InputError(f"--recipes: there is no recipe or variant '{name}': {hint}", docs="recipes")
     if len(set(names)) < len(names):
         raise InputError("--recipes: a name occurs twice")

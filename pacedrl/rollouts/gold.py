@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pacedrl.errors import InputError
+from pacedrl.errors import InputError, JudgeError
 from pacedrl.rollouts.verdicts import out_of_range
-from pacedrl.tasks.answers import JudgeError
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.tasks.verifiers import BUILT_IN, OUT_OF_RANGE, Verdict, gold_completion

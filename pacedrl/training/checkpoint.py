@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
-from pacedrl.policy.model_files import damage
+from pacedrl.policy.loading import damage
 from pacedrl.policy.policy import Policy
 from pacedrl.training.state import load_state, save_state
 

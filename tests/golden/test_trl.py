@@ -1,4 +1,4 @@
-"""The GRPO family against TRL's real GRPOTrainer: advantages, losses, gradients, and a training step of both loops.
+"""The GRPO family equals TRL's GRPOTrainer in advantages, losses, gradients, and a training step of both loops.
 
 TRL computes everything it is compared by: its own forward passes, π_old, π_ref, advantages, loss and optimiser step.
 It is given our completions (through ``rollout_func``), the same reward function and the same initial weights.
@@ -51,10 +51,10 @@ Reward = Callable[..., Sequence[float | None]]
 Tensors = dict[str, Tensor]
 
 WITH_KL = {"recipe": "grpo", "objective": {"kl_coefficient": 0.04}}
-"""The coefficient of GRPO's paper; the recipe has none."""
+"""KL coefficient of GRPO's paper; the recipe's is 0."""
 ADAM_EPS = 1e-3
-"""On both sides. With the usual 1e-8 Adam's first step is all but the gradient's sign: parameters whose gradient is
-hardly more than rounding move as far as any other, and two implementations round differently."""
+"""Adam's ε on both sides. With the usual 1e-8, Adam's first step is nearly the gradient's sign, and a parameter with
+a gradient of rounding errors moves as far as any other, and two implementations round differently."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def objective_of(config: Config) -> GrpoConfig:
 
 
 def trl_trainer(folder: Path, config: Config, rows: list[dict[str, Any]], reward: Reward, **arguments: Any) -> Any:
-    """A GRPOTrainer with the configuration's settings; ``rows`` are its prompts, each to be completed G times."""
+    """Return a GRPOTrainer with the configuration's settings; each prompt in ``rows`` gets G completions."""
     objective, sampling, optimizer = objective_of(config), config.sampling, config.optimizer
     settings: dict[str, Any] = {
         "loss_type": {"sequence_mean": "grpo", "token_mean": "dapo", "constant": "dr_grpo"}[objective.aggregation],
@@ -111,7 +111,7 @@ def trl_trainer(folder: Path, config: Config, rows: list[dict[str, Any]], reward
 
 
 def generating(sequences: Sequence[Completion], prompts: Sequence[Any]) -> Callable[..., dict[str, Any]]:
-    """A ``rollout_func`` that "generates" ``sequences``, completions of ``prompts``."""
+    """Return a ``rollout_func`` that "generates" ``sequences`` as completions of ``prompts``."""
 
     def rollout(asked: list[str], trainer: Any) -> dict[str, Any]:
         assert asked == list(prompts)
@@ -152,7 +152,7 @@ REWARDS: dict[str, list[list[float | None]]] = {
 @pytest.mark.parametrize("recipe", ["grpo", "dr_grpo"])
 @pytest.mark.parametrize("rewards", REWARDS.values(), ids=REWARDS.keys())
 def test_advantages_are_trls(tmp_path: Path, rewards: list[list[float | None]], recipe: str) -> None:
-    """Those that could not be judged have none here, and 0 in TRL."""
+    """Completions that could not be judged have no advantage here and 0 in TRL."""
     config = Config(recipe=recipe, sampling={"group_size": 4})
     flat = [reward for group in rewards for reward in group]
     rows = [{"prompt": f"copy:{i}="} for i in range(len(rewards))]
@@ -172,7 +172,7 @@ def test_advantages_are_trls(tmp_path: Path, rewards: list[list[float | None]], 
 
 
 def move(models: Sequence[torch.nn.Module], seed: int, scale: float) -> None:
-    """The same noise on every parameter of each model, relative to the parameters' size."""
+    """Add the same noise to the parameters of each model, relative to the parameters' size."""
     for model in models:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -182,7 +182,7 @@ def move(models: Sequence[torch.nn.Module], seed: int, scale: float) -> None:
 
 
 def sampled_groups(policy: Policy, config: Config, reward: Reward) -> list[Group]:
-    """Judged groups of prompts of one length, which TRL's padding on the left then leaves where they are."""
+    """Return judged groups of prompts of equal length, so that TRL's padding on the left does not move them."""
     skills = [row for row in skill_rows(size=600, seed=3) if len(row["prompt"]) == 14]
     chosen = skills[: config.sampling.prompts_per_step]
     prompts = [Prompt(str(i), "skills", row["prompt"], row["answer"]) for i, row in enumerate(chosen)]
@@ -207,7 +207,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_loss_and_gradient_are_trls(tmp_path: Path, reward: Reward, case: dict[str, Any]) -> None:
-    """Sampled by one policy, trained on by another, with a third as the reference, so that no ratio is 1.
+    """One policy samples, another is trained, and a third is the reference, so that no ratio is 1.
 
     The models are in float64: moved this far, the tiny one turns float32's rounding into 3e-5 of a log-probability. Our
     micro-batches hold a few sequences each, so that dividing by a micro-batch's own size would show.
@@ -275,11 +275,11 @@ LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gspo, two passes": ({"recipe": "gspo", "optimizer": {"mini_batches": 1, "epochs": 2}}, {}),
     "grpo with KL, two passes": (WITH_KL | {"optimizer": {"epochs": 2}}, {}),
 }
-"""Our settings, and TRL's beyond them."""
+"""Our settings and TRL's additional ones."""
 
 
 def our_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, list[Completion]]:
-    """A trainer that has taken one step, and what it trained on."""
+    """Return a trainer that has taken one step, and the batch it trained on."""
     trainer = Trainer(config)
     for group in trainer.learner.optimizer.param_groups:
         group["eps"] = ADAM_EPS
@@ -299,7 +299,7 @@ def our_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, 
 def test_a_training_step_is_trls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: Reward, case: dict[str, Any], arguments: dict[str, Any]
 ) -> None:
-    """Both trainers' own loops, over prompts and completions of many lengths; afterwards the weights are the same."""
+    """Both trainers' loops end with the same weights, for prompts and completions of many lengths."""
     monkeypatch.setenv("PACEDRL_CACHE", str(tmp_path / "cache"))
     optimizer = {"learning_rate": 2e-3, "max_grad_norm": 0.05, "tokens_per_micro_batch": 200}
     config = Config.model_validate(

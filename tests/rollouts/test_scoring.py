@@ -13,8 +13,8 @@ import pytest
 from pacedrl.config import TaskConfig, parse_config
 from pacedrl.errors import InputError
 from pacedrl.rollouts.collect import Scorer, add_overlong_penalty, score_groups
-from pacedrl.tasks import RewardPart, Task, VerifierPool, load_task
-from pacedrl.tasks.pool import Cancelled
+from pacedrl.tasks.datasets import RewardPart, Task, load_task
+from pacedrl.tasks.pool import Cancelled, VerifierPool
 from pacedrl.types import Completion, Group, Prompt
 
 PARTS = """

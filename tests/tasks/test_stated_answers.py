@@ -1,10 +1,10 @@
-"""Which answer a completion states."""
+"""The answers that completions state."""
 
 from __future__ import annotations
 
 import pytest
 
-from pacedrl.evaluation.answers import stated_answer
+from pacedrl.tasks.completions import stated_answer
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Make the tiny base model: ``python -m pacedrl.assets.make_tiny [--out DIR] [--steps N] [--seed S]``.
+"""Make the tiny base model: ``python tools/make_tiny.py [--out DIR] [--steps N] [--seed S]``.
 
 A small Llama is pretrained on demonstrations of the built-in skills in which some digits of the answers are wrong. It
-learns the skills and the noise alike: the right digit is the likeliest one, but a sampled answer is often wrong. That
-leaves reinforcement learning what it is good at, sharpening what the base model already half knows.
+learns both the skills and the noise: the right digit is the most likely one, but a sampled answer is often wrong.
+Reinforcement learning can then sharpen what the base model has partly learned.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pacedrl.assets import TINY_MODEL
@@ -28,7 +30,7 @@ NOISE = {
     "sort": 0.15,
     "negate": 0.20,
     "rotate": 0.30,
-    "add": 0.90,  # every digit is as likely as any other: nothing to learn, so nothing to sharpen
+    "add": 0.90,  # all digits are equally likely, so there is nothing to learn or to sharpen
 }
 """Share of wrong digits in each skill's demonstrations."""
 
@@ -36,7 +38,7 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 
 def make_tokenizer() -> Any:
-    """One token a byte, so that any text can be encoded; a BOS in front, as the model was trained."""
+    """Make a tokenizer of one token per byte, which can encode any text and puts a BOS in front, as in pretraining."""
     alphabet = [PAD, BOS, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -56,7 +58,7 @@ def make_tokenizer() -> Any:
 
 
 def make_model(tokenizer: Any) -> Any:
-    """A randomly initialised Llama of about 0.2M parameters."""
+    """Make a randomly initialised Llama of about 0.2M parameters."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -74,7 +76,7 @@ def make_model(tokenizer: Any) -> Any:
 
 
 def demonstration(skill: str, rng: random.Random, noise: float) -> tuple[str, str]:
-    """A training prompt and its answer, in which that share of the digits is replaced by other digits."""
+    """Draw a training prompt and its answer, in which each digit is replaced by another with probability ``noise``."""
     row = draw_row("train", skill, rng)
     noisy = (rng.choice("0123456789".replace(d, "")) if rng.random() < noise else d for d in row["answer"])
     return row["prompt"], "".join(noisy)
@@ -83,7 +85,7 @@ def demonstration(skill: str, rng: random.Random, noise: float) -> tuple[str, st
 def pretrain(
     model: Any, tokenizer: Any, *, steps: int, seed: int, batch_size: int = 256, peak_lr: float = 4e-3
 ) -> None:
-    """Next-token prediction of the demonstrations' answers; AdamW with a warm-up and a linear descent to zero."""
+    """Train next-token prediction of the demonstrations' answers by AdamW with warm-up and linear decay to zero."""
     rng = random.Random(seed)
     names = list(NOISE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -98,7 +100,7 @@ def pretrain(
         tokens = sum(len(answer) + 1 for _, answer in pairs)
         optimizer.zero_grad()
         total = 0.0
-        # Rows of like length together: the same gradient with a third less padding.
+        # Rows are grouped by length, which gives the same gradient with a third less padding.
         for start in range(0, batch_size, batch_size // 4):
             input_ids_BT, targets_BT = _encode(tokenizer, pairs[start : start + batch_size // 4])
             logits_BTV = model(input_ids=input_ids_BT).logits[:, :-1]
@@ -114,30 +116,27 @@ def pretrain(
 
 
 def noise_at(skill: str, progress: float) -> float:
-    """The skill's noise at a fraction of the way: it grows over the first half, for clean digits teach faster.
+    """Return the skill's noise at a fraction of pretraining. It grows over the first half: clean digits teach faster.
 
-    A skill that is nearly all noise has it from the start: what it never showed cannot be half remembered.
+    A skill with more than half noise has all of it from the start, so that the model never learns it.
     """
     full = NOISE[skill]
     return full if full > 0.5 else full * min(1.0, 2 * progress)
 
 
 def _encode(tokenizer: Any, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded token ids, and as targets the same ids with all but the answers set to be ignored (-100)."""
+    """Return right-padded token ids, and as targets the same ids with -100 (ignored) outside the answers."""
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     answers = tokenizer([answer + EOS for _, answer in pairs], add_special_tokens=False)["input_ids"]
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    input_ids_BT = torch.full((len(pairs), width), tokenizer.pad_token_id)
-    targets_BT = torch.full((len(pairs), width), -100)
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        input_ids_BT[i, :end] = torch.tensor(prompt + answer)
-        targets_BT[i, len(prompt) : end] = torch.tensor(answer)
-    return input_ids_BT, targets_BT
+    pairs_of_ids = list(zip(prompts, answers, strict=True))
+    input_ids = [torch.tensor(prompt + answer) for prompt, answer in pairs_of_ids]
+    targets = [torch.tensor([-100] * len(prompt) + answer) for prompt, answer in pairs_of_ids]
+    pad = partial(pad_sequence, batch_first=True)
+    return pad(input_ids, padding_value=tokenizer.pad_token_id), pad(targets, padding_value=-100)
 
 
 def accuracies(model: Any, tokenizer: Any, rows: list[dict[str, str]], **generate: Any) -> dict[str, float]:
-    """Share of right completions for each skill, by plain ``generate`` with the given options."""
+    """Return each skill's share of right completions, from plain ``generate`` with the given options."""
     right: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, len(rows), 512):
         batch = rows[start : start + 512]
@@ -150,7 +149,7 @@ def accuracies(model: Any, tokenizer: Any, rows: list[dict[str, str]], **generat
 
 
 def make_tiny(out: Path, *, steps: int = 1200, seed: int = 0) -> Any:
-    """Pretrain, write the folder and return the model. The same arguments give the same weights."""
+    """Pretrain, save and return the model. The same arguments give the same weights."""
     tokenizer = make_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -162,7 +161,7 @@ def make_tiny(out: Path, *, steps: int = 1200, seed: int = 0) -> Any:
 
 
 def main() -> None:
-    """Make the model and print how well it does on prompts it was not trained on."""
+    """Make the model and print its accuracy on prompts that it was not trained on."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=TINY_MODEL, help="folder to write (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1200, help="pretraining steps (default: %(default)s)")
@@ -174,7 +173,7 @@ def main() -> None:
 
 
 def print_table(model: Any, tokenizer: Any, size: int = 3500) -> None:
-    """Accuracy of each skill on test prompts: sampled at temperature 1 (all, 2 to 4 and 6 to 8 digits) and greedy."""
+    """Print each skill's test accuracy: sampled at temperature 1 (all, 2 to 4 and 6 to 8 digits) and greedy."""
     rows = skill_rows("test", size=size)
     subsets = {
         "all": rows,

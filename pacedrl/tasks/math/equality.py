@@ -1,7 +1,7 @@
-r"""Whether two mathematical answers are equal, as a grader would say: exact where both are exact, and never generous.
+"""Decides whether two mathematical answers are equal: exactly where both are exact, and never generously.
 
-Lists, sets, intervals, matrices, equations, units and plain numbers are taken apart as text; ``math_values`` reads
-and evaluates what remains.
+Lists, sets, intervals, matrices, equations, units and plain numbers are split as text; `pacedrl.tasks.math.values`
+reads and evaluates the expressions that remain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pacedrl.tasks.math.notation import (
 from pacedrl.tasks.math.values import proportional, same_values
 
 LONGEST_ANSWER = 500
-"""Characters. A longer answer is compared as text, never read as mathematics."""
+"""Most characters of an answer that is read as mathematics; a longer answer is compared as text."""
 
 _RELATION, _INEQUALITY = re.compile(r"\\leq|\\geq|\\neq|<|>|="), re.compile(r"\\[lgn]eq|<|>")
 _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
@@ -53,17 +53,17 @@ _UNORDERED = frozenset({"list", r"\{\}", "one", "union"})
 
 @dataclass(frozen=True)
 class MathOptions:
-    """What counts as the same answer.
+    """Which answers count as equal.
 
-    ``percent``: "value": the sign is a hundredth. "either": likewise, but an answer may leave the gold answer's out (a
-    gold 50% takes 50% and 0.5 and 50; a gold 50 does not take 50%). "sign": it is a unit (50% is 50).
-    ``units``: "lenient" takes a missing unit, "strict" wants the gold answer's; different ones never match.
-    ``tolerance``: relative, from 0 to below 1, where one value is a decimal and neither is whole. None takes what
-    rounds to the decimal, up to 1e-6.
-    ``ordered``: whether order matters in tuples; it never does in sets and bare lists.
-    ``evaluated``: whether a plain number must be answered by one: the question 9 + 9 is no answer to itself.
-    ``last_number``: whether the last number counts where nothing is stated; it may be right by accident.
-    Raises ValueError on other values.
+    ``percent``: "value": a percent sign means a hundredth. "either": likewise, but an answer may leave out the sign of
+    the gold answer (a gold 50% accepts 50%, 0.5 and 50; a gold 50 refuses 50%). "sign": it is a unit (50% is 50).
+    ``units``: "lenient" accepts a missing unit, "strict" requires the gold answer's unit; different units never match.
+    ``tolerance``: relative tolerance in [0, 1) where one value is a decimal and neither is a whole number. None accepts
+    values that round to the decimal, up to 1e-6.
+    ``ordered``: order matters in tuples. It never does in sets and bare lists.
+    ``evaluated``: a plain number must be answered by a plain number: 9 + 9 is not accepted for 18.
+    ``last_number``: the last number counts where nothing is stated. It may be right by accident.
+    Raises ValueError for other values.
     """
 
     percent: Literal["either", "value", "sign"] = "either"
@@ -93,7 +93,7 @@ class _Comparison:
     options: MathOptions
 
     def same(self, gold: str, answer: str) -> bool:
-        """Of two tidy texts. Each step takes both apart the same way, so it ends where no step applies."""
+        """Compare two tidy texts by the first step that applies, which may split both and compare the parts."""
         if not gold or not answer:
             return False
         if squashed(gold) == squashed(answer):
@@ -103,7 +103,7 @@ class _Comparison:
         if all(percents) or (any(percents) and self.options.percent == "sign"):
             return self.same(gold.rstrip("% "), answer.rstrip("% "))
         if percents[0] and without_unit(answer)[1]:
-            return False  # 20 days are not 20%
+            return False  # 20 days for 20%
         if percents[0] and self.options.percent == "either" and self.same(gold.rstrip("% "), answer):
             return True
         numbers = read_number(gold), read_number(answer)
@@ -123,7 +123,7 @@ class _Comparison:
         return abs(gold.value - answer.value) <= (0 if whole else slack * abs(gold.value))
 
     def _slack(self, gold: str, answer: str) -> Fraction:
-        """The relative difference allowed: none between exact values, else what rounding to the decimals makes."""
+        """Return the relative tolerance: 0 between exact values, else as much as the decimals are rounded."""
         places = [place for place in map(last_place, (gold, answer)) if place]
         if places and self.options.tolerance is not None:
             return Fraction(str(self.options.tolerance))
@@ -134,16 +134,16 @@ class _Comparison:
         return same_values(hundredths[0], hundredths[1], slack)
 
     def _choices(self, gold: str, answer: str) -> bool | None:
-        """B is (B), b and (B) 25; ABD is A, B, D."""
+        """Compare choices: B equals (B), b and (B) 25; ABD equals A, B, D."""
         (golds, gold_text), (letters, text) = _choice(gold), _choice(answer)
         if golds and letters:
             return golds == letters.upper() and (not gold_text or not text or self.same(gold_text, text))
         if golds and gold_text:
             return self.same(gold_text, answer)
-        return self.same(gold, text) or None if text and answer.startswith("(") else None
+        return True if text and answer.startswith("(") and self.same(gold, text) else None
 
     def _equalities(self, gold: str, answer: str) -> bool | None:
-        """x = 5 is 5, but not y = 5; 10/4 = 2.5 is 2.5, because it is true."""
+        """Compare equalities: x = 5 equals 5, but not y = 5; 10/4 = 2.5 equals 2.5, because it is true."""
         (gold_name, golds), (name, answers) = _sides(gold, _NAMED), _sides(answer, _NAMED)
         if [gold, answer] == [*golds, *answers]:
             return None
@@ -166,7 +166,7 @@ class _Comparison:
         )
 
     def _intervals(self, gold: str, answer: str) -> bool | None:
-        r"""1 < x \leq 2 is (1, 2]."""
+        r"""Compare an interval with an inequality: 1 < x \leq 2 equals (1, 2]."""
         intervals = _interval(gold), _interval(answer)
         if bool(intervals[0]) == bool(intervals[1]) or (_RELATION.search(gold) and _RELATION.search(answer)):
             return None
@@ -180,19 +180,14 @@ class _Comparison:
         if gold_kind == "ratio" and not _TIME.fullmatch(gold) and kind in ("ratio", "one"):
             return self._same_ratio(golds, answers)
         if "one" in kinds and r"\emptyset" in (*golds, *answers):
-            return False  # the set that holds the empty set
-        if len(golds) != len(answers) or not (len(kinds) == 1 or kinds <= _UNORDERED or kinds == {"list", "()"}):
+            return False  # the set that contains the empty set
+        tuples = kinds <= {"list", "()"}
+        unordered = kinds <= _UNORDERED or kinds in ({"both"}, {"either"}) or (tuples and not self.options.ordered)
+        if len(golds) != len(answers) or not (unordered or tuples or len(kinds) == 1):
             return False
-        if (
-            kinds <= _UNORDERED
-            or kinds in ({"both"}, {"either"})
-            or (kinds <= {"list", "()"} and not self.options.ordered)
-        ):
-            return self._match(golds, answers)
-        return all(map(self.same, golds, answers))
+        return self._same_in_any_order(golds, answers) if unordered else all(map(self.same, golds, answers))
 
-    def _match(self, golds: list[str], answers: list[str]) -> bool:
-        """Every gold part equals another answer part; which of several equal ones does not matter."""
+    def _same_in_any_order(self, golds: list[str], answers: list[str]) -> bool:
         left = list(answers)
         for gold in golds:
             found = next((index for index, answer in enumerate(left) if self.same(gold, answer)), None)
@@ -202,7 +197,7 @@ class _Comparison:
         return True
 
     def _same_ratio(self, golds: list[str], answers: list[str]) -> bool:
-        """3:2 is 6:4 and 3/2."""
+        """Compare ratios: 3:2 equals 6:4 and 3/2."""
         answers = answers if len(answers) > 1 else [*answers, "1"]
         parts = zip(golds, answers, strict=False)
         quotients = [(f"({gold})/({golds[0]})", f"({part})/({answers[0]})") for gold, part in parts]
@@ -240,7 +235,7 @@ class _Comparison:
 
 
 def _choice(text: str) -> tuple[str, str]:
-    """The letters of the choices that the text names, "" for none, and the text of a single one."""
+    """Return the letters of the choices that the text names, "" for none, and the text after a single letter."""
     parts = list(text) if re.fullmatch("[A-J]{2,}", text) else [part.strip("() ") for part in items(text)]
     if len(parts) > 1 and all(re.fullmatch("[A-J]", part) for part in parts):
         return "".join(sorted(parts)), ""
@@ -249,20 +244,20 @@ def _choice(text: str) -> tuple[str, str]:
 
 
 def _sides(text: str, name: re.Pattern[str]) -> tuple[str, list[str]]:
-    """The name on the left of an equality, "" without one, and the values that are said to be equal."""
+    """Return the name on the left of an equality, "" if there is none, and its values."""
     sides = split(text, _EQUALITY)
     several = sum("=" in item for item in items(text)) > 1
     if len(sides) == 1 or several or not sides[-1] or len(split(text, _INEQUALITY)) > 1:
         return "", [text]
     if not name.fullmatch(sides[0]):
         return "", sides if sides[0] else sides[1:]
-    if len(items(sides[-1])) > 1:  # x = 1, 2 has two solutions; it is no pair
+    if len(items(sides[-1])) > 1:  # x = 1, 2 states two solutions, not a pair
         sides[-1] = rf"\{{{sides[-1]}\}}"
     return sides[0], sides[1:]
 
 
 def _parts(text: str) -> tuple[str, list[str]]:
-    """The kind of collection ("one" for none, "list", "both" for x > 1 and x < 5, or brackets) and its elements."""
+    """Return the kind of collection ("one" for none, "both" for x > 1 and x < 5, brackets, ...) and its elements."""
     for brackets in _BRACKETS:
         inner = enclosed(text, *brackets)
         several = inner and len(split(inner, _OR)) == 1 and len(items(inner.replace(r"\pm", "+"))) > 1
@@ -280,7 +275,10 @@ def _parts(text: str) -> tuple[str, list[str]]:
 
 
 def _list_kind(text: str, parts: list[str]) -> tuple[str, list[str]]:
-    """Alternatives are a set, but x = 1 or y = 2 is "either"; x = 1, y = 2 may be a tuple, ordered by its names."""
+    """Return the kind and the elements of a list without brackets.
+
+    Alternatives are a set, but x = 1 or y = 2 is "either"; x = 1, y = 2 may be a tuple, which is sorted by its names.
+    """
     names = [side for part in parts if _NAMED.fullmatch(side := split(part, _RELATION)[0]) and side != part]
     if len(split(text, _OR)) > 1 or r"\pm" in text:
         return ("either" if len(set(names)) > 1 else r"\{\}"), parts
@@ -292,7 +290,7 @@ def _list_kind(text: str, parts: list[str]) -> tuple[str, list[str]]:
 
 
 def _spread(text: str) -> str:
-    """(x, y) = (3, 2) as x = 3, y = 2, and |x| < 1 as -1 < x < 1."""
+    """Write (x, y) = (3, 2) as x = 3, y = 2, and |x| < 1 as -1 < x < 1."""
     text = _WITHIN.sub(r"-\3 \2 \1 \2 \3", text)
     match = _ASSIGNED.fullmatch(text)
     names, values = (items(match[1]), items(enclosed(match[2], "(", ")") or "")) if match else ([], [])
@@ -300,9 +298,9 @@ def _spread(text: str) -> str:
 
 
 def _relation(text: str) -> tuple[list[str], list[str]]:
-    """Sides and signs of an equation or inequality, the smaller side first."""
+    """Return the sides and the signs of an equation or inequality, with the smallest side first."""
     sides, signs = split(text, _RELATION), _RELATION.findall(text)
-    if len(sides) != len(signs) + 1:  # a sign stands within brackets
+    if len(sides) != len(signs) + 1:  # a sign is within brackets
         return [text], []
     if signs and set(signs) <= {r"\geq", ">"}:
         return sides[::-1], [_FLIPPED[sign] for sign in reversed(signs)]
@@ -310,7 +308,7 @@ def _relation(text: str) -> tuple[list[str], list[str]]:
 
 
 def _interval(text: str) -> str | None:
-    """The interval that an inequality of a single letter describes."""
+    """Return the interval that an inequality for a single letter describes, or None."""
     sides, signs = _relation(text)
     if not signs or not set(signs) <= {"<", r"\leq"}:
         return None

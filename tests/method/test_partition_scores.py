@@ -1,4 +1,4 @@
-"""Estimates of very many prompts: a rotating share computed anew, and embeddings projected to fewer numbers."""
+"""Estimates of very many prompts: a rotating share is recomputed, and embeddings are projected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, Rollouts, project
-from pacedrl.method.partition import CHUNK, feature_moments
-from pacedrl.method.scores import PartitionScores
+from pacedrl.method.partition import CHUNK, PartitionScores, feature_moments
 
 
 def made(prompts: int, share: float) -> PartitionScores:
@@ -34,7 +33,7 @@ def exact(scores: PartitionScores) -> Tensor:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 30), st.floats(0.01, 0.99), st.integers(1, 8))
-def test_what_was_seen_and_a_share_in_turn_are_up_to_date_after_each_fit(n: int, share: float, fits: int) -> None:
+def test_seen_prompts_and_the_next_share_are_up_to_date_after_each_fit(n: int, share: float, fits: int) -> None:
     scores = made(n, share)
     scores.all()
     a_turn = math.ceil(share * n)
@@ -57,7 +56,7 @@ def test_what_was_seen_and_a_share_in_turn_are_up_to_date_after_each_fit(n: int,
     assert stale.max() <= math.ceil(n / a_turn)
 
 
-def test_without_a_share_all_are_exact_and_nothing_is_saved() -> None:
+def test_with_the_full_share_all_are_exact_and_nothing_is_saved() -> None:
     scores = made(20, 1.0)
     fit(scores, [1, 2, 3])
     assert scores.fits_ago().tolist() == [0] * 20
@@ -76,7 +75,7 @@ def test_with_a_share_the_others_keep_what_they_had() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
-def test_shares_beyond_all_or_nothing_are_refused(share: float) -> None:
+def test_shares_outside_zero_to_one_are_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"rescore_share must lie in \(0, 1\]"):
         made(4, share)
 
@@ -132,6 +131,6 @@ def test_a_projection_keeps_what_varies_most() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 5, 7])
-def test_projections_to_more_than_there_is_are_refused(size: int) -> None:
+def test_projections_to_more_components_than_exist_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"cannot project 4 prompts of 6 features to {size}"):
         project(torch.randn(4, 6), size)
