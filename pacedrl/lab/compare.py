@@ -53,9 +53,9 @@ def compare(
         raise InputError(f"--baseline: '{baseline}' is not compared; there are {', '.join(whole.variants)}")
     plan.write()
     with plan.locked(), LiveTable(plan) as table:
-        failures = _run_all(plan, jobs or _default_jobs(), table)
+        failures = _run_all(plan, jobs or torch.cuda.device_count() or _cores(), table)
     results, times = _collect(whole, baseline, target, failures)
-    # Floats with six digits
+    # Six digits are more than floats are accurate to.
     rounded = json.loads(results.model_dump_json(), parse_float=lambda text: float(f"{float(text):.6g}"))
     replace_text(plan.folder / RESULTS, json.dumps(rounded, indent=1) + "\n")
     replace_text(plan.folder / TIMES, json.dumps(times, indent=1) + "\n")
@@ -109,11 +109,6 @@ def _failure(log: Path, code: int) -> str | None:
         return "the process that forks the runs was killed"
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip().removeprefix("pacedrl: ") if lines else f"exit code {code}, without a message"
-
-
-def _default_jobs() -> int:
-    """The number of GPUs, or of CPU cores where there is none."""
-    return torch.cuda.device_count() or _cores()
 
 
 def _cores() -> int:
