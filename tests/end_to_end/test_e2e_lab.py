@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -187,13 +188,18 @@ def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_res
 
 
 def processes_of(folder: Path) -> list[int]:
-    """The processes of a comparison's runs in this folder, and their fork server."""
+    """The processes of a comparison's runs in this folder, without their fork server: each has its own session."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             line = (entry / "cmdline").read_bytes()
-            if b"pacedrl.lab.worker" in line and (entry / "cwd").resolve() == folder.resolve():
-                found.append(int(entry.name))
+            pid = int(entry.name)
+            if (
+                b"pacedrl.lab.worker" in line
+                and os.getsid(pid) == pid
+                and (entry / "cwd").resolve() == folder.resolve()
+            ):
+                found.append(pid)
         except OSError:
             continue
     return found
