@@ -1,4 +1,4 @@
-"""Write the reference pages out of the code: every setting from the classes of the configuration, every verb.
+"""Generate the reference pages from the code: all settings from the configuration classes, all verbs from the parser.
 
 python docs/reference.py    # rewrites docs/configuration.md and docs/cli.md
 """
@@ -33,23 +33,24 @@ def main() -> None:
 
 
 def pages() -> dict[str, str]:
-    """Texts by the names of their files in docs/."""
+    """The text of each generated page by its file name in docs/."""
     return {"configuration.md": configuration(), "cli.md": command_line()}
 
 
 def configuration() -> str:
-    """The page of all settings, by section and variant."""
+    """The page of all settings, ordered by section and variant."""
     package = griffe.load("pacedrl.config", search_paths=[ROOT])
     lines = [
         "# Configuration",
         "",
-        "Every setting, from the classes in `pacedrl/config`. The defaults are the paper's recipe; what another"
-        " `recipe` changes, [`pacedrl recipes NAME`](cli.md#pacedrl-recipes) prints. A setting is a key below its"
-        " section in YAML, and `section.key=value` on the command line. An unknown key is an error that names the"
-        " nearest. `~` at the start of a path is the home folder.",
+        "This page lists all settings; it is generated from the classes in `pacedrl/config`. The defaults are the"
+        " paper's recipe. Another `recipe` changes some of them, and user settings override the recipe;"
+        " [`pacedrl recipes NAME`](cli.md#pacedrl-recipes) prints the resulting configuration. In YAML, a setting is a"
+        " key in its section; on the command line, it is written `section.key=value`. An unknown key is an error that"
+        " suggests the most similar one. A leading `~` in a path stands for the home folder.",
         "",
-        "A run that is resumed may change what is marked *Free*, a setting or a whole section: it alters memory, speed,"
-        " places or what is reported, but not what a step computes, except for rounding. Any other change is refused.",
+        "A resumed run may change settings and sections marked *Free*. They affect memory, speed, locations or"
+        " reporting, but not what a step computes, except for rounding. Any other change is refused.",
         "",
         *_table(Config, package, "", _free, own_fields_only=True),
     ]
@@ -76,17 +77,17 @@ def _is_free(field: FieldInfo) -> bool:
 
 
 def _free(field: FieldInfo) -> str:
-    """What the description of a setting ends with."""
+    """The mark at the end of a setting's description."""
     return " *Free.*" if _is_free(field) else ""
 
 
 def _unmarked(field: FieldInfo) -> str:
-    """Of settings whose section, or whose list of sections, says it for all of them."""
+    """No mark: the section itself is marked."""
     return ""
 
 
 def _nested(model: type[BaseModel], package: Any, path: str, free: Callable[[FieldInfo], str]) -> Iterator[str]:
-    if path == "data.eval":  # of the same form as data.train
+    if path == "data.eval":  # It has the same settings as data.train.
         return
     yield from ["", f"### `{path}` {{#{path.replace('.', '-')}}}", "", _code(inspect.getdoc(model) or ""), ""]
     yield from _table(model, package, path, free)
@@ -116,7 +117,7 @@ def _is_tag(field: FieldInfo) -> bool:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Sections in a type."""
+    """The section classes that occur in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in typing.get_args(annotation):
@@ -165,21 +166,22 @@ def _default(field: FieldInfo) -> str:
 
 
 def _code(text: str) -> str:
-    """A docstring as one line of Markdown."""
+    """Convert a docstring to one line of Markdown."""
     return re.sub(r"``(.+?)``", r"`\1`", " ".join(text.split())).replace("|", "\\|")
 
 
 def command_line() -> str:
-    """The page of all verbs, as the parser has them."""
+    """The page of all verbs, generated from the argument parser."""
     parser = _parser()
     (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     lines = [
         "# Command line",
         "",
-        "`pacedrl VERB --help` prints the same. Exit codes: 0 success; 1 training had to stop, or some runs of a"
-        " comparison failed; 2 bad input, with one line that says what to change; 130 Ctrl-C, with the state saved.",
+        "`pacedrl VERB --help` prints the same text. Exit codes: 0 success; 1 training had to stop, or some runs of a"
+        " comparison failed; 2 bad input, with a one-line message that says what to change; 130 Ctrl-C, after saving"
+        " the state.",
         "",
-        "Verbs that take `section.key=value` change [settings](configuration.md) of the configuration they read.",
+        "`section.key=value` arguments override [settings](configuration.md) of the configuration that the verb reads.",
     ]
     for name, verb in verbs.choices.items():
         usage = " ".join(verb.format_usage().removeprefix("usage: ").split())

@@ -37,10 +37,11 @@ from pacedrl.recipes import DEFAULT_RECIPE, with_recipe
 
 
 class Config(Section):
-    """A whole run. What it does not say, its recipe says (`pacedrl.recipes`), then the defaults."""
+    """The configuration of a run. User settings override the recipe (`pacedrl.recipes`), and both the defaults."""
 
     recipe: str = DEFAULT_RECIPE
-    """The method: a row of settings, where this configuration sets none itself. `pacedrl recipes` lists them."""
+    """Name of the method, which stands for a set of settings; user settings override the recipe. `pacedrl recipes`
+    lists all recipes."""
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -59,7 +60,7 @@ class Config(Section):
     checkpoint: Free[CheckpointConfig] = CheckpointConfig()
     tracking: Free[TrackingConfig] = TrackingConfig()
     versions: Free[dict[str, str]] = {}
-    """What a run was made with: written into its config.yaml, not read."""
+    """Versions of Python and of the main packages, recorded in the run's config.yaml. Ignored when read."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,13 +106,13 @@ class Config(Section):
 
     @property
     def needs_partition(self) -> bool:
-        """Whether anything reads log Z."""
+        """Whether the objective or the estimator uses log Z_φ."""
         learned = isinstance(self.objective, TrajectoryBalanceConfig) and self.objective.log_z == "learned"
         return learned or self.objective.name == "flowrl" or self.estimator.name in ("partition", "combined")
 
     @property
     def needs_reference(self) -> bool:
-        """Whether anything reads log-probabilities of the initial policy."""
+        """Whether the objective needs log-probabilities of the initial policy."""
         objective = self.objective
         return objective.name in ("flowrl", "gflowrl") or (
             isinstance(objective, GrpoConfig) and objective.kl_coefficient > 0.0
@@ -119,7 +120,7 @@ class Config(Section):
 
 
 def _as_said(value: Any) -> Any:
-    """A section given as an object, as the mapping of what was set on it: the rest is for the recipe to say."""
+    """A section object as a mapping of the fields that were set on it, so that the recipe fills in the others."""
     if not isinstance(value, Section):
         return value
     said = value.model_dump(exclude_unset=True)
