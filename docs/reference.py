@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pacedrl.cli import _parser
+from pacedrl.cli import build_parser
 from pacedrl.config import Config
 from pacedrl.config.base import MAY_CHANGE
 
@@ -172,7 +172,7 @@ def _code(text: str) -> str:
 
 def command_line() -> str:
     """The page of all verbs, generated from the argument parser."""
-    parser = _parser()
+    parser = build_parser()
     (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     lines = [
         "# Command line",

@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from pacedrl.cli import FIRST_STEPS, _parse, _parser, main
+from pacedrl.cli import FIRST_STEPS, build_parser, main, parse
 from pacedrl.config import parse_config
 from pacedrl.errors import InputError, Page
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    (action,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (action,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     return dict(action.choices)
 
 
@@ -40,7 +40,7 @@ def test_every_verb_has_an_example_that_parses(verb: str, capsys: pytest.Capture
     (example,) = re.findall(r"example: (pacedrl .*)", shown)
     program, *arguments = shlex.split(example)
     assert (program, arguments[0]) == ("pacedrl", verb)
-    options = _parse(arguments)
+    options = parse(arguments)
     assert options.verb == verb
     for path in vars(options).values():
         if isinstance(path, Path) and path.parts[0] == "examples":

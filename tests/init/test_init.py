@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from pacedrl.assets import TINY_MODEL
 from pacedrl.cli import main
 from pacedrl.config import Config, load_config
-from pacedrl.init.yaml_text import Idea, Line, settings, text
+from pacedrl.init.template import Setting, Suggestion, yaml_text
 from pacedrl.tasks import load_task
 from pacedrl.training.trainer import Trainer
 
@@ -145,7 +145,7 @@ def test_held_out_rows_are_not_trained_on() -> None:
 
 def test_rows_on_both_sides_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     written("--data", jsonl([*ROWS, *ROWS[:3]]))
-    assert "Careful: 3 held-out prompts are trained on as well" in capsys.readouterr().out
+    assert "Careful: 3 held-out prompts are also training prompts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("source", ["skills", "gym:chain_sum"])
@@ -285,7 +285,7 @@ def test_the_reward_function_that_is_written_scores_exact_match(capsys: pytest.C
         ("", ["--data", "rows.jsonl"], "rows.jsonl: holds no rows"),
         ("[1, 2]\n", ["--data", "rows.jsonl"], "rows.jsonl: line 1: expected an object"),
         ('{"q": "a", "a": "b"}\n', ["--data", "rows.jsonl"], "it has q, a; say which with --prompt-column"),
-        ('{"prompt": "a", "a": "b"}\n', ["--data", "rows.jsonl"], "say which with --answer-column, or judge"),
+        ('{"prompt": "a", "a": "b"}\n', ["--data", "rows.jsonl"], "name it with --answer-column, or judge"),
         ('{"prompt": "a", "a": "b"}\n', ["--data", "rows.jsonl"], "(see docs/verifiers.md)"),
         ('{"promt": "a"}\n', ["--data", "rows.jsonl", "--prompt-column", "prompt"], "did you mean 'promt'"),
         ('{"prompt": "a", "x": 1}\n', ["--data", "rows.jsonl", "--reward", "no.py:f"], "there is no no.py"),
@@ -311,7 +311,7 @@ def test_bad_input(content: str | None, arguments: list[str], said: str, capsys:
 
 def test_nothing_is_overwritten_without_force(capsys: pytest.CaptureFixture[str]) -> None:
     Path("c.yaml").write_text("mine")
-    assert "c.yaml: is there already" in complaint(capsys, "c.yaml")
+    assert "c.yaml: exists already" in complaint(capsys, "c.yaml")
     assert Path("c.yaml").read_text() == "mine"
     assert "no folder 'none'" in complaint(capsys, "none/c.yaml")
     assert "such as my.yaml" in complaint(capsys, "rows.jsonl")
@@ -329,13 +329,17 @@ def test_hostile_names_and_answers_stay_in_their_comments() -> None:
 
 def test_yaml_text_reads_back_as_its_settings() -> None:
     tree = {
-        "a": {"b": Line("x: y # z"), "c": Line([1, 8], "pass@k " * 30), "d": Idea({"r": 16}, "an adapter")},
-        "e": Line("two\nlines", "beside"),
-        "f": Line(1e-6),
-        "g": {"h": Line({"prompt": "a.b"}, ""), "i": Line("no")},
+        "a": {"b": Setting("x: y # z"), "c": Setting([1, 8], "pass@k " * 30), "d": Suggestion({"r": 16}, "an adapter")},
+        "e": Setting("two\nlines", "beside"),
+        "f": Setting(1e-6),
+        "g": {"h": Setting({"prompt": "a.b"}, ""), "i": Setting("no")},
     }
-    written_text = text(tree)
-    assert yaml.safe_load(written_text) == settings(tree)
-    assert settings(tree)["a"] == {"b": "x: y # z", "c": [1, 8]}
-    assert "  # d: {r: 16}" in written_text
-    assert all(len(line) <= 120 for line in written_text.splitlines())
+    text = yaml_text(tree)
+    assert yaml.safe_load(text) == {
+        "a": {"b": "x: y # z", "c": [1, 8]},
+        "e": "two\nlines",
+        "f": 1e-6,
+        "g": {"h": {"prompt": "a.b"}, "i": "no"},
+    }
+    assert "  # d: {r: 16}" in text
+    assert all(len(line) <= 120 for line in text.splitlines())

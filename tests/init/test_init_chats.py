@@ -93,7 +93,7 @@ def test_a_model_that_thinks_gets_room_for_it(model: Callable[..., str], capsys:
     config = written("--data", rows(SUMS), "--model", model(SWITCH))
     text = Path("c.yaml").read_text()
     assert config.sampling.max_new_tokens == 256  # half of a context of 512; 512 where there is room
-    assert "room for thoughts before the answer" in text
+    assert "includes the model's thoughts" in text
     assert "# chat_template_kwargs: {enable_thinking: false}" in text
     assert config.data.train[0].chat_template_kwargs == {}
     capsys.readouterr()

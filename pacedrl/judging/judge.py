@@ -1,20 +1,18 @@
-"""The verb ``judge``: from the command line's options to verdicts and what they amount to."""
+"""Judge the completions in a file with a verifier, as in training."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pacedrl.config import TaskConfig, apply_override
+from pacedrl.config import TaskConfig
 from pacedrl.config.sections import VerifierConfig
 from pacedrl.errors import InputError
 from pacedrl.judging.candidates import TASK, read_candidates
@@ -22,46 +20,38 @@ from pacedrl.judging.summary import Judged, print_summary
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.tasks.scoring import require_judged
-from pacedrl.tasks.verifiers import Verdict, check_spec, require_time
+from pacedrl.tasks.verifiers import Verdict
 from pacedrl.types import Completion, Group
 
 BATCH = 16
 """Jobs a process between two steps of the progress bar."""
-COLUMNS = ("prompt", "answer", "completion")
 
 
-def judge(options: argparse.Namespace) -> int:
-    """Judge every row of a file through the pool, as in training; 0 when all rows have a verdict, errors among them.
+def judge(config: TaskConfig, completion: str | None, processes: VerifierConfig, out: str | None) -> None:
+    """Judge every row of ``config.source`` in worker processes, as in training, and print a summary.
 
-    Raises InputError.
+    ``completion`` is the column of the completions; None: look for it. Verdicts are written as JSON lines to the file
+    ``out``, or to standard output if it is '-'. Raises InputError.
     """
-    defaults = VerifierConfig()
-    workers = _positive("--workers", options.workers, defaults.workers)
-    timeout_s = _positive("--timeout-s", options.timeout_s, defaults.timeout_s)
-    verifier_options: dict[str, Any] = _pairs("--option", options.option)
-    check_spec(options.verifier, verifier_options)
-    require_time(options.verifier, verifier_options, timeout_s, "--timeout-s", options.file.name)
-    columns = _columns(options.columns)
-    completion = columns.pop("completion", None)
-    limit = _positive("--limit", options.limit, None)
-    source = TaskConfig.model_validate({"source": _source(options.file), "columns": columns, "limit": limit})
-    candidates = read_candidates(source, options.verifier, completion)
-    jobs = [Job(options.verifier, one.prompt, one.text, verifier_options) for one in candidates]
+    verifier, source = str(config.verifier), Path(str(config.source))
+    candidates = read_candidates(config, verifier, completion)
+    jobs = [Job(verifier, one.prompt, one.text, config.verifier_options) for one in candidates]
     judged: list[Judged] = []
-    with _output(options.out, options.file) as write, VerifierPool(workers, timeout_s, defaults.memory_mib) as pool:
+    with (
+        _output(out, source) as write,
+        VerifierPool(processes.workers, processes.timeout_s, processes.memory_mib) as pool,
+    ):
         pool.start()
         start = time.monotonic()
         try:
-            for candidate, verdict in zip(candidates, _verdicts(pool, jobs, BATCH * workers), strict=True):
+            for candidate, verdict in zip(candidates, _verdicts(pool, jobs, BATCH * processes.workers), strict=True):
                 judged.append(Judged(len(judged) + 1, candidate, verdict))
                 write(judged[-1])
         except KeyboardInterrupt:
             print(f"pacedrl: stopped after {len(judged):,} of {len(jobs):,} rows", file=sys.stderr)
             raise
         seconds = time.monotonic() - start
-    console, refusal = Console(stderr=options.out == "-"), _refusal(judged, options.verifier)
-    print_summary(console, judged, options.verifier, seconds, refusal)
-    return 0
+    print_summary(Console(stderr=out == "-"), judged, verifier, seconds, _refusal(judged, verifier))
 
 
 def _refusal(judged: Sequence[Judged], verifier: str) -> str | None:
@@ -104,8 +94,8 @@ def _output(out: str | None, source: Path) -> Iterator[Callable[[Judged], None]]
     elif out == "-":
         yield lambda one: print(_line(one))
     else:
-        path = Path(out).expanduser()
-        if path.exists() and path.samefile(source.expanduser()):
+        path = Path(out)
+        if path.exists() and path.samefile(source):
             raise InputError(f"--out: '{path}' is the file that is judged; give another one")
         try:
             with path.open("w", buffering=1, encoding="utf-8") as file:  # whole lines, however this ends
@@ -116,37 +106,3 @@ def _output(out: str | None, source: Path) -> Iterator[Callable[[Judged], None]]
 
 def _line(one: Judged) -> str:
     return json.dumps({"row": one.row, "reward": one.verdict.reward, "error": one.verdict.error})
-
-
-def _source(path: Path) -> str:
-    """The file as a task's source that cannot be taken for a dataset on the hub."""
-    path = path.expanduser()
-    return str(path) if path.is_absolute() else f"./{path}"
-
-
-def _pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """From ``key=value`` texts, the values read as YAML as those of overrides are."""
-    pairs: dict[str, Any] = {}
-    for text in texts:
-        if not text.partition("=")[0] or "=" not in text:
-            raise InputError(f"{option}: expected key=value, got '{text}'")
-        apply_override(pairs, text)
-    return pairs
-
-
-def _columns(texts: Sequence[str]) -> dict[str, str]:
-    columns = {}
-    for text in texts:
-        key, _, name = text.partition("=")
-        if key not in COLUMNS or not name:
-            raise InputError(f"--columns: expected prompt=NAME, answer=NAME or completion=NAME, got '{text}'")
-        columns[key] = name
-    return columns
-
-
-def _positive(option: str, value: Any, default: Any) -> Any:
-    if value is None:
-        return default
-    if not value > 0:
-        raise InputError(f"{option}: expected more than 0, got {value:g}")
-    return value
