@@ -141,14 +141,11 @@ def _nearest(location: tuple[int | str, ...], path: list[int | str]) -> str:
     close = difflib.get_close_matches(unknown, known, n=3, cutoff=0.6 if of_variant else 0.4)
     if close:
         # A tie goes to the key with the same first letters: 'sampler' means 'sampling', not 'scale'.
-        nearest = max(close, key=lambda name: (_likeness(unknown, name), name[:3] == unknown[:3]))
+        likeness = {name: difflib.SequenceMatcher(None, name, unknown).ratio() for name in close}
+        nearest = max(close, key=lambda name: (likeness[name], name[:3] == unknown[:3]))
         return f": did you mean '{'.'.join([*parents, nearest])}'?"
     where = f" of {location[0]}.name = {location[1]}" if of_variant else ""
     return f"{where}: known keys are {', '.join(known)}"
-
-
-def _likeness(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, other, one).ratio()
 
 
 def _section_of(section: type[BaseModel], name: str, variant: str | None) -> type[BaseModel]:

@@ -10,9 +10,34 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from pacedrl.config.base import Free, HomePath, HomeText, NonNegative, Positive, Probability, Section
+
+
+def _reference(function: Any) -> Any:
+    """The reference ``file.py:name`` by which worker processes import a function; other values stay as they are.
+
+    Raises ValueError for a function that they could not import.
+    """
+    if not callable(function):
+        return function
+    name = getattr(function, "__qualname__", type(function).__name__)
+    if not inspect.isfunction(function) or "<" in name:
+        raise ValueError(f"{name} must be a function at the top level of a module: other processes import it by name")
+    # Notebook cells and interactive input have a pseudo file name, but no file.
+    file = Path(inspect.getfile(function))
+    if not file.is_file():
+        raise ValueError(
+            f"{name} is defined in a notebook cell or an interactive session, where worker processes cannot import it: "
+            f"put it in a file (begin its cell with %%writefile my_{name}.py) and set the verifier to "
+            f"'my_{name}.py:{name}'"
+        )
+    return f"{file}:{name}"
+
+
+VerifierName = Annotated[HomeText, BeforeValidator(_reference)]
+"""Name of a verifier, or the function itself."""
 
 
 class RunConfig(Section):
@@ -65,17 +90,12 @@ class RewardPartConfig(Section):
 
     name: str
     """Name of this part in the logs: ``reward/part/NAME``."""
-    verifier: HomeText
+    verifier: VerifierName
     """The verifier that computes it, given as for ``data.train.verifier``."""
     weight: float
     """Factor for the verifier's reward, which is in [0, 1]. May be negative."""
     options: dict[str, Any] = {}
     """Options of the built-in verifiers ``math`` and ``code``."""
-
-    @field_validator("verifier", mode="before")
-    @classmethod
-    def _function_by_reference(cls, value: Any) -> Any:
-        return _function_reference(value) if callable(value) else value
 
 
 class TaskConfig(Section):
@@ -103,7 +123,7 @@ class TaskConfig(Section):
     chat_template_kwargs: dict[str, Any] = {}
     """Variables for the chat template, such as ``{enable_thinking: false}``. A row's column of the same name overrides
     them key by key. A row's column ``tools``, a list of JSON schemas, is passed to the template too."""
-    verifier: HomeText | None = None
+    verifier: VerifierName | None = None
     """``math``, ``exact``, ``numeric``, ``code``, ``countdown``, ``knights_knaves``, ``gym``,
     ``path/to/file.py:function`` or ``package.module:function``. In Python, also the function itself, which needs TRL's
     signature and must be defined at the top level of a module. null: ``exact`` for ``skills``, ``gym`` for
@@ -127,11 +147,6 @@ class TaskConfig(Section):
         if not sources or not all(isinstance(source, str) and source for source in sources):
             raise ValueError("must be the name of a source, or a list of such names")
         return value
-
-    @field_validator("verifier", mode="before")
-    @classmethod
-    def _function_by_reference(cls, value: Any) -> Any:
-        return _function_reference(value) if callable(value) else value
 
 
 class RewardConfig(Section):
@@ -328,22 +343,3 @@ def _names_a_server(url: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.path.strip("/") + parts.query
-
-
-def _function_reference(function: Any) -> str:
-    """The reference ``file.py:name`` by which worker processes import a function.
-
-    Raises ValueError for a function that they could not import.
-    """
-    name = getattr(function, "__qualname__", type(function).__name__)
-    if not inspect.isfunction(function) or "<" in name:
-        raise ValueError(f"{name} must be a function at the top level of a module: other processes import it by name")
-    # Notebook cells and interactive input have a pseudo file name, but no file.
-    file = Path(inspect.getfile(function))
-    if not file.is_file():
-        raise ValueError(
-            f"{name} is defined in a notebook cell or an interactive session, where worker processes cannot import it: "
-            f"put it in a file (begin its cell with %%writefile my_{name}.py) and set the verifier to "
-            f"'my_{name}.py:{name}'"
-        )
-    return f"{file}:{name}"
