@@ -11,10 +11,10 @@ EXAMPLE = "runs/demo --prompts 128"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=home_path, metavar="RUN", help="folder of a run")
-    prompts = "maximum number of prompts of each group (default: %(default)s)"
-    parser.add_argument("--prompts", type=int, default=256, help=prompts)
-    parser.add_argument("--samples", type=int, default=32, help="completions per prompt (default: %(default)s)")
+    add = parser.add_argument
+    add("run_dir", type=home_path, metavar="RUN", help="folder of a run")
+    add("--prompts", type=int, default=256, help="maximum number of prompts of each group (default: %(default)s)")
+    add("--samples", type=int, default=32, help="completions per prompt (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:

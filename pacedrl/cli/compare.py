@@ -15,22 +15,18 @@ EXAMPLE = "examples/demo.yaml --recipes grpo,paced --seeds 3 --rollouts 10000"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--recipes", metavar="A,B,C", help="recipes or variants to compare")
-    variants = "more variants: NAME: [section.key=value, ...]"
-    parser.add_argument("--variants", type=home_path, metavar="FILE.yaml", help=variants)
-    parser.add_argument("--rollouts", type=int, required=True, help="completions that each run may generate")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each recipe (default: %(default)s)")
-    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first run (default: %(default)s)")
-    baseline = "recipe with which the others are compared (default: grpo if present, else the first)"
-    parser.add_argument("--baseline", help=baseline)
-    target = "held-out pass@1 to reach (default: 90%% of the baseline's gain)"
-    parser.add_argument("--target", type=float, help=target)
-    parser.add_argument("--count", metavar="TASK,TASK", help="evaluation tasks whose mean is compared (default: all)")
-    final_k = "values of k for pass@k in the last evaluation (default: %(default)s)"
-    parser.add_argument("--final-k", default="1,2,4,8,16,32,64", help=final_k)
-    parser.add_argument("--jobs", type=int, help="concurrent runs (default: one per GPU, or per CPU core)")
-    out = "folder of the runs and results (default: %(default)s)"
-    parser.add_argument("--out", type=home_path, default=Path("runs/compare"), help=out)
+    add = parser.add_argument
+    add("--recipes", metavar="A,B,C", help="recipes or variants to compare")
+    add("--variants", type=home_path, metavar="FILE.yaml", help="more variants: NAME: [section.key=value, ...]")
+    add("--rollouts", type=int, required=True, help="completions that each run may generate")
+    add("--seeds", type=int, default=5, help="runs of each recipe (default: %(default)s)")
+    add("--first-seed", type=int, default=0, help="seed of the first run (default: %(default)s)")
+    add("--baseline", help="recipe with which the others are compared (default: grpo if present, else the first)")
+    add("--target", type=float, help="held-out pass@1 to reach (default: 90%% of the baseline's gain)")
+    add("--count", metavar="TASK,TASK", help="evaluation tasks whose mean is compared (default: all)")
+    add("--final-k", default="1,2,4,8,16,32,64", help="k of pass@k in the last evaluation (default: %(default)s)")
+    add("--jobs", type=int, help="concurrent runs (default: one per GPU, or per CPU core)")
+    add("--out", type=home_path, default=Path("runs/compare"), help="folder of runs and results (default: %(default)s)")
     add_overrides(parser)
 
 

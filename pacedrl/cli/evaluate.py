@@ -20,18 +20,16 @@ DEFAULT_SAMPLES = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    model = "hub name, folder, checkpoint folder, or 'tiny'"
-    parser.add_argument("model", type=expand_home, metavar="MODEL", help=model)
+    add = parser.add_argument
+    add("model", type=expand_home, metavar="MODEL", help="hub name, folder, checkpoint folder, or 'tiny'")
     tasks = "skills, gym:NAME, a file, a folder, or a hub dataset"
-    parser.add_argument("--tasks", nargs="+", type=expand_home, metavar="NAME", help=tasks)
-    parser.add_argument("--config", type=home_path, help="configuration with tasks (data.eval) and other settings")
-    split = "split of hub datasets, folders and built-in skills (default: %(default)s)"
-    parser.add_argument("--split", default="test", help=split)
-    parser.add_argument("--k", help="values of k for pass@k, e.g. 1,8,32 (default: eval.k)")
-    parser.add_argument("--samples", type=int, help="completions per prompt (default: the largest k, at least 8)")
-    parser.add_argument("--limit", type=int, help="evaluate only this many prompts of each task, in file order")
-    to_json = "write the results as JSON ('-': to standard output)"
-    parser.add_argument("--json", type=expand_home, metavar="FILE", help=to_json)
+    add("--tasks", nargs="+", type=expand_home, metavar="NAME", help=tasks)
+    add("--config", type=home_path, help="configuration with tasks (data.eval) and other settings")
+    add("--split", default="test", help="split of hub datasets, folders and built-in skills (default: %(default)s)")
+    add("--k", help="values of k for pass@k, e.g. 1,8,32 (default: eval.k)")
+    add("--samples", type=int, help="completions per prompt (default: the largest k, at least 8)")
+    add("--limit", type=int, help="evaluate only this many prompts of each task, in file order")
+    add("--json", type=expand_home, metavar="FILE", help="write the results as JSON ('-': to standard output)")
     add_overrides(parser)
 
 

@@ -16,19 +16,18 @@ COLUMNS = ("prompt", "answer", "completion")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    file = ".jsonl, .json, .csv or .parquet file with one completion per row"
-    parser.add_argument("file", type=home_path, metavar="FILE", help=file)
+    add = parser.add_argument
+    add("file", type=home_path, metavar="FILE", help=".jsonl, .json, .csv or .parquet file with one completion per row")
     verifier = "a built-in verifier, FILE.py:function or module:function"
-    parser.add_argument("--verifier", type=expand_home, required=True, metavar="NAME", help=verifier)
-    option = "option of the built-in verifier"
-    parser.add_argument("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=option)
+    add("--verifier", type=expand_home, required=True, metavar="NAME", help=verifier)
+    add("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="option of the built-in verifier")
     columns = "column of the prompt, the answer or the completion, if it is not found"
-    parser.add_argument("--columns", nargs="+", action="extend", default=[], metavar="KEY=NAME", help=columns)
+    add("--columns", nargs="+", action="extend", default=[], metavar="KEY=NAME", help=columns)
     out = "write row, reward and error as JSONL ('-': to standard output)"
-    parser.add_argument("--out", type=expand_home, metavar="VERDICTS", help=out)
-    parser.add_argument("--workers", type=int, help="completions judged at the same time (default: 2)")
-    parser.add_argument("--timeout-s", type=float, help="seconds that judging one completion may take (default: 10)")
-    parser.add_argument("--limit", type=int, help="judge only this many rows, in file order")
+    add("--out", type=expand_home, metavar="VERDICTS", help=out)
+    add("--workers", type=int, help="completions judged at the same time (default: 2)")
+    add("--timeout-s", type=float, help="seconds that judging one completion may take (default: 10)")
+    add("--limit", type=int, help="judge only this many rows, in file order")
 
 
 def run(options: argparse.Namespace) -> int:

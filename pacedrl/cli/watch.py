@@ -12,10 +12,11 @@ EXAMPLE = "runs/demo --open"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=home_path, nargs="+", metavar="RUN", help="folder of a run; it need not exist yet")
-    parser.add_argument("--terminal", action="store_true", help="show a dashboard in the terminal instead of a page")
-    parser.add_argument("--port", type=int, default=0, help="port of the page on 127.0.0.1 (default: any free port)")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    add = parser.add_argument
+    add("runs", type=home_path, nargs="+", metavar="RUN", help="folder of a run; it need not exist yet")
+    add("--terminal", action="store_true", help="show a dashboard in the terminal instead of a page")
+    add("--port", type=int, default=0, help="port of the page on 127.0.0.1 (default: any free port)")
+    add("--open", action="store_true", help="open the page in the browser")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -55,16 +55,6 @@ class Draft:
         """Whether prompts go through the chat template."""
         return self.data.survey.chat or self.makes_chats
 
-    @property
-    def thinks(self) -> bool:
-        """Whether the model may reason before it answers."""
-        return self.is_chat and self.local is not None and self.local.thinks
-
-    @property
-    def can_stop_thinking(self) -> bool:
-        """Whether a variable of the chat template turns thinking off."""
-        return self.is_chat and self.local is not None and self.local.can_stop_thinking
-
 
 def task_settings(draft: Draft, task: TaskSettings) -> TaskSettings:
     """Complete a task's settings with its verifier and with how its prompts reach the model."""

@@ -144,7 +144,7 @@ def _task(draft: Draft, task: TaskSettings, why: str) -> dict[str, Any]:
     if draft.local is None and not draft.data.survey.chat:
         hint = "uncomment, here and below, if the model has a chat template: it is not on this machine"
         lines["chat"] = Suggestion(True, hint)
-    if draft.can_stop_thinking:
+    if draft.local is not None and draft.local.can_stop_thinking:
         hint = "uncomment, here and below, for answers without thoughts"
         lines["chat_template_kwargs"] = Suggestion({"enable_thinking": False}, hint)
     if columns.others and "prompt_template" not in settings:
@@ -172,13 +172,12 @@ def _limit(held_out: TaskSettings, size: Sizes) -> TaskSettings:
 
 
 def _sampling(draft: Draft, size: Sizes) -> Tree:
-    measured = draft.local is not None
     new_tokens = "longer completions are cut off"
-    if draft.thinks:
+    if draft.local is not None and draft.local.thinks:
         new_tokens = "includes the model's thoughts; longer completions are cut off"
-    elif measured and (draft.choice.verifier == "exact" or size.machine == "tiny"):
+    elif draft.local is not None and (draft.choice.verifier == "exact" or size.machine == "tiny"):
         new_tokens = "the longest answer, and some spare"
-    prompt_tokens = "" if measured else "pacedrl doctor says if this is too few"
+    prompt_tokens = "pacedrl doctor says if this is too few" if draft.local is None else ""
     return {
         "prompts_per_step": Setting(size.prompts_per_step, "times group_size: the completions of a step"),
         "group_size": Setting(8, "completions for each prompt"),
