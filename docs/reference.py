@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
-import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import griffe
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -24,7 +23,14 @@ from pacedrl.config import Config
 from pacedrl.config.base import MAY_CHANGE
 
 ROOT = Path(__file__).resolve().parents[1]
-BOUNDS = {Gt: ("gt", "more than {}"), Ge: ("ge", "at least {}"), Lt: ("lt", "less than {}"), Le: ("le", "at most {}")}
+TYPES = {"string": "text", "boolean": "true or false", "object": "mapping"}
+BOUNDS = {
+    "exclusiveMinimum": "more than {:g}",
+    "minimum": "at least {:g}",
+    "exclusiveMaximum": "less than {:g}",
+    "maximum": "at most {:g}",
+    "minItems": "not empty",
+}
 
 
 def main() -> None:
@@ -100,20 +106,18 @@ def _table(
     model: type[BaseModel], package: Any, path: str, free: Callable[[FieldInfo], str], own_fields_only: bool = False
 ) -> list[str]:
     documented = package[model.__module__.removeprefix("pacedrl.config.")][model.__name__].members
+    schemas = model.model_json_schema()["properties"]
     rows = []
     for key, field in model.model_fields.items():
-        of_sections = list(_models(field.annotation))
-        if (own_fields_only and of_sections) or (key == "name" and _is_tag(field)):
+        schema, has_sections = schemas[key], any(_models(field.annotation))
+        if (own_fields_only and has_sections) or "const" in schema:  # The name of a variant is in its heading.
             continue
         docstring = documented[key].docstring
         text = _code(docstring.value) if docstring else ""
+        default = ("see below" if schema["default"] else "none") if has_sections else _default(schema)
         full = f"{path}.{key}" if path else key
-        rows.append(f"| `{full}` | {_type(field)} | {_default(field)} | {text}{free(field)} |")
+        rows.append(f"| `{full}` | {_type(schema)} | {default} | {text}{free(field)} |")
     return ["| setting | type | default | |", "|---|---|---|---|", *rows] if rows else ["No settings."]
-
-
-def _is_tag(field: FieldInfo) -> bool:
-    return typing.get_origin(field.annotation) is typing.Literal and len(typing.get_args(field.annotation)) == 1
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -124,44 +128,29 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(part)
 
 
-def _type(field: FieldInfo) -> str:
-    return _type_text(field.annotation, field.metadata)
-
-
-def _type_text(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        inner, *extra = arguments
-        return _type_text(inner, [m for e in extra for m in (e.metadata if isinstance(e, FieldInfo) else [e])])
-    if origin is typing.Literal:
-        text = ", ".join(f"`{value}`" for value in arguments)
-    elif origin in (typing.Union, types.UnionType):
-        text = " or ".join("null" if part is type(None) else _type_text(part) for part in arguments)
-    elif origin in (list, tuple):
-        of = [_type_text(part) for part in arguments]
-        text = f"list of {of[0]}" if origin is list else f"list of {len(of)}: {of[0]}"
-    elif origin is dict:
-        text = "mapping"
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        text = "section"
+def _type(schema: dict[str, Any]) -> str:
+    """The type in a JSON schema in words, with its bounds."""
+    if "$ref" in schema:
+        return "section"
+    if "anyOf" in schema:
+        return " or ".join(map(_type, schema["anyOf"]))
+    if "enum" in schema:
+        text = ", ".join(f"`{value}`" for value in schema["enum"])
+    elif "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])}: {_type(schema['prefixItems'][0])}"
+    elif schema["type"] == "array":
+        text = f"list of {_type(schema['items'])}"
     else:
-        names = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
-        text = names[annotation]
-    bounds = [BOUNDS[type(m)][1].format(f"{getattr(m, BOUNDS[type(m)][0]):g}") for m in metadata if type(m) in BOUNDS]
-    bounds += ["not empty" for m in metadata if isinstance(m, MinLen)]
-    return ", ".join([text, *bounds])
+        text = "path" if schema.get("format") == "path" else TYPES.get(schema["type"], schema["type"])
+    return ", ".join([text, *(words.format(schema[key]) for key, words in BOUNDS.items() if key in schema)])
 
 
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
+def _default(schema: dict[str, Any]) -> str:
+    if "default" not in schema:
         return "required"
-    value = field.get_default(call_default_factory=True)
-    if any(True for _ in _models(field.annotation)):
-        return "none" if value in (None, []) else "see below"
+    value = schema["default"]
     if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, tuple):
-        value = list(value)
+        return json.dumps(value)
     return f"`{value:.4g}`" if isinstance(value, float) else f"`{value}`"
 
 

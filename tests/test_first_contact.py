@@ -1,4 +1,4 @@
-"""What somebody new meets: the bare command, --help, and messages that name a page."""
+"""The first contact: the command alone, --help, and messages that point to a page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
     return dict(action.choices)
 
 
-def test_the_bare_command_says_what_to_type_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_alone_prints_the_first_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", FIRST_STEPS)
@@ -76,14 +76,14 @@ def test_every_page_that_messages_name_is_there() -> None:
         ({"scale": {"shard": True}, "optimizer": {"activation_offload": True}}, "scale"),
     ],
 )
-def test_messages_name_the_page_that_says_more(tree: dict[str, object], page: str) -> None:
+def test_messages_point_to_a_page(tree: dict[str, object], page: str) -> None:
     with pytest.raises(InputError) as raised:
         parse_config(tree)
     assert str(raised.value).endswith(f" (see docs/{page}.md)")
     assert "\n" not in str(raised.value)
-    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # other processes are told
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # It crosses processes.
 
 
-def test_a_message_that_says_it_all_names_no_page() -> None:
+def test_a_message_without_a_page() -> None:
     with pytest.raises(InputError, match=r"\(got 0\)$"):
         parse_config({"run": {"steps": 0}})

@@ -1,4 +1,4 @@
-"""docs/first_run.md is walked as it stands, with fewer steps."""
+"""Follow docs/first_run.md as written, with fewer steps."""
 
 from __future__ import annotations
 

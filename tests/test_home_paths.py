@@ -55,7 +55,7 @@ def test_in_the_configuration(override: str, home: Path) -> None:
     assert OVERRIDES[override](load_config(None, [override])) == f"{home}/x"
 
 
-def test_in_a_quoted_value_of_a_file_named_with_it_and_of_python(home: Path) -> None:
+def test_in_yaml_files_and_in_python(home: Path) -> None:
     (home / "c.yaml").write_text("run: {dir: '~/a b'}\nmodel: {name: \"~/m\"}\n")
     config = load_config(Path("~/c.yaml"))
     assert (config.run.dir, config.model.name) == (home / "a b", f"{home}/m")
