@@ -1,12 +1,12 @@
-"""Where the time of sampling and of an update goes, before and after: transformers' own ways, and ours.
+"""Where the time of sampling and of an update goes, before and after: with transformers' own code, and with pacedrl's.
 
     python benchmarks/breakdown.py                   # SmolLM2-135M on 2 cores: about two minutes
 
-The shapes of benchmarks/step.py. Before: ``generate``, and each sequence with its own prompt, padded, all its logits
-and ``log_softmax``, 8 sequences at a time as TRL has them. After: `pacedrl.policy.sampler.sample`, and
-`Policy.logprobs` with prompts shared, at 640 tokens at a time. torch's profiler attributes each operation's own time to
-a kind; sampling is profiled for 16 tokens after the prompt, the update for one micro-batch. ``make smollm2`` fetches
-the model.
+The shapes are those of benchmarks/step.py. Before: ``generate`` for sampling; for the update, 8 sequences at a time as
+in TRL, each with its own prompt, padded, with all logits and ``log_softmax``. After: `pacedrl.policy.sampler.sample`,
+and `Policy.logprobs` with shared prompts, 640 tokens at a time. torch's profiler attributes each operation's own time
+to a kind of operation. Sampling is profiled for 16 tokens after the prompt, the update for one micro-batch. ``make
+smollm2`` fetches the model.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import torch
 from generate import COMPLETIONS, PROMPTS, loaded, ours, plain
 from torch.profiler import ProfilerActivity, profile
 
+from pacedrl.policy.passes import micro_batches
 from pacedrl.policy.policy import Policy
-from pacedrl.training.sequences import TrainingSequence, micro_batches
+from pacedrl.types import Completion
 
 KINDS = {
     "matrix multiply": ("aten::mm", "aten::addmm", "aten::bmm", "linear_pointwise"),
@@ -37,13 +38,13 @@ Shares = dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     policy, model, prompts = loaded()
     generator = torch.Generator().manual_seed(0)
     completions = [torch.randint(5, 40_000, (64,), generator=generator).tolist() for _ in range(PROMPTS * COMPLETIONS)]
     sequences = [
-        TrainingSequence(prompt, completion, 1.0, None)
+        Completion(completion, [], prompt_ids=prompt, advantage=1.0)
         for prompt, completion in zip([p for p in prompts for _ in range(COMPLETIONS)], completions, strict=True)
     ]
     ways: dict[str, Callable[[], object]] = {
@@ -60,23 +61,23 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def plain_update(model: torch.nn.Module, sequences: list[TrainingSequence]) -> None:
-    """One micro-batch, forward and backward; the prompts are of one length."""
-    longest = max(map(len, sequences))
-    rows = [[0] * (longest - len(s)) + [*s.prompt_ids, *s.completion_ids] for s in sequences]
+def plain_update(model: torch.nn.Module, sequences: list[Completion]) -> None:
+    """Run one micro-batch forward and backward; its prompts have the same length."""
+    longest = max(s.length for s in sequences)
+    rows = [[0] * (longest - s.length) + [*s.prompt_ids, *s.token_ids] for s in sequences]
     ids_BL = torch.tensor(rows)
     logits_BLV = model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).logits[:, -65:-1]
     torch.log_softmax(logits_BLV, dim=-1).gather(2, ids_BL[:, -64:, None]).sum().backward()
 
 
-def shared_update(policy: Policy, sequences: list[TrainingSequence]) -> None:
+def shared_update(policy: Policy, sequences: list[Completion]) -> None:
     part = [sequences[i] for i in micro_batches(sequences, 640, policy.takes_patterns)[0]]
-    logprobs_BT, _, _ = policy.logprobs([s.prompt_ids for s in part], [s.completion_ids for s in part])
+    logprobs_BT, _, _ = policy.logprobs([s.prompt_ids for s in part], [s.token_ids for s in part])
     logprobs_BT.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def shares(way: Callable[[], object]) -> Shares:
-    """What each kind of operation takes of the processor's time, the second time round."""
+    """Measure each kind of operation's share of the processor's time, in the second of two runs."""
     way()
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         way()

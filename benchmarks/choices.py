@@ -1,9 +1,9 @@
-"""What the choices under sampling and learning rest on, each alone: seconds of this way and of that.
+"""Measuring the choices behind sampling and learning, each alone: seconds of the alternative and of the choice.
 
     python benchmarks/choices.py                    # half a minute on 2 cores
 
-At the shapes of SmolLM2-135M (hidden 576, 9 heads and 3 key-value heads of 64, vocabulary 49,152), float32 unless it
-says otherwise; the best of several rounds each. Prints the seconds and the ratio.
+The shapes are those of SmolLM2-135M (hidden size 576, 9 heads and 3 key-value heads of 64, vocabulary 49,152), in
+float32 unless stated otherwise. Each time is the best of several rounds. Prints the seconds and their ratio.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from pacedrl.policy.cpu import keep_freed_memory, packed_weights
-from pacedrl.policy.shared_prompts import Decoding
+from pacedrl.policy.shared_prompts import SharedPromptPattern
 
 HIDDEN, INNER, VOCABULARY, HEADS, KEY_HEADS, SIZE = 576, 1536, 49_152, 9, 3, 64
 ROWS, CONTEXT, PACKED = 64, 150, 640
 PROMPTS, OWN = 8, 55
-"""The decoding rows are completions of so many prompts, and have so many tokens of their own."""
+"""Number of prompts of the decoding rows, and of tokens that each row has after its prompt."""
 ROUNDS = 5
 Way = Callable[[], object]
 stay_packed = ExitStack()
-"""Until both ways have been timed."""
+"""Keeps weights packed until both ways have been timed."""
 
 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     found: dict[str, dict[str, float]] = {}
     pairs = {
-        "memory": memory,  # first, in an empty heap; what it turns on stays on, as in a run
+        "memory": memory,  # first, with an empty heap; the setting that it turns on stays on, as in a run
         "packed body": lambda: packed(HIDDEN, INNER, 20),
         "packed head": lambda: packed(HIDDEN, VOCABULARY, 1),
         "joined": lambda: joined(10),
@@ -70,7 +70,7 @@ def best(way: Way) -> float:
 
 
 def packed(inputs: int, outputs: int, count: int) -> tuple[Way, Way]:
-    """Decoding rows times so many matrices, one after the other: as torch multiplies, and by packed weights."""
+    """Multiply decoding rows by ``count`` matrices in turn: with torch's multiplication, and with packed weights."""
     layers = torch.nn.Sequential(*(torch.nn.Linear(inputs, outputs, bias=False) for _ in range(count)))
     hidden = torch.randn(ROWS, inputs)
 
@@ -82,7 +82,7 @@ def packed(inputs: int, outputs: int, count: int) -> tuple[Way, Way]:
 
 
 def joined(count: int) -> tuple[Way, Way]:
-    """A layer's multiplications of one input, packed: q, k, v, gate and up each alone, and two, of those joined."""
+    """A layer's multiplications with packed weights: q, k, v, gate and up alone, and joined into two."""
     hidden, key_size = torch.randn(ROWS, HIDDEN), KEY_HEADS * SIZE
 
     def multiplying(*outputs: int) -> Way:
@@ -93,7 +93,7 @@ def joined(count: int) -> tuple[Way, Way]:
 
 
 def by_packed(layers: torch.nn.Sequential, hidden: Tensor) -> Way:
-    """Packed here and now, as once a step, not at every multiplication."""
+    """Pack the weights now, as happens once a step, and return the multiplication by them."""
     stay_packed.enter_context(packed_weights(layers, ROWS))
 
     def way() -> None:
@@ -108,7 +108,7 @@ def heads(rows: int, tokens: int, count: int) -> Tensor:
 
 
 def grouped_heads() -> tuple[Way, Way]:
-    """A decoding step's attention with its key-value heads repeated, and grouped."""
+    """A decoding step's attention with repeated key-value heads, and with grouped heads."""
     query, key, value = heads(ROWS, 1, HEADS), heads(ROWS, CONTEXT, KEY_HEADS), heads(ROWS, CONTEXT, KEY_HEADS)
     mask = torch.ones(ROWS, 1, 1, CONTEXT, dtype=torch.bool)
     times = HEADS // KEY_HEADS
@@ -121,13 +121,13 @@ def grouped_heads() -> tuple[Way, Way]:
 
 
 def shared_prompts(tokens: int, layers: int) -> tuple[Way, Way]:
-    """A decoding step's attention, fused, over caches that repeat prompts of so many tokens, and over one of each."""
+    """A decoding step's attention: fused over caches that repeat the prompts, and over one copy of each prompt."""
     query, mask = heads(ROWS, 1, HEADS), torch.ones(ROWS, 1, 1, tokens + OWN, dtype=torch.bool)
     copied = [(heads(ROWS, tokens + OWN, KEY_HEADS), heads(ROWS, tokens + OWN, KEY_HEADS)) for _ in range(layers)]
     prompts = [(heads(PROMPTS, tokens, KEY_HEADS), heads(PROMPTS, tokens, KEY_HEADS)) for _ in copied]
     own = [(heads(ROWS, OWN, KEY_HEADS), heads(ROWS, OWN, KEY_HEADS)) for _ in copied]
     prompt_bias, own_bias = torch.zeros(PROMPTS, 1, 1, tokens), torch.zeros(ROWS, 1, 1, OWN)
-    pattern = Decoding(prompts, prompt_bias, own_bias, ROWS // PROMPTS, None)
+    pattern = SharedPromptPattern(prompts, prompt_bias, own_bias, ROWS // PROMPTS, None)
 
     def fused() -> None:
         for key, value in copied:
@@ -141,7 +141,7 @@ def shared_prompts(tokens: int, layers: int) -> tuple[Way, Way]:
 
 
 def fused_attention() -> tuple[Way, Way]:
-    """Attention of packed completions, by two batched matrix multiplications and a softmax, and fused."""
+    """Attention of packed completions: as two batched matrix multiplications with a softmax, and fused."""
     rows, tokens = 8, CONTEXT
     query, key, value = (heads(rows, tokens, HEADS) for _ in range(3))
     mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
@@ -161,7 +161,7 @@ def lower_precision() -> tuple[Way, Way]:
 
 
 def optimizers() -> tuple[Way, Way]:
-    """A step of AdamW on 28 million parameters, parameter by parameter, and fused."""
+    """A step of AdamW on 28 million parameters: unfused, and fused."""
 
     def stepping(fused: bool) -> Way:
         parameter = torch.nn.Parameter(torch.randn(VOCABULARY, HIDDEN))
@@ -172,7 +172,7 @@ def optimizers() -> tuple[Way, Way]:
 
 
 def memory() -> tuple[Way, Way]:
-    """64 MiB asked for, filled and freed: from the kernel each time, and kept."""
+    """Allocating, filling and freeing 64 MiB: returned to the kernel each time, and kept."""
 
     def fill() -> None:
         torch.empty(2**24).fill_(1.0)

@@ -1,11 +1,11 @@
-"""How many verdicts on code a second, and what share of the time goes to starting sandboxes.
+"""How many code verdicts per second the verifier gives, and what share of the time starting sandboxes takes.
 
     python benchmarks/code_verifier.py                                  # three small tasks
-    python benchmarks/code_verifier.py --data HumanEvalPlus.jsonl.gz    # rows of a file, their canonical solutions
+    python benchmarks/code_verifier.py --data HumanEvalPlus.jsonl.gz    # rows of a file with their canonical solutions
     python benchmarks/code_verifier.py --sandbox rlimits
 
-A verdict is timed whole, as a verifier's process gives it; the share of starting is that of verdicts on tests that ask
-for next to nothing.
+Each verdict is timed as a whole, in a verifier process. The time to start a sandbox is that of verdicts on trivial
+tests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code.verifier import CodeSettings, code_reward
 from pacedrl.types import Prompt
@@ -41,7 +41,7 @@ SMALL = [
 
 
 def timed(item: Item) -> tuple[float, float | None]:
-    """Seconds, and the reward; None where the tests cannot be used."""
+    """Return the seconds and the reward, which is None if the tests cannot be used."""
     start = time.perf_counter()
     try:
         reward: float | None = code_reward(*item)
@@ -51,7 +51,7 @@ def timed(item: Item) -> tuple[float, float | None]:
 
 
 def read(path: Path, limit: int) -> list[tuple[Prompt, str]]:
-    """Rows of HumanEval, HumanEval+ or MBPP+ with their canonical solutions."""
+    """Read rows of HumanEval, HumanEval+ or MBPP+ with their canonical solutions."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file][:limit]
     return [
@@ -61,7 +61,7 @@ def read(path: Path, limit: int) -> list[tuple[Prompt, str]]:
 
 
 def measure(name: str, pairs: list[tuple[Prompt, str]], settings: CodeSettings, workers: int) -> None:
-    """Print the figures for some completions."""
+    """Time verdicts on these completions and print the figures."""
     items = [(*pair, settings) for pair in pairs]
     with ProcessPoolExecutor(workers) as pool:
         starts = [seconds for seconds, _ in pool.map(timed, [(*NOTHING, settings)] * 20 * workers)][workers:]
@@ -80,7 +80,7 @@ def measure(name: str, pairs: list[tuple[Prompt, str]], settings: CodeSettings, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="*", default=[])
-    parser.add_argument("--limit", type=int, default=100, help="rows a file")
+    parser.add_argument("--limit", type=int, default=100, help="rows of each file")
     parser.add_argument("--sandbox", choices=["bubblewrap", "rlimits"], default="bubblewrap")
     arguments = parser.parse_args()
     settings = CodeSettings(arguments.sandbox)

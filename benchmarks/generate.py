@@ -1,11 +1,12 @@
-"""Sampling alone, three ways in one process: ours, transformers' generate and its continuous batching.
+"""Sampling alone, three ways in one process: pacedrl's sampler, transformers' generate and its continuous batching.
 
     python benchmarks/generate.py                    # SmolLM2-135M on 2 cores: some minutes
     python benchmarks/generate.py --rounds 5
 
-The work of benchmarks/step.py: 8 prompts of about 95 tokens × 8 completions of exactly 64 new tokens, float32, each
-token drawn at temperature 1 and its log-probability kept. The ways take turns, after a round that is not counted.
-Prints medians and ranges of seconds, tokens per second and the ratio to ours. ``make smollm2`` fetches the model.
+The work is that of benchmarks/step.py: 8 prompts of about 95 tokens × 8 completions of exactly 64 new tokens, in
+float32, sampled at temperature 1 with log-probabilities. The ways alternate, after one round that is not counted.
+Prints medians and ranges of seconds, tokens per second and the ratio to pacedrl's sampler. ``make smollm2`` fetches the
+model.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 
 PROMPTS, COMPLETIONS = 8, 8
-PAGE = 32  # tokens a page of transformers' paged cache: 64 sequences of about 160 take 320 of them
+PAGE = 32  # tokens per page of transformers' paged cache; 64 sequences of about 160 tokens take 320 pages
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     policy, model, prompt_ids = loaded()
     new = options.new_tokens
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def loaded() -> tuple[Policy, Any, list[list[int]]]:
-    """Our policy, of which no token ends a completion; transformers' model; the prompts."""
+    """Load pacedrl's policy, with no end token, transformers' model and the prompts."""
     with tempfile.TemporaryDirectory() as name:
         save_model(Path(name))
         policy = Policy.load(ModelConfig(name=name), torch.device("cpu"))

@@ -32,10 +32,11 @@ from pathlib import Path
 
 from math_verifier import easy
 
-from pacedrl.tasks import math_answers
-from pacedrl.tasks.answers import JudgeError, final_answer, math_gold, math_reward
-from pacedrl.tasks.math.answers import MathOptions
+from pacedrl.errors import JudgeError
+from pacedrl.tasks.math import equality
 from pacedrl.tasks.math.notation import read_number, squashed, tidy
+from pacedrl.tasks.math.rewards import math_gold, math_reward
+from pacedrl.tasks.math.statements import final_answer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tasks"))
 
@@ -174,7 +175,7 @@ def _math_verify(gold: str, text: str) -> bool:
 
 
 def _math_verify_strict(gold: str, text: str) -> bool:
-    stated = final_answer(text, MathOptions())
+    stated = final_answer(text)
     if not stated:
         return False
     texts = [tidy(math_gold(gold)), tidy(stated)]
@@ -201,11 +202,11 @@ def _verified(gold: str, answer: str, slack: Fraction = Fraction(0)) -> bool:
 
 
 def _math_verify_for_expressions(gold: str, text: str) -> bool:
-    own, math_answers.same_values = math_answers.same_values, _verified
+    own, equality.same_values = equality.same_values, _verified
     try:
         return math_reward(gold, text) == 1.0
     finally:
-        math_answers.same_values = own
+        equality.same_values = own
 
 
 JUDGES: dict[str, Callable[[str, str], bool]] = {

@@ -1,13 +1,13 @@
-"""How many maths verdicts a second the verifier processes give, and what the most expensive completions cost.
+"""How many math verdicts per second the verifier processes give, and how long the most expensive completions take.
 
     python benchmarks/math_verifier.py                   # about a minute
     python benchmarks/math_verifier.py --jobs 20000
 
-Easy answers are numbers, fractions, percentages, units and lists, right and wrong ones; mixed ones have one in five
-with roots, pi or symbols, which math-verify has to read. The pathological ones are those of
-tests/tasks/test_math_corpus.py, one at a time. Prints a table; times are wall-clock. Beside ours, in the same run:
-math-verify's own ``verify(parse(gold), parse(answer))``, as most trainers call it, in this process, where no time limit
-can end it but its own alarm.
+Easy answers are numbers, fractions, percentages, units and lists, half of them right. Of mixed answers, one in five has
+roots, pi or symbols, which math-verify has to parse. The pathological answers are those of
+tests/tasks/test_math_corpus.py, one at a time. Times are wall-clock. For comparison, the same run measures
+math-verify's own ``verify(parse(gold), parse(answer))``, as most trainers call it, in this process, where only
+math-verify's own alarm can end it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from pacedrl.tasks import Job, VerifierPool
+from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +73,7 @@ def math_verify_throughput(count: int, share: float) -> float:
 
 
 def easy(rng: random.Random) -> tuple[str, str]:
-    """A gold answer and what a completion states, right half of the time."""
+    """Draw a gold answer and a completion's answer, which is right half of the time."""
     n, d = rng.randint(-(10**6), 10**6), rng.randint(2, 99)
     wrong = rng.randint(0, 1)
     return rng.choice(
@@ -88,7 +88,7 @@ def easy(rng: random.Random) -> tuple[str, str]:
 
 
 def hard(rng: random.Random) -> tuple[str, str]:
-    """An answer that math-verify has to read, and hardly ever the one before: expressions are remembered."""
+    """Draw an answer that math-verify has to parse. Answers rarely repeat, because parsed expressions are cached."""
     n, d = rng.randint(2, 999), rng.randint(2, 99)
     return rng.choice(
         [

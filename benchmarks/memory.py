@@ -1,10 +1,10 @@
-"""Peak memory and time of log-probabilities and their gradient: ours, in pieces, and plain logits, side by side.
+"""Peak memory and time of log-probabilities and their gradient: pacedrl's in chunks, and plain logits.
 
     python benchmarks/memory.py                      # 4,096 tokens, a vocabulary of 151,936: about two minutes, 11 GB
     python benchmarks/memory.py --tokens 1024
 
-Hidden states and head of the size of Qwen2.5-0.5B (896); what is measured is the output layer, forward and backward,
-each way in a process of its own. The plain way is ``log_softmax(hidden @ head.T)``.
+Hidden states and head have the size of Qwen2.5-0.5B (896). The output layer is measured alone, forward and backward,
+each way in its own process. The plain way is ``log_softmax(hidden @ head.T)``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--hidden", type=int, default=896)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     found = {}
     for way in WAYS:
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(way: str, tokens: int, vocabulary: int, hidden: int) -> tuple[float, float, float]:
-    """Bytes at the peak beyond what was there before, seconds, and the sum of the log-probabilities."""
+    """Return the growth of memory at its peak in bytes, the seconds, and the sum of the log-probabilities."""
     generator = torch.Generator().manual_seed(0)
     hidden_KH = torch.randn(tokens, hidden, generator=generator, requires_grad=True)
     weight_VH = (torch.randn(vocabulary, hidden, generator=generator) / hidden**0.5).requires_grad_()

@@ -1,12 +1,12 @@
-"""What projecting embeddings, and rescoring a share of them a step, costs the estimate: a finished run, told again.
+"""What projecting embeddings, and rescoring a share of them per step, costs the estimate, replayed on a finished run.
 
     python benchmarks/projection.py runs/results/skills_skewed/runs/grpo/seed500
 
-Goes through the run's groups.jsonl step by step: each estimator first says what it thinks of the step's prompts, then
-is told their verdicts, as in training. The run should have selected by something else (grpo: uniformly), so that no
-estimator is judged on prompts it chose. Prints the mean over all groups of |estimate − observed|, the Brier score, and
-the rank correlation. The observed accuracy of G completions is itself off by √(p(1−p)/G): that part of the error is the
-same for all.
+Goes through the run's groups.jsonl step by step: each estimator first predicts the accuracies of the step's prompts,
+then observes their verdicts, as in training. The run should have selected prompts in another way (grpo: uniformly), so
+that no estimator is judged on prompts that it chose. Prints the mean over all groups of |estimate − observed|, the
+Brier score and the rank correlation. The observed accuracy of G completions itself has an error of √(p(1−p)/G), which
+is the same for all estimators.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pacedrl.method.estimator import spearman
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.training.setup import encode_tasks, load_tasks, unique_prompts
+from pacedrl.rollouts.tasks import encode_tasks, load_tasks, unique_prompts
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--components", default="32,16,8,4")
     parser.add_argument("--shares", default="0.5,0.1,0.02")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     config = load_config(options.run / "config.yaml")
     policy = Policy.load(config.model, resolve_device("cpu"))
@@ -47,7 +47,7 @@ def main() -> None:
     found = []
     for size, share in [(None, 1.0), *((size, 1.0) for size in components), *((None, share) for share in shares)]:
         embeddings = whole if size is None else project(whole, size)
-        error, brier, rank = told_again(keys, embeddings, steps, share, config.partition.prior_accuracy)
+        error, brier, rank = replay_run(keys, embeddings, steps, share, config.partition.prior_accuracy)
         print(f"{size or whole.shape[1]:>10}{share:>8g}{error:>10.4f}{brier:>9.4f}{rank:>8.3f}", flush=True)
         row = {"components": size or whole.shape[1], "share": share, "error": error, "brier": brier, "rank": rank}
         found.append(row)
@@ -55,7 +55,7 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def told_again(
+def replay_run(
     keys: list[str], embeddings: torch.Tensor, steps: list[dict[str, list]], share: float, prior: float
 ) -> tuple[float, float, float]:
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def told_again(
     scheduler = DifficultyScheduler(keys, embeddings, learner=learner, rescore_share=share)
     estimates, observed, squares = [], [], []
     for step in steps:
-        # What selection would have seen: stale where only a share is rescored.
+        # Selection would have seen these estimates, which are stale if only a share is rescored.
         accuracy_N = scheduler.accuracy_estimates()
         names: list[str] = []
         rewards: list[float] = []

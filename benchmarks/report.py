@@ -1,9 +1,9 @@
 """How long the page of a long run takes to build, and how large it is.
 
-    python benchmarks/report.py                # 1,000 steps, 100 completions a step: under a minute
+    python benchmarks/report.py                # 1,000 steps, 100 completions per step: under a minute
 
-A real run of the tiny model, its rows repeated with other numbers until there are so many steps, and its completions
-with texts of their own of some hundred words, so that they compress no better than real ones.
+A real run of the tiny model is extended: its rows are repeated with slightly different numbers up to the number of
+steps, and its completions get random texts of a hundred words, so that they compress no better than real ones.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pacedrl import Config, Trainer
 from pacedrl.report.page import render
 
 SHORT = 20
-"""Steps that are really trained."""
+"""Number of steps that are really trained."""
 WORDS = 100
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--completions", type=int, default=100, help="a step")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--completions", type=int, default=100, help="completions per step")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def train(folder: Path) -> None:
-    """Twenty steps of the tiny model, two tasks held out."""
+    """Train twenty steps of the tiny model with two held-out tasks."""
     skills: dict[str, Any] = {"source": "skills", "split": "test"}
     tree = {
         "run": {"dir": str(folder), "steps": SHORT, "samples_per_step": 32},
@@ -70,7 +70,7 @@ def train(folder: Path) -> None:
 
 
 def lengthen(folder: Path, steps: int, completions: int) -> None:
-    """Rewrite the logs to be those of so many steps."""
+    """Rewrite the logs as those of a run of ``steps`` steps."""
     rng = random.Random(0)
     logs = {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in logs}
@@ -88,7 +88,7 @@ def lengthen(folder: Path, steps: int, completions: int) -> None:
 
 
 def changed(row: dict[str, Any], step: int, rng: random.Random) -> dict[str, Any]:
-    """The row of another step: what counts up does, and shares and means are a little different."""
+    """Change a row into that of another step: totals are scaled, shares and means get noise."""
     noise = {name: value * rng.uniform(0.9, 1.0) for name, value in row.items() if isinstance(value, float)}
     counted = {
         name: row[name] / row["step"] * step for name in ("rollouts/generated", "tokens/generated") if name in row

@@ -1,22 +1,23 @@
 """How a step's time falls with the number of devices: a simulation, its formula, and a check against real runs.
 
     python benchmarks/scaling.py                  # the table for assumed GPUs
-    python benchmarks/scaling.py --measure        # costs measured here, one process a core; predicted beside real steps
+    python benchmarks/scaling.py --measure        # measured costs, one process per core; predictions beside real steps
     python benchmarks/scaling.py --prompts 1024   # a larger step
 
-A step on N devices, of P prompts × G completions of lengths L_i, dealt out in equal numbers:
+A step of P prompts × G completions of lengths L_i on N devices, each of which gets the same number of completions,
+takes
 
-    generate(n)  = max over devices of Σ_t (decode + row · completions still going at token t)
+    generate(n)  = max over devices of Σ_t (decode + row · completions still being decoded at token t)
     update(n)    = fixed + token · (tokens of the busiest device) + 2 · weights · (n − 1)/n / bandwidth
     colocated:     T(N) = generate(N) + update(N) + driver
-    served, ahead: T(N) = max(generate(S), update(N − S)) + weights / bandwidth + driver, with S the best share
+    served, ahead: T(N) = max(generate(S), update(N − S)) + weights / bandwidth + driver, with the best S
     driver       = scheduler + exchange · P · G      which no device shares: it bounds the speed-up by T(1)/driver
 
-The longest completion costs ``decode · max L`` however many devices there are: that and the driver are what ends
-scaling. Efficiency is T(1) / (N · T(N)), of the layout's own best T(1) colocated.
+The longest completion costs ``decode · max L`` on any number of devices; it and the driver limit scaling. Efficiency is
+T(1) / (N · T(N)) with the colocated T(1).
 
-The costs of GPUs are ASSUMED, from data sheets and common experience (`ASSUMED` says how); no GPU was at hand. What
---measure shows is that the formula predicts real one- and two-process steps, on a random model of 10M parameters.
+The costs of GPUs are ASSUMED, from data sheets and common experience (see `ASSUMED`); no GPU was available. --measure
+shows that the formula predicts real steps of one and two processes, on a random model of 10M parameters.
 """
 
 from __future__ import annotations
@@ -40,22 +41,22 @@ DEVICES = tuple(2**i for i in range(11))
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, bytes, bytes a second."""
+    """Costs in seconds, bytes and bytes per second."""
 
     decode: float
-    """A decoding iteration, whatever the batch: the weights are read once."""
+    """Cost of a decoding iteration for any batch size, because the weights are read once."""
     row: float
-    """What each completion adds to it."""
+    """Cost that each completion adds to a decoding iteration."""
     token: float
-    """Forward and backward, of one token."""
+    """Cost of one token's forward and backward pass."""
     fixed: float
-    """Of an update: the optimiser."""
+    """Cost of the optimiser step."""
     weights: float
     bandwidth: float
     exchange: float
-    """What a completion costs the first process: gathered, told, logged."""
+    """Cost of a completion on rank 0, which gathers, broadcasts and logs it."""
     scheduler: float
-    """select, replay and observe, a step."""
+    """Cost of select, replay and observe in a step."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,20 @@ class Step:
 
 ASSUMED = {
     # 80 GB GPUs, 3.35 TB/s of memory, 40% of 990 TFLOP/s in the update (6 FLOP a parameter and token, 8 with
-    # checkpointing), 20 µs of cache and sampling a row; 100 GB/s between devices; a completion pickled: 0.2 ms.
+    # checkpointing), 20 µs of cache and sampling a row; 100 GB/s between devices; pickling a completion: 0.2 ms.
     "1.5B": Costs(3e-3, 2e-5, 6 * 1.5e9 / 4e14, 0.05, 6e9, 1e11, 2e-4, 0.5),
     "7B": Costs(8e-3, 4e-5, 8 * 7.6e9 / 4e14, 0.2, 3e10, 1e11, 2e-4, 0.5),
 }
 
 
 def lengths(prompts: int, mean: float, longest: int) -> np.ndarray:
-    """Of completions, [P·G]: log-normal, cut off at the longest."""
+    """Draw lengths of completions, [P·G], log-normal and cut off at ``longest``."""
     draws = np.random.default_rng(0).lognormal(np.log(mean) - 0.32, 0.8, prompts * GROUP_SIZE)
     return np.minimum(np.ceil(draws), longest)
 
 
 def generate(costs: Costs, length_N: np.ndarray, devices: int) -> float:
-    """Of the slowest device."""
+    """Return the seconds of sampling on the slowest device."""
     return max(
         costs.decode * float(part.max()) + costs.row * float(part.sum())
         for part in np.array_split(length_N, devices)
@@ -90,7 +91,7 @@ def generate(costs: Costs, length_N: np.ndarray, devices: int) -> float:
 
 
 def update(costs: Costs, length_N: np.ndarray, prompt_tokens: int, devices: int) -> float:
-    """Prompts are shared by their completions. Sequences are dealt out by their tokens, so about equally."""
+    """Return the seconds of an update. Completions share prompts; sequences are divided by tokens, about equally."""
     tokens = float(length_N.sum()) + prompt_tokens * len(length_N) / GROUP_SIZE
     longest = float(length_N.max()) + prompt_tokens
     share = max(tokens / devices, longest)
@@ -104,7 +105,7 @@ def colocated(costs: Costs, length_N: np.ndarray, prompt_tokens: int, devices: i
 
 
 def served(costs: Costs, length_N: np.ndarray, prompt_tokens: int, devices: int) -> Step:
-    """Of all ways to split the devices the best; sampling is a step ahead of the update."""
+    """Return the best split of the devices into samplers and trainers; sampling is a step ahead of the update."""
     best: Step | None = None
     driver = costs.scheduler + costs.exchange * len(length_N)
     for share in np.linspace(0.1, 0.9, 17):
@@ -170,7 +171,7 @@ if ranks.main:
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Costs fitted to real steps of 8 and 16 prompts of one process; two processes predicted, and run."""
+    """Fit costs to real steps of 8 and 16 prompts on one process; predict and run steps of 32 on one and on two."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _model(folder / "model")
@@ -204,7 +205,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 
 def fitted(amounts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """The constant and the slope of a cost, by least squares. The constant is 0 where noise would have it negative."""
+    """Fit constant and slope of a cost by least squares. The constant is 0 if noise would make it negative."""
     x, y = np.asarray(amounts, dtype=float), np.asarray(seconds, dtype=float)
     slope, constant = np.polyfit(x, y, 1)
     if constant < 0:
@@ -228,7 +229,7 @@ def _model(folder: Path) -> None:
 
 
 def _run(folder: Path, prompts: int, processes: int) -> dict[str, float]:
-    """The least over the steps but the first, of the first process: what else the machine does only ever adds."""
+    """Run steps and return rank 0's smallest times after the first step; other load on the machine only adds time."""
     run = folder / f"run-{prompts}-{processes}"
     tree = {
         "recipe": "paced_select",
@@ -264,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mean-tokens", type=float, default=1000.0)
     parser.add_argument("--max-tokens", type=int, default=3072)
     parser.add_argument("--prompt-tokens", type=int, default=200)
-    parser.add_argument("--json", type=Path, help="write what was measured here too")
+    parser.add_argument("--json", type=Path, help="also write the measurements to this file")
     options = parser.parse_args(arguments)
     if options.measure:
         start = time.perf_counter()

@@ -1,14 +1,14 @@
-"""What selection, observation and replay cost as prompts grow: time, memory, and how both grow.
+"""How the time and memory of selection, observation and replay grow with the number of prompts.
 
     python benchmarks/scheduler.py              # 10^4, 10^5 and 10^6 prompts; some minutes, 4 GB of disk
     python benchmarks/scheduler.py --sizes 10000,100000 --steps 3
 
-Made-up prompts with 1,536 features (the hidden size of a 1.5B model) in a memory-mapped float16 file, as a run has
-them; a step is 128 prompts of 8 completions, 64 of 128 replayed. Three ways of keeping the estimates: of the whole
-embedding, of 128 principal components, and of those with a tenth rescored each step. A run first spends ``prepare``
-once (the moments of the features, the projection, the first estimates). "Peak" is how far the process's own memory
-grew, the mapped file not counted, looked at every hundredth of a second. Prints a table of medians over the steps and
-of growth from one size to the next; the paper's steps take 308 to 1,086 seconds.
+Synthetic prompts have 1,536 features (the hidden size of a 1.5B model) in a memory-mapped float16 file, as in a run. A
+step is 128 prompts of 8 completions, with 64 of 128 replayed. Estimates are kept in three ways: from the whole
+embedding, from 128 principal components, and from these with a tenth rescored per step. A run first spends ``prepare``
+once, on the moments of the features, the projection and the first estimates. "Peak" is the largest growth of the
+process's own memory without the mapped file, sampled every hundredth of a second. Prints medians over the steps and the
+growth from one size to the next; the paper's steps take 308 to 1,086 seconds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="10000,100000,1000000")
     parser.add_argument("--features", type=int, default=1536)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     context = multiprocessing.get_context("spawn")
@@ -59,7 +59,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "embeddings.npy"
                 write_embeddings(path, size, options.features)
-                with context.Pool(1) as pool:  # a process of its own, so that memory is this size's alone
+                with context.Pool(1) as pool:  # its own process, so that only this size's memory counts
                     found = watched(pool, (path, way["components"], way["share"], options.steps))
             cells = "".join(f"{found[phase]:>10.3f} s" for phase in PHASES)
             share = sum(found[phase] for phase in PHASES[1:]) / PAPER_STEP_S
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def write_embeddings(path: Path, prompts: int, features: int) -> None:
-    """Sixteen factors, noise, and the large offset that hidden states share."""
+    """Write features of sixteen factors, noise, and a large offset such as hidden states have."""
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(16, features)).astype(np.float32)
     file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(prompts, features))
@@ -85,7 +85,7 @@ def write_embeddings(path: Path, prompts: int, features: int) -> None:
 
 
 def watched(pool: Pool, work: tuple[Path, int | None, float, int]) -> dict[str, float]:
-    """What `measure` finds in the pool's process, and by how many bytes that grew at most meanwhile."""
+    """Run `measure` in the pool's process and add the largest growth of its memory in bytes."""
     process = pool.apply(os.getpid)
     before = peak = own_memory(process)
     result = pool.apply_async(measure, work)
@@ -96,13 +96,13 @@ def watched(pool: Pool, work: tuple[Path, int | None, float, int]) -> dict[str, 
 
 
 def own_memory(process: int) -> int:
-    """Bytes of it that belong to no file."""
+    """Return the process's memory in bytes, without mapped files."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 def measure(path: Path, components: int | None, share: float, steps: int) -> dict[str, float]:
-    """Seconds of each phase, medians over the steps."""
+    """Return the median seconds of each phase over the steps."""
     torch.manual_seed(0)
     mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
     begin = time.perf_counter()

@@ -1,15 +1,15 @@
-"""One training step, ours beside TRL's GRPOTrainer: the same model, prompts, number of tokens and machine.
+"""One training step of pacedrl and of TRL's GRPOTrainer: the same model, prompts, number of tokens and machine.
 
     python benchmarks/step.py                        # SmolLM2-135M on 2 cores: about half an hour
-    python benchmarks/step.py --steps 1 --checkpointing    # TRL as it comes: slower, and with less memory
+    python benchmarks/step.py --steps 1 --checkpointing    # TRL with its defaults: slower, with less memory
 
-GRPO on both sides, 8 prompts of about 95 tokens × 8 completions of exactly 64 new tokens, float32, AdamW; each side
-in a process of its own, one after the other, the first step of each not counted. Ours is ``recipe=grpo``; what the
-scheduler adds in the other recipes is in benchmarks/scheduler.py. TRL's micro-batches hold 8 sequences, its default;
-its default gradient checkpointing is off unless asked for, for it only costs time where memory suffices; one step of it
-with 32 sequences a micro-batch shows what that is worth. Prints medians and ranges of seconds and tokens per second for
-each phase, their ratios, peak memory, and what share of the machine's matrix-multiply limit, measured in the same run,
-our generation and update reach. ``make smollm2`` fetches the model.
+Both sides run GRPO on 8 prompts of about 95 tokens × 8 completions of exactly 64 new tokens, in float32 with AdamW;
+each side in its own process, one after the other, without counting the first step. Ours is ``recipe=grpo``;
+benchmarks/scheduler.py measures what the scheduler adds in other recipes. TRL's micro-batches have 8 sequences, its
+default. TRL's default gradient checkpointing is off unless asked for, because it only costs time where memory suffices.
+One further step of TRL with 32 sequences per micro-batch shows what that gains. Prints medians and ranges of seconds
+and tokens per second for each phase, their ratios, peak memory, and the share of the machine's matrix-multiplication
+limit, measured in the same run, that our sampling and update reach. ``make smollm2`` fetches the model.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("generate", "verify", "update", "step")
 TRL_AT_ONCE = 32
-"""Sequences in the larger of TRL's micro-batches."""
+"""Sequences in TRL's larger micro-batches."""
 Measured = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides do. ``rows`` have a prompt and an answer; a step takes the next ``prompts`` of them."""
+    """The work of both sides. ``rows`` have a prompt and an answer; a step takes the next ``prompts`` rows."""
 
     model: Path
     rows: list[dict[str, str]]
@@ -45,12 +45,12 @@ class Work:
     completions: int
     new_tokens: int
     forced: bool
-    """No completion ends before ``new_tokens``."""
+    """Whether no completion ends before ``new_tokens``."""
     steps: int
-    """Counted; one more comes first."""
+    """Number of steps that are counted; one more precedes them."""
     tokens_per_micro_batch: int
     trl_batch: int
-    """Sequences in TRL's micro-batches."""
+    """Sequences per micro-batch of TRL."""
     checkpointing: bool = False
     learning_rate: float = 1e-6
 
@@ -63,9 +63,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--checkpointing", action="store_true", help="TRL with its default gradient checkpointing")
-    parser.add_argument("--tokens-per-micro-batch", type=int, default=640, help="ours")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--checkpointing", action="store_true", help="use TRL's default gradient checkpointing")
+    parser.add_argument("--tokens-per-micro-batch", type=int, default=640, help="of pacedrl")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "model"
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def compare(work: Work) -> dict[str, Measured]:
-    """Both sides, one after the other, each in a process of its own; prints what they took, and the ratios."""
+    """Measure both sides, each in its own process, one after the other; print their figures and ratios."""
     found: dict[str, Measured] = {}
     for side, function in (("ours", ours), ("trl", trl)):
         found[side] = apart(function, work)
@@ -108,13 +108,13 @@ def compare(work: Work) -> dict[str, Measured]:
 
 
 def apart(side: Callable[[Work], Measured], work: Work) -> Measured:
-    """What a side measures in a process of its own."""
+    """Return what a side measures in its own process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(side, (work,))
 
 
 def save_model(folder: Path) -> None:
-    """The GGUF file's weights as a folder that both sides load."""
+    """Save the GGUF file's weights as a folder that both sides can load."""
     from pacedrl.config import ModelConfig
     from pacedrl.policy.policy import Policy
 
@@ -126,7 +126,7 @@ def save_model(folder: Path) -> None:
 
 
 def word_problems(count: int) -> list[dict[str, str]]:
-    """Of about 95 tokens, all different."""
+    """Make different prompts of about 95 tokens."""
     texts = [
         f"Farmer {i} has {12 + i % 7} fields. On each field stand {30 + i % 11} apple trees and {5 + i % 3} pear "
         "trees. Every apple tree bears four baskets of apples a year, every pear tree three baskets of pears, and one "
@@ -138,12 +138,12 @@ def word_problems(count: int) -> list[dict[str, str]]:
 
 
 def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-    """1 for the answer, and for half of all other texts: something that differs within groups."""
+    """Reward the answer and half of all other texts, so that rewards differ within groups."""
     return [float(text.strip() == a or len(set(text)) % 2) for text, a in zip(completions, answer, strict=True)]
 
 
 def matmul_rate() -> float:
-    """FLOP/s of float32 matrix multiplication at the update's shapes."""
+    """Measure FLOP/s of float32 matrix multiplication at the update's shapes."""
     a, b = torch.randn(640, 576), torch.randn(576, 1536)
     best = 0.0
     for _ in range(5):
@@ -279,10 +279,10 @@ def median(measured: Measured, phase: str) -> float:
 
 
 def least_seconds(work: Work, measured: Measured, rate: float) -> dict[str, float]:
-    """Matrix multiplications alone, at the measured rate: two FLOP a weight and token forward, four backward.
+    """Return the seconds of the matrix multiplications alone, with 2 FLOP per weight and token forward, 4 backward.
 
-    Prompts pass through once; a new token's logits are computed once to draw it, and forward, again and backward (four
-    times) to learn from it.
+    Prompts pass through the model once. A new token's logits are computed once to sample it (2 FLOP per weight);
+    learning from it computes them twice (4 FLOP) and their gradient (4 FLOP).
     """
     body, head = measured["body"], measured["head"]
     prompt_tokens, new = work.prompts * measured["prompt_tokens"], work.sequences * measured["new_tokens"]

@@ -1,10 +1,10 @@
-"""Rollouts a second on the built-in tiny model, ours beside TRL's GRPOTrainer, sampling and training together.
+"""Rollouts per second on the built-in tiny model, of pacedrl and of TRL's GRPOTrainer, sampling and training together.
 
     python benchmarks/tiny.py                # 20 steps of 32 prompts × 8 completions on each side: some minutes
 
-The skills that ship with the package, at most 16 new tokens, completions end when they end. TRL twice: as it comes
-(micro-batches of 8 sequences, gradient checkpointing), and with what suits a model as small as this (all 256 sequences
-of a step as one micro-batch, no checkpointing), which is what ours does. Prints what `benchmarks/step.py` prints.
+The data are the built-in skills, with at most 16 new tokens; completions end by themselves. TRL runs twice: with its
+defaults (micro-batches of 8 sequences, gradient checkpointing), and with settings that suit so small a model (all 256
+sequences of a step in one micro-batch, no checkpointing), as pacedrl does. Prints what `benchmarks/step.py` prints.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRL: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "model"

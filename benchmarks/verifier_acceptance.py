@@ -1,13 +1,13 @@
-"""What the verifiers make of right answers, of spoilt ones, and how EvalPlus judges the same code in the same run.
+"""How the verifiers judge right and corrupted answers, and how EvalPlus judges the same code in the same run.
 
     python benchmarks/verifier_acceptance.py                  # about 6 minutes; writes verifier_acceptance.json
-    python benchmarks/verifier_acceptance.py --evalplus       # with EvalPlus beside it: 10 minutes
+    python benchmarks/verifier_acceptance.py --evalplus       # also runs EvalPlus: 10 minutes
 
-Right code is the canonical solutions of HumanEval, HumanEval+ and MBPP+; spoilt code the same with one operator
-exchanged, by a fixed seed for each row. Right answers are the gold answers of GSM8K, SVAMP, MATH-500 and DeepScaleR's
-subset, stated in a box. Settings are the defaults. Seconds are wall-clock, one verdict at a time; of EvalPlus, which
-runs code without a sandbox, those of its ``untrusted_check`` alone, and of ours those where the canonical solution's
-answers are remembered, which EvalPlus' are as well.
+Right code consists of the canonical solutions of HumanEval, HumanEval+ and MBPP+. Corrupted code is the same with one
+operator exchanged, with a fixed seed for each row. Right answers are the gold answers of GSM8K, SVAMP, MATH-500 and
+DeepScaleR's subset, stated in a box. The verifiers have default settings. Seconds are wall-clock, one verdict at a
+time. EvalPlus runs code without a sandbox, and its seconds are those of its ``untrusted_check`` alone. Ours are those
+of verdicts for which the canonical solution's answers are cached, as they also are in EvalPlus.
 
 EvalPlus: pip install --no-deps evalplus==0.3.1 appdirs tempdir multipledispatch wget psutil
 """
@@ -22,10 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pacedrl.tasks.answers import JudgeError, math_gold, math_reward
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code.candidate import assemble
 from pacedrl.tasks.code.verifier import CodeSettings, code_reward
+from pacedrl.tasks.math.rewards import math_gold, math_reward
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_suffix(".json")
@@ -39,8 +40,8 @@ Check = Callable[[str], bool]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evalplus", action="store_true", help="judge HumanEval+ and MBPP+ by EvalPlus too")
-    parser.add_argument("--limit", type=int, help="rows of each file, for a quick look; nothing is written")
+    parser.add_argument("--evalplus", action="store_true", help="also judge HumanEval+ and MBPP+ with EvalPlus")
+    parser.add_argument("--limit", type=int, help="rows of each file, for a quick look; then nothing is written")
     arguments = parser.parse_args()
     sandbox.check("bubblewrap")
     results: dict[str, Any] = {"gold_answers": {name: golds(name) for name in GOLD_FILES}, "code": {}}
@@ -54,14 +55,14 @@ def main() -> None:
 
 
 def golds(name: str) -> dict[str, Any]:
-    """How many gold answers are accepted, and those that are not."""
+    """Return the number of accepted gold answers, and the refused ones."""
     answers = gold_answers(name)
     refused = [answer for answer in answers if not accepts(answer)]
     return {"rows": len(answers), "accepted": len(answers) - len(refused), "refused": refused}
 
 
 def accepts(answer: str) -> bool:
-    """Whether the answer passes for itself. False too where it cannot be judged against."""
+    """Whether the answer is accepted as its own gold answer; False if it cannot be used as one."""
     try:
         return math_reward(answer, rf"\boxed{{{math_gold(answer)}}}") == 1.0
     except JudgeError:
@@ -69,7 +70,7 @@ def accepts(answer: str) -> bool:
 
 
 def code(rows: list[Row], peer: Callable[[Row], Check] | None) -> dict[str, Any]:
-    """Verdicts on right and spoilt code, and the peer's on the same."""
+    """Judge right and corrupted code, also with the peer."""
     right: dict[str, bool] = {}
     spoilt: dict[str, bool] = {}
     disagreed: list[str] = []
@@ -80,7 +81,7 @@ def code(rows: list[Row], peer: Callable[[Row], Check] | None) -> dict[str, Any]
         for verdicts, text in ((right, source), (spoilt, mutated(source, seed))):
             if text is None:
                 continue
-            ours(row, text)  # the canonical solution's answers are remembered
+            ours(row, text)  # fills the cache of the canonical solution's answers
             start = time.perf_counter()
             verdict = verdicts[row["task_id"]] = ours(row, text)
             seconds["ours"] += time.perf_counter() - start
@@ -108,7 +109,7 @@ def ours(row: Row, text: str) -> bool:
 
 
 def evalplus_check(row: Row) -> Check:
-    """EvalPlus' verdict on a program for this row, with what it expects computed before."""
+    """Return EvalPlus' verdict as a function of a program for this row; expected outputs are computed now."""
     from evalplus.data.mbpp import mbpp_deserialize_inputs
     from evalplus.eval import PASS, untrusted_check
     from evalplus.eval._special_oracle import MBPP_OUTPUT_NOT_NONE_TASKS

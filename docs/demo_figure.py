@@ -1,4 +1,4 @@
-"""Train the demo with several seeds, beside a control; draw docs/images/demo.png and write docs/demo_results.json.
+"""Train the demo and a control with several seeds; draw docs/images/demo.png and write docs/demo_results.json.
 
 make demo-figure
 """
@@ -18,9 +18,9 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-SEEDS = (3, 4, 5)  # 0 to 2 were looked at while the demo's settings were chosen
+SEEDS = (3, 4, 5)  # 0 to 2 were used to choose the demo's settings
 UNIFORM = ("recipe=tb",)
-"""The control: the same objective on prompts drawn uniformly, without replay."""
+"""The control: the same objective on uniformly drawn prompts, without replay."""
 ROOT = Path(__file__).resolve().parent
 COLOURS = {  # Okabe and Ito, safe for colour-blind readers
     "copy": "#000000",
@@ -38,7 +38,7 @@ def rows(run: Path, log: str) -> list[dict[str, Any]]:
 
 
 def train(name: str, seed: int, *overrides: str) -> Path:
-    """Run the demo, or go on with it, or do nothing if it is complete."""
+    """Run or resume the demo; a complete run is left as it is."""
     run = Path(f"runs/{name}-seed{seed}")
     settings = [f"run.seed={seed}", f"run.dir={run}", "eval.every=10", *overrides]
     subprocess.run([Path(sys.executable).parent / "pacedrl", "train", "examples/demo.yaml", *settings], check=True)
@@ -46,7 +46,7 @@ def train(name: str, seed: int, *overrides: str) -> Path:
 
 
 def results(runs: list[Path], controls: list[Path]) -> dict[str, Any]:
-    """Held-out pass@1 and pass@8 before and after, per seed; the control's means; rollouts; machine."""
+    """Return each seed's held-out pass@1 and pass@8 before and after, the control's means, rollouts, and machine."""
     evals = [rows(run, "eval.jsonl") for run in runs]
     steps = [rows(run, "metrics.jsonl") for run in runs]
     return {
@@ -74,7 +74,7 @@ def results(runs: list[Path], controls: list[Path]) -> dict[str, Any]:
 
 
 def mean_pass_at_1(evaluation: dict[str, Any]) -> float:
-    """Over the skills."""
+    """Return the mean pass@1 over the skills."""
     return round(float(np.mean([evaluation[f"{skill}/pass@1"] for skill in COLOURS])), 4)
 
 

@@ -1,4 +1,4 @@
-"""Photograph a run's report for the docs: at the widths of a desk and of a telephone, light and dark.
+"""Take pictures of a run's report for the docs, at the widths of a desktop and a phone, in light and dark mode.
 
     python docs/report_pictures.py runs/demo    # rewrites docs/images/report-*.png
 
@@ -20,7 +20,7 @@ from pacedrl.report.page import render
 
 IMAGES = Path(__file__).resolve().parent / "images"
 TALLEST = 3000
-"""Pixels; a page on a telephone is longer than anybody scrolls past."""
+"""Maximum height of a picture in pixels; a whole page on a phone would be much longer."""
 COLOURS = 128
 
 
@@ -42,7 +42,7 @@ def main() -> None:
 def photograph(
     browser: Browser, page: Path, name: str, width: int, scheme: str, before: str, start: str = "body"
 ) -> None:
-    """The page from ``start`` down to the section ``before``."""
+    """Take a picture of the page from ``start`` down to the section ``before``."""
     view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
     view.goto(page.as_uri())
     view.wait_for_selector(".cb-row")

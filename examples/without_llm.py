@@ -1,8 +1,9 @@
-"""PACED-RL (arXiv 2602.12642) without a language model, through `pacedrl.method` alone, where it can be checked.
+"""PACED-RL (arXiv 2602.12642) without a language model, on a problem small enough to check it exactly.
 
-A prompt is a subset-sum instance: eight weights, a target and a tolerance. A completion is eight bits, correct if the
-weights whose bit is 1 sum to the target within the tolerance. There are only 256 completions, so accuracy, KL and log Z
-are enumerated, too. Replay is left out. Shapes: _N prompts, _F features, _B completions of a step, _T bits, _S all 256.
+It uses only `pacedrl.method`. A prompt is a subset-sum instance: eight weights, a target and a tolerance. A completion
+is eight bits; it is correct if the weights whose bit is 1 sum to the target within the tolerance. With only 256
+completions, accuracy, KL and log Z can be enumerated. There is no replay. Shapes: _N prompts, _F features, _B
+completions of a step, _T bits, _S all 256 completions.
 """
 
 import argparse
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from pacedrl import method
 
 BITS, PROMPTS_PER_STEP, GROUP_SIZE, UPDATES_PER_STEP, LEARNING_RATE = 8, 32, 8, 2, 5e-4
-BETA, FROZEN_BETA = 0.05, 0.5  # at 0.05 the optimum against a frozen reference is right almost always
+BETA, FROZEN_BETA = 0.05, 0.5  # at 0.05 the optimum against a frozen reference is almost always correct
 EVERY_ST = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * BITS)
 SELECTIONS = {"nearest": {}, "nearest, 1/4 explored": {"explore_fraction": 0.25}, "uniform": {"selection": "uniform"}}
 
 
 def make_prompts(count: int, seed: int) -> Tensor:
-    """[count, 10]: weights 1..9, a target, which sums few of them or many (rare sums are hard), a tolerance 0..12."""
+    """Return [count, 10]: weights 1..9, a sum of few or many as target (rare sums are hard), tolerance 0..12."""
     rng = np.random.default_rng(seed)
     weights = rng.integers(1, 10, (count, BITS))
     target = (weights * (rng.random((count, BITS)) < rng.random((count, 1)))).sum(1)
@@ -29,19 +30,19 @@ def make_prompts(count: int, seed: int) -> Tensor:
 
 
 def reward(x_F: Tensor, y_T: Tensor) -> Tensor:
-    """1 where the chosen weights sum to the target within the tolerance, else 0; leading dimensions broadcast."""
+    """Return 1 if the chosen weights sum to the target within the tolerance, else 0; leading dimensions broadcast."""
     return (((x_F[..., :BITS] * y_T).sum(-1) - x_F[..., BITS]).abs() <= x_F[..., BITS + 1]).float()
 
 
 class Policy(nn.Module):
-    """Autoregressive: each bit is drawn given the prompt and the bits before it."""
+    """An autoregressive policy: each bit depends on the prompt and the bits before it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(BITS + 2, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 1))
 
     def forward(self, x_BF: Tensor, y_BT: Tensor) -> Tensor:
-        """Log-probability of each bit given, [B, T]: bit t sees the weights from t on and what they should sum to."""
+        """Return each bit's log-probability [B, T]: bit t sees the weights from t on and the sum they must reach."""
         weights_BT, target_B1, tolerance_B1 = x_BF.split([BITS, 1, 1], dim=1)
         missing_BT = target_B1 - (weights_BT * y_BT).cumsum(1) + weights_BT * y_BT
         bounds_BT2 = torch.stack([missing_BT - tolerance_B1, missing_BT + tolerance_B1], dim=-1)
@@ -51,19 +52,19 @@ class Policy(nn.Module):
     @torch.no_grad()
     def sample(self, x_BF: Tensor) -> Tensor:
         y_BT = torch.ones(len(x_BF), BITS)
-        for t in range(BITS):  # bit t is still 1 when it is drawn, so its log-probability is that of a 1
+        for t in range(BITS):  # bit t is still 1 before it is drawn, so this is the probability of a 1
             y_BT[:, t] = torch.bernoulli(self(x_BF, y_BT)[:, t].exp())
         return y_BT
 
     @torch.no_grad()
     def enumerated(self, x_NF: Tensor) -> tuple[Tensor, Tensor]:
-        """log π(y|x) of all completions, [N, S], and the accuracy p(x) = Σ_y π(y|x)·r(x, y), [N]; exact, float64."""
+        """Return log π(y|x) of all completions [N, S] and the accuracy p(x) = Σ_y π(y|x)·r(x, y) [N] in float64."""
         log_pi_NS = torch.stack([self(x_F.expand(len(EVERY_ST), -1), EVERY_ST).double().sum(1) for x_F in x_NF])
         return log_pi_NS, (log_pi_NS.exp() * reward(x_NF[:, None], EVERY_ST)).sum(1)
 
 
 def train(policy: Policy, x_NF: Tensor, steps: int, seed: int, **options) -> tuple[Policy, method.DifficultyScheduler]:
-    """Trains the policy in place; returns the last step's π_old and the scheduler, whose keys are rows of ``x_NF``."""
+    """Train the policy in place; return the last step's π_old and the scheduler, whose keys are rows of ``x_NF``."""
     torch.manual_seed(seed)
     optimizer = torch.optim.Adam(policy.parameters(), LEARNING_RATE)
     learner = method.PartitionLearner(method.LogPartition(x_NF, BETA, hidden_size=64))
@@ -88,14 +89,14 @@ def train(policy: Policy, x_NF: Tensor, steps: int, seed: int, **options) -> tup
 
 
 def best_intercept(log_old_NS: Tensor, log_new_NS: Tensor, reward_NS: Tensor) -> Tensor:
-    """log Z* [N], the argmin of E_old[δ²], by a Newton step from 0: exact, since the loss is a parabola."""
+    """Return log Z* [N], the argmin of E_old[δ²], by a Newton step from 0, which is exact for a parabola."""
     log_z_N = torch.zeros(len(reward_NS), dtype=torch.float64, requires_grad=True)
     (log_old_NS.exp() * (log_z_N[:, None] + log_new_NS - log_old_NS - reward_NS / BETA).square()).sum().backward()
     return -log_z_N.grad / 2
 
 
 def fit_to_frozen(log_mu_NS: Tensor, x_NF: Tensor, reward_NS: Tensor) -> Tensor:
-    """β·log Z [N] by trajectory balance against a frozen reference μ; the policy is a table, which has an optimum."""
+    """Fit β·log Z [N] by trajectory balance against a frozen reference μ; a tabular policy has an optimum."""
     table_NS = nn.Parameter(log_mu_NS.clone())
     optimizer = torch.optim.Adam([table_NS], 0.03)
     learner = method.PartitionLearner(method.LogPartition(x_NF, FROZEN_BETA, hidden_size=64, dropout=0.0))
@@ -107,7 +108,7 @@ def fit_to_frozen(log_mu_NS: Tensor, x_NF: Tensor, reward_NS: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        learner.fit(x_NF, reward_NS.mean(1), (log_pi_NS - log_mu_NS).mean(1), seed=step)  # means pull like all 256
+        learner.fit(x_NF, reward_NS.mean(1), (log_pi_NS - log_mu_NS).mean(1), seed=step)  # same gradient as all 256
     return learner.accuracy(x_NF).double()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pacedrl.version import __version__
+
 __all__ = ["Config", "InputError", "Summary", "Trainer", "__version__", "load_config"]
 
 if TYPE_CHECKING:

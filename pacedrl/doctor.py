@@ -7,42 +7,39 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
-from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, TrajectoryBalanceConfig
+from pacedrl.config import Config
 from pacedrl.errors import InputError
 from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import sample
+from pacedrl.policy.template_problems import template_problems
 from pacedrl.policy.vllm.client import Lost, Server
 from pacedrl.policy.vllm.weights import require_fit
-from pacedrl.rollouts import training_settings
-from pacedrl.tasks.attacks import ATTACKS
-from pacedrl.tasks.datasets import Task
-from pacedrl.tasks.pool import Job, VerifierPool
-from pacedrl.tasks.scoring import out_of_range
-from pacedrl.tasks.verifiers import OUT_OF_RANGE
-from pacedrl.template_problems import template_problems
-from pacedrl.training.learner import Learner
-from pacedrl.training.objective import policy_loss
-from pacedrl.training.sequences import TrainingSequence
-from pacedrl.training.setup import (
+from pacedrl.rollouts.engines import require_an_end, training_settings
+from pacedrl.rollouts.gold import rejected_gold
+from pacedrl.rollouts.tasks import (
     encode_tasks,
     load_tasks,
-    rejected_gold,
-    require_an_end,
     require_enough_prompts,
     require_oracle_tasks,
     shorten,
     unique_prompts,
 )
+from pacedrl.rollouts.verdicts import out_of_range
+from pacedrl.tasks.attacks import ATTACKS
+from pacedrl.tasks.datasets import Task
+from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.verifiers import OUT_OF_RANGE
+from pacedrl.training.learner import Learner
+from pacedrl.training.objectives import build_objective
 from pacedrl.training.trackers import require_trackers
-from pacedrl.types import Prompt
+from pacedrl.types import Completion, Prompt
 
 SHOWN = 10
 """Maximum number of examples that a check lists."""
@@ -275,13 +272,15 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     groups = list(sample(policy, probe, settings, seeds=range(len(probe))))
     generated = sum(len(c.token_ids) for _, completions in groups for c in completions)
     generate_rate = generated / (time.perf_counter() - start)
-    batch = [
-        TrainingSequence(probe[i], c.token_ids, 0.0, c.logprobs) for i, completions in groups[:4] for c in completions
-    ]
+    batch = [completion for _, completions in groups[:4] for completion in completions]
+    for i, completions in groups[:4]:
+        for completion in completions:
+            completion.prompt_ids, completion.anchor_logprobs = probe[i], completion.logprobs
     update_rate = _update_rate(policy, batch, config)
     prompt_mean = sum(map(len, prompt_ids)) / len(prompt_ids)
-    generate_s = _oversampling(config) * rollouts * sampling.max_new_tokens / generate_rate
-    passes = config.optimizer.epochs + config.needs_reference / 3  # A backward pass costs two forward passes.
+    generate_s = config.gate.sampling_factor * rollouts * sampling.max_new_tokens / generate_rate
+    # A backward pass costs two forward passes.
+    passes = config.optimizer.epochs + config.objective.needs_reference / 3
     update_s = passes * rollouts * (prompt_mean + sampling.max_new_tokens) / update_rate
     yield Check(
         "ok",
@@ -295,24 +294,13 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     yield Check(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
 
 
-def _oversampling(config: Config) -> int:
-    """Maximum number of prompts that a step samples, as a multiple of ``sampling.prompts_per_step``."""
-    match config.gate:
-        case LiloGateConfig():
-            return config.gate.oversample
-        case DynamicGateConfig():
-            return config.gate.max_batches
-    return 1
-
-
-def _update_rate(policy: Policy, batch: Sequence[TrainingSequence], config: Config) -> float:
+def _update_rate(policy: Policy, batch: Sequence[Completion], config: Config) -> float:
     """Tokens per second of a forward and backward pass. The weights do not change."""
-    # The choice of the loss does not matter: all of them take almost no time.
-    loss = partial(policy_loss, TrajectoryBalanceConfig(), config.sampling.max_new_tokens)
+    loss = build_objective(Config()).loss  # Any objective will do: the time of the loss itself is negligible.
     learner = Learner(policy, config.optimizer, total_steps=1, temperature=config.sampling.temperature, loss=loss)
     start = time.perf_counter()
     learner.accumulate_gradient(batch)
-    rate = sum(map(len, batch)) / (time.perf_counter() - start)
+    rate = sum(completion.length for completion in batch) / (time.perf_counter() - start)
     learner.optimizer.zero_grad(set_to_none=True)
     return rate
 
@@ -322,7 +310,7 @@ def memory_estimate(policy: Policy, config: Config) -> float:
     text = policy.causal_lm.config.get_text_config()
     frozen = sum(parameter.numel() for parameter in policy.model.parameters() if not parameter.requires_grad)
     reference = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
-    frozen_bytes = 4 * frozen + (reference if config.needs_reference and config.model.lora is None else 0)
+    frozen_bytes = 4 * frozen + (reference if config.objective.needs_reference and config.model.lora is None else 0)
     states = frozen_bytes + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
     element = 2 if policy.device.type == "cuda" else 4
     context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens

@@ -1,7 +1,9 @@
-"""The exception for bad input, and the exit codes of the command line."""
+"""Exceptions: bad input, and completions that a verifier cannot judge; exit codes of the command line."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Literal
 
 EXIT_STOPPED = 1
@@ -23,3 +25,13 @@ class InputError(Exception):
 
     def __init__(self, message: str, docs: Page | None = None) -> None:
         super().__init__(message if docs is None else f"{message} (see docs/{docs}.md)")
+
+
+class JudgeError(Exception):
+    """The verifier cannot judge this completion; the message says why in one line."""
+
+
+def did_you_mean(name: str, known: Iterable[str], before: str = "; ", cutoff: float = 0.6) -> str:
+    """Return "; did you mean 'x'?" for the known name that is most similar to ``name``, or "" if none is similar."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"{before}did you mean '{close[0]}'?" if close else ""

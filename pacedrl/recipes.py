@@ -8,10 +8,11 @@ recipes at equal numbers of optimiser steps.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pacedrl.errors import did_you_mean
 
 Settings = dict[str, dict[str, Any]]
 
@@ -142,8 +143,7 @@ def with_recipe(tree: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = tree.get("recipe", DEFAULT_RECIPE)
     if not isinstance(name, str) or name not in RECIPES:
-        close = difflib.get_close_matches(str(name), RECIPES, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(RECIPES)}"
+        hint = did_you_mean(str(name), RECIPES, before="") or f"there are {', '.join(RECIPES)}"
         raise ValueError(f"recipe: there is no recipe '{name}': {hint}")
     merged = dict(tree)
     for section, row in RECIPES[name].settings.items():

@@ -1,4 +1,4 @@
-"""Blocks and commands of the documentation's pages, as a reader finds them."""
+"""Extracts code blocks and commands from the documentation's pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    ROOT / "README.md",
+    *sorted(ROOT.glob("*.md")),
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if not path.name.endswith("template.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
 ]
@@ -18,14 +18,14 @@ FENCE = re.compile(
     r"^(?P<fence>```+)(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=fence)[ ]*$", re.DOTALL | re.MULTILINE
 )
 INDENTED = re.compile(r"(?:(?<=\n\n)|\A)((?:    [^\n]*\n(?:\n(?=    ))?)+)")
-IN_LINE = re.compile(r"(?<!`)`((?:pacedrl|torchrun|make|python) [^`]+)`(?!`)")
+IN_LINE = re.compile(r"(?<!`)`((?:pacedrl|torchrun|make|python|uv) [^`]+)`(?!`)")
 PROGRAMS = ("pacedrl", "torchrun", "python", "python3", "make", "pip", "for", "vllm", "examples/verl/run.sh")
-"""What an indented block of commands has at the start of one of its lines."""
+"""An indented block is a block of commands if one of its lines starts with one of these."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block."""
+    """A fenced code block."""
 
     page: Path
     line: int
@@ -39,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One command for a shell, comments gone and continued lines joined."""
+    """One shell command without comments, with continued lines joined."""
 
     where: str
     text: str
@@ -56,7 +56,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands(page: Path) -> Iterator[Command]:
-    """Those of fenced shell blocks, of indented blocks that hold commands, and between single backticks in the text."""
+    """Yield the commands in fenced shell blocks, in indented blocks of commands, and between single backticks."""
     text = page.read_text(encoding="utf-8")
     for block in blocks(page):
         if block.language in ("sh", "console"):
@@ -67,7 +67,7 @@ def commands(page: Path) -> Iterator[Command]:
         if _is_shell(body):
             yield from _lines(str(page.relative_to(ROOT)), body)
     for match in IN_LINE.finditer(INDENTED.sub("", prose)):
-        yield Command(str(page.relative_to(ROOT)), " ".join(match[1].split()))
+        yield from _lines(str(page.relative_to(ROOT)), " ".join(match[1].split()))
 
 
 def _is_shell(body: str) -> bool:

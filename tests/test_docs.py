@@ -1,4 +1,4 @@
-"""What README and docs say is true: snippets run, settings exist, figures come from the file beside them."""
+"""README and docs are right: snippets run, settings exist, and figures come from the file beside them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pacedrl.config import Config, config_tree, load_config, parse_config
 from pacedrl.lab.calibrate import load_calibration
 from pacedrl.lab.results import Results
 from pacedrl.recipes import RECIPES
-from pacedrl.tasks.answers import MathOptions
 from pacedrl.tasks.code.verifier import CodeSettings
+from pacedrl.tasks.math.equality import MathOptions
 from pacedrl.tasks.verifiers import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def test_the_page_of_recipes_has_all_of_them_and_nothing_else() -> None:
 
 
 def module(folder: str, name: str = "build") -> Any:
-    """A script below docs/; of a folder there, the one that builds its pages."""
+    """Import a script below docs/, by default the one that builds a folder's pages."""
     spec = importlib.util.spec_from_file_location(f"{Path(folder).name}_{name}", ROOT / f"docs/{folder}/{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -147,7 +147,7 @@ def test_the_page_on_scale_quotes_the_simulation() -> None:
     checked = json.loads((ROOT / "docs/performance/scaling.json").read_text())
     one, two = ([checked[n][of] for of in ("predicted", "real")] for n in ("1", "2"))
     assert "one process {:.1f} s, measured {:.1f}; with two {:.1f} s, measured {:.1f}".format(*one, *two) in quoted
-    assert "64 are used to 62% colocated and 77% served. The driver's share is 12% at 1,024 devices" in quoted
+    assert "64 devices reach 62% colocated and 77% served. Rank 0's share of the time is 12% on 1,024 devices" in quoted
 
 
 def test_the_page_on_performance_says_what_was_measured() -> None:
@@ -163,9 +163,9 @@ def test_the_readme_quotes_the_page_on_performance() -> None:
     memory = step["ours"]["peak"] / step["trl"]["peak"]
     seconds = build.load("scheduler")["128 components"]["1000000"]["select"]
     quoted = " ".join(README.split())
-    assert f"a step takes {whole:.1f} times less than with TRL's GRPOTrainer" in quoted
+    assert f"a step is {whole:.1f} times faster than with TRL's GRPOTrainer" in quoted
     assert f"(generation {generate:.1f}, update {update:.1f}; {memory:.2f} of its memory)" in quoted
-    assert f"choosing from a million prompts {seconds:.1f} seconds" in quoted
+    assert f"Selecting from a million prompts takes {seconds:.1f} seconds" in quoted
 
 
 def test_the_page_of_recipes_mixes_settings_that_fit() -> None:
@@ -209,7 +209,7 @@ def test_the_scheduler_example_uses_names_that_exist() -> None:
 
 
 def settings_by_section() -> dict[str, set[str]]:
-    """Every setting that some variant of a section has."""
+    """Return every setting that some variant of a section has."""
     known: dict[str, set[str]] = {}
     for name, info in Config.model_fields.items():
         variants = getattr(info.annotation, "__args__", None) or (info.annotation,)
@@ -228,7 +228,7 @@ def test_every_setting_named_in_readme_and_docs_exists() -> None:
 
 
 EXAMPLES = [path for path in sorted((ROOT / "examples").rglob("*.yaml")) if path.parent.name != "verl"]
-"""Those of verl are in verl's format: tests/integrations/test_verl.py."""
+"""The examples for verl are in verl's format and tested in tests/integrations/test_verl.py."""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -300,7 +300,7 @@ def test_the_readmes_shares_of_rollouts_are_the_results_file() -> None:
     costs = {name: variant.summary["rollouts_to_target"] for name, variant in results.variants.items()}
     base = costs["grpo"]
     assert base is not None
-    text = README.partition("On a pool skewed as in practice")[2].partition("\n\n")[0]
+    text = README.partition("On a skewed pool")[2].partition("\n\n")[0]
     shares = re.findall(r"`(\w+)` (\d\.\d\d)", text)
     assert [name for name, _ in shares] == ["paced", "paced_plus", "mopps", "tb"]
     for name, share in shares:

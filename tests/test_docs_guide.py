@@ -1,4 +1,4 @@
-"""What the guide and the page on the method quote is what was measured, or what the code computes."""
+"""The guide and the page on the method quote what was measured or what the code computes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QWEN = Qwen2Config(
     num_key_value_heads=2,
     tie_word_embeddings=True,
 )
-"""Qwen2.5-Math-1.5B's."""
+"""Architecture of Qwen2.5-Math-1.5B."""
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,
     hidden_size=576,
@@ -43,11 +43,11 @@ SMOLLM2 = LlamaConfig(
     tie_word_embeddings=True,
 )
 MODELS = [(QWEN, "cuda"), (QWEN, "cuda"), (QWEN, "cuda"), (SMOLLM2, "cpu")]
-"""Of the guide's table on memory, and where."""
+"""Models and devices of the guide's table on memory."""
 
 
 def rows_below(heading: str, text: str = GUIDE) -> list[list[str]]:
-    """Cells of the first table below a line, without its head."""
+    """Return the cells of the first table below a line, without its header."""
     lines = text.partition(heading)[2].splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("|"))
     stop = next((i for i, line in enumerate(lines[start:], start) if not line.startswith("|")), len(lines))
@@ -95,7 +95,7 @@ def test_the_table_of_memory_is_what_doctor_estimates() -> None:
 
 
 def meta_policy(architecture: Any, device: str, lora: Any) -> Any:
-    """What `memory_estimate` reads of a policy, without the memory."""
+    """Return an object with all that `memory_estimate` reads from a policy, without allocating memory."""
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(architecture)
         model = causal
@@ -135,7 +135,7 @@ def test_the_figure_of_the_method_is_drawn_from_its_numbers_byte_for_byte(tmp_pa
 
 
 def test_the_numbers_of_the_figure_come_out_again() -> None:
-    """Those that take no long training; floating point may differ a little between machines."""
+    """Only the numbers that need no long training are checked; floating point may differ slightly between machines."""
     figure = module("method", "figure")
     for selection, steps in (("uniform", 10), ("nearest", 10)):
         error, kl = figure._errors(figure.after(steps, selection, figure.BETA))
@@ -158,11 +158,11 @@ def test_the_method_quotes_its_figure() -> None:
     largest_kl = max(kl for points in FIGURE["over_training"].values() for _, kl in points)
     said = " ".join(METHOD.split())
     assert f"the mean error is {uniform[160][0]:.3f}" in said
-    assert f"Uniform selection brings it from {uniform[0][0]:.3f} to {uniform[160][0]:.3f}" in said
-    assert f"brings it to {nearest[80][0]:.3f} at 80 steps and lets it rise to {nearest[160][0]:.3f} at 160" in said
+    assert f"Uniform selection reduces it from {uniform[0][0]:.3f} to {uniform[160][0]:.3f}" in said
+    assert f"reduces it to {nearest[80][0]:.3f} at 80 steps, but it rises to {nearest[160][0]:.3f} at 160" in said
     assert f"is at most {largest_kl:.5f} throughout, hundreds of times less" in said
     assert all(error > 200 * kl for points in FIGURE["over_training"].values() for error, kl in points)
-    assert f"hardly depends on it ({min(errors):.3f} to {max(errors):.3f})" in said
+    assert f"the error hardly depends on $\\beta$ ({min(errors):.3f} to {max(errors):.3f})" in said
     assert max(kls) < 0.001
     assert list(kls) == sorted(kls)
     assert not all(0.0 <= value <= 1.0 for value in FIGURE["estimate"])

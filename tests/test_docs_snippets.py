@@ -1,6 +1,6 @@
-"""Every snippet and command of the documentation does what it says: run where that is cheap, else parsed and resolved.
+"""Every snippet and command of the documentation works: it is run if that is cheap, else parsed and resolved.
 
-What no rule covers fails.
+A snippet or command without a rule fails.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from pacedrl import cli
 from pacedrl.config import apply_override, config_tree, load_config, parse_config
 from pacedrl.recipes import RECIPES
 
-QUICKSTART, GUIDE, FIRST_RUN = (ROOT / f"docs/{name}.md" for name in ("index", "guide", "first_run"))
+QUICKSTART, GUIDE, FIRST_RUN, CONTRIBUTING = (
+    ROOT / f"docs/{name}.md" for name in ("index", "guide", "first_run", "contributing")
+)
 ALL_BLOCKS = [block for page in PAGES if page.name != "README.md" for block in blocks(page)]
-"""The README's are in test_docs.py."""
+"""Blocks of all pages except the README, whose blocks are tested in test_docs.py."""
 ALL_COMMANDS = [command for page in PAGES for command in commands(page)]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 SMALLER = ["sampling.prompts_per_step=16", "data.eval.limit=16", "data.train.limit=128", "verifier.workers=1"]
 PLACEHOLDERS = {"MODEL": "tiny", "RUN": "runs/mine", "NAME": "paced", "FILE.yaml": "variants.yaml"}
 THEIRS = re.compile(r"(\w+/)?(my|mine|CONFIG)(\.yaml)?")
-"""A configuration that the reader is to have written."""
+"""Name of a configuration that the reader has written."""
 
 
 def of_language(language: str) -> list[Block]:
@@ -50,9 +52,9 @@ def is_reward(code: str) -> bool:
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The quickstart from its second section on, in a folder of its own: its commands as they stand, in their order.
+    """Run the commands of the quickstart from its second section on in a separate folder, and return the folder.
 
-    The configuration that `pacedrl init` wrote is made smaller, so that they take seconds.
+    The configuration that `pacedrl init` writes is made smaller, so that the commands take seconds.
     """
     folder = tmp_path_factory.mktemp("quickstart")
     make_rows, reward, _ = python_of(QUICKSTART)
@@ -66,7 +68,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         exec(make_rows, {})
         for command in commands(QUICKSTART):
             program, verb, *rest = [*command.words, ""]
-            # runs/demo is of `make demo`; watch serves until it is told to stop.
+            # runs/demo is made by `make demo`, and watch runs until it is stopped.
             if program == "pacedrl" and any(rest) and "runs/demo" not in rest and verb != "watch":
                 assert cli.main(command.words[1:]) == 0, command
             if program == "pacedrl" and verb == "init":
@@ -113,7 +115,7 @@ def test_python_is_a_reward_or_was_run(block: Block) -> None:
         assert names["reward"](prompts=["p"], completions=[" 4 "], answer=["4"]) == [1.0]
         assert names["reward"](prompts=["p"], completions=["5"], answer=["4"]) == [0.0]
     else:
-        run = {QUICKSTART: 2, GUIDE: 1, FIRST_RUN: 2}  # by the tests above and test_first_run.py
+        run = {QUICKSTART: 2, GUIDE: 1, FIRST_RUN: 2, CONTRIBUTING: 4}  # run by the tests above and in other files
         assert [is_reward(code) for code in python_of(block.page)].count(False) == run.get(block.page)
 
 
@@ -126,7 +128,7 @@ def test_yaml_is_a_configuration(block: Block) -> None:
 
 def test_every_block_is_of_a_language_with_a_rule() -> None:
     assert {block.language for block in ALL_BLOCKS} == {"python", "yaml", "sh", "text"}
-    # What is no code: how verbs are called, on the page that is written out of the parser.
+    # Only the usage lines of verbs, on the page generated from the parser, are not code.
     usages = [block for block in ALL_BLOCKS if block.language == "text"]
     assert all(block.page.name == "cli.md" and block.text.startswith("pacedrl ") for block in usages)
 
@@ -146,7 +148,7 @@ def test_the_examples_of_help_work() -> None:
 
 
 def check(words: list[str]) -> None:
-    """Fail unless a command's program, files, options and settings exist."""
+    """Fail unless the command's program, files, options and settings exist."""
     program, *rest = words
     match program:
         case "pacedrl":
@@ -158,10 +160,10 @@ def check(words: list[str]) -> None:
             assert (options.module, options.training_script) == (True, "pacedrl.cli")
             check_pacedrl(options.training_script_args)
         case "python" if rest[0] == "-m":
-            assert rest[1] == "vllm.entrypoints.openai.api_server"  # docs/serving.md: of another package
+            assert rest[1] == "vllm.entrypoints.openai.api_server"  # docs/serving.md
         case "python3":
             assert rest == ["-m", "venv", ".venv"]
-        case "python" if len(rest) == 1 and "/" not in rest[0]:  # a file that the reader has just written
+        case "python" if len(rest) == 1 and "/" not in rest[0]:  # a file written by the reader
             assert any(block.text.startswith(f"# {rest[0]}\n") for block in of_language("python"))
         case "python":
             source = (ROOT / rest[0]).read_text(encoding="utf-8")
@@ -169,6 +171,14 @@ def check(words: list[str]) -> None:
             assert all(flag in source for flag in rest[1:] if flag.startswith("--"))
         case "make":
             assert all(re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) for target in rest)
+        case "uv" if rest[0] == "venv":
+            assert rest[1:] == ["--seed"]  # with pip, which make uses
+        case "uv":
+            assert rest[0] == "pip"
+            check(rest)
+        case "pre-commit":
+            assert rest == ["install"]
+            assert (ROOT / ".pre-commit-config.yaml").is_file()
         case "pip":
             assert rest[0] == "install"
             extras = re.findall(r"\[([\w,]+)\]", " ".join(rest))

@@ -67,7 +67,7 @@ def test_settings_of_each_recipe(name: str) -> None:
         config.objective.name,
         config.replay.enabled,
         config.optimizer.mini_batches,
-        config.needs_reference,
+        config.objective.needs_reference,
         config.needs_partition,
     )
 

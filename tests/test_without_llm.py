@@ -1,4 +1,4 @@
-"""The example without a language model: what it enumerates is right, and what it learns approaches that."""
+"""The example without a language model enumerates right values, and what it learns approaches them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ example = load_example()
 
 
 def policy(seed: int = 0, scale: float = 1.0) -> torch.nn.Module:
-    """A fresh policy; ``scale`` multiplies its weights, for one that is far from uniform."""
+    """Return a new policy; ``scale`` multiplies its weights to make it far from uniform."""
     torch.manual_seed(seed)
     made: torch.nn.Module = example.Policy()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def prompts() -> torch.Tensor:
 def trained(
     x_NF: torch.Tensor, steps: int, seed: int = 0, made: torch.nn.Module | None = None, **options: object
 ) -> tuple[NDArray, NDArray]:
-    """Enumerated accuracy and its estimate β·log Z, both [N]."""
+    """Return the enumerated accuracy and its estimate β·log Z, both [N]."""
     made = policy() if made is None else made
     _, scheduler = example.train(made, x_NF, steps, seed, **options)
     return made.enumerated(x_NF)[1].numpy(), scheduler.accuracy_estimates()

@@ -1,4 +1,4 @@
-"""Mathematics as MathML, made when the site is built: browsers draw it by themselves, without a script."""
+"""Converts mathematics to MathML when the site is built, so that browsers render it without a script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUMBER = re.compile(r"\\tag\{(\d+)\}")
 
 
 def to_mathml(html: str) -> str:
-    """Replace what pymdownx.arithmatex marked; a display with ``\\tag{N}`` shows its number at the right."""
+    """Replace formulas marked by pymdownx.arithmatex; ``\\tag{N}`` puts a displayed formula's number at its right."""
     return MARKED.sub(_mathml, html)
 
 
@@ -23,7 +23,7 @@ def _mathml(match: re.Match[str]) -> str:
     if match["open"] == "(":
         return _spaced(convert(latex))
     if "\\begin" in latex:
-        raise ValueError(f"latex2mathml draws no alignment; write the lines as equations of their own: {latex}")
+        raise ValueError(f"latex2mathml cannot align equations; write the lines as separate equations: {latex}")
     number = NUMBER.search(latex)
     shown = f"<span>({number[1]})</span>" if number else ""
     mathml = _spaced(convert(NUMBER.sub("", latex), display="block"))
@@ -32,6 +32,6 @@ def _mathml(match: re.Match[str]) -> str:
 
 
 def _spaced(mathml: str) -> str:
-    """A thin space after a function's name, as TeX sets it, and a hat that stands above its letter."""
+    """Add a thin space after function names, like TeX, and replace circumflexes by hats above their letter."""
     spaced = re.sub(r"(<mi>(?:log|exp|min|max)</mi>)(?!<mo)", r'\1<mspace width="0.167em"/>', mathml)
     return spaced.replace("<mo>&#x0005E;</mo>", "<mo>&#x002C6;</mo>")

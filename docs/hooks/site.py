@@ -1,7 +1,7 @@
-"""What mkdocs builds beyond the pages in docs/: examples, the source files that pages link to.
+"""Adds pages outside docs/ to the site: the examples, and the source files that pages link to.
 
-Pages link to files as a code host shows them, relative to where they lie in the repository. Here those links are turned
-to the site's pages; a file outside docs/ that one names gets a page of its own, below source/.
+Pages link to files by relative path, as on a code host. These hooks turn such links into links to the site's pages. A
+linked file outside docs/ gets its own page below source/.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = {"examples/paper.md": "examples/paper/README.md", "examples/verl.md": "examples/verl/README.md"}
-"""Pages of the site whose text lies outside docs/."""
+"""Pages of the site whose text is outside docs/."""
 LANGUAGES = {".py": "python", ".sh": "sh", ".yaml": "yaml", ".json": "json", ".md": "markdown"}
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
@@ -61,7 +61,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def _links(home: str, text: str) -> Iterator[str]:
-    """Files of the repository that a page links to."""
+    """Yield the files of the repository that a page links to."""
     for part in FENCED.split(text)[::2]:
         yield from (_resolved(home, match[1]) for match in LINK.finditer(part))
 
@@ -71,7 +71,7 @@ def _resolved(home: str, link: str) -> str:
 
 
 def _uri(target: str) -> str:
-    """Where the site has a file of the repository."""
+    """Return the path on the site of a file of the repository."""
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
     return next((uri for uri, home in ELSEWHERE.items() if home == target), f"source/{target}.md")
@@ -79,7 +79,7 @@ def _uri(target: str) -> str:
 
 def _source_page(target: str) -> str:
     path = ROOT / target
-    text = path.read_text(encoding="utf-8")  # one that is not there ends the build: its link is broken
+    text = path.read_text(encoding="utf-8")  # a missing file fails the build: the link is broken
     head = f"---\nsearch: {{exclude: true}}\n---\n# {path.name}\n\n`{target}`\n\n"
     fence = "`" * 6
     return f"{head}{fence}{LANGUAGES.get(path.suffix, 'text')}\n{text}{fence}\n"

@@ -1,7 +1,7 @@
-"""The figure of docs/method.md, from examples/without_llm.py, where accuracy, KL and log Z are enumerated.
+"""Draws the figure of docs/method.md from examples/without_llm.py, which enumerates accuracy, KL and log Z.
 
     python docs/method/figure.py              # redraw figure.svg from figure.json
-    python docs/method/figure.py --measure    # measure figure.json anew first (three minutes on a core)
+    python docs/method/figure.py --measure    # first measure figure.json again (three minutes on a core)
 
 Shapes: _N prompts, _S all completions.
 """
@@ -48,7 +48,7 @@ def example() -> ModuleType:
 
 
 def measure() -> dict[str, Any]:
-    """All that is drawn."""
+    """Return all data of the figure."""
     runs = {name: [after(steps, name, BETA) for steps in STEPS] for name in SELECTIONS}
     last = runs["uniform"][-1]
     return {
@@ -61,12 +61,12 @@ def measure() -> dict[str, Any]:
 
 
 def after(steps: int, selection: str, beta: float) -> dict[str, Any]:
-    """Of each prompt the exact accuracy of the last step's π_old and β·log Z; β·KL of the step, mean over prompts."""
+    """Return every prompt's exact accuracy under the last step's π_old, its β·log Z, and the step's mean β·KL."""
     lab = example()
     lab.BETA = beta
     x_NF, policy = lab.make_prompts(PROMPTS, SEED), start(lab)
     options = {"selection": "uniform"} if selection == "uniform" else {}
-    if steps == 0:  # nothing was fitted: log Z stands at its prior
+    if steps == 0:  # log Z is at its prior
         return {"accuracy": _rounded(policy.enumerated(x_NF)[1]), "estimate": [0.5] * PROMPTS, "kl": 0.0}
     old, scheduler = lab.train(policy, x_NF, steps, SEED, **options)
     (log_old_NS, p_N), (log_new_NS, _) = old.enumerated(x_NF), policy.enumerated(x_NF)
@@ -80,7 +80,7 @@ def start(lab: ModuleType) -> Any:
 
 
 def frozen() -> dict[str, Any]:
-    """Against a frozen reference, the policy before training: its accuracy, and β·log Z by enumeration."""
+    """Return accuracy and enumerated β·log Z against a frozen reference, the policy before training."""
     lab = example()
     x_NF = lab.make_prompts(PROMPTS, SEED)
     log_mu_NS, p_N = start(lab).enumerated(x_NF)
@@ -90,12 +90,12 @@ def frozen() -> dict[str, Any]:
 
 
 def closed_form(p: np.ndarray, beta: float) -> np.ndarray:
-    """β·log Z against a frozen reference of accuracy p, for rewards of 0 and 1."""
+    """Return β·log Z against a frozen reference of accuracy p, for rewards of 0 and 1."""
     return np.asarray(beta * np.logaddexp(np.log1p(-p), np.log(p) + 1 / beta))
 
 
 def _errors(run: dict[str, Any]) -> list[float]:
-    """Mean |β·log Z − p| and β·KL."""
+    """Return mean |β·log Z − p| and β·KL."""
     return [round(float(np.abs(np.subtract(run["estimate"], run["accuracy"])).mean()), 4), run["kl"]]
 
 

@@ -1,8 +1,8 @@
-"""Write docs/performance.md out of the figures beside this file: make performance measures them anew.
+"""Write docs/performance.md from the figures beside this file, which ``make performance`` measures.
 
-    python docs/performance/build.py    # fill docs/performance/template.md in again
+    python docs/performance/build.py    # fill in docs/performance/template.md again
 
-Placeholders: ``{table:NAME}``, and for what a sentence quotes ``{figure:NAME}``; see ``TABLES`` and ``FIGURES``.
+Placeholders are ``{table:NAME}`` and, inside sentences, ``{figure:NAME}``; see ``TABLES`` and ``FIGURES``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def fill(kind: str, name: str) -> str:
 
 
 def load(name: str) -> Any:
-    """A file's content; ``tiny/as it comes`` is that part of tiny.json."""
+    """Load a file; ``tiny/as it comes`` names a part of tiny.json."""
     file, _, part = name.partition("/")
     content = json.loads((HERE / f"{file}.json").read_text(encoding="utf-8"))
     return content[part] if part else content
@@ -70,7 +70,7 @@ def beside_trl(name: str, digits: int, phases: tuple[str, ...] = PHASES) -> str:
         for phase in phases
     ]
     own = found["ours"]["peak"] / 2**30
-    for side, name in (("trl", "peak memory, GiB"), ("trl_at_once", "the same, TRL with 32 sequences a micro-batch")):
+    for side, name in (("trl", "peak memory, GiB"), ("trl_at_once", "the same, TRL with 32 sequences per micro-batch")):
         if side in found:
             peak = found[side]["peak"] / 2**30
             rows.append([name, f"{own:.1f}", f"{peak:.1f}", f"{peak / own:.2f}", ""])
@@ -118,7 +118,7 @@ def scheduler() -> str:
 
 
 def selecting(way: str) -> str:
-    """Seconds that choosing from a million prompts takes."""
+    """Return the seconds of selecting from a million prompts."""
     seconds = load("scheduler")[way][str(MILLION)]["select"]
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
 
@@ -127,7 +127,7 @@ EMBEDDING, MILLION = 1536, 10**6
 
 
 def multiplying() -> str:
-    """Seconds that log Z's two square layers take for a million whole embeddings, at the machine's limit."""
+    """Return the seconds of log Z's two square layers for a million whole embeddings, at the machine's limit."""
     return f"{2 * 2 * EMBEDDING**2 * MILLION / load('step')['rate']:.0f}"
 
 
@@ -141,7 +141,7 @@ def projection() -> str:
         [str(row["components"]), f"{row['share']:g}", *(f"{row[name]:.3f}" for name in ("error", "brier", "rank"))]
         for row in load("projection")
     ]
-    return table(["components", "rescored a step", "mean error", "Brier", "rank correlation"], rows)
+    return table(["components", "rescored per step", "mean error", "Brier", "rank correlation"], rows)
 
 
 def output_layer() -> str:
@@ -151,17 +151,17 @@ def output_layer() -> str:
 
 
 def gain(name: str, file: str = "choices") -> str:
-    """By what factor a choice is faster than what it replaces."""
+    """Return the factor by which a choice is faster than its alternative."""
     found = load(file)[name]
     factor = found["before"] / found["after"]
     return f"{factor:.0f}" if factor >= 10 else f"{factor:.1f}"
 
 
 AIMS = {"generate": 2.5, "update": 2.0, "step": 2.2}
-"""TRL's seconds to ours."""
+"""Aims for the ratio of TRL's seconds to ours."""
 MEMORY_AIM = 0.35
 STATE_BYTES = 16
-"""A parameter's weight, gradient and AdamW's two moments, in float32."""
+"""Bytes of a parameter's weight, gradient and AdamW's two moments, in float32."""
 
 
 def aims() -> str:
@@ -173,14 +173,14 @@ def aims() -> str:
 
 
 def memory_aim(found: Any) -> str:
-    """How the peak stands to the aim, which was set beside TRL with all 32 of its sequences in one micro-batch."""
+    """Compare the peak with the aim, which was set against TRL with 32 sequences in one micro-batch."""
     ours, trl, at_once = (found[side]["peak"] for side in ("ours", "trl", "trl_at_once"))
     state = STATE_BYTES * (found["ours"]["head"] + found["ours"]["body"])
     word = "reached" if ours <= MEMORY_AIM * at_once else "missed"
     return (
-        f"Memory, at most {MEMORY_AIM} of TRL's where that holds 32 sequences a micro-batch, as when the aim was set: "
-        f"{word} ({ours / at_once:.2f}). Beside TRL's default of 8 it is {ours / trl:.2f}; no trainer could have "
-        f"{MEMORY_AIM} there, for the weights, their gradient and AdamW's two moments alone are {state / trl:.2f}."
+        f"The aim for memory, at most {MEMORY_AIM} of TRL's with 32 sequences per micro-batch, is {word} "
+        f"({ours / at_once:.2f}). With TRL's default of 8 the ratio is {ours / trl:.2f}. No trainer could reach "
+        f"{MEMORY_AIM} there, because weights, gradient and AdamW's two moments alone are {state / trl:.2f}."
     )
 
 

@@ -1,19 +1,20 @@
-"""Write a results page, or the guide, out of the results beside it: make results-skills.
+"""Write a results page, or the guide, from the results beside it: make results-skills.
 
     python docs/results/build.py skills                      # redraw from docs/results/*.json
-    python docs/results/build.py guide                       # docs/guide.md, from the same
-    python docs/results/build.py skills --from runs/results  # copy the results of finished comparisons first
+    python docs/results/build.py guide                       # docs/guide.md, from the same results
+    python docs/results/build.py skills --from runs/results  # first copy the results of finished comparisons
 
-The page is ``NAME.template.md``, here or in docs/, with its placeholders filled in; what a sentence quotes is looked
-up, never typed:
+The page is ``NAME.template.md``, here or in docs/, with its placeholders filled in, so that figures in sentences are
+never typed by hand:
 
 - ``{section:COMPARISON}``: tables and figures of a comparison
-- ``{calibration:COMPARISON/VARIANT/SEED}``: those of a run's calibration
-- ``{mean:COMPARISON/VARIANT/MEASURE}``: mean and interval; ``{ratio:...}``: of its mean to the baseline's. A measure
-  is one of ``pacedrl.lab.measures.MEASURES``, ``pass@K``, or ``task NAME``: that task's pass@1 at the end, and the
-  seeds' range
-- ``{difference:COMPARISON/VARIANT/MEASURE/OTHER}``: of a variant to another one, seed by seed
+- ``{calibration:COMPARISON/VARIANT/SEED}``: tables and figures of a run's calibration
+- ``{mean:COMPARISON/VARIANT/MEASURE}``: mean and interval; ``{ratio:...}``: ratio of the mean to the baseline's. A
+  measure is one of ``pacedrl.lab.measures.MEASURES``, ``pass@K``, or ``task NAME``: the task's final pass@1 with its
+  range over seeds
+- ``{difference:COMPARISON/VARIANT/MEASURE/OTHER}``: a variant minus another one, seed by seed
 - ``{error:COMPARISON/VARIANT/SEED/GROUP/ESTIMATOR}``: an estimator's mean error over the checkpoints
+- ``{target:COMPARISON}``: the comparison's target accuracy
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     templates = {path.name.removesuffix(".template.md"): path for path in sorted(HERE.parent.rglob("*.template.md"))}
     parser.add_argument("name", choices=templates)
-    parser.add_argument("--from", dest="runs", type=Path, help="folder of the comparisons")
+    parser.add_argument("--from", dest="runs", type=Path, help="folder with the comparisons")
     options = parser.parse_args()
     source = templates[options.name]
     template = source.read_text(encoding="utf-8")
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def page(template: str, figures: Path) -> str:
-    """The template filled in; figures are written into the folder."""
+    """Fill in the template and write its figures into the folder."""
     return PLACEHOLDER.sub(lambda match: fill(match[1], match[2], figures), template)
 
 
@@ -118,7 +119,7 @@ def calibration_name(argument: str) -> str:
 
 
 def needed(kind: str, argument: str, runs: Path) -> list[tuple[Path, Path]]:
-    """The results that a placeholder reads: where a comparison left them, and where they are kept."""
+    """Return the results that a placeholder reads, as pairs of the comparison's file and its copy here."""
     comparison, *rest = argument.split("/")
     if kind in ("calibration", "error"):
         variant, seed = rest[:2]

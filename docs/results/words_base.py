@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct shown some of SVAMP's equations, the start of the results on words: make results-words.
+"""Fine-tune SmolLM2-135M-Instruct on some of SVAMP's equations, as the start of the study on words: make results-words.
 
     python docs/results/words_base.py models/smollm2 FOLDER/warm_up.jsonl FOLDER/base
 
-One pass of supervised fine-tuning over the rows, so that there is something for reinforcement learning to strengthen.
-Takes about three minutes on two CPU cores.
+One pass over the rows gives reinforcement learning something to strengthen. It takes about three minutes on two CPU
+cores.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        print(f"{first + len(batch)}/{len(rows)}: {loss.item():.3f} nats a token", flush=True)
-    partial = options.out.with_name(options.out.name + ".partial")  # the folder is there once it is whole
+        print(f"{first + len(batch)}/{len(rows)}: {loss.item():.3f} nats per token", flush=True)
+    partial = options.out.with_name(options.out.name + ".partial")  # so that the folder exists only when it is complete
     policy.save(partial)
     partial.rename(options.out)
 

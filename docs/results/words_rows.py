@@ -1,10 +1,10 @@
-"""SVAMP's word problems, to be answered by an equation, for the results on words: make results-words.
+"""Write SVAMP's word problems with equations as answers, for the study on words: make results-words.
 
     python docs/results/words_rows.py SVAMP.json FOLDER
 
-Of the problems solved by one operation on two whole numbers (762 of 1,000) it writes FOLDER/warm_up.jsonl (rows 0 to
-269, for words_base.py), FOLDER/train.jsonl (rows 270 to 899) and FOLDER/held_out.jsonl (rows 900 to 999), columns
-``prompt``, ``answer`` (countdown's: the two numbers and what they should make) and ``equation``.
+It uses the problems solved by one operation on two integers (762 of 1,000) and writes FOLDER/warm_up.jsonl (rows 0 to
+269, for words_base.py), FOLDER/train.jsonl (rows 270 to 899) and FOLDER/held_out.jsonl (rows 900 to 999). The columns
+are ``prompt``, ``answer`` (in countdown's form: the two numbers and their target) and ``equation``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def one_operation(problem: dict[str, Any]) -> dict[str, Any] | None:
-    """The problem as a row; None if it takes more than one operation, or numbers that are not whole."""
+    """Return the problem as a row, or None if it takes several operations or numbers other than integers."""
     parts = problem["Equation"].strip("() ").split()
     if len(parts) != 3 or any(float(number) % 1 for number in (parts[0], parts[2], problem["Answer"])):
         return None

@@ -1,11 +1,12 @@
-"""What the runs of the results on words trained on, and which operations they came to answer with: make results-words.
+"""Count what the runs of the study on words trained on, and the operations in their answers: make results-words.
 
     python docs/results/words_seen.py runs/results/words
 
-For each run of the comparison: how many problems it drew, how many different ones, how often the commonest; how many of
-the completions generated were trained on; how well estimates ranked the prompts of a step, by Spearman's correlation
-with what was then observed, mean over the steps; and which share of the completions in samples.jsonl from its last ten
-steps has each operation, the first in the text. Writes words_seen.yaml beside this file; the page quotes it.
+For each run of the comparison it counts the problems drawn, the distinct ones, the draws of the most frequent one, and
+the generated completions that were trained on. It computes Spearman's correlation between the estimates and the
+observed accuracies of a step's prompts, averaged over steps, and the share of each operation (the first in the text)
+among the completions in samples.jsonl of the last ten steps. It writes words_seen.yaml beside this file, which the page
+quotes.
 """
 
 from __future__ import annotations

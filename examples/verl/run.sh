@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains as paced.yaml says, on the Ray cluster that RAY_ADDRESS names or on this machine; overrides go at the end:
+# Trains with paced.yaml on the Ray cluster at RAY_ADDRESS or on this machine. Append overrides:
 #   examples/verl/run.sh actor_rollout_ref.model.path=Qwen/Qwen2.5-Math-7B trainer.nnodes=2
 set -e
 here=$(cd "$(dirname "$0")" && pwd)

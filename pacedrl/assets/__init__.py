@@ -1,6 +1,6 @@
-"""Files that ship with the package."""
+"""Files that are part of the package."""
 
 from pathlib import Path
 
 TINY_MODEL = Path(__file__).parent / "tiny"
-"""Folder of the small pretrained model; ``make_tiny.py`` beside it is how it was made."""
+"""Folder of the small pretrained model, which ``tools/make_tiny.py`` makes."""

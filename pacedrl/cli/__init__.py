@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-import pacedrl
 from pacedrl.cli import calibrate, compare, doctor, evaluate, init, judge, recipes, report, train, watch
 from pacedrl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
+from pacedrl.version import __version__
 
 VERBS = {
     "train": train,
@@ -26,6 +26,7 @@ VERBS = {
     "init": init,
     "recipes": recipes,
 }
+DESCRIPTION = "pacedrl: reinforcement learning with verifiable rewards, paced by a learned partition function."
 FIRST_STEPS = """\
 pacedrl post-trains language models by reinforcement learning with verifiable rewards. To start:
 
@@ -72,8 +73,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(prog="pacedrl", description=pacedrl.__doc__)
-    parser.add_argument("--version", action="version", version=f"pacedrl {pacedrl.__version__}")
+    parser = argparse.ArgumentParser(prog="pacedrl", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"pacedrl {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
         description = f"{module.HELP[0].upper()}{module.HELP[1:]}."

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from pacedrl.lab.calibrate import calibrate
     from pacedrl.lab.calibration_page import calibration_table, write_calibration
     from pacedrl.lab.page import require_page
-    from pacedrl.training.view import ConsoleView
+    from pacedrl.view import ConsoleView
 
     require_page()
     prompts, samples = positive("--prompts", options.prompts), positive("--samples", options.samples)

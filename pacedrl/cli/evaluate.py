@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pacedrl.evaluation.run import run_evaluation
-    from pacedrl.training.view import ConsoleView, evaluation_notes, evaluation_table
+    from pacedrl.evaluation.tables import evaluation_notes, evaluation_table
+    from pacedrl.view import ConsoleView
 
     with ConsoleView() as view:
         results = run_evaluation(config, view)

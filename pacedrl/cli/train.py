@@ -26,8 +26,9 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pacedrl.distributed.ranks import connect
+    from pacedrl.evaluation.tables import before_after_table
     from pacedrl.training.trainer import Trainer, TrainingStopped
-    from pacedrl.training.view import ConsoleView, before_after_table
+    from pacedrl.view import ConsoleView
 
     ranks = connect()
     with ConsoleView(quiet=not ranks.main) as view:

@@ -11,7 +11,6 @@ from pacedrl.config.method import (
     POSTERIORS,
     EstimatorConfig,
     GateConfig,
-    GrpoConfig,
     NoGateConfig,
     ObjectiveConfig,
     PartitionConfig,
@@ -77,19 +76,18 @@ class Config(Section):
                 f"({self.sampling.max_new_tokens})"
             )
         objective, estimator = self.objective, self.estimator.name
-        log_z = objective.log_z if isinstance(objective, TrajectoryBalanceConfig) else None
         if self.selection.method in ("nearest", "thompson", "learnability") and estimator == "none":
             raise ValueError(f"selection.method: '{self.selection.method}' needs an estimator; set estimator.name")
         if self.selection.method == "thompson" and estimator not in POSTERIORS:
             raise ValueError("selection.method: 'thompson' needs a posterior; set estimator.name to counts or combined")
-        if log_z == "blended" and estimator not in POSTERIORS:
+        if objective.needs_posterior and estimator not in POSTERIORS:
             raise ValueError("objective.log_z: 'blended' needs a posterior; set estimator.name to counts or combined")
-        if objective.name == "flowrl" and estimator in ("partition", "combined"):
+        if not objective.log_z_is_accuracy and estimator in ("partition", "combined"):
             raise ValueError(
                 f"estimator.name: '{estimator}' reads accuracy off log Z, and FlowRL's, fitted to z-scored rewards, "
                 "holds none; set estimator.name to counts or none"
             )
-        if self.partition.z_score_rewards and log_z != "learned":
+        if self.partition.z_score_rewards and not (objective.reads_log_z and objective.log_z_is_accuracy):
             raise ValueError("partition.z_score_rewards: only trajectory balance with objective.log_z=learned heeds it")
         if self.sampling.ahead and estimator == "oracle":
             raise ValueError("sampling.ahead: the oracle's accuracies are of the present policy; set it to false")
@@ -97,7 +95,7 @@ class Config(Section):
             raise ValueError("sampling.servers: name them for sampling.engine=vllm_server, and only for it")
         if self.scale.shard and self.optimizer.activation_offload:
             raise ValueError("optimizer.activation_offload: not with scale.shard, whose gathered weights it would move")
-        if self.replay.enabled and (log_z in (None, "group_mean") or estimator == "none"):
+        if self.replay.enabled and (not objective.can_replay or estimator == "none"):
             raise ValueError(
                 f"replay.enabled: replay, on in recipe '{self.recipe}' or in the config, needs trajectory balance "
                 "with a learned or blended log Z, and an estimator; set replay.enabled=false"
@@ -107,16 +105,7 @@ class Config(Section):
     @property
     def needs_partition(self) -> bool:
         """Whether the objective or the estimator uses log Z_φ."""
-        learned = isinstance(self.objective, TrajectoryBalanceConfig) and self.objective.log_z == "learned"
-        return learned or self.objective.name == "flowrl" or self.estimator.name in ("partition", "combined")
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the objective needs log-probabilities of the initial policy."""
-        objective = self.objective
-        return objective.name in ("flowrl", "gflowrl") or (
-            isinstance(objective, GrpoConfig) and objective.kl_coefficient > 0.0
-        )
+        return self.objective.reads_log_z or self.estimator.name in ("partition", "combined")
 
 
 def _as_said(value: Any) -> Any:

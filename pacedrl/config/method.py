@@ -16,7 +16,41 @@ POSTERIORS = ("counts", "combined")
 """Estimators that give a posterior distribution of a prompt's accuracy, not only a point estimate."""
 
 
-class TrajectoryBalanceConfig(Section):
+class ObjectiveSection(Section):
+    """Properties of an objective that other parts depend on; `pacedrl.training.objectives` computes its loss."""
+
+    @property
+    def partition_beta(self) -> float:
+        """β of the log Z fitted alongside this objective. Objectives without β may use any: only β·log Z is read."""
+        return 0.05
+
+    @property
+    def reads_log_z(self) -> bool:
+        """Whether the loss reads the learned log Z."""
+        return False
+
+    @property
+    def log_z_is_accuracy(self) -> bool:
+        """Whether β·log Z, fitted alongside this objective, estimates accuracy."""
+        return True
+
+    @property
+    def needs_posterior(self) -> bool:
+        """Whether the advantage needs an estimator that gives a distribution (`POSTERIORS`)."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads log-probabilities of the initial policy."""
+        return False
+
+    @property
+    def can_replay(self) -> bool:
+        """Whether a replayed completion, which has no group, has an advantage."""
+        return False
+
+
+class TrajectoryBalanceConfig(ObjectiveSection):
     """Trajectory balance with the behaviour policy as the reference (PACED-RL)."""
 
     name: Literal["trajectory_balance"] = "trajectory_balance"
@@ -28,8 +62,24 @@ class TrajectoryBalanceConfig(Section):
     the completions of the group (VarGrad). ``blended``: the accuracy estimate and the mean reward of the group's other
     completions, weighted by their inverse variances (ours); needs ``estimator.name`` counts or combined."""
 
+    @property
+    def partition_beta(self) -> float:
+        return self.beta
 
-class GrpoConfig(Section):
+    @property
+    def reads_log_z(self) -> bool:
+        return self.log_z == "learned"
+
+    @property
+    def needs_posterior(self) -> bool:
+        return self.log_z == "blended"
+
+    @property
+    def can_replay(self) -> bool:
+        return self.log_z != "group_mean"
+
+
+class GrpoConfig(ObjectiveSection):
     """GRPO and its variants: a group-relative advantage and a clipped importance ratio."""
 
     name: Literal["grpo"] = "grpo"
@@ -52,8 +102,12 @@ class GrpoConfig(Section):
     """Upper bound of the importance weight π_old/π_sampler per token, which corrects for a sampler whose
     log-probabilities differ from the trainer's (vLLM)."""
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coefficient > 0.0
 
-class FlowRlConfig(Section):
+
+class FlowRlConfig(ObjectiveSection):
     """FlowRL: length-normalised trajectory balance with the initial policy as the reference and z-scored rewards."""
 
     name: Literal["flowrl"] = "flowrl"
@@ -64,8 +118,24 @@ class FlowRlConfig(Section):
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
     """Upper bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
 
+    @property
+    def partition_beta(self) -> float:
+        return self.beta
 
-class GFlowRlConfig(Section):
+    @property
+    def reads_log_z(self) -> bool:
+        return True
+
+    @property
+    def log_z_is_accuracy(self) -> bool:
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+
+class GFlowRlConfig(ObjectiveSection):
     """GFlowRL: FlowRL with log Z estimated from the group. The defaults are assumptions; see `group_flow_balance`."""
 
     name: Literal["gflowrl"] = "gflowrl"
@@ -78,6 +148,14 @@ class GFlowRlConfig(Section):
     probability."""
     gap_lower: Annotated[float, Field(gt=0.0)] = 5.0
     """Upper bound of the flow gap δ, in nats per token. A positive gap lowers the completion's probability."""
+
+    @property
+    def partition_beta(self) -> float:
+        return self.beta
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
 
 
 ObjectiveConfig = Annotated[
@@ -148,13 +226,27 @@ EstimatorConfig = Annotated[
 ]
 
 
-class NoGateConfig(Section):
+class GateSection(Section):
+    """Properties of a gate that other parts depend on."""
+
+    @property
+    def selection_factor(self) -> int:
+        """Number of prompts selected at once, as a multiple of ``sampling.prompts_per_step``."""
+        return 1
+
+    @property
+    def sampling_factor(self) -> int:
+        """Maximum number of prompts that a step samples, as a multiple of ``sampling.prompts_per_step``."""
+        return self.selection_factor
+
+
+class NoGateConfig(GateSection):
     """No gate: a step trains on every group that it samples."""
 
     name: Literal["none"] = "none"
 
 
-class DynamicGateConfig(Section):
+class DynamicGateConfig(GateSection):
     """Dynamic sampling (DAPO): drop groups whose rewards are all equal, and sample more prompts until
     ``sampling.prompts_per_step`` groups remain."""
 
@@ -163,13 +255,21 @@ class DynamicGateConfig(Section):
     """Maximum number of batches, of ``sampling.prompts_per_step`` prompts each, that a step samples. If groups are
     still missing, the step logs a warning and trains on those it has."""
 
+    @property
+    def sampling_factor(self) -> int:
+        return self.max_batches
 
-class LiloGateConfig(Section):
+
+class LiloGateConfig(GateSection):
     """Oversample, and train on the ``sampling.prompts_per_step`` groups with the highest p(1 − p) (LILO)."""
 
     name: Literal["lilo"] = "lilo"
     oversample: Annotated[int, Field(ge=2)] = 4
     """Oversampling factor: a step samples this many times ``sampling.prompts_per_step`` prompts."""
+
+    @property
+    def selection_factor(self) -> int:
+        return self.oversample
 
 
 GateConfig = Annotated[NoGateConfig | DynamicGateConfig | LiloGateConfig, Field(discriminator="name")]

@@ -1,1 +1,1 @@
-"""Several processes, on one machine or many: what each does, and what they tell each other."""
+"""Runs of several processes, on one machine or several: collectives, a shared scheduler and sharded weights."""

@@ -1,7 +1,7 @@
-"""The processes of a run: each has a share of every step's work, and all go through the same steps.
+"""The processes of one run. Each does a share of every step's work, and all go through the same steps.
 
-Started by ``torchrun`` or ``accelerate launch``; without either there is one process, and nothing is exchanged. What is
-told to others are Python objects, over gloo; gradients go by the device's own backend.
+``torchrun`` or ``accelerate launch`` starts them; without either there is one process and nothing is exchanged. Python
+objects are exchanged over gloo, gradients over the device's own backend.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,15 +20,21 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(hours=2)
-"""How long one process waits for the others, whose completions or verdicts may take longer. A process that dies is not
-waited for: who launched them ends the rest."""
+Outcome = tuple[Any, Exception | None]
+"""What a function returned, or what it raised."""
+
+TIMEOUT = timedelta(hours=2)
+"""How long a collective waits for the other processes: sampling or verification may take longer on them. When a process
+dies, the launcher ends the others without this wait."""
 BUCKET = 2**25
-"""Gradients exchanged at once: 128 MiB of float32."""
+"""Gradient elements that one all-reduce sums: 128 MiB of float32."""
 
 
 class Ranks:
-    """This process's number among ``count``, and exchanges that all of them take part in, in the same order."""
+    """This process's rank, ``index``, among ``count`` processes, and the collectives between them.
+
+    All processes must call the same collectives in the same order.
+    """
 
     def __init__(self, index: int = 0, count: int = 1, group: Any = None) -> None:
         self.index = index
@@ -37,15 +43,15 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that decides, logs and saves."""
+        """Whether this is rank 0, which makes the decisions, logs and saves."""
         return self.index == 0
 
     def twin(self) -> Ranks:
-        """The same processes on a line of their own, for a second thread."""
-        return Ranks(self.index, self.count, _objects() if self.count > 1 else None)
+        """Return the same processes with a process group of their own, so that a second thread can use collectives."""
+        return Ranks(self.index, self.count, _new_group() if self.count > 1 else None)
 
     def broadcast(self, value: Value) -> Value:
-        """The value that the main process gives."""
+        """Return rank 0's value on every process."""
         if self.count == 1:
             return value
         values = [value]
@@ -53,7 +59,7 @@ class Ranks:
         return values[0]
 
     def gather(self, value: Value) -> list[Value]:
-        """Every process's value, in order of their numbers."""
+        """Return the values of all processes, in order of rank, on every process (an all-gather)."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -61,63 +67,41 @@ class Ranks:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether some process says so."""
+        """Return whether ``flag`` is true on at least one process."""
         return any(self.gather(flag))
 
     def decide(self, decision: Callable[[], Value]) -> Value:
-        """What the main process decides; what it raises is raised by all."""
+        """Call ``decision`` on rank 0 and broadcast its result. An exception in it is raised on every process."""
         if self.count == 1:
             return decision()
-        answer: Any = None
-        if self.main:
-            try:
-                answer = (decision(), None)
-            except Exception as error:
-                answer = (None, error)
-        value, failure = self.broadcast(answer)
-        if failure is not None:
-            raise failure
-        return value  # type: ignore[no-any-return]
-
-    def share(
-        self,
-        items: Sequence[Item],
-        make: Callable[[Sequence[Item]], Sequence[Made]],
-        costs: Sequence[float] | None = None,
-    ) -> list[Made]:
-        """``make`` of all items, of which each process makes a part, one after the other, about equal in cost.
-
-        What one process raises is raised by all.
-        """
-        if self.count == 1:
-            return list(make(items))
-        own = items[self.part(costs or [1.0] * len(items))]
-        return [made for part in self.together(lambda: list(make(own)) if own else []) for made in part]
+        return cast(Value, _result(self.broadcast(_outcome(decision) if self.main else (None, None))))
 
     def together(self, work: Callable[[], Value]) -> list[Value]:
-        """What every process makes of it; what one raises is raised by all."""
-        result: Any
-        try:
-            result = (work(), None)
-        except Exception as error:
-            if self.count == 1:
-                raise
-            result = (None, error)
-        results = self.gather(result)
-        for _, failure in results:
-            if failure is not None:
-                raise failure
-        return [value for value, _ in results]
+        """Call ``work`` on every process and all-gather the results. An exception on one is raised on every process."""
+        if self.count == 1:
+            return [work()]
+        return [_result(outcome) for outcome in self.gather(_outcome(work))]
+
+    def share(self, items: Sequence[Item], make: Callable[[Sequence[Item]], Sequence[Made]]) -> list[Made]:
+        """Split the items equally among the processes, call ``make`` on each part and all-gather the results, in order.
+
+        An exception on one process is raised on every process.
+        """
+        own = items[self.part([1.0] * len(items))]
+        return [made for part in self.together(lambda: list(make(own)) if own else []) for made in part]
 
     def part(self, costs: Sequence[float]) -> slice:
-        """This process's of as many parts, about equal in cost, of a sequence of things with these costs."""
+        """Return this process's slice of a sequence whose items have these costs.
+
+        The slices of all processes cover the sequence in order of rank and cost about the same.
+        """
         middles = np.cumsum(costs) - np.asarray(costs) / 2
         bounds = np.array([self.index, self.index + 1]) / self.count * sum(costs)
         first, last = np.searchsorted(middles, bounds)
         return slice(int(first), int(last))
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes; one that is missing counts as zero."""
+        """Replace each gradient by its sum over all processes (an all-reduce). A missing gradient counts as zero."""
         if self.count == 1:
             return
         bucket: list[torch.Tensor] = []
@@ -126,13 +110,27 @@ class Ranks:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter.grad)
             if sum(gradient.numel() for gradient in bucket) >= BUCKET:
-                _sum(bucket)
+                _all_reduce(bucket)
                 bucket = []
         if bucket:
-            _sum(bucket)
+            _all_reduce(bucket)
 
 
-def _sum(bucket: list[torch.Tensor]) -> None:
+def _outcome(work: Callable[[], Any]) -> Outcome:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _result(outcome: Outcome) -> Any:
+    value, error = outcome
+    if error is not None:
+        raise error
+    return value
+
+
+def _all_reduce(bucket: list[torch.Tensor]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in bucket])
     dist.all_reduce(flat)
     parts = torch.split(flat, [gradient.numel() for gradient in bucket])
@@ -140,19 +138,19 @@ def _sum(bucket: list[torch.Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _objects() -> Any:
-    """A group of all processes that Python objects are exchanged in."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+def _new_group() -> Any:
+    """Make a process group of all processes that exchanges Python objects."""
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 @cache
 def connect() -> Ranks:
-    """The processes that ``torchrun`` or ``accelerate launch`` started, or this one alone."""
+    """Join the processes that ``torchrun`` or ``accelerate launch`` started, or return this process alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=TIMEOUT)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return Ranks(dist.get_rank(), dist.get_world_size(), _objects())
+    return Ranks(dist.get_rank(), dist.get_world_size(), _new_group())

@@ -1,9 +1,9 @@
-"""The scheduler of a run of several processes: it lives in the main one, and the others are told what it says."""
+"""The scheduler of a run of several processes: it lives on rank 0, and every call's result is broadcast."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol, cast
 
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -14,7 +14,7 @@ from pacedrl.method.estimator import Floats
 
 
 class Scheduler(Protocol):
-    """What training asks of `pacedrl.method.DifficultyScheduler`."""
+    """The methods of `pacedrl.method.DifficultyScheduler` that training calls."""
 
     def select(self, count: int, exclude: Collection[str] = ()) -> list[str]: ...
     def replay(self) -> list[ReplayEntry]: ...
@@ -30,47 +30,21 @@ class Scheduler(Protocol):
 
 
 class SharedScheduler:
-    """A `Scheduler` that all processes may ask, all the same thing at the same time. Only the main one's decides.
+    """Runs each method of a `Scheduler` on rank 0 and returns the result on every process.
 
-    ``scheduler`` is None in the others. Its state is the main one's: elsewhere it is empty.
+    All processes must make the same calls in the same order. ``scheduler`` is None on the other ranks, where the state
+    is empty.
     """
 
     def __init__(self, scheduler: DifficultyScheduler | None, ranks: Ranks) -> None:
         self.scheduler = scheduler
         self.ranks = ranks
 
-    @property
-    def own(self) -> DifficultyScheduler:
-        """The main process's."""
-        assert self.scheduler is not None
-        return self.scheduler
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            return self.ranks.decide(lambda: getattr(self.scheduler, method)(*arguments, **named))
 
-    def select(self, count: int, exclude: Collection[str] = ()) -> list[str]:
-        return self.ranks.decide(lambda: self.own.select(count, exclude))
-
-    def replay(self) -> list[ReplayEntry]:
-        return self.ranks.decide(lambda: self.own.replay())
-
-    def advantage(self, keys: Sequence[str], reward_B: ArrayLike) -> Tensor:
-        return self.ranks.decide(lambda: self.own.advantage(keys, reward_B))
-
-    def log_z(self, keys: Sequence[str]) -> Tensor:
-        return self.ranks.decide(lambda: self.own.log_z(keys))
-
-    def accuracy_estimate(self, keys: Sequence[str]) -> Floats:
-        return self.ranks.decide(lambda: self.own.accuracy_estimate(keys))
-
-    def estimate_strength(self, keys: Sequence[str]) -> Floats:
-        return self.ranks.decide(lambda: self.own.estimate_strength(keys))
-
-    def pool(self) -> dict[str, Any] | None:
-        return self.ranks.decide(lambda: self.own.pool())
-
-    def set_truth(self, accuracy_N: ArrayLike) -> None:
-        self.ranks.decide(lambda: self.own.set_truth(accuracy_N))
-
-    def observe(self, fresh: Rollouts, replayed: Rollouts | None = None) -> dict[str, float]:
-        return self.ranks.decide(lambda: self.own.observe(fresh, replayed))
+        return call
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.scheduler is None else self.scheduler.state_dict()
@@ -81,8 +55,8 @@ class SharedScheduler:
 
 
 def shared(scheduler: DifficultyScheduler | None, ranks: Ranks) -> Scheduler:
-    """The scheduler itself where there is one process, else a `SharedScheduler`."""
+    """Return the scheduler itself for a single process, else a `SharedScheduler`."""
     if ranks.count == 1:
         assert scheduler is not None
         return scheduler
-    return SharedScheduler(scheduler, ranks)
+    return cast(Scheduler, SharedScheduler(scheduler, ranks))

@@ -1,7 +1,7 @@
-"""One policy split among the processes: each holds a part of every weight, of its gradient and of its optimiser state.
+"""One policy sharded over the processes: each holds a part of every weight, its gradient and its optimiser state.
 
-This is torch's FSDP2 (``fully_shard``), alias ZeRO-3: a layer's weights are gathered when it is computed and given up
-again after; its gradient is summed over the processes and each keeps its part.
+This is torch's FSDP2 (``fully_shard``), also known as ZeRO-3: a layer's weights are all-gathered for its computation
+and freed afterwards; its gradient is reduce-scattered, so that each process keeps its part of the sum.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Made = TypeVar("Made")
 
 
 class Sharded(torch.nn.Module):
-    """A module whose weights are split among all processes; functions that compute with it run through `forward`.
+    """A module whose weights are sharded over all processes. Functions that compute with it run through `forward`.
 
-    Every process must come to as many of those, in the same order: each needs what the others hold
-    (`pacedrl.training.sequences.model_passes` sees to it).
+    Every process must make the same number of such calls, in the same order, because each call gathers weights from all
+    of them (`pacedrl.policy.passes.model_passes` ensures it).
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -34,20 +34,20 @@ class Sharded(torch.nn.Module):
         mesh = init_device_mesh(device, (dist.get_world_size(),))
         for layer in [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]:
             fully_shard(layer, mesh=mesh)
-        # What is in no layer, embedding and head, is used first and last: kept from the one to the other.
+        # The embedding and the head are in no layer. They are used first and last, so they stay gathered in between.
         fully_shard(self, mesh=mesh, reshard_after_forward=False)
         for part in self.modules():
             if isinstance(part, FSDPModule):
-                # Losses are shares of the whole batch's: their gradients add up.
+                # Each process's loss is its share of the batch's loss, so gradients are summed, not averaged.
                 part.set_gradient_divide_factor(1.0)
                 part.set_force_sum_reduction_for_comms(True)
 
     def forward(self, compute: Callable[[], Made]) -> Made:
-        """What ``compute`` returns; tensors in it may carry gradient."""
+        """Return what ``compute`` returns; its tensors may carry gradients."""
         return compute()
 
     def run(self, compute: Callable[[], Made]) -> Made:
-        """`forward`, after which no weight is left gathered that no backward pass will need."""
+        """Run `forward`, then free the gathered weights unless a backward pass will need them."""
         result: Made = self(compute)
         if not torch.is_grad_enabled():
             self.reshard()  # type: ignore[operator]
@@ -55,20 +55,20 @@ class Sharded(torch.nn.Module):
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this process may hold a part; asked by all processes at the same time."""
+    """Return the full tensor, gathered if it is sharded. All processes must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """Return this process's shard of a tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def join_optimizer_states(parts: Sequence[dict[str, Any]], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """The state of an optimiser of ``parameters``, each whole or split as it may be now, from what processes saved.
+    """Build the optimiser state for ``parameters`` from the parts that the processes of a run saved, in order of rank.
 
-    ``parts`` are in the order of the processes, whose number then may have been another; one part is of a policy that
-    was not split. FSDP2 splits tensors along their first dimension.
+    That run may have had another number of processes, and a single part comes from a policy that was not sharded. The
+    result is sharded as the parameters are now. FSDP2 shards tensors along their first dimension.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for i, names in parts[0]["state"].items():
@@ -77,11 +77,11 @@ def join_optimizer_states(parts: Sequence[dict[str, Any]], parameters: Sequence[
 
 
 def _like(parts: Sequence[Tensor], parameter: Tensor) -> Tensor:
-    if parts[0].dim() == 0:  # the number of steps
+    if parts[0].dim() == 0:  # the number of steps is the same on every process
         return parts[0].clone()
     tensor = torch.cat(list(parts))
     if not isinstance(parameter, DTensor):
         return tensor
     tensor = tensor.to(parameter.device)
-    # Every process has read the same: none needs to be told by another.
+    # Every process has read the same files, so nothing has to be broadcast.
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)

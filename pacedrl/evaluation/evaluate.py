@@ -1,4 +1,4 @@
-"""Evaluating a policy on held-out tasks."""
+"""Evaluates a policy on held-out tasks."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any
 
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
-from pacedrl.evaluation.answers import stated_answer
 from pacedrl.evaluation.metrics import Estimate, PromptResult, summarise
 from pacedrl.policy.sampler import Sampler, SamplingSettings
-from pacedrl.rollouts import sample_groups
+from pacedrl.rollouts.collect import sample_groups, score_groups
+from pacedrl.rollouts.verdicts import require_judged
+from pacedrl.tasks.completions import stated_answer
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import require_judged, score_groups
 from pacedrl.types import Group, Prompt
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's figures (`pacedrl.evaluation.metrics.summarise`) and what to know beside them."""
+    """The figures of one task (`pacedrl.evaluation.metrics.summarise`) and how many completions they rest on."""
 
     task: str
     prompts: int
     figures: dict[str, Estimate]
     truncated: float
-    """Share of completions cut at the token limit."""
+    """Share of completions that were cut off at the token limit."""
     errors: int
-    """Completions that the verifier could not judge; they are left out of the figures."""
+    """Number of completions that the verifier could not judge; the figures leave them out."""
     completions: int
-    """All of them."""
+    """Number of all completions."""
 
     @property
     def left_out(self) -> float:
-        """Share of completions that the figures are without."""
+        """Share of completions that the figures leave out."""
         return self.errors / self.completions
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def evaluate(
 ) -> list[TaskResult]:
     """Sample ``settings.group_size`` completions of every prompt of every task, judge and summarise them.
 
-    The same seed draws the same random numbers whatever the policy, so that two policies are compared on common ones.
-    ``ranks`` are processes among which the prompts are shared out; all return the same. ``strict`` refuses rewards
-    outside [0, 1], which otherwise count as errors, and a task of which nothing could be judged.
+    The same seed gives the same random numbers for every policy, so that two policies are compared on common numbers.
+    The ``ranks`` divide the prompts, and all return the whole result. ``strict`` refuses rewards outside [0, 1], which
+    otherwise count as errors, and a task without any verdict.
 
-    Raises ValueError when some k exceeds the number of samples, and InputError when the verifier could not judge enough
-    completions of a task, or, if ``strict``, gave a reward outside [0, 1].
+    Raises ValueError if some k exceeds the number of samples. Raises InputError if the verifier could not judge enough
+    completions of a task, or, with ``strict``, returned a reward outside [0, 1].
     """
     if max(ks) > settings.group_size:
         raise ValueError(f"pass@{max(ks)} needs at least {max(ks)} samples a prompt, not {settings.group_size}")

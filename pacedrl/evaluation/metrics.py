@@ -1,4 +1,4 @@
-"""pass@k, mean@n and diversity, with bootstrap intervals over prompts. Pure functions on plain values."""
+"""pass@k, mean@n and diversity, with bootstrap intervals over prompts: pure functions of plain values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 
 BOOTSTRAP_RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)
-LEFT_OUT_SHARE = 0.02
-"""A figure from which more than this share of completions is missing is not shown without saying so."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +21,9 @@ class Estimate:
     high: float
 
 
-def left_out(share: float) -> str:
-    """The note beside a figure that leaves out this share of completions; empty if the share is small."""
-    return f" ({share:.0%} not judged)" if share > LEFT_OUT_SHARE else ""
-
-
 @dataclass(frozen=True)
 class PromptResult:
-    """One prompt's judged completions: reward and stated answer of each. Those with a verifier error are left out."""
+    """Rewards and stated answers of a prompt's judged completions; completions with a verifier error are left out."""
 
     rewards: Sequence[float]
     answers: Sequence[str]
@@ -51,7 +44,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def bootstrap(values_P: Sequence[float], seed: int = 0) -> Estimate:
-    """Mean with its percentile interval over resampled prompts. Raises ValueError when there are none."""
+    """Mean and percentile interval over resampled prompts. Raises ValueError if there are no prompts."""
     if not len(values_P):
         raise ValueError("no prompts to average over")
     values = np.asarray(values_P, dtype=np.float64)
@@ -63,11 +56,11 @@ def bootstrap(values_P: Sequence[float], seed: int = 0) -> Estimate:
 def summarise(results: Sequence[PromptResult], ks: Sequence[int]) -> dict[str, Estimate]:
     """The figures of one task.
 
-    ``pass@k`` counts completions with full reward. ``mean@n`` is the mean reward, partial credit included, over the n
-    samples. ``distinct`` and ``distinct_correct`` are the numbers of different (correct) answers a prompt. A prompt
+    ``pass@k`` counts completions with full reward. ``mean@n`` is the mean reward of the n samples, partial credit
+    included. ``distinct`` and ``distinct_correct`` are the numbers of different (correct) answers per prompt. A prompt
     with fewer than k judged completions does not enter pass@k.
 
-    Raises ValueError when no prompt has enough judged completions for some k.
+    Raises ValueError if no prompt has enough judged completions for some k.
     """
     judged = [result for result in results if result.rewards]
     figures: dict[str, Estimate] = {}

@@ -6,10 +6,10 @@ from pacedrl.config import Config
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.rollouts import evaluation_settings
+from pacedrl.rollouts.engines import build_sampler, evaluation_settings
+from pacedrl.rollouts.tasks import encode_tasks, load_tasks
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.training.setup import build_sampler, encode_tasks, load_tasks
-from pacedrl.training.view import View
+from pacedrl.view import View
 
 
 def run_evaluation(config: Config, view: View) -> list[TaskResult]:

@@ -12,7 +12,8 @@ from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
 from pacedrl.init.columns import Columns, find_columns
 from pacedrl.init.verifier import Choice, propose
-from pacedrl.tasks.datasets import fill, value_at
+from pacedrl.tasks.columns import value_at
+from pacedrl.tasks.datasets import fill
 from pacedrl.tasks.games import GOLD_FIELDS, gold_of_fields
 from pacedrl.tasks.sources import read_rows, split_names
 from pacedrl.types import Prompt

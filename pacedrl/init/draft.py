@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from pacedrl.config import Config, LiloGateConfig
+from pacedrl.config import Config
 from pacedrl.errors import InputError
 from pacedrl.init.data import Data, TaskSettings
 from pacedrl.init.model import LocalModel
@@ -131,9 +131,8 @@ def sizes(draft: Draft, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> 
     Raises InputError if no prompt fits into the model's context.
     """
     machine: Machine = "tiny" if draft.model == "tiny" else "gpu" if torch.cuda.is_available() else "cpu"
-    start, model, gate = _START[machine], draft.local, draft.recipe.gate
-    oversample = gate.oversample if isinstance(gate, LiloGateConfig) else 1
-    per_step = min(start.prompts_per_step, max(1, len(train) // max(POOL_FACTOR, oversample)))
+    start, model = _START[machine], draft.local
+    per_step = min(start.prompts_per_step, max(1, len(train) // max(POOL_FACTOR, draft.recipe.gate.selection_factor)))
     if model is None:
         return replace(start, prompts_per_step=per_step)
     prompts = [*train, *held_out]

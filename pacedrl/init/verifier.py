@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pacedrl.errors import InputError
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import InputError, JudgeError
 from pacedrl.tasks.code.verifier import find_tests
+from pacedrl.tasks.completions import without_solution
 from pacedrl.types import Prompt
 
 LONGEST_EXACT = 80
@@ -66,7 +66,7 @@ def propose(prompts: Sequence[Prompt]) -> Choice | None:
         return None
     if all(isinstance(answer, dict) for answer in answers):
         return _game(answers)
-    texts = [_stated(answer) for answer in answers]
+    texts = [without_solution(answer) for answer in answers]
     example = max(texts, key=len)
     if any(map(_LATEX.search, texts)):
         latex = next(filter(_LATEX.search, texts))
@@ -119,11 +119,6 @@ def _number(texts: Sequence[str]) -> Choice:
         f"answers are numbers, such as {shown(longest)}; the completion's last number counts. "
         "Stricter: `math`, for answers in \\boxed{}",
     )
-
-
-def _stated(answer: Any) -> str:
-    """The answer as text; for a worked solution as in GSM8K, the part after the last ####."""
-    return str(answer).rpartition("####")[2].strip()
 
 
 def missing_file(spec: str) -> Path | None:

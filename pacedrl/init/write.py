@@ -87,7 +87,7 @@ def _load(draft: Draft, task: TaskSettings, new_file: Path | None) -> Task:
 
 def _check(text: str, out: Path, train: Task) -> None:
     """Raise InputError if the configuration is invalid, or if its recipe does not suit the data."""
-    from pacedrl.training.setup import require_enough_prompts, require_oracle_tasks
+    from pacedrl.rollouts.tasks import require_enough_prompts, require_oracle_tasks
 
     config = parse_config(yaml.safe_load(text), str(out))
     require_enough_prompts(config, len(train.prompts))

@@ -1,1 +1,1 @@
-"""The method inside other trainers."""
+"""The method in other libraries' trainers."""

@@ -1,4 +1,4 @@
-"""TRL: its GRPOTrainer, with prompts selected by estimated accuracy, trajectory balance for the loss, and replay.
+"""PACED-RL in TRL: its GRPOTrainer with prompts selected by estimated accuracy, trajectory balance, and replay.
 
     from trl import GRPOConfig
     from pacedrl.integrations.trl import PacedTrainer
@@ -6,7 +6,7 @@
     trainer = PacedTrainer(model, accuracy_reward, GRPOConfig(...), train_dataset=dataset)
     trainer.train()
 
-Everything else is TRL's: models, peft, vLLM, reward functions, logging, checkpoints, several processes.
+TRL does everything else: models, peft, vLLM, reward functions, logging, checkpoints and several processes.
 """
 
 from __future__ import annotations
@@ -37,52 +37,53 @@ except ImportError as error:
     raise InputError(f'pacedrl.integrations.trl needs trl ({error}): pip install "pacedrl[trl]"') from None
 
 SchedulerFactory = Callable[[list[str], Tensor], DifficultyScheduler]
-"""From prompt keys and embeddings [N, H]."""
+"""Makes a scheduler from prompt keys and embeddings [N, H]."""
 STATE = "scheduler"
-"""In a checkpoint's folder, with the suffixes of `pacedrl.training.state`."""
+"""Name of the scheduler's files in a checkpoint; `pacedrl.training.state` adds the suffixes."""
 NOT_APPLIED = {"beta": 0.0, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "entropy_coef": 0.0}
-"""Settings of GRPO's loss with the values that ask for nothing. What this loss would not do must not be asked for."""
+"""Settings of GRPO's loss that have no effect here, with the values that turn them off. Other values are refused."""
 
 
 @dataclass
 class _Row:
-    """A sequence of the batch. One that could not be judged has the weight 0: it is there for its number alone."""
+    """A sequence of the batch. A completion that could not be judged has weight 0; it only keeps the rows numbered."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
     advantage: float = 0.0
     anchor_logprobs: list[float] | None = None
-    """log μ; None or NaN: the current policy's."""
+    """log μ of each token; None or NaN stands for the current policy's value."""
     weight: float = 1.0
 
 
 @dataclass
 class _Fresh:
-    """What this process sampled last, one entry a completion; the learner's side is filled in as it trains."""
+    """The completions that this process sampled last, one entry each; training fills in the last two fields."""
 
     keys: list[str]
     verdict_B: list[float]
-    """Of the first reward function; NaN where it gave none."""
+    """Rewards of the first reward function; NaN if it returned None."""
     rows: list[_Row]
     logprobs: dict[int, list[float]] = field(default_factory=dict)
-    """log μ, of the rows trained on."""
+    """log μ of the rows trained on, by row number."""
     log_ratio: dict[int, float] = field(default_factory=dict)
+    """Σ_t (log π_θ − log μ) of the rows trained on, by row number."""
 
 
 class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer with PACED-RL (arXiv 2602.12642): selection, trajectory balance and replay.
 
-    Before each generation the scheduler names the prompts, with what it knows then: the data loader's order is not
-    used, only its length. The first reward function is the verdict, in [0, 1], that accuracy is estimated of; the
-    others shape only what the policy is trained on. A reward of None leaves the completion out. ``loss_type``,
-    ``epsilon`` and ``scale_rewards`` do not apply. With vLLM the behaviour policy is vLLM's, and its importance
-    sampling correction does not apply either, for trajectory balance needs none.
+    Before each generation the scheduler selects the prompts with its current estimates; of the data loader only the
+    length is used. The first reward function gives the verdict in [0, 1] whose mean is a prompt's accuracy. The other
+    reward functions only shape the reward the policy is trained on. A completion with the reward None is left out.
+    ``loss_type``, ``epsilon`` and ``scale_rewards`` have no effect. With vLLM, the behaviour policy's log-probabilities
+    are vLLM's, and its importance sampling correction has no effect, because trajectory balance does not need it.
 
-    Arguments are GRPOTrainer's, ``model``, ``reward_funcs``, ``args``, ``train_dataset`` and any other by name, and
-    one more:
+    The arguments are those of GRPOTrainer (``model``, ``reward_funcs``, ``args``, ``train_dataset`` and any other by
+    name) and one more:
 
     Args:
-        scheduler: makes the scheduler; the default has the paper's settings. To change them:
+        scheduler: makes the scheduler; the default uses the paper's settings. Other settings:
             ``functools.partial(DifficultyScheduler, estimator="combined", cooldown_steps=3)``.
 
     Raises InputError for a dataset that cannot be indexed or has too few prompts, for images and tools, and for
@@ -107,15 +108,15 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         self.prompts_per_step = self.args.generation_batch_size // self.num_generations
         if len(self.row_of) < self.prompts_per_step:
             raise InputError(
-                f"train_dataset: {self.prompts_per_step} prompts a generation asked for, but it has only "
-                f"{len(self.row_of)} different ones"
+                f"train_dataset: each generation needs {self.prompts_per_step} different prompts, but it has only "
+                f"{len(self.row_of)}"
             )
         self.prompt_ids = self._all_prompt_ids()
         policy = Policy(self.accelerator.unwrap_model(self.model), self._tokenizer, self.accelerator.device)
         with policy.adapter_off():
             embeddings_NH = prompt_embeddings(policy, list(self.prompt_ids.values()))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.args.seed)  # TRL seeds each process in its own way; log Z starts the same on all
+            torch.manual_seed(self.args.seed)  # TRL seeds processes differently, but log Z must start the same in all
             self.scheduler = scheduler(list(self.row_of), embeddings_NH)
 
     def _refuse_what_has_no_effect(self) -> None:
@@ -123,15 +124,15 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
             if getattr(self.args, name) != nothing:
                 raise InputError(
                     f"GRPOConfig.{name}: belongs to GRPO's loss and has no effect here, but is "
-                    f"{getattr(self.args, name)}; leave it out"
+                    f"{getattr(self.args, name)}; remove it"
                 )
         if not isinstance(self.train_dataset, Dataset):
             raise InputError(
-                f"train_dataset: prompts are chosen by what was seen of them, so it must be a datasets.Dataset, not "
+                f"train_dataset: prompts are selected by index, so it must be a datasets.Dataset, not "
                 f"{type(self.train_dataset).__name__}"
             )
         if self._is_vlm or self.tools or self.environment_factories is not None:
-            raise InputError("PacedTrainer trains on text of one turn: no images, tools or environments")
+            raise InputError("PacedTrainer trains on single-turn text only: no images, tools or environments")
 
     def _all_prompt_ids(self) -> dict[str, list[int]]:
         prompts = [self.train_dataset[row]["prompt"] for row in self.row_of.values()]
@@ -147,7 +148,7 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         return self._batch(keys, batch)
 
     def _select(self, count: int) -> list[str]:
-        """Keys of this process's completions, the G of a prompt side by side."""
+        """Return the prompt key of each of this process's completions; those of one prompt are adjacent."""
         chosen = [self.scheduler.select(self.prompts_per_step)]
         broadcast_object_list(chosen)
         keys = [key for key in chosen[0] for _ in range(self.num_generations)]
@@ -160,8 +161,10 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         return rewards_BF
 
     def _batch(self, keys: list[str], batch: dict[str, Any]) -> dict[str, Any]:
-        """What the policy is trained on: fresh rows, this process's share of the replayed, and as many without weight
-        as it takes for the micro-batches to be of one size."""
+        """Return the batch to train on: fresh rows, this process's share of the replayed rows, and rows of weight 0.
+
+        The rows of weight 0 bring the micro-batches to equal size.
+        """
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         rewards_BF = self._rewards_BF[rank * len(keys) :][: len(keys)].cpu().double()
         verdict_B = self._verdicts(rewards_BF)
@@ -171,7 +174,7 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         rows = []
         for i, key in enumerate(keys):
             kept = batch["completion_mask"][i].bool()
-            ids = batch["completion_ids"][i][kept].tolist()  # none of a truncated completion that is to be left out
+            ids = batch["completion_ids"][i][kept].tolist()  # empty for a truncated completion that TRL masks out
             anchor = None if anchors is None else anchors[i][kept].tolist()
             if ids and not math.isnan(verdict_B[i]):
                 rows.append(_Row(self.prompt_ids[key], ids, advantage_B[i], anchor))
@@ -194,13 +197,13 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         wrong = [value for value in verdict_B if not (math.isnan(value) or 0.0 <= value <= 1.0)]
         if wrong:
             raise InputError(
-                f"reward_funcs: the first, {self.reward_func_names[0]}, must give rewards in [0, 1], for accuracy is "
-                f"their mean, but gave {wrong[0]:g}"
+                f"reward_funcs: the first, {self.reward_func_names[0]}, must return rewards in [0, 1], whose mean "
+                f"is the accuracy, but returned {wrong[0]:g}"
             )
         return verdict_B
 
     def _count_sequences(self, fresh: float, replayed: int) -> None:
-        """Sequences that one optimiser step is taken on, per process: gradients are averaged over processes."""
+        """Set the number of sequences per optimiser step and process (gradients are averaged over processes)."""
         everywhere = sum(gather_object([fresh])) + replayed
         steps = self.args.steps_per_generation / self.args.gradient_accumulation_steps
         self._sequences = max(everywhere / self.accelerator.num_processes / steps, 1.0)
@@ -228,7 +231,7 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         return {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        if "number" not in inputs:  # an evaluation's
+        if "number" not in inputs:  # an evaluation batch
             evaluated: Tensor = super()._compute_loss(model, inputs)
             return evaluated
         ids_BL = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
@@ -247,7 +250,7 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _remember(self, numbers: list[int], logprobs_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> None:
-        """Keep what the scheduler will observe of the fresh rows."""
+        """Keep the fresh rows' log-probabilities and log-ratios for `_observe`."""
         log_ratio_B = ((logprobs_BT - anchor_BT) * mask_BT).sum(dim=1).tolist()
         for i, number in enumerate(numbers):
             if number < len(self._fresh.rows) and bool(mask_BT[i].any()):
@@ -261,7 +264,7 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _observe(self) -> None:
-        """Every process's scheduler sees every process's completions, so all stay the same."""
+        """Show the completions of all processes to this process's scheduler, so that all schedulers stay equal."""
         fresh = self._fresh
         trained = [i in fresh.log_ratio for i in range(len(fresh.keys))]
         seen = [
@@ -289,14 +292,14 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
                 state = load_state(Path(checkpoint), STATE)
             except FileNotFoundError:
                 raise InputError(
-                    f"{checkpoint}: holds no {STATE}.json, so it was not saved by PacedTrainer, or not to its end; "
-                    "resume from another"
+                    f"{checkpoint}: contains no {STATE}.json, so PacedTrainer did not save it, or not completely; "
+                    "resume from another checkpoint"
                 ) from None
             self.scheduler.load_state_dict(state)
 
 
 def _rows_by_key(dataset: Any) -> dict[str, int]:
-    """The first row of each different one, by a hash of all it holds."""
+    """Map a hash of each distinct row's content to the index of its first occurrence."""
     rows: dict[str, int] = {}
     for i, row in enumerate(dataset):
         rows.setdefault(prompt_key(row["prompt"], {name: value for name, value in row.items() if name != "prompt"}), i)

@@ -1,15 +1,15 @@
-"""verl: its PPO trainer on a Ray cluster, with prompts selected by estimated accuracy, trajectory balance, and replay.
+"""PACED-RL in verl: its PPO trainer on Ray with prompts selected by estimated accuracy, trajectory balance, and replay.
 
     VERL_USE_EXTERNAL_MODULES=pacedrl.integrations.verl python -m verl.trainer.main_ppo \\
         trainer.v1.trainer_mode=paced algorithm.adv_estimator=paced \\
         actor_rollout_ref.actor.policy_loss.loss_mode=paced ...
 
-That variable makes every process that imports verl import this module too, which registers under the name ``paced`` an
-advantage estimator, a policy loss and a trainer. On a cluster that runs already it goes into the job's environment:
-``ray_kwargs.ray_init.runtime_env.env_vars``. `examples/verl` has a configuration and a launch script.
+The variable makes every process that imports verl also import this module, which registers an advantage estimator, a
+policy loss and a trainer under the name ``paced``. On a running cluster, set it in the job's environment,
+``ray_kwargs.ray_init.runtime_env.env_vars``. `examples/verl` contains a configuration and a launch script.
 
-Everything else is verl's: engines (FSDP, Megatron), rollout servers (vLLM, SGLang), rewards, logging, checkpoints.
-Shapes: ``_B`` sequences, ``_T`` completion tokens (right-padded), ``_N`` all prompts, ``_H`` hidden.
+verl does everything else: engines (FSDP, Megatron), rollout servers (vLLM, SGLang), rewards, logging and checkpoints.
+Shapes: ``_B`` sequences, ``_T`` completion tokens (padded on the right), ``_N`` all prompts, ``_H`` hidden features.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ except ImportError as error:
 
 NAME = "paced"
 STATE = "pacedrl_scheduler"
-"""In ``data.pt`` of verl's checkpoints."""
+"""Key of the scheduler's state in ``data.pt`` of verl's checkpoints."""
 REQUIRED = {
     "algorithm.adv_estimator": NAME,
     "actor_rollout_ref.actor.policy_loss.loss_mode": NAME,
@@ -58,32 +58,34 @@ REQUIRED = {
     "algorithm.rollout_correction.rollout_rs": None,
     "trainer.critic_warmup": 0,
 }
-"""Settings of verl with the only value that makes sense here: accuracy is the raw reward's, of all groups; trajectory
-balance needs no importance weights; there is no critic."""
+"""Settings of verl and the only value of each that fits the method: accuracy is the mean raw reward of every group,
+trajectory balance needs no importance weights, and there is no critic."""
 
 _scheduler: DifficultyScheduler | None = None
-"""The trainer's in this process: verl hands its estimators nothing of the trainer that asks."""
+"""The scheduler of this process's trainer. It is global because verl passes no trainer to advantage estimators."""
 
 
 @register_adv_est(NAME)  # type: ignore[untyped-decorator]
 def advantage(
     token_level_rewards: Tensor, response_mask: Tensor, index: Any, config: Any = None, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """A = r/β − log Z(x) of each sequence on all of its tokens; as verl's estimators, advantages and returns, [B, T].
+    """Return A = r/β − log Z(x) of each sequence on all of its tokens, as both advantages and returns, [B, T].
 
-    ``token_level_rewards`` [B, T] add up to the sequence's reward r, raw, in [0, 1]. ``index`` [B] are verl's uids,
-    which the trainer makes the prompts' keys. Sequences without a token of their own, which verl fills batches up with,
-    get 0. Nothing of ``config`` is read.
+    Args:
+        token_level_rewards: [B, T]; they sum to the sequence's raw reward r in [0, 1].
+        response_mask: [B, T]; sequences without a token, with which verl pads batches, get the advantage 0.
+        index: verl's uids [B], which `PacedTrainer` sets to the prompts' keys.
+        config: unused.
 
-    Raises InputError for a reward beyond [0, 1] and where `PacedTrainer` does not run.
+    Raises InputError for a reward outside [0, 1] and without a running `PacedTrainer`.
     """
     if _scheduler is None:
-        raise InputError(f"algorithm.adv_estimator: {NAME} needs log Z: set trainer.v1.trainer_mode={NAME} too")
+        raise InputError(f"algorithm.adv_estimator: {NAME} needs log Z: also set trainer.v1.trainer_mode={NAME}")
     reward_B = token_level_rewards.sum(dim=1)
     wrong = [float(reward) for reward in reward_B if not 0.0 <= reward <= 1.0]
     if wrong:
         raise InputError(
-            f"the reward function must give rewards in [0, 1], for accuracy is their mean, but gave {wrong[0]:g}"
+            f"the reward function must return rewards in [0, 1], whose mean is the accuracy, but returned {wrong[0]:g}"
         )
     real = response_mask.any(dim=1).nonzero()[:, 0]
     advantage_B = torch.zeros_like(reward_B)
@@ -102,22 +104,31 @@ def trajectory_balance(
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The mean over sequences of δ² (`pacedrl.method.trajectory_balance`), with verl's signature; tensors [B, T].
+    """Return the mean of δ² over sequences (`pacedrl.method.trajectory_balance`) with verl's signature.
 
-    ``old_log_prob`` is μ: the actor's own at the step's start or, with ``algorithm.rollout_correction.bypass_mode``,
-    the rollout server's. ``advantages`` is A on every token. δ² is a sequence's, so ``loss_agg_mode`` does not apply;
-    ``rollout_is_weights`` are refused by the trainer. The mean is over the mini-batch with what verl fills it up with,
-    as that of verl's own losses: a constant, which Adam does not mind.
+    Like verl's own losses, the mean counts the sequences that pad the mini-batch. This is a constant factor, to which
+    Adam is invariant.
 
-    Metrics: the means over these sequences, replayed ones included, of |δ| (``actor/delta_abs``), and of
-    log μ − log π_θ, an estimate of KL(μ‖π_θ) (``actor/kl_old``).
+    Args:
+        old_log_prob: log μ [B, T], computed by the actor at the start of the step or, with
+            ``algorithm.rollout_correction.bypass_mode``, by the rollout server.
+        log_prob: log π_θ [B, T].
+        advantages: [B, T]; A on every token of a sequence.
+        response_mask: [B, T].
+        loss_agg_mode: no effect, because δ² belongs to a whole sequence.
+        config: gives the size of the whole batch and the number of data-parallel processes.
+        rollout_is_weights: no effect; the trainer refuses the setting that creates them.
+
+    Returns:
+        The loss and two metrics, means over the sequences including replayed ones: |δ| (``actor/delta_abs``) and
+        log μ − log π_θ, an estimate of KL(μ‖π_θ) (``actor/kl_old``).
     """
     mask_BT = response_mask.bool()
     first_B1 = mask_BT.int().argmax(dim=1, keepdim=True)
     advantage_B = (advantages.gather(1, first_B1) * mask_BT.gather(1, first_B1))[:, 0]
     whole = config.global_batch_info if config is not None else {}
     size = whole.get("global_batch_size")
-    # The gradients of data-parallel processes are averaged, each having a share of the batch.
+    # Each data-parallel process has a share of the batch, and their gradients are averaged.
     normalizer = None if size is None else size / whole.get("dp_size", 1)
     loss, _ = balance(log_prob, old_log_prob, mask_BT, advantage_B, normalizer)
     log_ratio_B = sequence_log_ratio(log_prob.detach(), old_log_prob, mask_BT)
@@ -132,28 +143,29 @@ def trajectory_balance(
 class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
     """verl's synchronous trainer with PACED-RL (arXiv 2602.12642): selection, trajectory balance and replay.
 
-    The scheduler lives here, in verl's driver. Before each generation it names the prompts, with what it knows then;
-    verl's data loader, whose workers fetch ahead, is not used. ``trainer.v1.paced`` holds its settings, the arguments
-    of `pacedrl.method.DifficultyScheduler` by name; left out, they are the paper's.
+    The scheduler runs in verl's driver process. Before each generation it selects the prompts with its current
+    estimates; verl's data loader, whose workers prefetch rows, is not used. ``trainer.v1.paced`` contains arguments of
+    `pacedrl.method.DifficultyScheduler` by name; the defaults are the paper's settings.
 
-    log Z is fitted with a log-ratio of 0: verl's actor gives no log-probabilities of single sequences back from its
-    update, and at the step's start π_θ = π_old. Under ``bypass_mode``, where μ is the rollout server's, that leaves the
-    gap between server and actor out.
+    log Z is fitted with a log-ratio of 0, because verl's actor does not return the log-probabilities of single
+    sequences from its update; at the start of a step π_θ = π_old. With ``bypass_mode``, μ is the rollout server's, and
+    the fit neglects the difference between server and actor.
 
-    Replayed completions need room: they fill what ``actor.ppo_mini_batch_size`` has beyond ``data.train_batch_size``
-    (verl allows that under ``actor.use_dynamic_bsz``), so that a batch still is one optimiser step. 144 and 128, with 8
-    completions a prompt, leave the paper's 128 sequences. Without room there is no replay. Their μ is what it was when
-    they were sampled, and they do not train log Z. Completions of several turns are not replayed. verl's metrics of
-    rewards, lengths and advantages leave them out; ``actor/entropy``, ``rollout_corr/…`` and
-    ``training/rollout_probs_diff…`` do not.
+    Replayed completions take the sequences by which ``actor.ppo_mini_batch_size`` exceeds ``data.train_batch_size``
+    (verl allows this with ``actor.use_dynamic_bsz``), so that a batch is still one optimiser step. With 8 completions
+    per prompt, the sizes 144 and 128 leave room for the paper's 128 sequences. With equal sizes there is no replay.
+    Replayed completions keep the μ of their sampling, and log Z is not fitted to them. Multi-turn completions are not
+    replayed. verl's metrics of rewards, lengths and advantages exclude replayed completions; ``actor/entropy``,
+    ``rollout_corr/…`` and ``training/rollout_probs_diff…`` include them.
 
-    Departures from `pacedrl.training`: a completion whose reward function fails is dropped by verl, and so never
-    counted; of an agent loop that gives several outputs each counts as a completion. Neither verl's asynchronous
-    trainers are supported, which fetch prompts steps ahead, nor its older one (``use_v1=False``), which alone calls a
-    dataset's ``on_batch_end``: its loader's workers have fetched the next rows by then.
+    Departures from `pacedrl.training`: verl drops a completion whose reward function fails, so it is not counted
+    anywhere, and each output of an agent loop with several outputs counts as a completion. verl's asynchronous trainers
+    are not supported, because they fetch prompts several steps ahead. Its older trainer (``use_v1=False``) is not
+    supported either: although only it calls a dataset's ``on_batch_end``, its workers have fetched the next rows by
+    then.
 
-    Raises InputError for settings that the method excludes, for models that take more than text, for too few prompts,
-    and for checkpoints without a scheduler.
+    Raises InputError for settings that the method excludes, for models with other inputs than text, for too few
+    prompts, and for checkpoints without a scheduler.
     """
 
     def __init__(self, config: Any) -> None:
@@ -163,15 +175,15 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         super().__init__(config)
 
     def _build_replay_buffer(self) -> Any:
-        """verl's, of finished rollouts."""
-        # By this name verl tells synchronous trainers from others; the registered one has done its work.
+        """Build verl's queue of finished rollouts."""
+        # verl checks this name to recognise a synchronous trainer. The registered name is no longer needed here.
         self.trainer_mode = "sync"
         return super()._build_replay_buffer()
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
         if self.processor is not None:
-            raise InputError("actor_rollout_ref.model.path: PacedTrainer trains on text, but this model takes more")
+            raise InputError("actor_rollout_ref.model.path: PacedTrainer trains on text, but this model is multimodal")
         self.row_of: dict[str, int] = {}
         self.prompt_ids: dict[str, list[int]] = {}
         for i in range(len(self.train_dataset)):
@@ -182,23 +194,24 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         wanted = self.config.data.train_batch_size
         if len(self.row_of) < wanted:
             raise InputError(
-                f"data.train_files: {wanted} prompts a step asked for, but there are only {len(self.row_of)} different"
+                f"data.train_files: each step needs {wanted} different prompts, but there are only {len(self.row_of)}"
             )
         self.named: list[str] = []
         self.scheduler = self._make_scheduler()
-        # Where verl keeps its data loader stands what says which prompts come next, to be saved and loaded as that.
+        # verl saves and loads its data loader's state; the scheduler takes that place.
         self.train_dataloader = _SavedScheduler(self.scheduler)
         global _scheduler
         _scheduler = self.scheduler
 
     def _encode(self, messages: Any) -> list[int]:
-        """Token ids as verl's agent loop has them."""
+        """Return the prompt's token ids as verl's agent loop computes them."""
         options = OmegaConf.to_container(self.config.data.get("apply_chat_template_kwargs") or OmegaConf.create())
         return list(apply_chat_template(self.tokenizer, messages, **options))
 
     def _make_scheduler(self) -> DifficultyScheduler:
         model = self.config.actor_rollout_ref.model
-        # No CPU is asked for: in a small cluster verl's queue may hold them all, and this would wait for ever.
+        # The task requests no CPU: in a small cluster verl's queue may hold all of them, and the task would wait
+        # forever.
         embed = ray.remote(num_cpus=0, num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))(_embeddings)
         embeddings_NH = ray.get(
             embed.remote(model.path, model.get("trust_remote_code", False), list(self.prompt_ids.values()))
@@ -213,7 +226,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
             raise InputError(f"trainer.v1.{NAME}: {error}") from None
 
     def _fetch_one_gen_batch(self) -> Any:
-        """The prompts that the scheduler wants next, their keys for uids: of no step are there two of a prompt."""
+        """Return the prompts that the scheduler selects, with their keys as uids; a step has no prompt twice."""
         count = self.config.data.get("gen_batch_size") or self.config.data.train_batch_size
         keys = self.scheduler.select(count, exclude=self.named)
         self.named += keys
@@ -222,7 +235,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         return tensordict_utils.get_tensordict(batch)
 
     def _balance_batch(self, batch: Any, metrics: dict[str, Any], **options: Any) -> Any:
-        """Here verl fills its batches up: replayed completions join first."""
+        """Add the replayed completions before verl pads the batch."""
         self.replayed: dict[str, ReplayEntry] = {}
         entries = self.scheduler.replay()
         if entries:
@@ -230,7 +243,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         return super()._balance_batch(batch, metrics, **options)
 
     def _joined(self, batch: Any, entries: list[ReplayEntry]) -> Any:
-        """The batch with the entries as rows of verl's queue, in all that is not theirs like its first row."""
+        """Put the entries into verl's queue, with the batch's first row as template, and return the extended batch."""
         first = tq.kv_batch_get(keys=batch.keys[:1], partition_id=batch.partition_id)[0]
         blank, blank_tag = construct_minimal_padding_template(first, batch.tags[0], self.tokenizer.eos_token_id)
         rows, tags = [], []
@@ -252,7 +265,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
                 "rollout_log_probs": torch.tensor(entry.logprobs),
             }
             rows.append(row)
-            # "Padding" is what verl leaves out of its metrics, which are of fresh completions.
+            # verl excludes rows tagged as padding from its metrics, which are meant for fresh completions.
             lengths = {"prompt_len": len(prompt), "response_len": len(response), "seq_len": len(ids)}
             tags.append(blank_tag | lengths)
             self.replayed[f"{entry.key}_{self.config.actor_rollout_ref.rollout.n + i}_0"] = entry
@@ -262,7 +275,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         return tq.KVBatchMeta(keys, tags, batch.partition_id, batch.fields, batch.extra_info)
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """μ: as verl has it for fresh completions, as it was when they were sampled for replayed ones."""
+        """Compute log μ of fresh completions as verl does; replayed ones keep the values of their sampling."""
         batch = super()._compute_old_log_prob(batch, metrics)
         if self.replayed:
             logprobs = [torch.tensor(entry.logprobs) for entry in self.replayed.values()]
@@ -283,14 +296,14 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
             key, session, output = row.rsplit("_", 2)
             return place[key], int(session), int(output)
 
-        # As they were asked for, whenever they came and whichever process trained on them: a fit depends on the order.
+        # Sorted by the order of selection, because the fit depends on the order and verl's order varies.
         rows = [row for row, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
         fresh = sorted(rows, key=order)
         fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "old_log_probs"]
         data = tq.kv_batch_get(keys=fresh, partition_id=batch.partition_id, select_fields=fields)
         keys = tensordict_utils.get(data, "uid")
         prompts, responses, masks, rewards, logprobs = (data[name].unbind() for name in fields[1:])
-        # A completion of several turns holds tokens that are not the policy's, and would need verl's mask again.
+        # A multi-turn completion contains tokens that the policy did not sample, so replay would need verl's mask.
         whole = [
             bool(mask.all()) and prompt.tolist() == self.prompt_ids[key]
             for key, prompt, mask in zip(keys, prompts, masks, strict=True)
@@ -310,12 +323,12 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         super()._load_checkpoint()
         if self.global_steps > 0 and self.scheduler.step == 0:
             raise InputError(
-                f"the checkpoint of step {self.global_steps} holds no data.pt, and so no scheduler; resume from another"
+                f"the checkpoint of step {self.global_steps} has no data.pt, and so no scheduler; resume from another"
             )
 
 
 class _SavedScheduler:
-    """The scheduler where verl expects a data loader: for its state in a checkpoint's ``data.pt``."""
+    """Stands in for verl's data loader, so that a checkpoint's ``data.pt`` contains the scheduler's state."""
 
     def __init__(self, scheduler: DifficultyScheduler) -> None:
         self.scheduler = scheduler
@@ -324,7 +337,7 @@ class _SavedScheduler:
         return {STATE: self.scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises InputError for the state of a real data loader and for prompts that are gone."""
+        """Load the scheduler's state; raise InputError for the state of a data loader and for prompts that are gone."""
         if STATE not in state:
             raise InputError("the checkpoint's data.pt was not saved by PacedTrainer; resume from another")
         try:
@@ -334,6 +347,6 @@ class _SavedScheduler:
 
 
 def _embeddings(model: str, trust_remote_code: bool, prompt_ids: list[list[int]]) -> Tensor:
-    """[N, H], on the CPU, by the policy before training; in a process of its own, which has a GPU if there is one."""
+    """Return the prompts' embeddings [N, H] on the CPU; runs as a Ray task, with a GPU if the cluster has one."""
     config = ModelConfig(name=copy_to_local(model), trust_remote_code=trust_remote_code)
     return prompt_embeddings(Policy.load(config, resolve_device("auto")), prompt_ids)

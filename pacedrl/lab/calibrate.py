@@ -23,19 +23,14 @@ from pacedrl.method.estimator import FLAT_MEAN, FLAT_STRENGTH, Floats, spearman
 from pacedrl.method.scheduler import PRIOR_RANGE
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.rollouts import sample_groups, training_settings
+from pacedrl.rollouts.collect import sample_groups, score_groups
+from pacedrl.rollouts.engines import build_sampler, training_settings
+from pacedrl.rollouts.tasks import encode_tasks, load_tasks, unique_prompts
+from pacedrl.rollouts.verdicts import require_judged
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import require_judged, score_groups
 from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_state, require_whole
-from pacedrl.training.setup import (
-    build_sampler,
-    build_scheduler,
-    encode_tasks,
-    initial_embeddings,
-    load_tasks,
-    unique_prompts,
-)
-from pacedrl.training.view import View
+from pacedrl.training.curriculum import build_scheduler, initial_embeddings
+from pacedrl.view import View
 
 PRIOR_STRENGTH = 4.0
 """Of ``combined`` in runs whose recipe does not say: completions that log Z's estimate is worth."""
@@ -108,8 +103,7 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
     last_means = _LastMeans(run, bench.scheduler.keys)
     pairs: dict[Group, dict[str, list[tuple[Floats, Floats]]]] = {group: {} for group in GROUPS}
     checkpoints = []
-    # FlowRL's log Z is of z-scored rewards, and no accuracy.
-    reads_z = config.needs_partition and config.objective.name != "flowrl"
+    reads_z = config.needs_partition and config.objective.log_z_is_accuracy
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
         before = 0
         for folder in folders:

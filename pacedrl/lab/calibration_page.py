@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pacedrl.evaluation.metrics import left_out
 from pacedrl.lab.calibrate import GROUPS, Calibration
 from pacedrl.lab.page import to_html
 from pacedrl.lab.plots import pyplot, save
+from pacedrl.view import left_out
 
 STYLES = {
     "log Z": ("#0072B2", "-"),

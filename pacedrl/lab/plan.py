@@ -14,15 +14,15 @@ from typing import Any
 
 import yaml
 
-from pacedrl.config import Config, DynamicGateConfig, LiloGateConfig, apply_override, config_tree, parse_config
+from pacedrl.config import Config, DynamicGateConfig, apply_override, config_tree, parse_config
 from pacedrl.errors import InputError
 from pacedrl.lab.measures import FINAL
 from pacedrl.paths import replace_text
 from pacedrl.recipes import RECIPES
+from pacedrl.rollouts.tasks import load_tasks, require_enough_prompts, unique_prompts
 from pacedrl.tasks.sources import default_name
 from pacedrl.training.folder_lock import FolderBusy, FolderLock
 from pacedrl.training.run_folder import refuse_another_run
-from pacedrl.training.setup import load_tasks, require_enough_prompts, unique_prompts
 
 EVALUATIONS = 12
 """On the way, unless the configuration says how often."""
@@ -199,7 +199,7 @@ class Plan:
 
     def _overrides(self, name: str, seed: int, folder: Path) -> Overrides:
         config = self._config(name, seed)
-        oversample = config.gate.oversample if isinstance(config.gate, LiloGateConfig) else 1
+        oversample = config.gate.selection_factor
         a_step = config.sampling.prompts_per_step * config.sampling.group_size * oversample
         budget = (f"run.steps={math.ceil(self.rollouts / a_step)}", f"run.max_rollouts={self.rollouts}")
         return (*self._grid(config), *self._own(name, seed), *budget, f"run.dir={json.dumps(str(folder))}")

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pacedrl.evaluation.metrics import left_out
 from pacedrl.lab.compare import Progress
 from pacedrl.lab.measures import MEASURES
 from pacedrl.lab.plan import Plan, Run
 from pacedrl.lab.results import Results, VariantResult
 from pacedrl.lab.statistics import Interval
+from pacedrl.view import left_out
 
 SHOWN = ("rollouts_to_target", "area", "final", "mixed_groups", "estimate_mae")
 

@@ -20,7 +20,7 @@ from pacedrl.evaluation.evaluate import evaluate
 from pacedrl.lab.forks import serve
 from pacedrl.lab.measures import FINAL
 from pacedrl.paths import replace_text
-from pacedrl.rollouts import evaluation_settings
+from pacedrl.rollouts.engines import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.training.trainer import Trainer, TrainingStopped
 

@@ -1,34 +1,38 @@
-"""What is believed of every prompt's accuracy, from which evidence, and how good that is.
+"""Estimates of every prompt's accuracy: the evidence, the beliefs drawn from it, and how accurate they are.
 
-A belief is a point estimate, or a Beta distribution: a prior, plus the prompt's own results, of which older ones count
-less. Where the prior comes from is what tells the methods apart: nowhere (MoPPS), or log Z, which knows of similar
-prompts.
+A belief is either a point estimate or a Beta distribution. The Beta distribution combines a prior with the prompt's own
+results, in which older results count less. The methods differ in the prior: MoPPS takes a flat one, ours takes log Z,
+which generalises over similar prompts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
 FLAT_STRENGTH = 2.0
-"""α + β of the uniform Beta(1, 1)."""
+"""α + β of the uniform distribution Beta(1, 1)."""
 FLAT_MEAN = 0.5
+"""Mean of the uniform distribution."""
 LEARNED_STRENGTH_RANGE = (1.0, 100.0)
+"""Range of a learned prior strength, in completions."""
 TINY = 1e-9
-"""Least α and β drawn from: rounding may leave 0 of a weak prior, and there is no Beta distribution of 0."""
+"""Lower bound of α and β when drawing: rounding may bring them to 0, where there is no Beta distribution."""
 STRENGTH_MEMORY = 0.9
-"""Weight of what the moments of a learned strength were, at each step."""
+"""Factor by which the older moments of a learned strength are multiplied at each step."""
 
 POOL_BINS = 20
-"""Of equal width over [0, 1], in the histogram of all prompts' estimates."""
+"""Number of equal bins over [0, 1] in the histogram of all estimates."""
 STALE_STEPS = 20
-"""Age from which on an estimate's evidence counts as stale. In 20 steps the demo's held-out accuracy rises by 0.07
-on average, and by 0.3 at first: an estimate of then is off by as much, beside the 0.1 to 0.2 that good ones miss."""
+"""Age in steps above which the evidence for an estimate counts as stale. In 20 steps the demo's held-out accuracy rises
+by 0.07 on average, and by 0.3 at first. An estimate of that age is off by as much, in addition to the error of 0.1 to
+0.2 that a good estimate has."""
 
 CALIBRATION = (
     "accuracy/estimate_mean",
@@ -37,15 +41,67 @@ CALIBRATION = (
     "accuracy/bias",
     "accuracy/spearman",
 )
-"""The names of `calibration_metrics`."""
+"""Names of the metrics that `calibration_metrics` returns."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The completions of one step as flat arrays with one entry per completion.
+
+    Attributes:
+        keys: each completion's prompt.
+        reward_B: raw rewards in [0, 1]; NaN marks a completion that could not be judged and is ignored.
+        log_ratio_B: Σ_t (log π_θ − log π_old), 0 by default.
+        token_ids: the completions' tokens. Correct completions with tokens are candidates for replay; None, for one
+            completion or for all, excludes them.
+        logprobs: the behaviour policy's log-probability of each token.
+        partition_reward_B: the reward to fit log Z to, if it is not the raw reward; NaN excludes a completion from the
+            fit. FlowRL passes z-scored rewards here, and mean_t(log π_θ − log π_ref) as ``log_ratio_B``.
+    """
+
+    keys: Sequence[str]
+    reward_B: ArrayLike
+    log_ratio_B: ArrayLike = 0.0
+    token_ids: Sequence[Sequence[int] | None] | None = None
+    logprobs: Sequence[Sequence[float]] = ()
+    partition_reward_B: ArrayLike | None = None
+
+    def judged(self) -> Rollouts:
+        """Return the completions that have a reward, with all arrays at full length.
+
+        Raises ValueError when the lengths differ or a reward lies outside [0, 1].
+        """
+        reward_B = np.asarray(self.reward_B, dtype=np.float64)
+        if len(reward_B) != len(self.keys):
+            raise ValueError(f"{len(self.keys)} keys but {len(reward_B)} rewards")
+        log_ratio_B = np.broadcast_to(np.asarray(self.log_ratio_B, dtype=np.float64), reward_B.shape)
+        kept = np.flatnonzero(~np.isnan(reward_B)).tolist()
+        if ((reward_B[kept] < 0) | (reward_B[kept] > 1)).any():
+            raise ValueError("rewards must lie in [0, 1]: raw, not z-scored")
+        ids, shaped = self.token_ids, self.partition_reward_B
+        return Rollouts(
+            [self.keys[i] for i in kept],
+            reward_B[kept],
+            log_ratio_B[kept],
+            None if ids is None else [ids[i] for i in kept],
+            () if ids is None else [self.logprobs[i] for i in kept],
+            (reward_B if shaped is None else np.asarray(shaped, dtype=np.float64))[kept],
+        )
+
+    def rewards_by_prompt(self) -> dict[str, list[float]]:
+        """Return the rewards of each prompt; the prompts are in order of first appearance."""
+        rewards: dict[str, list[float]] = {}
+        for key, reward in zip(self.keys, np.asarray(self.reward_B), strict=True):
+            rewards.setdefault(key, []).append(float(reward))
+        return rewards
 
 
 @dataclass(frozen=True)
 class Beliefs:
-    """Accuracy of every prompt: means, and the strength α + β of Beta distributions, infinite for point estimates.
+    """Beta distributions of every prompt's accuracy, given by mean and strength α + β.
 
-    Means may leave [0, 1] where they are point estimates (p̂ of log Z is not clipped), and are NaN where nothing is
-    believed.
+    An infinite strength marks a point estimate. Means of point estimates may lie outside [0, 1], because β·log Z is not
+    clipped. A mean is NaN if nothing is known.
     """
 
     mean_N: Floats
@@ -56,14 +112,14 @@ class Beliefs:
         return bool(np.isinf(self.strength_N).all())
 
     def draw(self, rng: np.random.Generator) -> Floats:
-        """One draw of every prompt's accuracy; a point estimate gives itself."""
+        """Draw an accuracy for every prompt; point estimates return their mean."""
         if self.are_points:
             return self.mean_N
         alpha_N, beta_N = self.mean_N * self.strength_N, (1.0 - self.mean_N) * self.strength_N
         return rng.beta(alpha_N.clip(TINY), beta_N.clip(TINY))
 
     def learnability(self) -> Floats:
-        """E[p(1 − p)] = αβ/((α + β)(α + β + 1)), and p̂(1 − p̂) of point estimates, clipped to [0, 1]."""
+        """Return E[p(1 − p)] = αβ/((α + β)(α + β + 1)), or p̂(1 − p̂) for point estimates, with p̂ clipped to [0, 1]."""
         mean_N = self.mean_N.clip(0.0, 1.0)
         shrinkage_N = 1.0 if self.are_points else self.strength_N / (self.strength_N + 1.0)
         learnability_N: Floats = mean_N * (1.0 - mean_N) * shrinkage_N
@@ -71,10 +127,11 @@ class Beliefs:
 
 
 class DiscountedCounts:
-    """Each prompt's right and wrong completions so far, older ones counting less.
+    """Discounted numbers of right and wrong completions of every prompt.
 
-    At a visit, S ← λ·S + Σ r and F ← λ·F + Σ (1 − r) with the discount λ; other prompts keep theirs. With the prior
-    Beta(α⁰, β⁰), α = α⁰ + S follows MoPPS' α ← λα + (1 − λ)α⁰ + s (arXiv 2507.04632). Partial rewards count in part.
+    When a prompt is visited, S ← λ·S + Σ r and F ← λ·F + Σ (1 − r) with the discount λ; the counts of other prompts do
+    not change. With the prior Beta(α⁰, β⁰), α = α⁰ + S follows MoPPS' α ← λα + (1 − λ)α⁰ + s (arXiv 2507.04632).
+    A partial reward counts as a fraction of a right completion.
     """
 
     def __init__(self, prompts: int, discount: float) -> None:
@@ -83,23 +140,24 @@ class DiscountedCounts:
         self.wrong_N = np.zeros(prompts)
 
     def observe(self, index_P: NDArray[np.int64], right_P: Floats, trials_P: Floats) -> None:
-        """``index_P`` distinct prompts, their summed rewards and numbers of judged completions."""
+        """Add the summed rewards and the numbers of judged completions of distinct prompts."""
         self.right_N[index_P] = self.discount * self.right_N[index_P] + right_P
         self.wrong_N[index_P] = self.discount * self.wrong_N[index_P] + trials_P - right_P
 
     def posterior(self, prior_mean_N: Floats, prior_strength: float) -> Beliefs:
-        """Beta(κ·m + S, κ·(1 − m) + F)."""
+        """Return Beta(κ·m + S, κ·(1 − m) + F) for a prior of mean m and strength κ."""
         strength_N = prior_strength + self.right_N + self.wrong_N
         return Beliefs((prior_strength * prior_mean_N + self.right_N) / strength_N, strength_N)
 
 
 class PriorStrength:
-    """κ of the Beta prior whose mean is log Z's estimate: how many completions that estimate is worth.
+    """Strength κ of the Beta prior whose mean is log Z's estimate: the number of completions the estimate is worth.
 
-    Fixed, or learned (``strength`` None) by the method of moments. If a prompt's accuracy is Beta of mean m and
-    strength κ, the mean of n rewards with sample variance v has E[(p̄ − m)² − v/n] = m(1 − m)/(κ + 1): what the estimate
-    m misses beyond the noise of n rewards gives κ. Both sides are summed over a step's prompts and averaged over steps.
-    It is the strength on the prompts that were selected; elsewhere the estimate may be better or worse.
+    κ is fixed, or learned by the method of moments if ``strength`` is None. If a prompt's accuracy has a Beta
+    distribution of mean m and strength κ, then the mean p̄ of n rewards with sample variance v satisfies E[(p̄ − m)² −
+    v/n] = m(1 − m)/(κ + 1). The left side is the squared error of the estimate m in excess of the sampling noise. Both
+    sides are summed over the prompts of a step and averaged over steps. The learned κ describes the selected prompts
+    only; the estimate may be better or worse for others.
     """
 
     def __init__(self, strength: float | None, start: float = 4.0) -> None:
@@ -108,9 +166,15 @@ class PriorStrength:
         self.excess = self.scale = 0.0
 
     def observe(self, prior_mean_P: Floats, observed_P: Floats, variance_P: Floats, trials_P: Floats) -> None:
-        """Estimates before they were fitted to the observations; mean, sample variance and number of the rewards.
+        """Update a learned strength from one step.
 
-        Prompts with one reward, whose variance is not known, do not count.
+        Prompts with a single reward are left out, because its variance is unknown.
+
+        Args:
+            prior_mean_P: the estimates before they were fitted to these rewards.
+            observed_P: mean reward of each prompt.
+            variance_P: sample variance of its rewards.
+            trials_P: number of its rewards.
         """
         several = trials_P > 1
         if not self.learned or not several.any():
@@ -131,11 +195,12 @@ class PriorStrength:
 
 
 def calibration_metrics(estimate_P: Floats, observed_P: Floats) -> dict[str, float]:
-    """Estimated against observed accuracy of the prompts of one step, both in units of accuracy.
+    """Compare estimated and observed accuracies of the prompts of one step.
 
-    ``accuracy/mae`` is their mean absolute difference, which G completions a prompt cannot bring to 0: the observation
-    itself has standard error √(p(1−p)/G), 0.18 at p = ½ and G = 8. ``accuracy/bias`` is mean(estimate − observed).
-    ``accuracy/spearman`` is the rank correlation, NaN where either side is constant (every estimate, at the start).
+    ``accuracy/mae`` is their mean absolute difference. It does not reach 0 with G completions per prompt, because the
+    observation itself has the standard error √(p(1−p)/G), which is 0.18 at p = ½ and G = 8. ``accuracy/bias`` is
+    mean(estimate − observed). ``accuracy/spearman`` is the rank correlation, and NaN if either side is constant, as all
+    estimates are at the start.
     """
     error_P = estimate_P - observed_P
     mae, rank = np.abs(error_P).mean(), spearman(estimate_P, observed_P)
@@ -144,9 +209,9 @@ def calibration_metrics(estimate_P: Floats, observed_P: Floats) -> dict[str, flo
 
 
 def pool_histogram(accuracy_N: Floats) -> dict[str, Any] | None:
-    """How many prompts' estimates lie in each of ``POOL_BINS`` of [0, 1] (``counts``), ``below`` 0 and ``above`` 1.
+    """Count the estimates in each of ``POOL_BINS`` equal bins over [0, 1], and those ``below`` 0 and ``above`` 1.
 
-    None where nothing is believed.
+    Returns None if all estimates are NaN.
     """
     if np.isnan(accuracy_N).all():
         return None
@@ -156,7 +221,7 @@ def pool_histogram(accuracy_N: Floats) -> dict[str, Any] | None:
 
 
 def spearman(first_P: Floats, second_P: Floats) -> float:
-    """Spearman's rank correlation with average ranks for ties; NaN where either side is constant or holds a NaN."""
+    """Return Spearman's rank correlation with average ranks for ties; NaN if either side is constant or holds a NaN."""
     if np.isnan(first_P).any() or np.isnan(second_P).any():
         return float("nan")
     a, b = _centred_ranks(first_P), _centred_ranks(second_P)

@@ -1,10 +1,14 @@
-"""Losses of the policy: pure functions from log-probabilities and advantages to (loss, metrics).
+"""Advantages and losses of the policy, as pure functions.
 
-Shapes: ``_B`` sequences, ``_T`` completion tokens (right-padded; ``mask_BT`` is 1 on real tokens, 0 on padding, where
-anything may stand). ``old`` is the behaviour policy that sampled the completions, ``reference`` the frozen initial one.
-Gradient flows into ``logprobs_BT`` alone. Loss and metrics are sums over the sequences given, divided by
-``normalizer``, the number of sequences in the whole batch (default: in this one), so that those of micro-batches add up
-to those of the whole batch.
+Advantages map rewards to one number per completion, without gradient. ``group_B`` numbers the group (prompt) of each
+completion from 0. Groups may differ in size, because completions that could not be judged are left out. ``reward_B`` is
+raw, in [0, 1].
+
+Losses map log-probabilities and advantages to (loss, metrics). Shapes: ``_B`` sequences, ``_T`` completion tokens,
+padded on the right. ``mask_BT`` is 1 on tokens and 0 on padding; values on padding are ignored. ``old`` is the
+behaviour policy that sampled the completions, ``reference`` the frozen initial policy. Only ``logprobs_BT`` receives a
+gradient. Loss and metrics are sums over the given sequences, divided by ``normalizer``, the number of sequences in the
+whole batch (default: in this call), so that the values of micro-batches add up to those of the whole batch.
 """
 
 from __future__ import annotations
@@ -15,7 +19,60 @@ import torch
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
-"""Scalar tensors without gradient."""
+"""Scalar tensors without gradient, by name."""
+STD_EPSILON = 1e-4
+"""Constant added to a group's standard deviation, as in TRL."""
+
+
+def trajectory_balance_advantage(reward_B: Tensor, log_z_B: Tensor, beta: float) -> Tensor:
+    """Return A(x, y) = r/β − log Z(x) (PACED-RL, arXiv 2602.12642).
+
+    ``reward_B`` is raw: with z-scored rewards, log Z could not learn a prompt's difficulty.
+    """
+    return reward_B / beta - log_z_B
+
+
+def group_relative_advantage(reward_B: Tensor, group_B: Tensor, scale_by_std: bool = True) -> Tensor:
+    """Return r − mean_G(r), divided by the group's standard deviation if ``scale_by_std``.
+
+    With the division it is GRPO's z-score (arXiv 2402.03300), without it Dr. GRPO's advantage (arXiv 2503.20783). The
+    paper does not specify the standard deviation; like TRL we take the sample's (n − 1) and add `STD_EPSILON`. The
+    advantage of a group of one is 0.
+    """
+    # Double precision: dividing by `STD_EPSILON` would turn rounding errors of equal rewards into advantages.
+    exact_B = reward_B.double()
+    centred_B = exact_B - group_mean(exact_B, group_B)
+    if scale_by_std:
+        size_B = _group_size(group_B)
+        variance_B = group_mean(centred_B.square(), group_B) * size_B / (size_B - 1).clamp_min(1)
+        centred_B = centred_B / (variance_B.sqrt() + STD_EPSILON)
+    return centred_B.to(reward_B.dtype)
+
+
+def group_mean_log_z(reward_B: Tensor, group_B: Tensor, beta: float, log_ratio_B: Tensor | float = 0.0) -> Tensor:
+    """Return log Z(x) = mean_G(r/β − log-ratio), the minimiser of the sampled loss, shape [B].
+
+    It replaces a learned log Z.     With the log-ratio log π_θ − log μ it is VarGrad as in TBA (arXiv 2503.18929); we
+    compute the ratio once at the start of the batch, where it is 0 for μ = π_old. With mean_t(log π_old − log π_ref) it
+    is GFlowRL's (arXiv 2607.13394).
+    """
+    return group_mean(reward_B / beta - log_ratio_B, group_B)
+
+
+def blended_baseline(reward_B: Tensor, group_B: Tensor, estimate_B: Tensor, strength_B: Tensor) -> Tensor:
+    """Return b_i = (s·p̂ + Σ_{j≠i} r_j) / (s + G − 1): the estimate and the other completions, weighted by precision.
+
+    This is our own baseline. If p has a Beta distribution of mean p̂ and strength s (in completions), the variance of
+    p̂ about p is m/(s + 1) and that of the leave-one-out mean is m·s/((s + 1)(G − 1)), with m = p̂(1 − p̂). The
+    inverse-variance weights are therefore in the ratio s : G − 1, and b is the posterior mean. This assumes a true
+    prior: an estimate that was fitted to the prompt's own results counts them twice and gets slightly too much weight.
+    s = ∞ gives the estimate alone, s = 0 the leave-one-out mean (RLOO). b does not depend on r_i if ``estimate_B`` does
+    not. The baseline of a group of one is p̂.
+    """
+    others_B = _group_size(group_B) - 1
+    other_mean_B = (group_mean(reward_B, group_B) * (others_B + 1) - reward_B) / others_B.clamp_min(1)
+    weight_B = torch.where(others_B > 0, others_B / (strength_B + others_B), 0.0)
+    return estimate_B + weight_B * (other_mean_B - estimate_B)
 
 
 def trajectory_balance(
@@ -25,12 +82,12 @@ def trajectory_balance(
     advantage_B: Tensor,
     normalizer: float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """Trajectory balance against the behaviour policy: mean of δ², δ = Σ_t (log π_θ − log μ)_t − A.
+    """Return the trajectory-balance loss against the behaviour policy: mean of δ², δ = Σ_t (log π_θ − log μ)_t − A.
 
-    PACED-RL, arXiv 2602.12642, with μ = π_old and A = r/β − log Z_φ(x)
-    (`pacedrl.method.advantages.trajectory_balance_advantage`). Departures: log Z enters through A as a constant, since
-    φ is fitted apart, on its own timescale (`pacedrl.method.partition`); the two gradients, 2δ·∇log π_θ and 2δ, are
-    the paper's joint ones. Log-probabilities are summed over tokens, not averaged as in FlowRL.
+    PACED-RL (arXiv 2602.12642) takes μ = π_old and A = r/β − log Z_φ(x) (`trajectory_balance_advantage`). Departure:
+    log Z enters A as a constant, because φ is fitted separately on its own timescale (`pacedrl.method.partition`). The
+    gradients, 2δ·∇log π_θ and 2δ, are those of the paper's joint loss. Log-probabilities are summed over tokens, not
+    averaged as in FlowRL.
 
     Metrics: ``loss/objective`` and ``objective/delta_abs``, the mean of |δ|.
     """
@@ -54,23 +111,24 @@ def clipped_policy_gradient(
     sampler_weight_cap: float = 2.0,
     normalizer: float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """The GRPO family: −min(ρ·A, clip(ρ, 1 − clip_low, 1 + clip_high)·A) of every token, ρ = π_θ/π_old.
+    """Return the loss of the GRPO family: −min(ρ·A, clip(ρ, 1 − clip_low, 1 + clip_high)·A) per token, ρ = π_θ/π_old.
 
-    - GRPO, arXiv 2402.03300: A is the group's z-score; a sequence's tokens are averaged (``length`` None), then the
-      sequences; with ``kl_coefficient`` times the k3 estimate of KL(π_θ‖π_ref) added to every token.
-    - Dr. GRPO, arXiv 2503.20783: A is centred only; token sums are divided by a constant ``length``, the limit.
-    - DAPO, arXiv 2503.14476: ``clip_high`` > ``clip_low``; ``length`` the whole batch's mean length, which makes the
-      loss a mean over tokens.
-    - GSPO, arXiv 2507.18071: ``ratio`` "sequence", ρ = exp(mean_t(log π_θ − log π_old)), one for all tokens.
+    - GRPO (arXiv 2402.03300): A is the group's z-score. The loss is averaged over the tokens of a sequence (``length``
+      None), then over sequences. ``kl_coefficient`` times the k3 estimate of KL(π_θ‖π_ref) is added to every token.
+    - Dr. GRPO (arXiv 2503.20783): A is only centred. Sums over tokens are divided by the constant ``length``, the
+      maximum length.
+    - DAPO (arXiv 2503.14476): ``clip_high`` > ``clip_low``. ``length`` is the mean length in the whole batch, so that
+      the loss is a mean over tokens.
+    - GSPO (arXiv 2507.18071): ``ratio`` is "sequence": all tokens share ρ = exp(mean_t(log π_θ − log π_old)).
 
-    The papers do not say whose log-probabilities of π_old; our trainer takes its own, as TRL does, since the sampler's
-    may differ by more than a narrow clip. What that leaves uncorrected is corrected where ``sampler_logprobs_BT`` are
-    given: each token's loss is weighted by min(π_old/π_sampler, ``sampler_weight_cap``), detached (truncated importance
-    sampling, Yao et al., 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
+    The papers do not say whether the trainer or the sampler computes log π_old. Like TRL, our trainer computes it,
+    because the sampler's values may differ by more than a narrow clip range. ``sampler_logprobs_BT`` corrects for that
+    difference: the loss of each token is weighted by min(π_old/π_sampler, ``sampler_weight_cap``), detached (truncated
+    importance sampling, Yao et al., 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
 
-    Metrics: ``loss/objective``, ``objective/clipped`` (share of a sequence's tokens where the clip took the gradient,
-    mean over sequences), ``kl/reference`` (k3, nats a token, mean over sequences; only with a reference) and
-    ``objective/weight`` (that of the sampler's mismatch, mean over tokens and sequences; only with the sampler's).
+    Metrics: ``loss/objective``; ``objective/clipped``, the share of a sequence's tokens whose gradient is clipped, mean
+    over sequences; with a reference, ``kl/reference``, k3 in nats per token, mean over sequences; with the sampler's
+    log-probabilities, ``objective/weight``, the weight's mean over tokens, then over sequences.
     """
     count = _count(advantage_B, normalizer)
     advantage_B1, tokens_B = advantage_B.detach()[:, None], mask_BT.sum(dim=1).clamp_min(1)
@@ -81,7 +139,7 @@ def clipped_policy_gradient(
     unclipped_BT = ratio_BT * advantage_B1
     clipped_BT = ratio_BT.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage_B1
     took_BT = clipped_BT < unclipped_BT
-    # Not the minimum: where both are equal the gradient is the unclipped one's, whatever torch makes of a clamp there.
+    # torch.where instead of torch.minimum: where both are equal, the gradient must be that of the unclipped term.
     loss_BT = -torch.where(took_BT, clipped_BT, unclipped_BT)
     metrics = {"objective/clipped": (_masked(took_BT.float(), mask_BT).sum(dim=1) / tokens_B).sum() / count}
     if sampler_logprobs_BT is not None:
@@ -108,19 +166,18 @@ def flow_balance(
     clip_high: float = 0.2,
     normalizer: float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """FlowRL, arXiv 2509.15207: mean of w·δ², δ = mean_t(log π_θ − log π_ref) − A, A = r̂/β − log Z_φ(x).
+    """Return FlowRL's loss (arXiv 2509.15207): mean of w·δ², δ = mean_t(log π_θ − log π_ref) − A.
 
-    r̂ is the group's z-scored reward (FlowRL's own β is our 1/β) and w = clip(π_θ/π_old, 1 − clip_low, 1 + clip_high),
-    detached. The paper's π_θ/π_old is of whole sequences; like its later code, and unlike the first, which forgot the
-    clip, we take the mean over tokens of the log-ratio, so that long completions do not all lie at the bounds.
-    Departure: log Z reads a fixed embedding of the prompt and is fitted apart, without w.
+    A = r̂/β − log Z_φ(x), where r̂ is the group's z-scored reward (FlowRL's β is our 1/β). The weight w is π_θ/π_old,
+    clipped to [1 − clip_low, 1 + clip_high] and detached. In the paper π_θ/π_old is a ratio of whole sequences. We
+    average the log-ratio over tokens, as its later code does (its first code did not clip), so that the weights of long
+    completions are not all at the bounds. Departure: log Z reads a fixed embedding of the prompt and is fitted
+    separately, without w.
 
     Metrics: ``loss/objective``, ``objective/delta_abs`` and ``objective/weight``, the mean of w.
     """
-    tokens_B = mask_BT.sum(dim=1).clamp_min(1)
-    delta_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / tokens_B - advantage_B.detach()
-    ratio_B = (sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach() / tokens_B).exp()
-    weight_B = ratio_B.clamp(1.0 - clip_low, 1.0 + clip_high)
+    log_ratio_B, ratio_B = _mean_ratios(logprobs_BT, old_logprobs_BT, reference_logprobs_BT, mask_BT)
+    delta_B, weight_B = log_ratio_B - advantage_B.detach(), ratio_B.clamp(1.0 - clip_low, 1.0 + clip_high)
     loss, metrics = _squared(delta_B, weight_B, normalizer)
     return loss, metrics | {"objective/weight": weight_B.sum() / _count(advantage_B, normalizer)}
 
@@ -137,25 +194,23 @@ def group_flow_balance(
     gap_lower: float,
     normalizer: float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """GFlowRL, arXiv 2607.13394: FlowRL with the group's own log Z in place of a learned one.
+    """Return GFlowRL's loss (arXiv 2607.13394): FlowRL's with the group's own log Z instead of a learned one.
 
-    A = r/β − log Z with log Z = mean_G(r/β + mean_t(log π_ref − log π_old)), no gradient
-    (`pacedrl.method.advantages.group_mean_log_z`); the weight is w = min(π_θ/π_old, ``weight_cap``), detached; the
-    flow gap δ is clipped to [−``gap_raise``, ``gap_lower``]: how hard one sample may raise and lower its probability.
+    A = r/β − log Z with log Z = mean_G(r/β + mean_t(log π_ref − log π_old)), without gradient (`group_mean_log_z`). The
+    weight is w = min(π_θ/π_old, ``weight_cap``), detached. The flow gap δ is clipped to [−``gap_raise``,
+    ``gap_lower``], which limits how much one sample can raise or lower its probability.
 
-    We know the method from a summary only. Assumed: log-probabilities are averaged over tokens as in FlowRL, so is the
-    log-ratio in w; the reward is raw; and clipping means that a gap beyond a bound pulls like one at the bound (the
-    loss goes on linearly), rather than not at all.
+    We know the method only from a summary, and assume that the log-probabilities and the log-ratio in w are averaged
+    over tokens as in FlowRL, that the reward is raw, and that the loss continues linearly beyond the bounds: a clipped
+    gap still has the gradient it has at the bound.
 
-    Metrics: as `flow_balance`, and ``objective/clipped``, the share of sequences whose gap was clipped.
+    Metrics: those of `flow_balance`, and ``objective/clipped``, the share of sequences whose gap was clipped.
     """
     count = _count(advantage_B, normalizer)
-    tokens_B = mask_BT.sum(dim=1).clamp_min(1)
-    delta_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / tokens_B - advantage_B.detach()
-    weight_B = (sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach() / tokens_B).exp()
-    weight_B = weight_B.clamp_max(weight_cap)
+    log_ratio_B, ratio_B = _mean_ratios(logprobs_BT, old_logprobs_BT, reference_logprobs_BT, mask_BT)
+    delta_B, weight_B = log_ratio_B - advantage_B.detach(), ratio_B.clamp_max(weight_cap)
     bounded_B = delta_B.detach().clamp(-gap_raise, gap_lower)
-    # c·(2δ − c) is δ² within the bounds and its tangent beyond them.
+    # c·(2δ − c), with c the clipped δ, equals δ² within the bounds and its tangent outside.
     loss = (weight_B * bounded_B * (2 * delta_B - bounded_B)).sum() / count
     return loss, {
         "loss/objective": loss.detach(),
@@ -166,17 +221,37 @@ def group_flow_balance(
 
 
 def sequence_log_ratio(logprobs_BT: Tensor, anchor_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Σ_t (log π_θ − log μ)_t over real tokens, shape [B]; gradient flows into ``logprobs_BT`` alone.
+    """Return Σ_t (log π_θ − log μ)_t over the tokens of each sequence, shape [B]; only ``logprobs_BT`` gets a gradient.
 
-    Padding may hold anything, infinities included: it is masked out, not multiplied by zero.
+    Padding is masked out rather than multiplied by zero, so it may contain infinities and NaN.
     """
     return _masked(logprobs_BT - anchor_logprobs_BT.detach(), mask_BT).sum(dim=-1)
 
 
 def k3_divergence(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """k3 = e^x − x − 1 with x = log π_ref − log π_θ, at each token, [B, T]: ≥ 0, an estimate of KL(π_θ‖π_ref)."""
+    """Return the k3 estimate of KL(π_θ‖π_ref) at each token, [B, T]: e^x − x − 1 ≥ 0 with x = log π_ref − log π_θ."""
     gap_BT = _masked(reference_logprobs_BT.detach() - logprobs_BT, mask_BT)
     return gap_BT.exp() - gap_BT - 1.0
+
+
+def group_mean(values_B: Tensor, group_B: Tensor) -> Tensor:
+    """Return the mean of each completion's group, [B]."""
+    groups = int(group_B.max()) + 1 if len(group_B) else 0
+    total_K = torch.zeros(groups, dtype=values_B.dtype).index_add_(0, group_B, values_B)
+    return total_K[group_B] / _group_size(group_B)
+
+
+def _group_size(group_B: Tensor) -> Tensor:
+    return torch.bincount(group_B)[group_B]
+
+
+def _mean_ratios(
+    logprobs_BT: Tensor, old_logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return mean_t(log π_θ − log π_ref), and exp(mean_t(log π_θ − log π_old)) without gradient, both [B]."""
+    tokens_B = mask_BT.sum(dim=1).clamp_min(1)
+    log_ratio_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / tokens_B
+    return log_ratio_B, (sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach() / tokens_B).exp()
 
 
 def _squared(delta_B: Tensor, weight_B: Tensor, normalizer: float | None) -> tuple[Tensor, Metrics]:

@@ -1,7 +1,7 @@
-"""The difficulty scheduler: log Z as a live estimate of every prompt's accuracy, and what follows from it.
+"""The difficulty scheduler: uses log Z as a running estimate of every prompt's accuracy to select, weigh and replay.
 
-It knows prompts by key; rewards and log-ratios come in as plain arrays. Nothing of it depends on how the policy is
-sampled, sharded or trained, so it serves any trainer that can take one advantage a completion:
+It identifies prompts by key and takes rewards and log-ratios as plain arrays. It does not depend on how the policy is
+sampled, sharded or trained, so any trainer that accepts one advantage per completion can use it:
 
     scheduler = DifficultyScheduler(keys, embeddings)
     for _ in range(steps):
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +23,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pacedrl.method.advantages import trajectory_balance_advantage
 from pacedrl.method.estimator import (
     CALIBRATION,
     FLAT_MEAN,
@@ -34,64 +32,57 @@ from pacedrl.method.estimator import (
     DiscountedCounts,
     Floats,
     PriorStrength,
+    Rollouts,
     calibration_metrics,
     pool_histogram,
 )
-from pacedrl.method.partition import LogPartition, PartitionLearner
-from pacedrl.method.replay import ReplayBuffer, ReplayEntry
-from pacedrl.method.scores import PartitionScores
-from pacedrl.method.selection import NEVER, Indices, SelectionMethod, select, selection_score
+from pacedrl.method.objectives import trajectory_balance_advantage
+from pacedrl.method.partition import LogPartition, PartitionLearner, PartitionScores
+from pacedrl.method.selection import (
+    NEVER,
+    Indices,
+    ReplayBuffer,
+    ReplayEntry,
+    SelectionMethod,
+    select,
+    selection_score,
+)
 
 State = dict[str, Any]
 EstimatorName = Literal["partition", "counts", "combined", "oracle", "none"]
 
 FULL_REWARD = 1.0
-"""The reward that makes a completion correct, and so a candidate for replay."""
+"""Reward of a correct completion. Only correct completions are candidates for replay."""
 PRIOR_RANGE = (0.01, 0.99)
-"""log Z's estimate, which is not confined to [0, 1], is clipped to this before it becomes the mean of a Beta."""
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """Completions of one step, flat, one entry a completion.
-
-    ``reward_B`` is raw, in [0, 1]; NaN marks a completion that could not be judged: it is left out of everything.
-    ``log_ratio_B`` is Σ_t (log π_θ − log π_old), 0 unless given. ``token_ids`` and ``logprobs`` (behaviour, one a
-    token) make correct completions candidates for replay; those with None, and all without them, are not.
-    ``partition_reward_B`` is what log Z is fitted to where that is not the raw reward, NaN leaving a completion out of
-    the fit: FlowRL's is z-scored, and its ``log_ratio_B`` is mean_t(log π_θ − log π_ref).
-    """
-
-    keys: Sequence[str]
-    reward_B: ArrayLike
-    log_ratio_B: ArrayLike = 0.0
-    token_ids: Sequence[Sequence[int] | None] | None = None
-    logprobs: Sequence[Sequence[float]] = field(default=())
-    partition_reward_B: ArrayLike | None = None
+"""Range to which log Z's unbounded estimate is clipped before it becomes the mean of a Beta distribution."""
 
 
 class DifficultyScheduler:
-    """Selects prompts, gives log Z and advantages, learns from what was observed, and replays.
+    """Selects prompts, computes log Z and advantages, learns from the rollouts, and replays past completions.
 
     Args:
-        keys: one stable key a prompt, all different.
-        embeddings_NH: the prompts' embeddings in the order of ``keys``, float, constant over the run; None for an
-            estimator and a trainer that do without log Z.
-        learner: the partition function and its optimiser; one with the defaults and ``beta`` unless given.
-        beta: temperature of the objective; read only where ``learner`` is not given.
-        replay: the buffer; the paper's unless given.
-        selection: which prompts come next (`pacedrl.method.selection.selection_score`); the paper's is ``nearest``.
-        estimator: where accuracy estimates come from. ``partition``: β·log Z (the paper). ``counts``: the prompt's own
-            discounted results on a flat prior (MoPPS). ``combined``: the same with β·log Z as the prior's mean (ours).
-            ``oracle``: what `set_truth` was told. ``none``: nowhere.
-        target_accuracy: τ in [0, 1].
-        explore_fraction: share of a batch drawn uniformly, in [0, 1].
-        cooldown_steps: steps a prompt rests after use.
-        prior_strength: of ``combined``: how many completions log Z's estimate is worth, > 0; None: learned.
-        discount: of ``counts`` and ``combined``: what is left of older results at each visit, in [0, 1].
-        rescore_share: share of the prompts whose log Z is computed anew after each fit, in (0, 1]; below 1 the others'
-            estimates are up to 1/share steps old, which is quicker where there are very many (`PartitionScores`).
-        seed: of selection and dropout. Both are derived from (seed, step): there is no generator state to save.
+        keys: one distinct, stable key per prompt.
+        embeddings_NH: the prompts' embeddings in the order of ``keys``, floating-point and constant over the run; None
+            if neither the estimator nor the trainer needs log Z.
+        learner: the partition function with its optimiser; by default one with default settings and ``beta``.
+        beta: temperature β of the objective; ignored if ``learner`` is given.
+        replay: the replay buffer; by default one with the paper's settings.
+        selection: how prompts are selected (`pacedrl.method.selection.selection_score`); the paper's is ``nearest``.
+        estimator: the source of accuracy estimates. ``partition``: β·log Z (the paper). ``counts``: the prompt's own
+            discounted results with a flat prior (MoPPS). ``combined``: the same results with β·log Z as the prior's
+            mean (ours). ``oracle``: the accuracies passed to `set_truth`. ``none``: no estimates.
+        target_accuracy: target accuracy τ in [0, 1].
+        explore_fraction: share of a batch selected uniformly, in [0, 1].
+        cooldown_steps: number of steps that a prompt rests after use.
+        prior_strength: for ``combined``, the number of completions that log Z's estimate is worth, > 0; None learns it.
+        discount: for ``counts`` and ``combined``, the factor by which older results are multiplied at each visit, in
+            [0, 1].
+        rescore_share: share of the prompts whose log Z is recomputed after each fit, in (0, 1]. Values below 1 save
+            time with very many prompts, whose estimates are then up to 1/share steps old (`PartitionScores`).
+        seed: seed of selection and dropout. Random numbers are derived from (seed, step), so there is no generator
+            state to save.
+
+    Raises ValueError for duplicate keys, missing embeddings, or a target accuracy outside [0, 1].
     """
 
     def __init__(
@@ -143,7 +134,7 @@ class DifficultyScheduler:
         self._truth_N: Floats = np.full(len(self.keys), np.nan)
 
     def beliefs(self) -> Beliefs:
-        """What the estimator believes of every prompt's accuracy now."""
+        """Return the estimator's current beliefs about every prompt's accuracy."""
         point_N = np.full(len(self.keys), np.inf)
         match self.estimator:
             case "partition":
@@ -158,41 +149,44 @@ class DifficultyScheduler:
                 return Beliefs(np.full(len(self.keys), np.nan), point_N)
 
     def accuracy_estimates(self) -> Floats:
-        """p̂ of every prompt, shape [N]; β·log Z_φ with the current φ unless another estimator was asked for."""
+        """Return p̂ of every prompt, shape [N]; with the default estimator this is β·log Z_φ with the current φ."""
         return self.beliefs().mean_N
 
     def accuracy_estimate(self, keys: Sequence[str]) -> Floats:
-        """p̂ of the prompts named, in their order (a key may recur). Raises KeyError for an unknown key."""
+        """Return p̂ of the given prompts in their order; a key may recur. Raises KeyError for an unknown key."""
         return self.accuracy_estimates()[self._rows(keys)]
 
     def pool(self) -> dict[str, Any] | None:
-        """Histogram of all prompts' estimates (`pacedrl.method.estimator.pool_histogram`); None without estimates."""
+        """Return the histogram of all estimates (`pacedrl.method.estimator.pool_histogram`); None without estimates."""
         return pool_histogram(self.accuracy_estimates())
 
     def estimate_strength(self, keys: Sequence[str]) -> Floats:
-        """How many completions p̂ is worth, of the prompts named: α + β of the posterior; infinite for a point."""
+        """Return the number of completions that p̂ is worth for each given prompt: the posterior's α + β.
+
+        It is infinite for point estimates.
+        """
         return self.beliefs().strength_N[self._rows(keys)]
 
     def log_z(self, keys: Sequence[str]) -> Tensor:
-        """log Z_φ of the prompts named, float32 [len(keys)], on the CPU, without gradient."""
+        """Return log Z_φ of the given prompts: float32 [len(keys)] on the CPU, without gradient."""
         return torch.from_numpy(self._scores().of(self._rows(keys)) / self._scores().learner.beta).float()
 
     def advantage(self, keys: Sequence[str], reward_B: ArrayLike) -> Tensor:
-        """A = r/β − log Z_φ(x) of each completion, float32 [B], on the CPU."""
+        """Return A = r/β − log Z_φ(x) of each completion: float32 [B] on the CPU."""
         reward = torch.as_tensor(np.asarray(reward_B, dtype=np.float32))
         return trajectory_balance_advantage(reward, self.log_z(keys), self._scores().learner.beta)
 
     def set_truth(self, accuracy_N: ArrayLike) -> None:
-        """True accuracies of all prompts, in the order of ``keys``, for the estimator ``oracle``."""
+        """Set the true accuracies of all prompts, in the order of ``keys``, for the estimator ``oracle``."""
         self._truth_N = np.asarray(accuracy_N, dtype=np.float64)
         if self._truth_N.shape != (len(self.keys),):
             raise ValueError(f"expected {len(self.keys)} accuracies, got shape {self._truth_N.shape}")
 
     def select(self, count: int, exclude: Collection[str] = ()) -> list[str]:
-        """Keys of the ``count`` distinct prompts to sample next, none of them among ``exclude``.
+        """Return the keys of ``count`` distinct prompts to sample next, without those in ``exclude``.
 
-        Changes nothing: until `observe` ends the step, asking again gives the same answer, so a step that was
-        interrupted can be begun anew. Raises ValueError if there are not as many prompts.
+        This changes no state: repeated calls return the same keys until `observe` ends the step, so an interrupted step
+        can be repeated. Raises ValueError if there are fewer than ``count`` prompts.
         """
         rng = np.random.default_rng([self.seed, self.step, len(exclude)] if exclude else [self.seed, self.step])
         score_N = selection_score(self.selection, self.beliefs(), self.visits_N, self.target_accuracy, rng)
@@ -211,27 +205,30 @@ class DifficultyScheduler:
         return [self.keys[i] for i in allowed[chosen]]
 
     def replay(self) -> list[ReplayEntry]:
-        """Past completions to train on beside this step's fresh ones."""
+        """Return past completions to train on together with this step's fresh ones."""
         return self.replay_buffer.draw(self.step)
 
     def observe(self, fresh: Rollouts, replayed: Rollouts | None = None) -> dict[str, float]:
-        """Learn from one step's rollouts: fit log Z, admit to replay, mark the prompts as used, advance the step.
+        """Learn from one step's rollouts: fit log Z, fill the replay buffer, count the visits, advance the step.
 
-        The estimate is compared with the observation before it is fitted to it, so the calibration metrics are of
-        honest predictions; where nothing could be judged they are NaN. ``replayed`` takes part in the fit only; leave
-        it out to keep replay away from log Z (all replayed completions are correct, so they push it upwards).
+        Estimates are compared with observations before they are fitted to them, so the calibration metrics measure
+        genuine predictions. They are NaN if no completion could be judged. ``replayed`` only takes part in the fit.
+        Omit it to keep replayed completions out of log Z: all of them are correct, so they bias it upwards.
+
+        Returns the calibration and replay metrics, ``loss/partition``, ``selection/coverage`` (the share of prompts
+        used so far), ``estimator/prior_strength`` and ``estimator/stale``.
         """
         metrics = dict.fromkeys((*CALIBRATION, "loss/partition"), math.nan) | {"replay/admitted": 0.0}
-        judged = _judged(fresh)
+        judged = fresh.judged()
         if len(judged.keys) > 0:
-            results = _results(judged)
+            results = judged.rewards_by_prompt()
             observed_P = np.array([np.mean(rewards) for rewards in results.values()])
             estimate_P = self.accuracy_estimate(list(results))
             metrics |= calibration_metrics(estimate_P, observed_P)
             priority = dict(zip(results, np.abs(estimate_P - observed_P).tolist(), strict=True))
             metrics["replay/admitted"] = float(self.replay_buffer.add(self._replay_candidates(judged, priority)))
             self._count(results)
-            parts = [judged] if replayed is None else [judged, _judged(replayed)]
+            parts = [judged] if replayed is None else [judged, replayed.judged()]
             metrics["loss/partition"] = math.nan if self.scores is None else self._fit(self.scores, parts)
         used = np.unique(self._rows(fresh.keys))
         self.last_used_N[used] = self.step
@@ -240,7 +237,7 @@ class DifficultyScheduler:
         return metrics | self._state_metrics()
 
     def state_dict(self) -> State:
-        """Everything that changes over a run: tensors and plain values, keyed by prompt."""
+        """Return all state that changes during a run, as tensors and plain values in the order of ``keys``."""
         return {
             "step": self.step,
             "keys": self.keys,
@@ -255,10 +252,10 @@ class DifficultyScheduler:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Restore what `state_dict` gave. Prompts may have been reordered or added since, but not removed.
+        """Restore the state that `state_dict` returned. Prompts may have been reordered or added since then.
 
-        Added prompts count as drawn as often as the least drawn one, lest uniform selection dwell on them. Raises
-        ValueError when the state knows prompts that this scheduler does not.
+        Added prompts start with the smallest number of visits in the state, so that uniform selection does not dwell on
+        them. Raises ValueError if the state contains prompts that this scheduler does not have.
         """
         gone = [key for key in state["keys"] if key not in self.index]
         if gone:
@@ -279,9 +276,9 @@ class DifficultyScheduler:
         self.replay_buffer.load_state_dict(state["replay"])
 
     def partition_accuracy(self) -> Floats:
-        """β·log Z_φ of every prompt, whatever the estimator; recomputed only after a fit.
+        """Return β·log Z_φ of every prompt with any estimator; it is recomputed only after a fit.
 
-        Raises ValueError where there is no log Z.
+        Raises ValueError if the scheduler has no log Z.
         """
         return self._scores().all()
 
@@ -304,7 +301,7 @@ class DifficultyScheduler:
         ]
 
     def _count(self, results: dict[str, list[float]]) -> None:
-        """Results into the counts, and into the prior's strength by what the prior said before."""
+        """Update the prior's strength by comparing the prior with the results, then add the results to the counts."""
         rows = self._rows(results)
         right_P = np.array([np.sum(rewards) for rewards in results.values()])
         trials_P = np.array([float(len(rewards)) for rewards in results.values()])
@@ -317,7 +314,7 @@ class DifficultyScheduler:
         self.counts.observe(rows, right_P, trials_P)
 
     def _fit(self, scores: PartitionScores, parts: list[Rollouts]) -> float:
-        """Fit log Z to what has a target; NaN when nothing has."""
+        """Fit log Z to the completions that have a target; return the loss, or NaN if none has one."""
         rows = np.concatenate([self._rows(part.keys) for part in parts])
         target_B = np.concatenate([np.asarray(part.partition_reward_B) for part in parts])
         log_ratio_B = np.concatenate([np.asarray(part.log_ratio_B) for part in parts])
@@ -341,11 +338,12 @@ class DifficultyScheduler:
         }
 
     def _stale_share(self) -> float:
-        """Share of the prompts whose estimate rests, by more than half, on what is over ``STALE_STEPS`` steps old.
+        """Return the share of prompts whose estimate rests mostly on evidence older than ``STALE_STEPS`` steps.
 
-        β·log Z is as old as its computation: 0 unless ``rescore_share`` is below 1, for a fit on other prompts brings
-        it up to date too. Counts are as old as the prompt's last visit; where there was none they are not stale, but
-        nothing (``selection/coverage``). Of the two combined, whichever weighs more.
+        The age of β·log Z is the time since it was computed, since a fit on other prompts updates it as well. It is 0
+        if ``rescore_share`` is 1. The age of counts is the time since the prompt's last visit; prompts without a visit
+        are not stale (``selection/coverage`` reports them). The estimator ``combined`` uses the age of whichever of the
+        two has the larger weight.
         """
         since_visit_N = self.step - 1 - self.last_used_N
         counts_N = np.where(self.last_used_N == NEVER, 0, since_visit_N)
@@ -362,31 +360,3 @@ class DifficultyScheduler:
                     own_N = self.counts.right_N + self.counts.wrong_N > self.prior_strength.value
                     age_N = np.where(own_N, counts_N, age_N)
         return float((age_N > STALE_STEPS).mean())
-
-
-def _judged(rollouts: Rollouts) -> Rollouts:
-    """The same rollouts without those that could not be judged; rewards checked, log-ratios broadcast."""
-    reward_B = np.asarray(rollouts.reward_B, dtype=np.float64)
-    if len(reward_B) != len(rollouts.keys):
-        raise ValueError(f"{len(rollouts.keys)} keys but {len(reward_B)} rewards")
-    log_ratio_B = np.broadcast_to(np.asarray(rollouts.log_ratio_B, dtype=np.float64), reward_B.shape)
-    kept = np.flatnonzero(~np.isnan(reward_B)).tolist()
-    if ((reward_B[kept] < 0) | (reward_B[kept] > 1)).any():
-        raise ValueError("rewards must lie in [0, 1]: raw, not z-scored")
-    ids, shaped = rollouts.token_ids, rollouts.partition_reward_B
-    return Rollouts(
-        [rollouts.keys[i] for i in kept],
-        reward_B[kept],
-        log_ratio_B[kept],
-        None if ids is None else [ids[i] for i in kept],
-        () if ids is None else [rollouts.logprobs[i] for i in kept],
-        (reward_B if shaped is None else np.asarray(shaped, dtype=np.float64))[kept],
-    )
-
-
-def _results(judged: Rollouts) -> dict[str, list[float]]:
-    """The rewards of each prompt's judged completions; prompts in order of first appearance."""
-    rewards: dict[str, list[float]] = {}
-    for key, reward in zip(judged.keys, np.asarray(judged.reward_B), strict=True):
-        rewards.setdefault(key, []).append(float(reward))
-    return rewards

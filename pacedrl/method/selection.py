@@ -1,9 +1,12 @@
-"""Which prompts to sample next, and which of the sampled groups to train on."""
+"""What to train on: which prompts to sample next, which groups to keep, which past completions to replay."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +18,25 @@ Indices = NDArray[np.int64]
 SelectionMethod = Literal["nearest", "uniform", "thompson", "learnability", "noise"]
 
 NEVER = -(2**40)
-"""``last_used`` of a prompt that was never used."""
+"""Value of ``last_used_N`` for a prompt that was never used."""
+QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
+"""Quantiles of the replay buffer's ages and priorities that are logged."""
 
 
 def selection_score(
     method: SelectionMethod, beliefs: Beliefs, visits_N: Indices, target: float, rng: np.random.Generator
 ) -> Floats:
-    """What the method wants least of, [N]: the prompts with the lowest scores are selected.
+    """Return a score for every prompt, [N]; the prompts with the lowest scores are selected.
 
-    - ``nearest``: |p̂ − τ|. PACED-RL, arXiv 2602.12642.
-    - ``uniform``: times drawn so far. With random ties these are shuffled epochs: nobody is drawn twice before
-      everybody was drawn once, whatever the batch size.
-    - ``thompson``: |p − τ| with p drawn from the prompt's Beta posterior. MoPPS, arXiv 2507.04632.
-    - ``learnability``: −E[p(1 − p)] under the posterior; −p̂(1 − p̂) where there is only a point estimate. The
-      criterion of LILO (Foster et al., 2025), from an estimate in place of extra rollouts.
-    - ``noise``: uniform noise, drawn anew each step: the control for ``nearest``.
+    - ``nearest``: |p̂ − τ| (PACED-RL, arXiv 2602.12642).
+    - ``uniform``: the number of visits. With random tie-breaking this gives shuffled epochs: at any batch size, no
+      prompt is drawn twice before all were drawn once.
+    - ``thompson``: |p − τ| with p drawn from the prompt's Beta posterior (MoPPS, arXiv 2507.04632).
+    - ``learnability``: −E[p(1 − p)] under the posterior, or −p̂(1 − p̂) for a point estimate. This is the criterion of
+      LILO (Foster et al., 2025), computed from an estimate instead of extra rollouts.
+    - ``noise``: uniform noise that is redrawn at each step, a control for ``nearest``.
 
-    Raises ValueError when an estimate the method needs is NaN.
+    Raises ValueError if the method needs estimates and one of them is NaN.
     """
     if method in ("nearest", "thompson", "learnability") and np.isnan(beliefs.mean_N).any():
         raise ValueError("an accuracy estimate is NaN")
@@ -49,11 +54,12 @@ def selection_score(
 
 
 def lowest(score_N: Floats, count: int, rng: np.random.Generator) -> Indices:
-    """The ``count`` prompts with the lowest scores, in random order, ties broken at random; O(N).
+    """Return the ``count`` prompts with the lowest scores in random order, with ties broken at random, in O(N).
 
-    The papers do not say how ties are broken: at random, a fresh estimator, which knows nothing, selects uniformly.
+    The papers do not say how ties are broken. Random tie-breaking makes a new estimator, which knows nothing, select
+    uniformly.
 
-    Raises ValueError when there are fewer than ``count`` prompts.
+    Raises ValueError if there are fewer than ``count`` prompts.
     """
     if count > len(score_N):
         raise ValueError(f"cannot select {count} prompts from {len(score_N)}")
@@ -64,10 +70,10 @@ def lowest(score_N: Floats, count: int, rng: np.random.Generator) -> Indices:
 
 
 def rested(last_used_N: Indices, step: int, cooldown_steps: int, at_least: int, rng: np.random.Generator) -> Indices:
-    """Prompts not used in the last ``cooldown_steps`` steps.
+    """Return the prompts that were not used in the last ``cooldown_steps`` steps.
 
-    Should that leave fewer than ``at_least``, those that have rested longest join them, ties broken at random: a
-    cooldown never starves the batch.
+    If fewer than ``at_least`` remain, the prompts that have rested longest are added, with ties broken at random, so
+    that a cooldown cannot leave a batch short.
     """
     free = np.flatnonzero(last_used_N < step - cooldown_steps)
     missing = at_least - len(free)
@@ -88,9 +94,9 @@ def select(
     cooldown_steps: int,
     rng: np.random.Generator,
 ) -> Indices:
-    """``count`` distinct prompts: a uniform share of ``explore_fraction``, the rest those with the lowest scores.
+    """Return ``count`` distinct prompts: a share of ``explore_fraction`` drawn uniformly, the rest by lowest score.
 
-    The explored share is rounded to the nearest whole number of prompts.
+    The number of explored prompts is rounded to the nearest integer.
     """
     candidates = rested(last_used_N, step, cooldown_steps, count, rng)
     explored = round(count * explore_fraction)
@@ -100,10 +106,11 @@ def select(
 
 
 def uninformative(rewards: Sequence[float]) -> str | None:
-    """Why a group gives no group-relative gradient: ``all_right``, ``all_wrong``, ``all_equal`` (partial rewards) or
-    ``unjudged`` (fewer than two rewards); None when it does.
+    """Return why a group has no group-relative gradient, or None if it has one.
 
-    The filter of dynamic sampling, DAPO, arXiv 2503.14476. ``rewards`` are raw, of the judged completions.
+    The reasons are ``all_right``, ``all_wrong``, ``all_equal`` (equal partial rewards) and ``unjudged`` (fewer than two
+    rewards). This is the filter of dynamic sampling (DAPO, arXiv 2503.14476). ``rewards`` are the raw rewards of the
+    judged completions.
     """
     if len(rewards) < 2:
         return "unjudged"
@@ -114,11 +121,87 @@ def uninformative(rewards: Sequence[float]) -> str | None:
 
 
 def most_learnable(rewards_P: Sequence[Sequence[float]], count: int) -> list[int]:
-    """Indices of the ``count`` groups with the largest variance of reward, in their order; ties go to the earlier ones.
+    """Return the indices of the ``count`` groups with the largest reward variance in ascending order.
 
-    LILO (Foster et al., 2025, "Learning to Reason at the Frontier of Learnability"), whose p̄(1 − p̄) this is for rewards
-    of 0 and 1; with partial rewards a group of equal ones is not learnable, whatever they are. Every group needs a
-    reward.
+    Of groups with equal variance, earlier ones are kept. Every group needs at least one reward. For rewards of 0 and 1
+    the variance is LILO's p̄(1 − p̄) (Foster et al., 2025, "Learning to Reason at the Frontier of Learnability"). It is
+    also 0 for equal partial rewards, from which nothing can be learned.
     """
     variance = np.array([np.var(rewards) for rewards in rewards_P])
     return sorted(np.argsort(-variance, kind="stable")[:count].tolist())
+
+
+@dataclass(frozen=True)
+class ReplayEntry:
+    """A correct completion kept for later training.
+
+    ``logprobs`` are the behaviour policy's log-probabilities of the tokens, ``step`` is the step in which it was
+    sampled, and ``priority`` is |p̂ − p̄| of its prompt in that step.
+    """
+
+    key: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    reward: float
+    step: int
+    priority: float
+
+
+class ReplayBuffer:
+    """Replay buffer prioritised by accuracy estimation error (PACED-RL, arXiv 2602.12642).
+
+    In each step, the ``admit`` correct completions with the largest priority enter a buffer of size ``capacity``. The
+    paper does not specify eviction, reuse and mixing. We evict the oldest entries when the buffer is full, train on all
+    entries together with the next fresh batch, and drop entries older than ``max_age`` steps. With the paper's sizes,
+    64 of 128, a completion is replayed at most twice as long as every step fills its quota. We do not keep the largest
+    priorities, because they come from different φ: the buffer would fill with outdated estimation errors.
+
+    Args:
+        capacity: maximum number of completions; 0 turns replay off.
+        admit: maximum number of completions that enter in one step.
+        max_age: age in steps above which entries are dropped.
+    """
+
+    def __init__(self, capacity: int = 128, admit: int = 64, max_age: int = 8) -> None:
+        self.admit = min(admit, capacity)
+        self.max_age = max_age
+        self.entries: deque[ReplayEntry] = deque(maxlen=capacity)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def add(self, correct: Iterable[ReplayEntry]) -> int:
+        """Add the entries with the largest priority (of equal ones, the earlier) and return how many were added."""
+        ranked = sorted(correct, key=lambda entry: -entry.priority)[: self.admit]
+        # The largest priority is added last, so that the smallest leave first.
+        self.entries.extend(reversed(ranked))
+        return len(ranked)
+
+    def draw(self, step: int) -> list[ReplayEntry]:
+        """Drop entries older than ``max_age`` steps and return the others, oldest first."""
+        while self.entries and step - self.entries[0].step > self.max_age:
+            self.entries.popleft()
+        return list(self.entries)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Return ``replay/size``, and mean and ``QUANTILES`` of ages (in steps) and priorities, NaN if it is empty."""
+        ages = [float(step - entry.step) for entry in self.entries]
+        priorities = [entry.priority for entry in self.entries]
+        return {"replay/size": float(len(self.entries))} | _spread("age", ages) | _spread("priority", priorities)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the entries as plain values."""
+        return {"entries": [asdict(entry) for entry in self.entries]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        self.entries.clear()
+        for entry in state["entries"]:
+            sequences = {name: tuple(entry[name]) for name in ("token_ids", "logprobs")}
+            self.entries.append(ReplayEntry(**{**entry, **sequences}))
+
+
+def _spread(name: str, values: list[float]) -> dict[str, float]:
+    points = np.quantile(values, list(QUANTILES.values())).tolist() if values else [math.nan] * len(QUANTILES)
+    quantiles = {f"replay/{name}_{quantile}": point for quantile, point in zip(QUANTILES, points, strict=True)}
+    return {f"replay/{name}_mean": float(np.mean(values)) if values else math.nan} | quantiles

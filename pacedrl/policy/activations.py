@@ -1,4 +1,4 @@
-"""Memory for time in the update: activations computed again in the backward pass, or kept in the host's memory."""
+"""Saving device memory in the update: activations are recomputed in the backward pass, or kept in host memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pacedrl.policy.attention import attention, current_pattern
 from pacedrl.policy.loading import find_decoder
 
 OFFLOADED_ELEMENTS = 2**14
-"""Smaller tensors stay on the device: moving them would cost more than they occupy."""
+"""Smaller tensors stay on the device, because moving them costs more than the memory they occupy."""
 
 
 @contextmanager
 def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
-    """Recompute each layer's activations in the backward pass, for as long as the context lasts.
+    """Recompute each layer's activations in the backward pass while the context lasts.
 
     Raises InputError for a model whose layers transformers cannot checkpoint.
     """
@@ -34,7 +34,7 @@ def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
         raise InputError(f"optimizer.gradient_checkpointing: {type(causal_lm).__name__} does not support it")
     config = find_decoder(causal_lm).config
     for layer in layers:
-        # transformers checkpoints layers in training mode only; the layer itself must run as in eval mode.
+        # transformers checkpoints layers in training mode only, but the layer itself must run in eval mode.
         layer.training = layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = partial(_checkpoint_in_eval_mode, layer, config)
     try:
@@ -46,15 +46,17 @@ def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def activation_offload(model: torch.nn.Module, enabled: bool) -> Iterator[None]:
-    """Keep what the backward pass needs in the host's memory, but for the model's weights and small tensors.
+    """Keep the tensors that the backward pass needs in host memory, except weights and small tensors.
 
-    For forward passes on a GPU; elsewhere it copies for nothing.
+    Meant for forward passes on a GPU; on a CPU it only copies.
     """
     if not enabled:
         yield
         return
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(partial(_to_host, weights), _to_device):
+    with torch.autograd.graph.saved_tensors_hooks(
+        partial(_to_host, weights), lambda saved: saved[1].to(saved[0], non_blocking=True)
+    ):
         yield
 
 
@@ -66,14 +68,9 @@ def _to_host(weights: Collection[int], tensor: Tensor) -> tuple[torch.device, Te
     return tensor.device, host
 
 
-def _to_device(packed: tuple[torch.device, Tensor]) -> Tensor:
-    device, tensor = packed
-    return tensor.to(device, non_blocking=True)
-
-
 def _checkpoint_in_eval_mode(layer: torch.nn.Module, config: Any, function: Callable[..., Any], *inputs: Any) -> Any:
-    """Run a layer under activation checkpointing with dropout off and one attention, now and when it is recomputed."""
-    pattern = current_pattern()
+    """Run a layer under activation checkpointing, with dropout off and the same attention pattern when recomputed."""
+    pattern = current_pattern.get()
 
     def run(*values: Any) -> Any:
         mode, layer.training = layer.training, False

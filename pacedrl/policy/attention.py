@@ -1,7 +1,7 @@
-"""Attention of our own, and training on completions that share their prompts by it.
+"""Custom attention patterns, and the one that trains completions packed with their shared prompts.
 
-It is given to a model through transformers' own interface for attention implementations, for as long as `attention`
-lasts; the model's layers stay as they are.
+A pattern is passed to a model through transformers' interface for attention implementations while the context
+`attention` lasts; the model's layers are not changed.
 """
 
 from __future__ import annotations
@@ -22,37 +22,33 @@ from pacedrl.policy.loading import find_decoder
 
 NAME = "pacedrl"
 CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
-"""What a layer may ask of its attention that the patterns here know nothing of."""
+"""Options of a layer's attention that the patterns here do not implement."""
 
 
 class Pattern(Protocol):
     """Which tokens attend to which."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
-        """[B, heads, queries, D] and [B, key-value heads, keys, D] → [B, heads, queries, D], in one layer."""
+        """Attend in one layer: [B, heads, queries, D] and [B, key-value heads, keys, D] → [B, heads, queries, D]."""
         ...
 
 
-_pattern: ContextVar[Pattern | None] = ContextVar("pattern", default=None)
+current_pattern: ContextVar[Pattern | None] = ContextVar("pattern", default=None)
 
 
 @contextmanager
 def attention(config: Any, pattern: Pattern | None) -> Iterator[None]:
-    """Have the model of ``config`` attend by ``pattern``; None leaves it as it is."""
+    """Let the model of ``config`` attend by ``pattern``; None leaves its attention unchanged."""
     if pattern is None:
         yield
         return
-    usual, token = config._attn_implementation, _pattern.set(pattern)
+    usual, token = config._attn_implementation, current_pattern.set(pattern)
     config._attn_implementation = NAME
     try:
         yield
     finally:
         config._attn_implementation = usual
-        _pattern.reset(token)
-
-
-def current_pattern() -> Pattern | None:
-    return _pattern.get()
+        current_pattern.reset(token)
 
 
 def _attend(
@@ -70,23 +66,19 @@ def _attend(
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise NotImplementedError(f"{type(module).__name__} does not say which layer it is")
-    pattern = _pattern.get()
+    pattern = current_pattern.get()
     assert pattern is not None
     return pattern.attend(query, key, value, scaling, layer).transpose(1, 2).contiguous(), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The pattern has its own."""
-
-
 AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _no_mask)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # each pattern applies its own mask
 
 
 def _dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """Grouped-query attention; causal without a mask."""
+    """Compute grouped-query attention, causal if there is no mask."""
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.is_cuda:  # the fused kernels for a GPU take a mask or grouped heads, not both
+    if grouped and query.is_cuda:  # a GPU's fused kernels take a mask or grouped heads, not both
         repeats = query.shape[1] // key.shape[1]
         key, value, grouped = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
     return scaled_dot_product_attention(
@@ -96,13 +88,13 @@ def _dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
 
 @dataclass(frozen=True)
 class _Rows:
-    """Sequences cut out of one packed row of N tokens, padded to one length, and put back."""
+    """Cuts sequences out of one packed row of N tokens, pads them to one length and puts the results back."""
 
     query_RT: Tensor
     key_RS: Tensor
     mask_RTS: Tensor | None
     kept: Tensor
-    """Places in [R·T] that hold a token, in the order of the packed row."""
+    """Indices in [R·T] that hold a token, in the order of the packed row."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         mask = None if self.mask_RTS is None else self.mask_RTS[:, None]
@@ -114,23 +106,23 @@ class _Rows:
 
 def _take(packed: Tensor, index_RT: Tensor) -> Tensor:
     """[1, heads, N, D] → [R, heads, T, D]."""
-    # index_select, for its backward pass adds whole rows where indexing would sort every element.
+    # The backward pass of index_select adds whole rows, where that of indexing would sort every element.
     taken = packed[0].index_select(1, index_RT.flatten())
     return taken.view(len(taken), *index_RT.shape, -1).transpose(0, 1)
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Distinct prompts and then all completions in one packed row of N tokens.
+    """Packs the distinct prompts, then all completions, into one row of N tokens.
 
-    Every completion sees its prompt and itself, at the positions it has in a sequence of its own. A completion's last
-    token is left out: nothing is predicted from it.
+    Every completion attends to its prompt and to itself, with the positions it would have in its own sequence. Its last
+    token is left out, because nothing is predicted from it.
     """
 
     token_N: Tensor
     position_N: Tensor
     before_K: Tensor
-    """Where in the packed row each of the K completion tokens is predicted from, completions end to end."""
+    """Index in the packed row from which each of the K completion tokens is predicted, completions concatenated."""
     parts: list[_Rows]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
@@ -140,7 +132,7 @@ class SharedPrefix:
 def shared_prefix(
     prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], device: torch.device
 ) -> SharedPrefix:
-    """Pack completions with their prompts, equal prompts once. Every completion holds at least one token."""
+    """Pack completions with their prompts; equal prompts are packed once. Every completion has at least one token."""
     numbers: dict[tuple[int, ...], int] = {}
     prompt_B = np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in prompt_ids])
     inputs = [ids[:-1] for ids in completion_ids]
@@ -153,7 +145,7 @@ def shared_prefix(
         return torch.as_tensor(array, device=device)
 
     def cut(start_R: Any, length_R: Any) -> tuple[Any, Any]:
-        """Places of runs of tokens, padded with place 0, and which of them are real: both [R, longest]."""
+        """Return the indices of runs of tokens, padded with index 0, and which are not padding: both [R, longest]."""
         offset_T = np.arange(length_R.max())
         real_RT = offset_T < length_R[:, None]
         return np.where(real_RT, start_R[:, None] + offset_T, 0), real_RT
@@ -187,14 +179,14 @@ def shared_prefix(
 
 
 PROBE = ([[3, 1, 4], [3, 1, 4], [5, 9]], [[2, 6, 5], [3, 5], [8, 9]])
-"""Prompts and completions of any model's vocabulary."""
+"""Prompts and completions whose ids are in every model's vocabulary."""
 
 
 @torch.no_grad()
 def takes_patterns(causal_lm: Any) -> bool:
-    """Whether the model's attention can be replaced by a `Pattern`, tried on a few tokens.
+    """Whether a `Pattern` can replace the model's attention, tried on a few tokens.
 
-    Not that of models with sliding windows, capped or otherwise altered attention scores, or layers without attention.
+    It cannot in models with sliding windows, capped or otherwise changed attention scores, or layers without attention.
     """
     decoder = find_decoder(causal_lm)
     config = decoder.config
@@ -221,7 +213,7 @@ def takes_patterns(causal_lm: Any) -> bool:
 
 
 def packed_hidden(decoder: Any, packed: SharedPrefix) -> Tensor:
-    """Last hidden states that the completions' tokens are predicted from, [K, H]; call it within `attention`."""
+    """Compute the last hidden states that predict the completions' tokens: [K, H]. Call it within `attention`."""
     output = decoder(input_ids=packed.token_N[None], position_ids=packed.position_N[None], use_cache=False)
     hidden_KH: Tensor = output.last_hidden_state[0].index_select(0, packed.before_K)
     return hidden_KH

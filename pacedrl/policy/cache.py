@@ -1,4 +1,4 @@
-"""A key-value cache for decoding many rows that come and go: allocated ahead, written in place, never concatenated."""
+"""A key-value cache for decoding a changing set of rows: preallocated, written in place, never concatenated."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ States = tuple[Tensor, Tensor]
 
 
 def states_of(prefilled: Cache, width: int) -> list[States]:
-    """What a model has read into ``prefilled``, a layer each.
+    """Return the keys and values that a model has written into ``prefilled``, one pair per layer.
 
-    Raises InputError for a cache that is not of one key and value for each of ``width`` tokens.
+    Raises InputError for a cache that does not hold one key and one value for each of ``width`` tokens.
     """
     found = []
     for layer in prefilled.layers:
@@ -30,15 +30,15 @@ def states_of(prefilled: Cache, width: int) -> list[States]:
 
 
 def no_columns(states: Sequence[States]) -> list[States]:
-    """The same layers and rows without a token."""
+    """Return the same layers and rows with no token."""
     return [(keys[:, :, :0], values[:, :, :0]) for keys, values in states]
 
 
 class ColumnCache:
-    """Keys and values of up to ``row_capacity`` sequences, decoded together a token at a time.
+    """Keys and values of up to ``row_capacity`` sequences that are decoded together, one token at a time.
 
-    All rows write one column at the same time, ``end``, so the tokens of row i lie in the columns ``start_B[i]`` to
-    ``end``. In use are the rows below ``rows`` and the columns from ``first``. ``cache`` is what a model takes as
+    All rows write to the same column, ``end``, so the tokens of row i are in the columns from ``start_B[i]`` up to
+    ``end``. The rows below ``rows`` and the columns from ``first`` on are in use. ``cache`` is passed to the model as
     its key-value cache.
     """
 
@@ -50,7 +50,7 @@ class ColumnCache:
         self.cache = Cache(layers=[])
 
     def insert(self, states: Sequence[States], lengths: Sequence[int], repeats: int) -> None:
-        """Add left-padded sequences, ``repeats`` times each; those of no tokens begin with what is written next."""
+        """Add left-padded sequences, each ``repeats`` times. One without tokens begins at the next column."""
         width = max(lengths)
         if not self.cache.layers:
             self.cache.layers = [_Layer(self, *layer) for layer in states]
@@ -59,7 +59,7 @@ class ColumnCache:
         rows = slice(self.rows, self.rows + len(lengths) * repeats)
         for own, new in zip(self.cache.layers, states, strict=True):
             for buffer, tensor in zip((own.keys, own.values), new, strict=True):
-                buffer[rows, :, self.first : self.end - width] = 0.0  # masked, but 0 · inf would not be 0
+                buffer[rows, :, self.first : self.end - width] = 0.0  # masked columns too, because 0 · inf is NaN
                 buffer[rows, :, self.end - width : self.end] = tensor.repeat_interleave(repeats, dim=0)
         length_P = torch.tensor(lengths, device=self.start_B.device)
         self.start_B[rows] = self.end - length_P.repeat_interleave(repeats)
@@ -67,7 +67,7 @@ class ColumnCache:
         self.first = int(self.start_B[: self.rows].min())
 
     def remove(self, gone: Collection[int]) -> tuple[list[int], list[int]]:
-        """Drop rows. The last ones take their places: returns (places taken, rows that took them)."""
+        """Drop rows. The last rows move to their places: returns (the places filled, the rows that moved there)."""
         left = self.rows - len(gone)
         places = [row for row in gone if row < left]
         movers = [row for row in range(left, self.rows) if row not in gone]
@@ -81,7 +81,7 @@ class ColumnCache:
         return places, movers
 
     def make_room(self) -> None:
-        """See to it that there is a column to write: drop those no row uses any more, or double the buffers."""
+        """Ensure that there is a column to write: drop columns that no row uses any more, or double the buffers."""
         if self.end < self.column_capacity:
             return
         if self.first < self.column_capacity // 2:
@@ -91,7 +91,7 @@ class ColumnCache:
             self._move_to(self.end - self.first)
 
     def _move_to(self, end: int) -> None:
-        """Have the columns in use end at ``end``, in larger buffers where the capacity has grown."""
+        """Move the columns in use so that they end at ``end``, into larger buffers if the capacity has grown."""
         self.column_capacity = max(self.column_capacity, end + 1)
         width = self.end - self.first
         for layer in self.cache.layers:
@@ -117,7 +117,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self.owner = owner
         shape = (owner.row_capacity, keys.shape[1], owner.column_capacity)
-        # Models with rotary embeddings give float32 under autocast too; attention then takes the lower precision.
+        # Rotary embeddings return float32 even under autocast; attention then uses the lower precision.
         kind = keys.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else keys.dtype
         self.keys = keys.new_zeros(*shape, keys.shape[3], dtype=dtype)

@@ -1,4 +1,4 @@
-"""Prompts become token ids: messages through the model's chat template, plain text as it is."""
+"""Turning prompts into token ids: messages through the model's chat template, plain text unchanged."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pacedrl.errors import InputError
-from pacedrl.thoughts import END_OF_THINK, THINK
+from pacedrl.tasks.completions import END_OF_THINK, THINK
 from pacedrl.types import Message, Prompt
 
 _WRITTEN_THOUGHTS = re.compile(rf"{THINK}\s*({END_OF_THINK}\s*)?$")
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt, vocabulary: int | None = None) -> list[int]:
-    """Token ids of a prompt. Raises InputError as `token_ids` does; the message names the task and the row."""
+    """Return a prompt's token ids. Raises InputError as `token_ids` does; the message names the task and the row."""
     try:
         return token_ids(tokenizer, prompt.content, prompt.template_options, vocabulary)
     except InputError as error:
@@ -29,19 +29,19 @@ def token_ids(
     options: Mapping[str, Any] | None = None,
     vocabulary: int | None = None,
 ) -> list[int]:
-    """Token ids of a text or of messages, ``options`` being the template's further variables.
+    """Return the token ids of a text or of messages. ``options`` are further variables of the template.
 
-    The template writes its own special tokens, so none are added to its output: no double BOS.
+    The template writes its own special tokens, so none are added to its output and BOS is not doubled.
 
-    Raises InputError when there is no template for messages, when it refuses them, when no token is left, and when one
-    is not among the model's ``vocabulary`` first ids, if their number is known.
+    Raises InputError if messages have no template, if the template refuses them, if there is no token, and if a token
+    id is not below ``vocabulary``, the size of the model's vocabulary.
     """
     if isinstance(content, str):
         ids = tokenizer(content, verbose=False).input_ids
     else:
         ids = tokenizer(rendered(tokenizer, content, options or {}), add_special_tokens=False, verbose=False).input_ids
     if not ids:
-        what = "the prompt" if isinstance(content, str) else "what the chat template makes of the prompt"
+        what = "the prompt" if isinstance(content, str) else "the chat template's output for the prompt"
         raise InputError(f"{what} has no tokens: there is nothing to sample from")
     if vocabulary is not None and max(ids) >= vocabulary:
         raise InputError(
@@ -52,10 +52,10 @@ def token_ids(
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
-    """The text that the model is to continue: the chat and the beginning of the assistant's turn.
+    """Return the text that the model continues: the chat and the beginning of the assistant's turn.
 
-    If the last message is the assistant's, its text is that beginning: the text ends with it, and the turn stays open.
-    Raises InputError with the template's own reason when it refuses the messages.
+    If the last message is the assistant's, the text ends with that message and its turn stays open. Raises InputError
+    with the template's own reason if it refuses the messages.
     """
     if messages[-1]["role"] != "assistant":
         return _applied(tokenizer, messages, options, add_generation_prompt=True)
@@ -63,15 +63,15 @@ def rendered(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, 
     before = _before_continuation(tokenizer, messages, options, said)
     if len(messages) == 1:
         if before is None:
-            raise InputError("the prompt is a message of the assistant's alone; put the user's message before it")
+            raise InputError("the prompt consists of an assistant message only; put a user message before it")
         return before + said
     opened = _applied(tokenizer, messages[:-1], options, add_generation_prompt=True)
-    if said.lstrip().startswith(THINK):  # the row's own thoughts replace those that the template begins
+    if said.lstrip().startswith(THINK):  # the row's own thoughts replace the ones that the template opens
         opened = _WRITTEN_THOUGHTS.sub("", opened)
     shared = opened.rstrip()
     if before is not None and before.startswith(shared):
-        # Some templates begin a message with more than they prompt for. Thoughts are left to the prompt, which heeds a
-        # thinking switch.
+        # Some templates write more before an assistant message than in their generation prompt. Thoughts are taken from
+        # the generation prompt, which follows a thinking switch.
         more = before.removeprefix(shared)
         if THINK not in more and END_OF_THINK not in more:
             return before + said
@@ -81,7 +81,7 @@ def rendered(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, 
 def _before_continuation(
     tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any], said: str
 ) -> str | None:
-    """What transformers puts before a message that is to be continued; None where the template alters its text."""
+    """Return the text before a message that is continued; None if the template changes the message's text."""
     try:
         text = _applied(tokenizer, messages, options, continue_final_message=True)
     except InputError:
@@ -93,9 +93,10 @@ def _before_continuation(
 
 
 def thinks(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any]) -> bool:
-    """Whether the template leaves it to the model to reason before it answers.
+    """Whether the template lets the model reason before it answers.
 
-    Where there is a switch, that is whether it can still be turned off. Raises InputError as `rendered` does.
+    If the template has a thinking switch, this is whether thinking can still be turned off. Raises InputError as
+    `rendered` does.
     """
     text = rendered(tokenizer, messages, options)
     if has_thinking_switch(tokenizer):
@@ -108,18 +109,18 @@ def has_thinking_switch(tokenizer: Any) -> bool:
 
 
 def reads(tokenizer: Any, name: str) -> bool:
-    """Whether this name occurs in the chat template other than as a tag such as <think>."""
+    """Whether the chat template contains this name, other than as a tag such as <think>."""
     return re.search(rf"(?<![\w</]){re.escape(name)}(?!\w)", _source(tokenizer)) is not None
 
 
 def _source(tokenizer: Any) -> str:
-    """The template; those of a tokenizer that has several, one after the other."""
+    """Return the tokenizer's chat template, or all of its templates concatenated."""
     template = tokenizer.chat_template or ""
     return template if isinstance(template, str) else "\n".join(template.values())
 
 
 def _applied(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any], **how: bool) -> str:
-    """transformers' ``apply_chat_template``; InputError with the template's reason when it fails."""
+    """Call transformers' ``apply_chat_template``. Raises InputError with the template's reason if it fails."""
     if tokenizer.chat_template is None and "chat_template" not in options:
         raise InputError(
             "the prompt is a list of messages, but the model's tokenizer has no chat template; give it plain text "
@@ -129,11 +130,11 @@ def _applied(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, 
     blank = [{**message, "content": message["content"] or ""} for message in chat]
     texts: list[str] = []
     reason = ""
-    # Some templates tell None from text; others print it, as None or null, or fail on it.
+    # Some templates distinguish None from text; others print None or null, or fail on it.
     for form in [chat] if chat == blank else [chat, blank]:
         try:
             texts.append(str(tokenizer.apply_chat_template(form, tokenize=False, **how, **options)))
-        except Exception as error:  # a template is a program of the model's author, and may raise anything
+        except Exception as error:  # a template is a program, which may raise anything
             reason = reason or _reason(error)
     if not texts:
         raise InputError(_refusal(messages, reason))
@@ -157,7 +158,7 @@ def _refusal(messages: Sequence[Message], reason: str) -> str:
 
 
 class _Arguments(dict[str, Any]):
-    """A tool call's arguments: an object for templates that serialise it, JSON text for those that print it."""
+    """A tool call's arguments: a dict for templates that serialise it, which becomes JSON text when printed."""
 
     def __str__(self) -> str:
         return json.dumps(self, ensure_ascii=False)
@@ -170,7 +171,7 @@ class _Arguments(dict[str, Any]):
 
 
 def _with_arguments(message: Message) -> Message:
-    """The message with the arguments of its tool calls as objects, also those that the row has as JSON text."""
+    """Return the message with its tool calls' arguments as objects, also if the row has them as JSON text."""
     calls = [_with_object(call) for call in message.get("tool_calls", [])]
     return {**message, "tool_calls": calls} if calls else message
 
@@ -181,6 +182,6 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
         return {**call, "function": _with_object(function)}
     arguments = call.get("arguments")
     if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):  # text that is no JSON is the template's to make sense of
+        with contextlib.suppress(ValueError):  # text that is not JSON is passed to the template unchanged
             arguments = json.loads(arguments)
     return {**call, "arguments": _Arguments(arguments)} if isinstance(arguments, dict) else call

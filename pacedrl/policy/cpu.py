@@ -1,4 +1,4 @@
-"""What makes torch faster on a CPU: weights packed for the matrix multiplications of sampling, and memory kept."""
+"""Making torch faster on a CPU: packed weights for the matrix multiplications of sampling, and freed memory kept."""
 
 from __future__ import annotations
 
@@ -13,40 +13,31 @@ import torch
 from torch import Tensor
 
 PACKED_ELEMENTS = 2**16
-"""Smaller weights stay in the caches of the processor: packing gains nothing."""
+"""Smaller weights fit into the processor's caches, where packing gains nothing."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of ``mallopt`` in glibc's malloc.h."""
+"""Parameters of ``mallopt`` in glibc's malloc.h."""
 MUCH_FREED = 2**29
-"""Less is not worth the time that taking it again costs: a step of a tiny model is over in the meantime."""
+"""Bytes. It is not worth returning less, because getting it back takes longer than a tiny model's step."""
 
 
 class _MallocInfo(ctypes.Structure):
-    """``struct mallinfo2`` of glibc's malloc.h; ``fordblks`` is what is free, in bytes."""
+    """``struct mallinfo2`` of glibc's malloc.h. ``fordblks`` is the number of free bytes."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keep",
-        )
+    _fields_ = (
+        ("other_counts", ctypes.c_size_t * 8),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
     )
 
 
 @contextmanager
 def packed_weights(model: torch.nn.Module, rows: int) -> Iterator[None]:
-    """Have linear layers multiply by copies of their weights in oneDNN's own layout, for as long as the context lasts.
+    """Let linear layers multiply by copies of their weights in oneDNN's own layout while the context lasts.
 
-    For ``rows`` tokens at a time, few enough that rearranging the weights at every call, as torch does, costs as much
-    as multiplying by them. The weights must not change meanwhile. Without gradient. Does nothing on a GPU, or where
-    torch lacks oneDNN. The layout is the one that torch's own compiler uses; there is no public name for it.
+    This helps with few ``rows`` (tokens) at a time, where rearranging the weights at every call, as torch does, costs
+    as much as multiplying by them. The weights must not change meanwhile, and gradients do not flow. It does nothing on
+    a GPU or where torch lacks oneDNN. The layout is the one that torch's own compiler uses; torch has no public name
+    for it.
     """
     packed = []
     if can_pack():
@@ -73,7 +64,7 @@ def _linear(packed: Any, bias: Tensor | None, hidden: Tensor) -> Tensor:
 
 @cache
 def can_pack() -> bool:
-    """Whether this build of torch multiplies by packed weights, tried on a small one."""
+    """Whether this build of torch can multiply by packed weights, tried on a small matrix."""
     weight, hidden = torch.eye(4), torch.arange(8.0).view(2, 4)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
@@ -84,11 +75,11 @@ def can_pack() -> bool:
 
 @cache
 def keep_freed_memory() -> None:
-    """Have this process keep the memory it frees for its next tensors: fresh memory costs ten times what using it does.
+    """Make this process keep the memory it frees for its next tensors.
 
-    On a CPU a training step frees and asks for gigabytes, and the kernel clears each page before it hands it out; on a
-    GPU there is little of either. For glibc; elsewhere this does nothing. Costs some percent more memory, to
-    fragmentation.
+    On a CPU a training step frees and allocates gigabytes, and the kernel clears each new page, which takes ten times
+    as long as using it; on a GPU there is little of either. Fragmentation costs a few percent of memory. Only glibc is
+    supported; elsewhere this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -97,10 +88,11 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the kernel back what is free between two phases of a step, where that is much.
+    """Return free memory to the kernel between two phases of a step if there is much of it.
 
-    What `keep_freed_memory` keeps fits the phase that freed it. It is then there for others while this process samples;
-    the peak, which lies within an update, stays what it is. For glibc 2.33 or later; elsewhere this does nothing.
+    The memory that `keep_freed_memory` keeps fits the phase that freed it, so other processes can use it while this one
+    samples. The peak, which is reached within an update, does not change. Needs glibc 2.33; elsewhere this does
+    nothing.
     """
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallinfo2"):

@@ -1,4 +1,4 @@
-"""From logits to tokens, by inverting the cumulative distribution."""
+"""Drawing tokens from logits by inverting the cumulative distribution."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
-"""Tokens whose weights are first summed: the cumulative sum then runs over V/256 blocks and one block's tokens."""
+"""Tokens in a block. Cumulative sums run over the V/256 sums of blocks, then over the tokens of one block."""
 
 
 def draw_tokens(
     logits_RV: Tensor, uniform_RM: Tensor, temperature: float = 1.0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """M tokens a row, one for each uniform number in [0, 1), and their log-probabilities, both [R, M].
+    """Draw M tokens per row, one for each uniform number in [0, 1). Returns tokens and log-probabilities, both [R, M].
 
-    Log-probabilities are of the tempered distribution before top-p truncation. Temperature 0 takes the likeliest token
-    and its log-probability at temperature 1. ``logits_RV`` is overwritten.
+    Log-probabilities are those of the tempered distribution before top-p truncation. Temperature 0 takes the most
+    likely token and its log-probability at temperature 1. ``logits_RV`` is overwritten.
     """
     logits_RV = logits_RV.float()
     if temperature not in (0.0, 1.0):
@@ -36,9 +36,9 @@ def draw_tokens(
 
 
 def block_sums(weight_RV: Tensor) -> Tensor:
-    """Sums over runs of BLOCK tokens, the last perhaps shorter: float64 [R, blocks]."""
-    # Doubles for what is done with them: parallel sums on a GPU are not monotone to the last digit, and a token of
-    # weight 0 must not slip into such a gap. The sums themselves are of float32, for a copy of all weights is slow.
+    """Sum the weights of each block of BLOCK tokens; the last block may be shorter. Returns float64 [R, blocks]."""
+    # Cumulative sums need float64: parallel sums on a GPU are not monotone to the last digit, and a token of weight 0
+    # could be drawn from such a gap. The blocks are summed in float32, because a copy of all weights would be slow.
     whole = weight_RV.shape[1] // BLOCK * BLOCK
     sums_RN = weight_RV[:, :whole].view(len(weight_RV), -1, BLOCK).sum(dim=-1)
     if whole < weight_RV.shape[1]:
@@ -47,7 +47,7 @@ def block_sums(weight_RV: Tensor) -> Tensor:
 
 
 def invert(weight_RV: Tensor, block_RN: Tensor, uniform_RM: Tensor) -> Tensor:
-    """The first token whose cumulative weight exceeds uniform · total, [R, M]; never one of weight 0."""
+    """Return the first token whose cumulative weight exceeds uniform · total, [R, M]; its weight is never 0."""
     cumulative_RN = block_RN.cumsum(dim=-1)
     threshold_RM = _below(uniform_RM * cumulative_RN[:, -1:], cumulative_RN[:, -1:])
     block_RM = _search(cumulative_RN, threshold_RM)
@@ -63,23 +63,23 @@ def invert(weight_RV: Tensor, block_RN: Tensor, uniform_RM: Tensor) -> Tensor:
 
 
 def _below(value: Tensor, bound: Tensor) -> Tensor:
-    """``value``, which rounding may have lifted to the bound itself, or pushed under 0, in [0, bound)."""
+    """Clamp ``value``, which rounding may have pushed below 0 or up to the bound, to [0, bound)."""
     return torch.minimum(value.clamp_min(0.0), torch.nextafter(bound, torch.zeros_like(bound)))
 
 
 def _search(cumulative: Tensor, threshold: Tensor) -> Tensor:
     found = torch.searchsorted(cumulative, threshold, right=True)
-    # Not-a-number logits compare as nothing: keep the index valid and let the learner's alarm speak.
+    # Comparisons with NaN are false: the index stays valid, and the learner raises its alarm about the NaN.
     return found.clamp_max(cumulative.shape[-1] - 1)
 
 
 def truncate(weight_RV: Tensor, total_R1: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of heaviest tokens that together reach ``top_p`` of the total."""
+    """Zero the weights of all tokens but the smallest set of the heaviest ones that reaches ``top_p`` of the total."""
     descending_RV, order_RV = (weight_RV / total_R1).sort(dim=-1, descending=True)
     before_RV = descending_RV.cumsum(dim=-1) - descending_RV
     return weight_RV.masked_fill(torch.zeros_like(order_RV).bool().scatter(1, order_RV, before_RV >= top_p), 0.0)
 
 
 def uniforms(seed: int, group_size: int, limit: int) -> Tensor:
-    """The numbers that a group's tokens are drawn by, one for each of up to ``limit`` tokens a row: [G, limit]."""
+    """Return the uniform numbers that a group's tokens are drawn from, one per token of a completion: [G, limit]."""
     return torch.rand(group_size, limit, generator=torch.Generator().manual_seed(seed))

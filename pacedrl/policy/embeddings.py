@@ -1,4 +1,4 @@
-"""Prompt embeddings: computed once from the initial policy, kept on disk under a name that says what they are of."""
+"""Prompt embeddings, computed once from the initial policy and cached on disk under a hash of their inputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ TOKENS_PER_BATCH = 16384
 
 
 def cache_folder() -> Path:
-    """``$PACEDRL_CACHE``, or ``~/.cache/pacedrl``."""
+    """Return ``$PACEDRL_CACHE``, by default ``~/.cache/pacedrl``."""
     return expand_home(Path(os.environ.get("PACEDRL_CACHE") or Path.home() / ".cache" / "pacedrl"))
 
 
@@ -30,13 +29,13 @@ def prompt_embeddings(
     progress: Callable[[int], None] = lambda done: None,
     pooling: Pooling = "mean",
 ) -> Tensor:
-    """Last hidden states of ``policy``, mean over each prompt or of its last token: float16 [N, H] on the CPU.
+    """Return the last hidden state of each prompt, its mean or that of the last token: float16 [N, H] on the CPU.
 
-    Memory-mapped from a cache, and written to it batch by batch: a million prompts of 1,536 features are 3 GB on disk.
-    Do not write to it. The file's name hashes the model's weights, the pooling and the prompts' token ids. ``progress``
-    is called with the number of prompts embedded by each batch.
+    The tensor is memory-mapped from a cache file, which is written batch by batch: a million prompts of 1,536 features
+    take 3 GB on disk. Do not write to it. The file's name is a hash of the model's weights, the pooling and the
+    prompts' token ids. ``progress`` is called with the number of prompts in each batch.
 
-    Raises InputError for a model with a hidden state beyond what float16 holds.
+    Raises InputError if a hidden state exceeds the range of float16.
     """
     digest = hashlib.sha256(f"{policy.fingerprint()} {pooling} ".encode())
     for ids in prompt_ids:
@@ -47,7 +46,7 @@ def prompt_embeddings(
         partial = path.with_suffix(f".{os.getpid()}.partial")
         _embed_all(policy, prompt_ids, progress, pooling, partial)
         partial.replace(path)
-    return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write: torch knows no read-only tensors
+    return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write, because torch has no read-only tensors
 
 
 def _embed_all(
@@ -58,7 +57,8 @@ def _embed_all(
     path: Path,
 ) -> None:
     by_length = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    file: np.memmap[Any, np.dtype[np.float16]] | None = None
+    shape = (len(prompt_ids), policy.head.weight_VH.shape[1])
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     start = 0
     while start < len(by_length):
         end = start + 1
@@ -67,11 +67,7 @@ def _embed_all(
         rows = policy.embed([prompt_ids[i] for i in by_length[start:end]], pooling).numpy()
         if np.abs(rows).max() > np.finfo(np.float16).max:
             raise InputError(f"model.name: a prompt's hidden state reaches {np.abs(rows).max():.3g}, beyond float16")
-        if file is None:
-            shape = (len(prompt_ids), rows.shape[1])
-            file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
         file[by_length[start:end]] = rows
         progress(end - start)
         start = end
-    assert file is not None
     file.flush()

@@ -1,14 +1,16 @@
-"""Loading a causal language model and its tokenizer from wherever transformers can."""
+"""Loading a causal language model and its tokenizer from any source that transformers supports."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import find_adapter_config_file
 
@@ -16,29 +18,28 @@ from pacedrl.assets import TINY_MODEL
 from pacedrl.config import LoraConfig, ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.logprobs import Head
-from pacedrl.policy.model_files import damage, first_damaged
 
 FINGERPRINT_VALUES = 256
-"""Values of each parameter that enter the fingerprint, evenly spaced: any training changes nearly all of them."""
+"""Evenly spaced values of each parameter that enter the fingerprint; any training changes nearly all of them."""
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-"""Names by which configurations cap logits."""
+"""Names of the configuration entry that caps logits."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one. Raises InputError for a GPU that is not there."""
+    """Return the device; ``auto`` chooses the GPU if there is one. Raises InputError if ``cuda`` is not available."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("run.device: 'cuda' asked for, but torch sees no GPU; use 'cpu' or 'auto'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_model_and_tokenizer(config: ModelConfig, folder: Path | None = None) -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer; from ``folder``, a checkpoint of the same model, if given.
+    """Load the model in float32 and its tokenizer, from ``folder`` if given, a checkpoint of the same model.
 
-    Where ``config.name`` is an adapter (LoRA, of this package or another), it is merged into its base model. A LoRA
-    config then wraps the model in a fresh adapter, or in the checkpoint's.
+    If ``config.name`` is an adapter (LoRA, saved by this package or another), it is merged into its base model. A LoRA
+    config then wraps the model in a new adapter, or in the checkpoint's.
 
-    Raises InputError naming ``model.name`` and the reason when transformers cannot load it.
+    Raises InputError naming ``model.name`` and the reason if transformers cannot load the model.
     """
     transformers.utils.logging.disable_progress_bar()
     from_checkpoint = folder is not None and config.lora is None
@@ -50,7 +51,7 @@ def load_model_and_tokenizer(config: ModelConfig, folder: Path | None = None) ->
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
     model, tokenizer = _load(name, options)
-    # As an absolute path: adapters that are saved name their base by it.
+    # An absolute path, because saved adapters name their base model by it.
     model.name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
     if config.lora is not None:
         model = _with_adapter(model, config.lora, folder)
@@ -58,13 +59,13 @@ def load_model_and_tokenizer(config: ModelConfig, folder: Path | None = None) ->
 
 
 def adapter_base(name: str) -> str | None:
-    """The base model of the adapter called ``name``, a folder or a hub name; None where it is no adapter.
+    """Return the base model of the adapter ``name``, a folder or a hub name; None if it is not an adapter.
 
-    Raises InputError for an adapter that does not say.
+    Raises InputError for an adapter that does not name its base model.
     """
     try:
         path = None if name == "tiny" else find_adapter_config_file(name)
-    except (OSError, ValueError):  # no name of a model at all, as loading it will say
+    except (OSError, ValueError):  # not the name of a model, which loading it will report
         path = None
     if path is None:
         return None
@@ -79,7 +80,7 @@ def adapter_base(name: str) -> str | None:
 
 
 def adapter_note(name: str) -> str | None:
-    """What a user must know of a model that is an adapter; None for any other."""
+    """Return a note for users that the model is an adapter; None if it is not."""
     base = adapter_base(name)
     if base is None:
         return None
@@ -95,20 +96,22 @@ def _load(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
-    except Exception as error:  # what broken files make a dozen libraries raise is of no common type
+    except Exception as error:  # broken files make a dozen libraries raise errors of no common type
         raise InputError(
             f"model.name: cannot load '{name}' as a causal language model: {_reason(name, error)}"
         ) from error
     if info["missing_keys"]:
         absent = sorted(info["missing_keys"])
         raise InputError(f"model.name: the weights in '{name}' lack {len(absent)} tensors, e.g. {absent[0]}")
-    if "gguf_file" in options:
-        _forget_quantisation(model)
+    if "gguf_file" in options:  # the tensors were dequantised; the marks that remain would only prevent saving them
+        model.hf_quantizer = None
+        model.is_quantized = False
+        del model.config.quantization_config
     return model, tokenizer
 
 
 def _load_merged(name: str, base: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The base model with the weights of the adapter added; the tokenizer is the adapter's, if it has one."""
+    """Load the base model and add the adapter's weights; the tokenizer is the adapter's if it has one."""
     peft = _require("peft", extra="lora", why=f"model.name: the adapter '{name}'")
     try:
         model, tokenizer = _load(base, options)
@@ -125,13 +128,13 @@ def _load_merged(name: str, base: str, options: dict[str, Any]) -> tuple[Any, An
         raise InputError(
             f"model.name: cannot merge the adapter '{name}' into '{base}': {_reason(name, error)}"
         ) from error
-    return model.requires_grad_(True), tokenizer  # peft had frozen it
+    return model.requires_grad_(True), tokenizer  # which peft has frozen
 
 
 def _reason(name: str, error: Exception) -> str:
-    """Why a model could not be loaded, in one line that names the file where one is damaged."""
+    """Say on one line why a model could not be loaded, naming a damaged file if there is one."""
     folder = Path(name)
-    if not folder.is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):  # no name of the hub's
+    if not folder.is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):  # not a hub name
         return "there is no such folder"
     if folder.is_dir():
         checkpoints = sorted((folder / "checkpoints").glob("step-*"))
@@ -144,19 +147,19 @@ def _reason(name: str, error: Exception) -> str:
 
 
 def find_decoder(causal_lm: Any) -> Any:
-    """The part of the model that turns tokens into last hidden states."""
+    """Return the part of the model that turns tokens into last hidden states."""
     decoder = causal_lm.get_decoder()
-    # transformers finds it by the name of an attribute, and in some models finds the whole, or another layer.
+    # transformers looks for an attribute, and in some models returns the whole model or a single layer.
     if decoder is causal_lm or not isinstance(decoder, transformers.PreTrainedModel):
         decoder = getattr(causal_lm, "model", causal_lm.base_model)
     return decoder
 
 
 def find_head(causal_lm: Any) -> Head:
-    """How the model turns last hidden states into logits, checked against its own logits on a few tokens.
+    """Find how the model turns last hidden states into logits, and check it against its own logits on a few tokens.
 
-    Raises InputError for a model whose logits are not of the form that `Head` covers: its log-probabilities
-    would be silently wrong.
+    Raises InputError for a model whose logits do not have the form of `Head`, because its log-probabilities would be
+    silently wrong.
     """
     linear = causal_lm.get_output_embeddings()
     if not isinstance(linear, torch.nn.Linear):
@@ -174,11 +177,9 @@ def find_head(causal_lm: Any) -> Head:
         try:
             expected = causal_lm(input_ids=probe, use_cache=False).logits[0].float()
             hidden_KH = find_decoder(causal_lm)(input_ids=probe, use_cache=False).last_hidden_state[0]
-        except Exception as error:  # of the model's own code, which may raise anything
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise InputError(
-                f"model.name: {type(causal_lm).__name__} cannot be run on tokens alone: {reason}"
-            ) from None
+        except Exception as error:  # the model's own code may raise anything
+            name = type(causal_lm).__name__
+            raise InputError(f"model.name: {name} cannot be run on tokens alone: {one_line(error)}") from None
         fits = hidden_KH.shape[-1] == linear.weight.shape[1]
         actual = head.logits(hidden_KH) if fits else torch.full_like(expected, torch.nan)
     if not torch.allclose(expected, actual, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
@@ -186,12 +187,18 @@ def find_head(causal_lm: Any) -> Head:
     return head
 
 
+def one_line(error: Exception) -> str:
+    """Return an error's message on one line of at most 160 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:159] + "…"
+
+
 def model_fingerprint(model: Any) -> str:
-    """16 hex digits that identify architecture and weights, from evenly spaced values of every parameter."""
+    """Return 16 hex digits that identify architecture and weights, from evenly spaced values of every parameter."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            continue  # the adapter starts as the identity: what identifies the initial policy is what it adapts
+            continue  # a new adapter changes nothing, so its base identifies the initial policy
         flat = parameter.detach().reshape(-1)
         places = torch.linspace(0, flat.numel() - 1, min(FINGERPRINT_VALUES, flat.numel()), dtype=torch.float64)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
@@ -199,17 +206,42 @@ def model_fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def first_damaged(folder: Path) -> str | None:
+    """Return the first JSON or safetensors file in ``folder`` that cannot be read, and why; None if there is none."""
+    problems = ((path, damage(path)) for path in sorted(folder.iterdir()))
+    return next((f"{path.name} {problem}" for path, problem in problems if problem is not None), None)
+
+
+def damage(path: Path) -> str | None:
+    """Say what is wrong with a JSON or safetensors file; None if it can be read, or is neither.
+
+    Of a safetensors file the header and the length are checked, not the values.
+    """
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                pass
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except SafetensorError as error:
+        return f"is cut off or damaged ({error})"
+    except ValueError as error:
+        return f"is cut off or damaged (not JSON: {error})"
+    return None
+
+
 def _with_adapter(model: Any, config: LoraConfig, folder: Path | None) -> Any:
     peft = _require("peft", extra="lora", why="model.lora")
     if folder is not None:
         adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-        adapted.active_peft_config.base_model_name_or_path = model.name_or_path  # it may have moved
+        adapted.active_peft_config.base_model_name_or_path = model.name_or_path  # the base may have moved
         return adapted
     settings = peft.LoraConfig(
-        r=config.r,
-        lora_alpha=config.alpha,
-        target_modules=config.target_modules,
-        task_type="CAUSAL_LM",
+        r=config.r, lora_alpha=config.alpha, target_modules=config.target_modules, task_type="CAUSAL_LM"
     )
     try:
         return peft.get_peft_model(model, settings)
@@ -217,16 +249,7 @@ def _with_adapter(model: Any, config: LoraConfig, folder: Path | None) -> Any:
         raise InputError(f"model.lora.target_modules: {str(error).splitlines()[0]}") from None
 
 
-def _forget_quantisation(model: Any) -> None:
-    # The tensors were dequantised on loading; the marks left behind would only forbid saving them.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    del model.config.quantization_config
-
-
 def _require(module: str, extra: str, why: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError:

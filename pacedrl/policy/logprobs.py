@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens straight from hidden states, never holding all [tokens, vocabulary] logits."""
+"""Log-probabilities of tokens computed from hidden states without holding all [tokens, vocabulary] logits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**24
-"""Logits held at once: 64 MiB in float32."""
+"""Number of logits held at once: 64 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """How hidden states become logits: ``softcap(scale · (h Wᵀ + b))``, softcap(z) = c·tanh(z/c) where c is given."""
+    """Turns hidden states into logits: ``softcap(scale · (h Wᵀ + b))`` with softcap(z) = c·tanh(z/c) if c is given."""
 
     weight_VH: Tensor
     bias_V: Tensor | None = None
@@ -22,7 +22,7 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden_KH: Tensor) -> Tensor:
-        """[K, H] → float32 [K, V]."""
+        """Compute float32 logits [K, V] of hidden states [K, H]."""
         bias = None if self.bias_V is None else self.bias_V.to(hidden_KH.dtype)
         logits_KV = torch.nn.functional.linear(hidden_KH, self.weight_VH.to(hidden_KH.dtype), bias).float()
         logits_KV = logits_KV * self.scale if self.scale != 1.0 else logits_KV
@@ -30,10 +30,10 @@ class Head:
 
 
 def token_logprobs(hidden_KH: Tensor, head: Head, target_K: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """log softmax(logits/temperature)[target] and the entropy of that distribution, both float32 [K], in nats.
+    """Compute log softmax(logits/temperature)[target] and that distribution's entropy, both float32 [K], in nats.
 
-    Logits are computed some rows at a time, and again in the backward pass: memory grows with K·H, not K·V.
-    Gradient flows through the log-probabilities into the hidden states and the head; the entropy carries none.
+    Logits are computed for some rows at a time, and again in the backward pass, so memory grows with K·H instead of
+    K·V. Gradients flow through the log-probabilities into the hidden states and the head; the entropy has no gradient.
     """
     output: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden_KH, head.weight_VH, head.bias_V, target_K, head.scale, head.softcap, temperature
@@ -77,7 +77,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for rows in _chunks(len(hidden_KH), len(weight_VH)):
             # d log p[target] / d logits = (onehot − p) / temperature, then back through softcap and scale.
             logits_CV = head.logits(hidden_KH[rows])
-            # Softcap's derivative needs the logits as they were.
+            # The derivative of the softcap needs the logits unchanged.
             scaled_CV = logits_CV.div_(temperature) if softcap is None else logits_CV / temperature
             grad_CV = torch.softmax(scaled_CV, dim=-1).neg_()
             grad_CV.scatter_add_(1, target_K[rows, None], torch.ones_like(grad_CV[:, :1]))
@@ -95,7 +95,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, without a tensor of the size of ``total`` in between where the types are the same."""
+    """Add ``left @ right`` to ``total``, in place without a temporary of its size if the dtypes are the same."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:

@@ -1,4 +1,4 @@
-"""The language model as the rest of the package sees it: encode prompts, embed them, give log-probabilities, save."""
+"""The language model with its tokenizer: encodes and embeds prompts, computes log-probabilities, saves weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import Cache
 
 from pacedrl.config import ModelConfig
 from pacedrl.distributed.sharding import Sharded, whole
-from pacedrl.policy.agreement import Decoding, choose_decoding
 from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
 from pacedrl.policy.chat_template import token_ids
+from pacedrl.policy.decoding import Decoding, choose_decoding
 from pacedrl.policy.ends import Ends, as_ids, end_token_ids, split_stops, turn_end
 from pacedrl.policy.loading import find_decoder, find_head, load_model_and_tokenizer, model_fingerprint
 from pacedrl.policy.logprobs import Head, token_logprobs
@@ -27,19 +28,19 @@ from pacedrl.policy.shared_prompts import can_share_prompts
 from pacedrl.types import Message
 
 Pooling = Literal["mean", "last"]
-"""How a prompt's hidden states become its embedding."""
+"""How a prompt's hidden states are reduced to its embedding."""
 
 
 class Policy:
     """A causal language model with its tokenizer on one device.
 
-    Weights are float32; on a GPU the forward pass runs under bfloat16 autocast, on a CPU in float32 (bfloat16 is
-    hundreds of times slower on those that lack it). Dropout is always off: TB compares the log-probabilities of one
-    policy at two times, not of two random subnetworks.
+    Weights are float32. On a GPU the forward pass runs under bfloat16 autocast, on a CPU in float32, because CPUs
+    without bfloat16 instructions are hundreds of times slower with it. Dropout is always off: trajectory balance
+    compares the log-probabilities of one policy at two times, not of two random subnetworks.
 
-    Where the model's attention allows it (``takes_patterns``), completions are trained with the patterns of
-    `pacedrl.policy.attention`: a prompt passes through the model once for all its completions. On a CPU, where what it
-    caches allows it too (``shares_prompts``), they are decoded from one copy of their prompt (`shared_prompts`).
+    If the model's attention allows it (``takes_patterns``), training uses `pacedrl.policy.attention`: a prompt passes
+    through the model once for all its completions. On a CPU, if the model's cache also allows it (``shares_prompts``),
+    completions are decoded from one copy of their prompt (`pacedrl.policy.shared_prompts`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
@@ -52,10 +53,10 @@ class Policy:
         self.decoder = find_decoder(self.causal_lm)
         self._head = find_head(self.causal_lm)
         self.takes_patterns = takes_patterns(self.causal_lm)
-        # transformers renamed it in 5.24
+        # transformers 5.24 renamed this argument.
         takes_cache = "cache" in signature(self.causal_lm.forward).parameters
         self.cache_argument = "cache" if takes_cache else "past_key_values"
-        # In float32 alone: under autocast its scores would be rounded before their softmax.
+        # Only in float32: under autocast the scores would be rounded before the softmax.
         self.shares_prompts = (
             self.takes_patterns and device.type == "cpu" and can_share_prompts(self.causal_lm, self.cache_argument)
         )
@@ -63,67 +64,64 @@ class Policy:
         own_ids, self.end_strings = split_stops(tokenizer, [self.turn_end] if self.turn_end else [])
         self.eos_ids = sorted({*end_token_ids(self.causal_lm, tokenizer), *own_ids})
         self.vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
-        # Some tokenizers pad with a token that the model does not have. Which one it is does not matter: it is masked.
+        # Some tokenizers pad with a token that the model does not have. Padding is masked, so any token will do.
         known = [i for i in (tokenizer.pad_token_id, *self.eos_ids) if i is not None and i < self.vocabulary]
         self.pad_id = [*known, 0][0]
-        self._sharded: Sharded | None = None
+        self.sharded: Sharded | None = None
+        """The model with its weights sharded over all processes; None if each process holds them all."""
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device, folder: Path | None = None) -> Policy:
-        """The configured model, or the checkpoint of it in ``folder``. Raises InputError if it cannot be loaded."""
+        """Load the configured model, or its checkpoint in ``folder``. Raises InputError if it cannot be used."""
         policy = cls(*load_model_and_tokenizer(config, folder), device)
-        _ = policy.decoding  # a model that cannot be sampled from is refused before anything is done with it
+        _ = policy.decoding  # refuses a model that cannot be sampled from before anything else is done
         return policy
 
     def frozen_copy(self) -> Policy:
-        """A policy of the same weights that no training reaches."""
+        """Return a policy with a copy of the weights that is not trained."""
         copy = Policy(deepcopy(self.model).requires_grad_(False), self.tokenizer, self.device)
         copy.decoding = self.decoding
         return copy
 
     @cached_property
     def decoding(self) -> Decoding:
-        """How completions are decoded. Raises InputError for a model that cannot be sampled from and trained."""
+        """The way completions are decoded. Raises InputError for a model that cannot be sampled from and trained."""
         return choose_decoding(self)
 
     def shard(self) -> None:
-        """Split the weights among all processes: from here on they compute, load and save together."""
-        self._sharded = Sharded(self.causal_lm)
-
-    @property
-    def sharded(self) -> bool:
-        return self._sharded is not None
+        """Shard the weights over all processes, which from now on compute, load and save together."""
+        self.sharded = Sharded(self.causal_lm)
 
     @property
     def head(self) -> Head:
-        """How last hidden states become logits, with the weights as they are now."""
+        """The output layer, which turns last hidden states into logits, with its current weights."""
         linear = self.causal_lm.get_output_embeddings()
         return replace(self._head, weight_VH=linear.weight, bias_V=linear.bias)
 
     def adapter_off(self) -> AbstractContextManager[Any]:
-        """Under LoRA, the model without its adapter, for as long as the context lasts; else the model as it is."""
+        """Disable the LoRA adapter, if there is one, while the context lasts."""
         adapted = self.model is not self.causal_lm
         return self.model.disable_adapter() if adapted else nullcontext()
 
     @property
     def context_length(self) -> int | None:
-        """Tokens the model was made for, where its config says so."""
+        """The number of tokens that the model's positions allow; None if its config does not say."""
         limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit is not None else None
 
     @property
     def config(self) -> Any:
-        """The text model's, which its layers share."""
+        """The configuration of the text model, which its layers share."""
         return self.decoder.config
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The trainable ones."""
+        """Return the trainable parameters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights by their names in the model's own checkpoints; those of an adapter added to what it adapts.
+        """Yield the weights with their names in the model's own checkpoints, an adapter's added to those it adapts.
 
-        Whole, also where they are split: all processes must go through them.
+        Sharded weights are gathered, so all processes must iterate together.
         """
         changes: dict[int, Tensor] = {}
         for module in self.causal_lm.modules():
@@ -139,20 +137,34 @@ class Policy:
         return model_fingerprint(self.causal_lm)
 
     def encode(self, content: str | list[Message], options: Mapping[str, Any] | None = None) -> list[int]:
-        """Token ids of a prompt, as `pacedrl.policy.chat_template.token_ids`."""
+        """Return a prompt's token ids, as `pacedrl.policy.chat_template.token_ids` does."""
         return token_ids(self.tokenizer, content, options, self.vocabulary)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text that the tokens stand for, special tokens included, spaces as they are."""
+        """Return the text of the tokens, with special tokens and unchanged spaces."""
         return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
     def ends(self, stop: Sequence[str] = ()) -> Ends:
-        """Where completions end: at the model's own end tokens, its template's end of a turn, and ``stop``."""
+        """Return where completions end: at the model's end tokens, its chat template's end of a turn, and ``stop``."""
         token_ids, strings = split_stops(self.tokenizer, stop)
         return Ends({*self.eos_ids, *token_ids}, [*self.end_strings, *strings], self.decode)
 
+    def padded(self, sequences: Sequence[Sequence[int]], side: str = "right") -> tuple[Tensor, Tensor]:
+        """Pad sequences to one length. Returns their ids and which of these are not padding (bool), both [B, L]."""
+        pad = partial(pad_sequence, batch_first=True, padding_side=side)
+        rows = [self._tensor(ids) for ids in sequences]
+        return pad(rows, padding_value=self.pad_id), pad([torch.ones_like(ids, dtype=torch.bool) for ids in rows])
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
+
+    def next_logits(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Cache) -> Tensor:
+        """Compute the logits [B, V] of the token after ``ids_BL`` and the cached ones, and extend the cache."""
+        options = {self.cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
+        with self.autocast():
+            output = self.causal_lm(input_ids=ids_BL, attention_mask=mask_BL, position_ids=position_BL, **options)
+        logits_BV: Tensor = output.logits[:, -1]
+        return logits_BV
 
     def logprobs(
         self,
@@ -160,28 +172,28 @@ class Policy:
         completion_ids: Sequence[Sequence[int]],
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities of each completion's tokens given its prompt, with gradient.
+        """Compute the log-probabilities of each completion's tokens given its prompt, with gradient.
 
         Returns ``logprobs_BT``, ``entropy_BT`` (nats, no gradient) and ``mask_BT`` (bool), right-padded with zeros.
-        ``temperature`` divides the logits, as in sampling: the policy that is trained is the one that was sampled.
+        ``temperature`` divides the logits as in sampling, so that the policy trained is the one that was sampled.
         """
         lengths = [len(ids) for ids in completion_ids]
         compute = partial(self._token_logprobs, prompt_ids, completion_ids, temperature)
-        logprob_K, entropy_K = compute() if self._sharded is None else self._sharded.run(compute)
+        logprob_K, entropy_K = compute() if self.sharded is None else self.sharded.run(compute)
         logprobs_BT = pad_sequence(list(torch.split(logprob_K, lengths)), batch_first=True)
         entropy_BT = pad_sequence(list(torch.split(entropy_K, lengths)), batch_first=True)
         mask_BT = torch.arange(max(lengths), device=self.device) < self._tensor(lengths)[:, None]
         return logprobs_BT, entropy_BT, mask_BT
 
     def keep_in_step(self) -> None:
-        """Go through a forward pass, and a backward pass of no gradient, with processes that have more to do."""
+        """Run a forward pass, and a backward pass with zero gradient, while other processes have more to compute."""
         logprobs_BT, _, _ = self.logprobs([[self.pad_id]], [[self.pad_id]])
         if logprobs_BT.requires_grad:
             (0.0 * logprobs_BT.sum()).backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def embed(self, prompt_ids: Sequence[Sequence[int]], pooling: Pooling = "mean") -> Tensor:
-        """The last hidden state, of the prompt's last token or the mean over all: float32 [P, H] on the CPU."""
+        """Compute each prompt's last hidden state, the mean or that of the last token: float32 [P, H] on the CPU."""
         hidden_PLH, mask_PL = self._hidden(prompt_ids)
         if pooling == "last":
             rows = torch.arange(len(hidden_PLH), device=hidden_PLH.device)
@@ -190,11 +202,10 @@ class Policy:
         return (total_PH / mask_PL.sum(dim=1, keepdim=True)).cpu()
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Weights (or the adapter) as safetensors and the tokenizer, loadable by transformers (or peft).
+        """Save the weights (or the adapter) as safetensors and the tokenizer, to be loaded by transformers (or peft).
 
-        The generation settings beside them name all end tokens, so that others stop where this package does.
-
-        ``weights``: of a policy that is split, its `trained_weights`.
+        The generation settings name all end tokens, so that other programs stop where this package does. ``weights``
+        are the `trained_weights` of a sharded policy.
         """
         settings = self.causal_lm.generation_config
         if set(self.eos_ids) - set(as_ids(settings.eos_token_id)):
@@ -203,12 +214,12 @@ class Policy:
         self.tokenizer.save_pretrained(folder)
 
     def trained_weights(self, keep: bool) -> dict[str, Tensor] | None:
-        """Of a policy that is split, what `save` needs, gathered by all processes for those that ``keep`` it."""
-        if not self.sharded:
+        """Gather the weights that `save` needs of a sharded policy, for the processes that ``keep`` them; else None."""
+        if self.sharded is None:
             return None
         adapted = self.model is not self.causal_lm
         named = self.model.state_dict(keep_vars=True)
-        gathered: dict[int, Tensor] = {}  # by identity: what is tied stays tied
+        gathered: dict[int, Tensor] = {}  # by identity, so that tied weights stay tied
         for value in named.values():
             if id(value) not in gathered and (value.requires_grad or not adapted):
                 tensor = whole(value.detach())
@@ -218,32 +229,26 @@ class Policy:
     def _token_logprobs(
         self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each completion token, all sequences' end to end."""
+        """Compute log-probability and entropy of each completion token, with all completions concatenated: [K]."""
         hidden_KH = self._hidden_before(prompt_ids, completion_ids)
         target_K = self._tensor([token for ids in completion_ids for token in ids])
         return token_logprobs(hidden_KH, self.head, target_K, temperature)
 
     def _hidden_before(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> Tensor:
-        """Last hidden states at the positions that predict completion tokens, all sequences' end to end: [K, H]."""
+        """Compute the last hidden states that predict each completion token, completions concatenated: [K, H]."""
         if self.takes_patterns:
             packed = shared_prefix(prompt_ids, completion_ids, self.device)
             with self.autocast(), attention(self.config, packed):
                 return packed_hidden(self.decoder, packed)
-        sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-        hidden_BLH, _ = self._hidden(sequences)
-        pairs = zip(prompt_ids, completion_ids, strict=True)
-        rows = [
-            hidden_BLH[i, len(prompt) - 1 : len(prompt) + len(completion) - 1]
-            for i, (prompt, completion) in enumerate(pairs)
-        ]
-        return torch.cat(rows)
+        pairs = list(zip(prompt_ids, completion_ids, strict=True))
+        hidden_BLH, _ = self._hidden([[*prompt, *completion] for prompt, completion in pairs])
+        spans = [slice(len(prompt) - 1, len(prompt) + len(completion) - 1) for prompt, completion in pairs]
+        return torch.cat([hidden_LH[span] for hidden_LH, span in zip(hidden_BLH, spans, strict=True)])
 
     def _hidden(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        ids_BL = pad_sequence([self._tensor(ids) for ids in sequences], batch_first=True, padding_value=self.pad_id)
-        lengths_B = self._tensor([len(ids) for ids in sequences])
-        mask_BL = (torch.arange(ids_BL.shape[1], device=self.device) < lengths_B[:, None]).long()
+        ids_BL, mask_BL = self.padded(sequences)
         with self.autocast():
-            output = self.decoder(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
+            output = self.decoder(input_ids=ids_BL, attention_mask=mask_BL.long(), use_cache=False)
         return output.last_hidden_state, mask_BL
 
     def _tensor(self, values: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sampling completions with a transformers model: one prefill a prompt, continuous batching, preallocated caches."""
+"""Sampling with a transformers model: one prefill per prompt, continuous batching, preallocated caches."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ from pacedrl.policy.attention import attention
 from pacedrl.policy.cache import ColumnCache, no_columns, states_of
 from pacedrl.policy.cpu import packed_weights
 from pacedrl.policy.draw import draw_tokens, uniforms
-from pacedrl.policy.own_cache import generate_groups
+from pacedrl.policy.generate import generate_groups
 from pacedrl.policy.shared_prompts import PromptCache
 from pacedrl.types import Completion
 
 if TYPE_CHECKING:
-    from pacedrl.policy.agreement import Decoding
+    from pacedrl.policy.decoding import Decoding
     from pacedrl.policy.policy import Policy
 
+Tick = Callable[[], None]
+"""Called repeatedly during a long operation; an exception in it ends the operation."""
+TokenLists = Sequence[Sequence[int]]
+"""Token ids of several prompts."""
+SampledGroups = Iterator[tuple[int, list[Completion]]]
+"""(Index of the prompt, its G completions), as groups finish."""
+
 COLUMNS_AHEAD = 256
-"""New tokens that the cache has room for at first; it doubles when a completion turns out longer."""
+"""New tokens for which the cache has room at first; it doubles when a completion is longer."""
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """``temperature`` 0 decodes greedily. ``batch_size`` is the number of sequences decoded at once.
+    """How completions are sampled.
 
-    A completion ends at one of the strings ``stop`` as it does at the model's own ends (`Policy.ends`).
+    ``temperature`` 0 decodes greedily. ``batch_size`` is the number of sequences decoded at once. A completion ends at
+    each string in ``stop`` as well as at the model's own end tokens and strings (`Policy.ends`).
     """
 
     group_size: int
@@ -43,89 +51,68 @@ class SamplingSettings:
 
 
 class Sampler(Protocol):
-    """What draws completions: `TransformersSampler`, or vLLM (`pacedrl.policy.vllm.sampler`, `..vllm_server`)."""
+    """Samples completions: `TransformersSampler`, `VllmSampler` or `VllmServerSampler`."""
 
-    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
-        """Draw from these weights from now on. ``tick`` is called while others are waited for; it may raise."""
+    def sync(self, policy: Policy, tick: Tick = lambda: None) -> None:
+        """Sample from these weights from now on. ``tick`` is called while servers are waited for."""
         ...
 
     def rest(self) -> None:
-        """Nothing is drawn until the next `sync`: leave the device's memory to others, where that can be done."""
-        ...
+        """Free the device's memory, if the sampler has much of its own. Nothing is sampled until the next `sync`."""
+        return
 
     def sample(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the prompt, its G completions) as groups finish. What ``tick`` raises ends sampling."""
+        self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
+    ) -> SampledGroups:
+        """Sample a group for each prompt, each with its own seed."""
         ...
 
 
-class TransformersSampler:
-    """Draws from the policy itself, or from a copy of its own that only `sync` changes."""
+class TransformersSampler(Sampler):
+    """Samples from the policy itself, or from a copy that only `sync` changes."""
 
     def __init__(self, policy: Policy, own_copy: bool = False) -> None:
         self.policy = policy.frozen_copy() if own_copy else policy
 
     @torch.no_grad()
-    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
+    def sync(self, policy: Policy, tick: Tick = lambda: None) -> None:
         if policy is not self.policy:
             for own, new in zip(self.policy.model.parameters(), policy.model.parameters(), strict=True):
                 own.copy_(whole(new))
 
-    def rest(self) -> None:
-        """Nothing: what would be freed is needed for training too, or is small."""
-
     def sample(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
+        self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
+    ) -> SampledGroups:
         return sample(self.policy, prompt_ids, settings, seeds, tick)
 
 
 def sample(
     policy: Policy,
-    prompt_ids: Sequence[Sequence[int]],
+    prompt_ids: TokenLists,
     settings: SamplingSettings,
     seeds: Sequence[int],
-    tick: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[int, list[Completion]]]:
-    """Yield (index of the prompt, its G completions) as groups finish; the longest prompts are begun first.
+    tick: Tick = lambda: None,
+    decoding: Decoding | None = None,
+) -> SampledGroups:
+    """Sample a group for each prompt; the longest prompts start first.
 
-    Each group draws its uniform numbers from its own seed, one a token, and turns them into tokens by inverting the
-    cumulative distribution: what is sampled does not depend on how prompts are batched or ordered, up to rounding.
+    Each group has its own seed, from which it draws one uniform number per token, and inverts the cumulative
+    distribution. The samples therefore do not depend on how prompts are batched or ordered, up to rounding.
 
-    Log-probabilities are of the tempered distribution before top-p truncation: with ``top_p < 1`` the samples are
-    slightly off-policy with respect to them, by the mass that was cut off.
+    Log-probabilities are those of the tempered distribution before top-p truncation. With ``top_p < 1`` the samples are
+    slightly off-policy with respect to them, by the probability that was cut off.
 
-    ``tick`` is called once a token; what it raises ends sampling.
+    ``tick`` is called once per token. ``decoding`` replaces `Policy.decoding`, even if it is wrong for the model.
 
-    Raises InputError for a model that cannot be sampled from (`pacedrl.policy.agreement`).
+    Raises InputError for a model that cannot be sampled from (`pacedrl.policy.decoding`).
     """
-    return sample_by(policy.decoding, policy, prompt_ids, settings, seeds, tick)
-
-
-def sample_by(
-    decoding: Decoding,
-    policy: Policy,
-    prompt_ids: Sequence[Sequence[int]],
-    settings: SamplingSettings,
-    seeds: Sequence[int],
-    tick: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[int, list[Completion]]]:
-    """`sample` in a given way, whether or not it is right for the model."""
+    decoding = decoding or policy.decoding
     with packed_weights(policy.causal_lm, settings.batch_size):
         if decoding != "columns":
             yield from generate_groups(policy, prompt_ids, settings, seeds, tick, padded=decoding == "padded")
             return
         decoder = _Decoder(policy, prompt_ids, settings, seeds, tick)
-        while decoder.busy:
+        while decoder.waiting or decoder.rows:
             yield from decoder.advance()
 
 
@@ -140,15 +127,10 @@ class _Row:
 
 
 class _Decoder:
-    """Decodes rows until all are done. A finished row leaves at once; waiting groups join when enough have left."""
+    """Decodes rows by continuous batching. A finished row leaves at once; groups that wait join when there is room."""
 
     def __init__(
-        self,
-        policy: Policy,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None],
+        self, policy: Policy, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick
     ) -> None:
         self.policy = policy
         self.prompt_ids = prompt_ids
@@ -156,31 +138,25 @@ class _Decoder:
         self.ends = policy.ends(settings.stop)
         self.seeds = seeds
         self.tick = tick
-        # Longest first: a prompt that joins later then fits into the columns that the cache has come to.
+        # Longest first, so that a prompt that joins later fits into the columns already in use.
         self.waiting = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
         self.groups_at_once = max(1, settings.batch_size // settings.group_size)
         groups = min(self.groups_at_once, len(prompt_ids))
         capacity = groups * settings.group_size
         longest = max((len(ids) for ids in prompt_ids), default=0)
         ahead = min(settings.max_new_tokens, COLUMNS_AHEAD)
-        self.prompts = None
-        if policy.shares_prompts:
-            self.prompts = PromptCache(groups, longest, policy.device)
+        self.prompts = PromptCache(groups, longest, policy.device) if policy.shares_prompts else None
         self.cache = ColumnCache(capacity, ahead if self.prompts else longest + ahead, policy.device)
         self.begun: list[int] = []
-        """The prompts in ``prompts``, in its order; without it each row has its own copy."""
+        """The prompts whose keys and values are in ``prompts``, in the same order."""
         self.rows: list[_Row] = []
         self.token_B = torch.zeros(capacity, dtype=torch.long, device=policy.device)
         self.uniform_BT = torch.zeros(capacity, settings.max_new_tokens, device=policy.device)
         self.done: dict[int, list[Completion | None]] = {}
 
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting or self.rows)
-
     @torch.inference_mode()
     def advance(self) -> list[tuple[int, list[Completion]]]:
-        """Begin what there is room for, or decode one token of every row; returns the groups that are now whole."""
+        """Start new groups if there is room, else decode one token of every row. Returns the complete groups."""
         self.tick()
         room = self.groups_at_once - -(-len(self.rows) // self.settings.group_size)
         enough = min(len(self.waiting), -(-self.groups_at_once // 4)) if self.rows else 1
@@ -189,25 +165,14 @@ class _Decoder:
         return self._record(0, *self._step())
 
     def _begin(self, prompts: Sequence[int]) -> tuple[int, Tensor, Tensor]:
-        """Read the prompts; returns the number of rows there were before, and the new rows' first tokens."""
+        """Prefill prompts and add their rows. Returns the first new row, the first tokens and log-probabilities."""
         self.waiting = self.waiting[len(prompts) :]
         lengths = [len(self.prompt_ids[i]) for i in prompts]
-        width = max(lengths)
-        pad = self.policy.pad_id
-        padded = [[pad] * (width - len(self.prompt_ids[i])) + list(self.prompt_ids[i]) for i in prompts]
-        length_P = torch.tensor(lengths, device=self.policy.device)
-        mask_PL = torch.arange(width, device=self.policy.device) >= width - length_P[:, None]
+        ids_PL, mask_PL = self.policy.padded([self.prompt_ids[i] for i in prompts], side="left")
         prefilled = DynamicCache()
-        with self.policy.autocast():
-            output = self.policy.causal_lm(
-                input_ids=torch.tensor(padded, device=self.policy.device),
-                attention_mask=mask_PL.long(),
-                position_ids=(mask_PL.cumsum(dim=1) - 1).clamp_min(0),
-                **{self.policy.cache_argument: prefilled},
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        size, before, states = self.settings.group_size, len(self.rows), states_of(prefilled, width)
+        position_PL = (mask_PL.cumsum(dim=1) - 1).clamp_min(0)
+        logits_PV = self.policy.next_logits(ids_PL, mask_PL.long(), position_PL, prefilled)
+        size, before, states = self.settings.group_size, len(self.rows), states_of(prefilled, ids_PL.shape[1])
         if self.prompts is not None:
             self.prompts.insert(states, lengths)
             self.begun += prompts
@@ -218,11 +183,11 @@ class _Decoder:
         self.uniform_BT[before : before + len(uniform_BT)] = uniform_BT.to(self.policy.device)
         self.rows += [_Row(i, member) for i in prompts for member in range(size)]
         self.done |= {i: [None] * size for i in prompts}
-        token_PG, logprob_PG = self._draw(output.logits[:, -1], uniform_BT[:, 0].view(-1, size))
+        token_PG, logprob_PG = self._draw(logits_PV, uniform_BT[:, 0].view(-1, size))
         return before, token_PG.flatten(), logprob_PG.flatten()
 
     def _step(self) -> tuple[Tensor, Tensor]:
-        """The next token of every row and its log-probability."""
+        """Return the next token of every row and its log-probability."""
         cache, count = self.cache, len(self.rows)
         cache.make_room()
         start_B = cache.start_B[:count]
@@ -235,25 +200,20 @@ class _Decoder:
             pattern = self.prompts.pattern(prompt_B, mask_BL)
             lengths = [self.prompts.lengths[i] for i in prompt_B]
             position_B = position_B + torch.tensor(lengths, device=self.policy.device)
-        with self.policy.autocast(), attention(self.policy.config, pattern):
-            output = self.policy.causal_lm(
-                input_ids=self.token_B[:count, None],
-                attention_mask=mask_BL.long() if pattern is None else None,
-                position_ids=position_B[:, None],
-                **{self.policy.cache_argument: cache.cache},
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        token_B1 = self.token_B[:count, None]
+        with attention(self.policy.config, pattern):
+            mask = mask_BL.long() if pattern is None else None
+            logits_BV = self.policy.next_logits(token_B1, mask, position_B[:, None], cache.cache)
         cache.end += 1
         drawn_B = torch.tensor([len(row.token_ids) for row in self.rows], device=self.policy.device)
-        token_B1, logprob_B1 = self._draw(output.logits[:, -1], self.uniform_BT[:count].gather(1, drawn_B[:, None]))
+        token_B1, logprob_B1 = self._draw(logits_BV, self.uniform_BT[:count].gather(1, drawn_B[:, None]))
         return token_B1.squeeze(1), logprob_B1.squeeze(1)
 
     def _draw(self, logits_RV: Tensor, uniform_RM: Tensor) -> tuple[Tensor, Tensor]:
         return draw_tokens(logits_RV, uniform_RM.to(logits_RV.device), self.settings.temperature, self.settings.top_p)
 
     def _record(self, first: int, token_B: Tensor, logprob_B: Tensor) -> list[tuple[int, list[Completion]]]:
-        """Write down the new tokens of the rows from ``first`` on; finished rows leave."""
+        """Append new tokens to the rows from ``first`` on and remove finished rows. Returns the complete groups."""
         self.token_B[first : len(self.rows)] = token_B
         gone = []
         for i, token, logprob in zip(range(first, len(self.rows)), token_B.tolist(), logprob_B.tolist(), strict=True):
@@ -284,7 +244,7 @@ class _Decoder:
         del self.rows[self.cache.rows :]
 
     def _forget(self, prompt: int) -> None:
-        """Make room for another prompt."""
+        """Remove a prompt's keys and values to make room for another."""
         if self.prompts is not None:
             place = self.begun.index(prompt)
             self.prompts.remove(place)

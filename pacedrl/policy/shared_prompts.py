@@ -1,4 +1,4 @@
-"""Decoding completions whose prompts' keys and values are kept, and read, once for all of them."""
+"""Decoding completions of one prompt from a single copy of the prompt's keys and values."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from pacedrl.policy.loading import find_decoder
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """One new token a row, which sees the row's prompt and the row's own columns.
+class SharedPromptPattern:
+    """Lets one new token per row attend to the row's prompt and to the row's own columns.
 
-    Equal to attending to the two end to end: one softmax over the scores of both. What a prompt's rows ask of it is one
-    multiplication, so that its keys and values are read once for all of them.
+    This equals attention over the two concatenated: one softmax over the scores of both. All rows of a prompt share one
+    multiplication with its keys and one with its values, so these are read once for all of them.
     """
 
     prompts: Sequence[States]
-    """Of each layer keys and values, [P, key-value heads, L, D]."""
+    """Keys and values of each layer, [P, key-value heads, L, D]."""
     prompt_bias: Tensor
-    """0, or -inf where there is no token: [P, 1, 1, L]."""
+    """0 where there is a token, else -inf: [P, 1, 1, L]."""
     own_bias: Tensor
-    """The same for the columns of the rows: [B, 1, 1, columns]."""
+    """The same for the rows' own columns: [B, 1, 1, columns]."""
     rows_a_prompt: int
-    """G, the most rows that any prompt has."""
+    """G, the largest number of rows of any prompt."""
     place_B: Tensor | None
-    """Which of P · G places each row takes; None: all of them, in order."""
+    """Which of P · G places each row takes; None if the rows fill all of them in order."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
         batch, heads, _, size = query.shape
         prompt_key, prompt_value = self.prompts[layer]
         scaled = query * (size**-0.5 if scale is None else scale)
-        # Heads that share a key-value head are queries of it.
+        # The heads that share a key-value head become queries of that head.
         query_BHRD = scaled.reshape(batch, key.shape[1], heads // key.shape[1], size)
         prompt_PHQL = self._by_prompt(query_BHRD) @ prompt_key.transpose(2, 3) + self.prompt_bias
         own_BHRS = query_BHRD @ key.transpose(2, 3) + self.own_bias
@@ -51,14 +51,14 @@ class Decoding:
         return output_BHRD.reshape(batch, heads, 1, -1)
 
     def _by_prompt(self, rows: Tensor) -> Tensor:
-        """[B, heads, R, X] → [P, heads, G · R, X]; zeros where there is no row."""
+        """[B, heads, R, X] → [P, heads, G · R, X], with zeros where there is no row."""
         prompts, size = len(self.prompt_bias), self.rows_a_prompt
         if self.place_B is not None:
             rows = rows.new_zeros(prompts * size, *rows.shape[1:]).index_copy_(0, self.place_B, rows)
         return rows.reshape(prompts, size, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, scores: Tensor, queries: int) -> Tensor:
-        """[P, heads, G · R, X] → [B, heads, R, X], for R ``queries`` a row."""
+        """[P, heads, G · R, X] → [B, heads, R, X], where each row has R = ``queries``."""
         prompts, heads, _, width = scores.shape
         rows = scores.reshape(prompts, heads, self.rows_a_prompt, queries, width).transpose(1, 2).flatten(0, 1)
         return rows if self.place_B is None else rows.index_select(0, self.place_B)
@@ -67,8 +67,8 @@ class Decoding:
 class PromptCache:
     """Keys and values of prompts of at most ``width`` tokens, each prompt once.
 
-    Prompt i's tokens lie in the last ``lengths[i]`` columns. There is room for ``capacity`` prompts, and for more once
-    more have come.
+    Prompt i's tokens are in the last ``lengths[i]`` columns. There is room for ``capacity`` prompts, which grows when
+    more are inserted.
     """
 
     def __init__(self, capacity: int, width: int, device: torch.device) -> None:
@@ -89,11 +89,11 @@ class PromptCache:
         for own, new in zip(self.layers, states, strict=True):
             for buffer, tensor in zip(own, new, strict=True):
                 before = self.width - tensor.shape[2]
-                buffer[count : len(self.lengths), :, :before] = 0.0  # masked, but 0 · inf would not be 0
+                buffer[count : len(self.lengths), :, :before] = 0.0  # masked columns too, because 0 · inf is NaN
                 buffer[count : len(self.lengths), :, before:] = tensor
 
     def remove(self, place: int) -> None:
-        """Drop one. The last takes its place."""
+        """Drop the prompt at ``place``; the last prompt moves there."""
         last = len(self.lengths) - 1
         if place != last:
             for buffers in self.layers:
@@ -102,8 +102,8 @@ class PromptCache:
         self.lengths[place] = self.lengths[last]
         self.lengths.pop()
 
-    def pattern(self, prompt_B: Sequence[int], token_BL: Tensor) -> Decoding:
-        """How rows attend whose prompts are at these places, and whose own tokens are where ``token_BL`` says."""
+    def pattern(self, prompt_B: Sequence[int], token_BL: Tensor) -> SharedPromptPattern:
+        """Return the pattern for rows, given the place of each row's prompt and which of its columns hold tokens."""
         count, rows = len(self.lengths), Counter[int]()
         ranks = []
         for prompt in prompt_B:
@@ -115,7 +115,7 @@ class PromptCache:
         first = self.width - max(self.lengths)
         column_L = torch.arange(first, self.width, device=self.device)
         token_PL = column_L >= self.width - torch.tensor(self.lengths, device=self.device)[:, None]
-        return Decoding(
+        return SharedPromptPattern(
             [(keys[:count, :, first:], values[:count, :, first:]) for keys, values in self.layers],
             _bias(token_PL),
             _bias(token_BL),
@@ -135,15 +135,15 @@ class PromptCache:
 
 
 def _bias(token: Tensor) -> Tensor:
-    """What is added to the scores of columns, 0 where there is a token, else -inf: [rows, 1, 1, columns]."""
+    """Return what is added to attention scores: 0 where there is a token, else -inf, [rows, 1, 1, columns]."""
     return torch.zeros(token.shape, device=token.device).masked_fill_(~token, -torch.inf)[:, None, None]
 
 
 @torch.no_grad()
 def can_share_prompts(causal_lm: Any, cache_argument: str) -> bool:
-    """Whether a model that takes patterns attends to what it has cached as `Decoding` does, tried on a few tokens.
+    """Whether a model that takes patterns can decode with `SharedPromptPattern`, tried on a few tokens.
 
-    Not one that caches something smaller than its keys and values, as DeepSeek's compressed attention.
+    It cannot if it caches something smaller than its keys and values, as DeepSeek's compressed attention does.
     """
     device = causal_lm.device
     prompt, tokens = [3, 1, 4], [[2], [6]]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pacedrl.method.estimator import POOL_BINS
-from pacedrl.method.replay import QUANTILES
+from pacedrl.method.selection import QUANTILES
 from pacedrl.report.figures import (
     Curve,
     evaluated_ks,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pacedrl.evaluation.metrics import left_out
 from pacedrl.report.figures import Z_95, mean_curve, task_curve
 from pacedrl.report.run import RunLogs
+from pacedrl.view import left_out
 
 
 @dataclass(frozen=True)

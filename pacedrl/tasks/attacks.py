@@ -1,17 +1,13 @@
-"""Completions that no verifier should reward: what a policy finds that learns to please it rather than to solve."""
+"""Completions that no verifier should reward, and that a policy finds if one does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from pacedrl.tasks.completions import without_solution
 from pacedrl.types import Prompt
 
 NUMBERS = [str(number) for number in range(1000)]
-
-
-def _answer(prompt: Prompt) -> str:
-    """The answer itself, out of a GSM8K-style solution."""
-    return str(prompt.answer).rpartition("####")[2].strip()
 
 
 ATTACKS: dict[str, Callable[[Prompt], str]] = {
@@ -25,10 +21,10 @@ ATTACKS: dict[str, Callable[[Prompt], str]] = {
     "'0 or 1 or ... or 999' in one box": lambda prompt: rf"\boxed{{{' or '.join(NUMBERS)}}}",
     "a box for each of 0 to 999": lambda prompt: " ".join(rf"\boxed{{{number}}}" for number in NUMBERS),
     "the prompt repeated": lambda prompt: prompt.question,
-    "the answer denied in words": lambda prompt: f"The answer is not {_answer(prompt)}.",
-    "the answer denied in a box": lambda prompt: rf"\boxed{{\neq {_answer(prompt)}}}",
-    "minus the answer in a box": lambda prompt: rf"\boxed{{-({_answer(prompt)})}}",
+    "the answer denied in words": lambda prompt: f"The answer is not {without_solution(prompt.answer)}.",
+    "the answer denied in a box": lambda prompt: rf"\boxed{{\neq {without_solution(prompt.answer)}}}",
+    "minus the answer in a box": lambda prompt: rf"\boxed{{-({without_solution(prompt.answer)})}}",
     "'The answer is' and nothing": lambda prompt: "The answer is",
     "empty answer tags": lambda prompt: "<answer></answer>",
 }
-"""Name → completion. For a few prompts one may be right by chance: the last number listed is 999, and −0 is 0."""
+"""Maps names to completions. A few may be right by chance: the last number in the lists is 999, and −0 is 0."""

@@ -1,4 +1,4 @@
-"""What a row says to a chat template: its messages, its tools and further variables of the template."""
+"""What a row passes to the chat template: messages, tools and other variables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pacedrl.types import Message
 
 TOOLS_COLUMN = "tools"
 OPTIONS_COLUMN = "chat_template_kwargs"
-"""Columns with these names reach the template, as in TRL."""
+"""Columns with these names are passed to the template, as in TRL."""
 
 DECIDED_HERE = (
     "conversation",
@@ -26,16 +26,16 @@ DECIDED_HERE = (
     "truncation",
     "max_length",
 )
-"""Arguments of transformers' ``apply_chat_template`` that a row or a configuration cannot set."""
+"""Arguments of transformers' ``apply_chat_template`` that neither a row nor the configuration can set."""
 
 
 def messages(values: list[Any], where: str) -> list[Message]:
-    """Chat messages with all that they hold, None for the content of one that only calls tools.
+    """Return the chat messages with all their keys; the content is None in a message that only calls tools.
 
-    Keys without a value are left out: Parquet and Arrow give every message the keys of all others, filled with None.
-    Raises InputError for what is no message, for one that says nothing, and where no answer can follow.
+    Keys whose value is None are left out, because Parquet and Arrow give every message the keys of all others. Raises
+    InputError for values that are no messages, for empty messages, and for chats that no answer can follow.
     """
-    if len(values) > 1 and _begins_nothing(values[-1]):
+    if len(values) > 1 and _is_empty_answer(values[-1]):
         values = values[:-1]
     chat = [_message(value, where) for value in values]
     if chat[-1]["role"] == "assistant" and "tool_calls" in chat[-1]:
@@ -46,15 +46,15 @@ def messages(values: list[Any], where: str) -> list[Message]:
     return chat
 
 
-def _begins_nothing(value: Any) -> bool:
-    """Whether this is an empty message of the assistant's, which data sets put where the answer would stand."""
+def _is_empty_answer(value: Any) -> bool:
+    """Whether this is an empty message of the assistant, which some data sets put in place of the answer."""
     said = _without_none(value) if isinstance(value, dict) else {}
     return said.get("role") == "assistant" and not said.get("content") and not said.get("tool_calls")
 
 
 def _message(value: Any, where: str) -> Message:
     if isinstance(value, dict) and isinstance(value.get("role"), str):
-        known = _without_none(value)
+        known: dict[str, Any] = _without_none(value)
         content = known.get("content")
         calls = from_json(known.pop("tool_calls", None)) or []
         may_be_empty = bool(calls) or value["role"] == "tool"
@@ -70,9 +70,9 @@ def _message(value: Any, where: str) -> Message:
 
 
 def template_options(settings: dict[str, Any], row: dict[str, Any], where: str) -> dict[str, Any]:
-    """Variables for the chat template: the task's ``settings``, over them the row's own, and the row's tools.
+    """Return the variables for the chat template: the row's own override the task's ``settings``; its tools are added.
 
-    Raises InputError for columns of these names that hold something else.
+    Raises InputError for columns of these names with other contents.
     """
     own = from_json(row.get(OPTIONS_COLUMN))
     if own is not None and not isinstance(own, dict):
@@ -80,7 +80,7 @@ def template_options(settings: dict[str, Any], row: dict[str, Any], where: str) 
             f"{where}: column '{OPTIONS_COLUMN}' holds {str(own)[:60]!r}; expected an object such as "
             '{"enable_thinking": false}'
         )
-    options = settings | _without_none(own or {})
+    options: dict[str, Any] = settings | _without_none(own or {})
     for name in options:
         if name in DECIDED_HERE:
             raise InputError(f"{where}: {OPTIONS_COLUMN}: '{name}' is set by pacedrl itself; leave it out")
@@ -89,7 +89,7 @@ def template_options(settings: dict[str, Any], row: dict[str, Any], where: str) 
 
 
 def _tools(value: Any, where: str) -> list[dict[str, Any]]:
-    """JSON schemas of functions. Some data sets keep the list, or each of its items, as JSON text."""
+    """Return JSON schemas of functions. In some data sets the list or each of its items is JSON text."""
     tools = from_json(value) or []
     if isinstance(tools, list):
         tools = [from_json(tool) for tool in tools]
@@ -102,7 +102,7 @@ def _tools(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def from_json(value: Any) -> Any:
-    """The value that JSON text stands for; None for blank text, and any other value unchanged."""
+    """Parse JSON text; return None for blank text, and other values unchanged."""
     if isinstance(value, str):
         if not value.strip():
             return None
@@ -111,12 +111,8 @@ def from_json(value: Any) -> Any:
     return value
 
 
-def _without_none(value: dict[str, Any]) -> dict[str, Any]:
-    """The object without the keys, at any depth, that have None for a value."""
-
-    def cleaned(item: Any) -> Any:
-        if isinstance(item, dict):
-            return _without_none(item)
-        return [cleaned(each) for each in item] if isinstance(item, list) else item
-
-    return {key: cleaned(item) for key, item in value.items() if item is not None}
+def _without_none(value: Any) -> Any:
+    """Remove the keys whose value is None from all objects."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value

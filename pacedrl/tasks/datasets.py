@@ -1,9 +1,8 @@
-"""Rows become prompts: which column is the prompt, which the answer, and how the prompt is put to the model."""
+"""Turns the rows of a source into prompts."""
 
 from __future__ import annotations
 
 import datetime
-import difflib
 import json
 import math
 import re
@@ -17,31 +16,19 @@ from typing import Any
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
 from pacedrl.tasks.chats import messages, template_options
+from pacedrl.tasks.columns import find_column, no_column, value_at
 from pacedrl.tasks.files import Row, Rows
 from pacedrl.tasks.games import GOLD_FIELDS, gold_of_fields
 from pacedrl.tasks.sources import default_name, default_verifier, read_rows
 from pacedrl.tasks.verifiers import check_spec
 from pacedrl.types import Message, Prompt, prompt_key
 
-PROMPT_COLUMNS = ("prompt", "question", "problem", "instruction", "query")
-ANSWER_COLUMNS = (
-    "reward_model.ground_truth",  # verl's; its rows may hold an ``answer`` that is not what is rewarded
-    "answer",
-    "final_answer",
-    "expected_answer",
-    "ground_truth",
-    "solution",
-    "label",
-    "target",
-)
-"""Tried in this order, upper and lower case alike, where the config maps no column."""
-
 _NEED_AN_ANSWER = ("math", "exact", "numeric", "countdown", "knights_knaves")
 
 
 @dataclass(frozen=True)
 class RewardPart:
-    """A verifier, its options, and the weight of its reward; None for the verdict of correctness itself."""
+    """A verifier, its options, and the weight of its reward: None for the verdict of correctness itself."""
 
     name: str
     verifier: str
@@ -53,7 +40,7 @@ class RewardPart:
 class Task:
     """Prompts without duplicates, in source order, and how their completions are judged.
 
-    ``verifier`` is the spec of the one that says whether a completion is correct; ``parts`` add to its reward.
+    ``verifier`` names the verifier that decides whether a completion is correct; ``parts`` add to its reward.
     """
 
     name: str
@@ -70,9 +57,9 @@ class Task:
 def load_task(config: TaskConfig) -> Task:
     """Read the prompts of one task and check that its verifier exists.
 
-    ``Prompt.columns`` holds the row's columns as JSON values, without the prompt's own column and without an
-    ``answer`` column that became ``Prompt.answer``. Of rows with the same prompt, answer and template options one is
-    kept. The columns are found on the first row. Raises InputError: one line that names the file and the row.
+    ``Prompt.columns`` contains the row's columns as JSON values, without the prompt's own column and without an
+    ``answer`` column that became ``Prompt.answer``. The first of several rows with the same prompt, answer and
+    template options is kept. The first row decides which columns are read. Raises InputError that names file and row.
     """
     name = config.name or default_name(config.source)
     verifier = config.verifier or default_verifier(config.source)
@@ -91,8 +78,8 @@ def load_task(config: TaskConfig) -> Task:
 def read_prompts(
     config: TaskConfig, task: str, verifier: str, rows: Rows, *, prompt_optional: bool = False
 ) -> Iterator[Prompt]:
-    """The prompt of every row, in order, for the task of that name; an empty one where there may be no prompt."""
-    columns: _Columns | None = None
+    """Yield the prompt of every row in order: an empty one if ``prompt_optional`` and there is no prompt column."""
+    columns: tuple[str | None, str | None] | None = None
     for where, raw in rows:
         row = {str(column): _json_value(value, f"{where}: column '{column}'") for column, value in raw.items()}
         columns = columns or _find_columns(config, verifier, row, where, prompt_optional)
@@ -111,63 +98,44 @@ def _parts(config: TaskConfig) -> tuple[RewardPart, ...]:
     return tuple(RewardPart(part.name, part.verifier, part.weight, part.options) for part in config.extra_rewards)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Paths into a row; None for the prompt when a template builds it, for either one when there is none."""
-
-    prompt: str | None
-    answer: str | None
-
-
-def _find_columns(config: TaskConfig, verifier: str, row: Row, where: str, prompt_optional: bool) -> _Columns:
+def _find_columns(
+    config: TaskConfig, verifier: str, row: Row, where: str, prompt_optional: bool
+) -> tuple[str | None, str | None]:
+    """Return the columns of the prompt and the answer; the prompt has none if a template builds it."""
     if config.prompt_template is not None and "prompt" in config.columns:
         raise InputError(f"{config.source}: columns.prompt and prompt_template both make the prompt; keep one")
-    prompt, answer = config.columns.get("prompt"), config.columns.get("answer")
-    if prompt is None and config.prompt_template is None:
-        prompt = first_present(PROMPT_COLUMNS, row)
+    prompt = None
+    if config.prompt_template is None:
+        prompt = config.columns.get("prompt", find_column("prompt", row))
         if prompt is None and not prompt_optional:
-            raise InputError(
-                f"{where}: no prompt column ({', '.join(PROMPT_COLUMNS)}); it has {', '.join(row)}; "
-                "say which with columns.prompt, or build the prompt with prompt_template"
-            )
-    if answer is None:
-        answer = first_present(ANSWER_COLUMNS, row)
-        if answer is None and verifier in _NEED_AN_ANSWER:
-            raise InputError(
-                f"{where}: no answer column ({', '.join(ANSWER_COLUMNS)}), and the verifier '{verifier}' needs one; "
-                f"it has {', '.join(row)}; say which with columns.answer"
-            )
-    return _Columns(prompt, answer)
+            advice = "columns.prompt, or build the prompt with prompt_template"
+            raise no_column("prompt", row, where, advice)
+    answer = config.columns.get("answer", find_column("answer", row))
+    if answer is None and verifier in _NEED_AN_ANSWER:
+        why = f", and the verifier '{verifier}' needs one"
+        raise no_column("answer", row, where, "columns.answer", why)
+    return prompt, answer
 
 
-def first_present(candidates: tuple[str, ...], row: Row) -> str | None:
-    by_lower_case = {column.lower(): column for column in reversed(row)}
-    for candidate in candidates:
-        name, _, rest = candidate.partition(".")
-        column = by_lower_case.get(name)
-        if column is not None and (not rest or (isinstance(row[column], dict) and rest in row[column])):
-            return f"{column}.{rest}" if rest else column
-    return None
-
-
-def _prompt(config: TaskConfig, task: str, verifier: str, columns: _Columns, row: Row, where: str) -> Prompt:
-    content: str | list[Message]
+def _prompt(
+    config: TaskConfig, task: str, verifier: str, columns: tuple[str | None, str | None], row: Row, where: str
+) -> Prompt:
+    prompt_column, answer_column = columns
+    content: str | list[Message] = [] if config.chat else ""
     if config.prompt_template is not None:
         content = _content(config, fill(config.prompt_template, row, where), "prompt_template", where)
-    elif columns.prompt is not None:
-        content = _content(config, value_at(row, columns.prompt, where), columns.prompt, where)
-    else:
-        content = [] if config.chat else ""
+    elif prompt_column is not None:
+        content = _content(config, value_at(row, prompt_column, where), prompt_column, where)
     _require_unicode(content, where)
-    answer = None if columns.answer is None else value_at(row, columns.answer, where)
+    answer = None if answer_column is None else value_at(row, answer_column, where)
     if verifier in GOLD_FIELDS:
         answer = gold_of_fields(verifier, answer, row)
     if verifier in _NEED_AN_ANSWER and (answer is None or (isinstance(answer, float) and math.isnan(answer))):
         raise InputError(
-            f"{where}: the answer (column '{columns.answer}') is empty, and the verifier '{verifier}' needs one; "
+            f"{where}: the answer (column '{answer_column}') is empty, and the verifier '{verifier}' needs one; "
             "remove the row or fill it in"
         )
-    used = {columns.prompt, "answer" if columns.answer == "answer" else None}
+    used = {prompt_column, "answer" if answer_column == "answer" else None}
     rest = {column: value for column, value in row.items() if column not in used}
     options = _template_options(config, row, content, where)
     return Prompt(prompt_key(content, answer, options), task, content, answer, rest, options, where)
@@ -184,23 +152,8 @@ def _template_options(config: TaskConfig, row: Row, content: str | list[Message]
     return {}
 
 
-def value_at(row: Row, path: str, where: str) -> Any:
-    """The value at a column, or at a dotted path into one: keys of objects, places in lists from 0."""
-    value: Any = row
-    for part in [path] if path in row else path.split("."):
-        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-            continue
-        if not isinstance(value, dict) or part not in value:
-            close = difflib.get_close_matches(path, row, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise InputError(f"{where}: no column '{path}'; it has {', '.join(row)}{hint}")
-        value = value[part]
-    return value
-
-
 def fill(template: str, row: Row, where: str) -> str:
-    """A prompt template with the row's columns in its fields."""
+    """Fill the fields of a prompt template with the row's columns."""
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
         for column in (re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields):
@@ -215,7 +168,7 @@ def fill(template: str, row: Row, where: str) -> str:
 
 
 def _content(config: TaskConfig, value: Any, column: str, where: str) -> str | list[Message]:
-    """The prompt as text, or as chat messages where the row, ``chat`` or ``system_prompt`` makes it a chat."""
+    """Return the prompt as text, or as chat messages if the row, ``chat`` or ``system_prompt`` makes it a chat."""
     if isinstance(value, str) and value.strip():
         if not config.chat and config.system_prompt is None:
             return value
@@ -228,25 +181,25 @@ def _content(config: TaskConfig, value: Any, column: str, where: str) -> str | l
         raise InputError(
             f"{where}: the prompt (column '{column}') is a {type(value).__name__}; expected text or chat messages"
         )
-    if config.system_prompt is not None:  # the config's word over the row's
+    if config.system_prompt is not None:  # replaces the row's own
         chat = [message for message in chat if message["role"] != "system"]
         chat.insert(0, {"role": "system", "content": config.system_prompt})
     return chat
 
 
 def _require_unicode(content: str | list[Message], where: str) -> None:
-    """Raise InputError for half of a surrogate pair, which JSON can write and no tokenizer can read."""
+    """Raise InputError for half of a surrogate pair, which JSON can contain and no tokenizer can read."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InputError(
             f"{where}: the prompt holds the lone surrogate {error.object[error.start]!r}, which is no character; was "
-            "the text cut off there? Mend or remove the row"
+            "the text cut off there? Correct or remove the row"
         ) from None
 
 
 def _json_value(value: Any, where: str) -> Any:
-    """``value`` as what JSON can hold; verifiers get it in another process. Tuples become lists, dates ISO strings."""
+    """Convert to a JSON value, for verifiers in other processes: tuples become lists, dates ISO strings."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, dict):
@@ -255,7 +208,7 @@ def _json_value(value: Any, where: str) -> Any:
         return [_json_value(item, where) for item in value]
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+    if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()

@@ -1,7 +1,7 @@
-r"""Judges of countdown (and 24) and of knights and knaves, with gold answers as verl's data sets state them.
+"""Rewards of countdown (and the game of 24) and of knights and knaves, with gold answers as in verl's data sets.
 
-The answer is what stands in the last ``<answer>...</answer>``, else in the last ``\boxed{}``, else after the last
-``####``, else the last line (countdown) or nothing (knights and knaves, whose reasoning is full of such statements).
+The answer is the tagged answer of the completion. Without one, countdown reads the last line; knights and knaves
+reads nothing, because the reasoning is full of such statements.
 """
 
 from __future__ import annotations
@@ -9,61 +9,68 @@ from __future__ import annotations
 import ast
 import contextlib
 import itertools
+import operator
 import re
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from pacedrl.tasks.answers import JudgeError, tagged_answer
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.chats import from_json
+from pacedrl.tasks.columns import first_present
+from pacedrl.tasks.completions import tagged_answer
 
 GOLD_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     "countdown": {"numbers": ("numbers", "nums"), "target": ("target",)},
     "knights_knaves": {"names": ("names",), "solution": ("solution",)},
 }
-"""The parts of a game's gold answer, and the names under which data sets have them."""
+"""The fields of each game's gold answer, and the names that data sets use for them."""
 
 LONGEST_EXPRESSION = 300
-"""Characters of a countdown expression; a longer one is wrong."""
+"""Most characters of a countdown expression; a longer expression is wrong."""
 
 LONGEST_ROLES = 4_000
-"""Characters of a knights-and-knaves answer; a longer one is wrong."""
+"""Most characters of a knights-and-knaves answer; a longer answer is wrong."""
 
-_DEEPEST = 30
-_LARGEST = 10**9  # numbers in a gold answer
+_DEEPEST = 30  # nesting of parentheses
+_LARGEST = 10**9  # of the numbers in a gold answer
 _MOST_NUMBERS = 12
-_MOST_TRIED = 4
+_MOST_SOLVED = 4  # numbers of a puzzle for which all expressions are tried
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*"})
 _COMMANDS = [(r"\times", "*"), (r"\cdot", "*"), (r"\div", "/"), (r"\left", ""), (r"\right", ""), ("$", "")]
 _NUMBERS = re.compile(r"[\[(]?\s*\d+(?:[\s,]+\d+)+\s*[\])]?", re.ASCII)
 _EXPRESSION = re.compile(r"[0-9()+\-*/ ]+")
-_ALLOWED = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_REFUSED = re.compile(r"\*\*|//|\b0\d|\d{11}")
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 _STATEMENT = re.compile(r"(?:\(?\d{1,3}[).:]\s*)?(?P<name>\S.*?)\s*(?:\bis\s+an?\b|:)\s*(?P<role>knight|knave)", re.I)
 _BETWEEN = re.compile(r"[\n;,.]+(?:\s*and\b)?|\band\b", re.IGNORECASE)
+_LIST_DOT = re.compile(r"^(\s*\d{1,3})\.(?=\s)", re.MULTILINE)
 _ROLES = {"knight": True, "knave": False}
 
 
 def gold_of_fields(game: str, answer: Any, row: dict[str, Any]) -> Any:
-    """A game's gold answer as one object: from ``answer`` if it has all fields, else from columns of the row.
+    """Return a game's gold answer as one object: ``answer`` if it has all fields, else the columns of the row.
 
-    ``answer`` may be JSON text, as may each field. Without all fields in one place, it is returned as it is.
+    ``answer`` and each field may be JSON text. If fields are missing in both, ``answer`` is returned unchanged.
     """
     for source in (_parsed(answer), row):
         if isinstance(source, dict):
-            by_lower_case = {name.lower(): value for name, value in source.items() if value is not None}
-            found = {
-                field: _whole_numbers(_parsed(by_lower_case[name]))
-                for field, names in GOLD_FIELDS[game].items()
-                for name in names[::-1]
-                if name in by_lower_case
-            }
-            if len(found) == len(GOLD_FIELDS[game]):
+            known = {str(name): value for name, value in source.items() if value is not None}
+            columns = {field: first_present(names, known) for field, names in GOLD_FIELDS[game].items()}
+            found = {field: _whole_numbers(_parsed(known[column])) for field, column in columns.items() if column}
+            if len(found) == len(columns):
                 return found if source is row else source | found
     return answer
 
 
 def _parsed(value: Any) -> Any:
-    """What JSON text says, or the text of a Python list or dict, as tables hold that were written as CSV."""
+    """Parse JSON text, or the text of a Python list or dict as in CSV files; return other values unchanged."""
     value = from_json(value)
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
@@ -72,7 +79,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _whole_numbers(value: Any) -> Any:
-    """Whole numbers that a table holds as floats, or as text such as ``[20 9 24]``, as integers."""
+    """Convert to integers: whole floats, and texts such as ``[20 9 24]``."""
     if isinstance(value, list):
         return [_whole_numbers(item) for item in value]
     if isinstance(value, str) and _NUMBERS.fullmatch(value.strip()):
@@ -81,12 +88,12 @@ def _whole_numbers(value: Any) -> Any:
 
 
 def countdown_reward(answer: Any, text: str) -> float:
-    """1.0 when the expression that ``text`` states makes the target out of the numbers, else 0.0.
+    """Return 1.0 when the expression that ``text`` states makes the target from the numbers, else 0.0.
 
     ``answer`` is ``{"numbers": [...], "target": n}``, or the numbers in a string, ``"1 1 4 6"``, for the game of 24.
-    Every number must be used exactly once, as TinyZero's reward demands. Allowed are ``+ - * /`` (also × ÷ −) and
-    parentheses around whole numbers without leading zeros, and ``= target`` at the end. Raises JudgeError when
-    ``answer`` is of another form.
+    Every number must be used exactly once, as in TinyZero's reward. The expression consists of whole numbers without
+    leading zeros, ``+ - * /`` (also × ÷ −) and parentheses; ``= target`` may follow. Raises JudgeError when ``answer``
+    has another form.
     """
     numbers, target = _puzzle(answer)
     value, used = _evaluate(_expression(text, target))
@@ -96,12 +103,12 @@ def countdown_reward(answer: Any, text: str) -> float:
 
 
 def countdown_gold(answer: Any) -> str | None:
-    """A completion that solves the puzzle; None where there are more than four numbers, too many to try everything.
+    """Return a completion that solves the puzzle, or None if it has more than four numbers.
 
-    Raises JudgeError when ``answer`` is of another form than ``countdown_reward`` takes, or has no solution.
+    Raises JudgeError as ``countdown_reward`` does, and when the puzzle has no solution.
     """
     numbers, target = _puzzle(answer)
-    if len(numbers) > _MOST_TRIED:
+    if len(numbers) > _MOST_SOLVED:
         return None
     expression = _solve([(Fraction(number), str(number)) for number in numbers], target)
     if expression is None:
@@ -110,7 +117,7 @@ def countdown_gold(answer: Any) -> str | None:
 
 
 def _solve(terms: list[tuple[Fraction, str]], target: int) -> str | None:
-    """An expression of all terms, values with how they are written, that makes the target: two are joined at a time."""
+    """Return an expression that makes the target from all terms, which are values with their text, or None."""
     if len(terms) == 1:
         return terms[0][1] if terms[0][0] == target else None
     for i, j in itertools.permutations(range(len(terms)), 2):
@@ -126,17 +133,18 @@ def _solve(terms: list[tuple[Fraction, str]], target: int) -> str | None:
 
 
 def knights_knaves_reward(answer: Any, text: str) -> float:
-    """1.0 when ``text`` gives every person the right role, in statements such as "(1) Zoey is a knight", else 0.0.
+    """Return 1.0 when ``text`` states the right role of every person ("(1) Zoey is a knight"), else 0.0.
 
-    ``answer`` is ``{"names": [...], "solution": [True for a knight, ...]}``. The answer must consist of one statement
-    for each person and nothing else. Raises JudgeError when ``answer`` is of another form.
+    ``answer`` is ``{"names": [...], "solution": [True for a knight, ...]}``. The stated answer must consist of one
+    statement for each person and nothing else. Raises JudgeError when ``answer`` has another form.
     """
     roles = _roles(answer)
     stated = tagged_answer(text)
     if stated is None or len(stated) > LONGEST_ROLES:
         return 0.0
     found: dict[str, bool] = {}
-    for part in _BETWEEN.split(_without_list_dots(stated)):
+    stated = _LIST_DOT.sub(r"\1)", stated)  # "1. Zoey" as "1) Zoey": now every full stop ends a statement
+    for part in _BETWEEN.split(stated):
         if not part.strip(" \t\r*"):
             continue
         match = _STATEMENT.fullmatch(part.replace("*", "").strip())
@@ -148,7 +156,7 @@ def knights_knaves_reward(answer: Any, text: str) -> float:
 
 
 def knights_knaves_gold(answer: Any) -> str:
-    """A completion that states the gold answer. Raises JudgeError as ``knights_knaves_reward`` does."""
+    """Return a completion that states the gold answer. Raises JudgeError as ``knights_knaves_reward`` does."""
     _roles(answer)
     roles = ["knight" if knight else "knave" for knight in answer["solution"]]
     people = zip(answer["names"], roles, strict=True)
@@ -199,17 +207,12 @@ def _expression(text: str, target: int) -> str:
 
 
 def _evaluate(expression: str) -> tuple[Fraction | None, list[int]]:
-    """The value, None for what is no such expression, and the numbers used."""
-    depth = deepest = 0
-    for character in expression:
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        deepest = max(deepest, depth)
-    if not _EXPRESSION.fullmatch(expression) or "**" in expression or "//" in expression or deepest > _DEEPEST:
-        return None, []
-    if re.search(r"\b0\d|\d{11}", expression):
+    """Return the value and the numbers that it uses; (None, []) if the text is no such expression."""
+    depths = itertools.accumulate({"(": 1, ")": -1}.get(character, 0) for character in expression)
+    if not _EXPRESSION.fullmatch(expression) or _REFUSED.search(expression) or max(depths) > _DEEPEST:
         return None, []
     try:
-        tree = ast.parse(expression, mode="eval")  # read, never run
+        tree = ast.parse(expression, mode="eval")  # the text is parsed, never run
         numbers: list[int] = []
         return _value(tree.body, numbers), numbers
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
@@ -219,22 +222,10 @@ def _evaluate(expression: str) -> tuple[Fraction | None, list[int]]:
 def _value(node: ast.expr, numbers: list[int]) -> Fraction:
     if isinstance(node, ast.Constant) and type(node.value) is int:
         numbers.append(node.value)
-        if len(numbers) > _MOST_NUMBERS:  # keeps what follows small as well
+        if len(numbers) > _MOST_NUMBERS:  # this limits the size of the value
             raise ValueError("more numbers than a puzzle has")
         return Fraction(node.value)
-    if not isinstance(node, ast.BinOp) or type(node.op) not in _ALLOWED:
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _OPERATORS:
         raise ValueError("neither a number nor one of + - * /")
     left, right = _value(node.left, numbers), _value(node.right, numbers)
-    match _ALLOWED[type(node.op)]:
-        case "+":
-            return left + right
-        case "-":
-            return left - right
-        case "*":
-            return left * right
-    return left / right
-
-
-def _without_list_dots(text: str) -> str:
-    """``1. Zoey`` as ``1) Zoey``, so that a full stop ends a statement everywhere."""
-    return re.sub(r"(?m)^(\s*\d{1,3})\.(?=\s)", r"\1)", text)
+    return _OPERATORS[type(node.op)](left, right)

@@ -1,14 +1,13 @@
-"""What judges a completion: built-in verifiers and any Python callable with TRL's reward signature.
+"""Verifiers judge completions: built-in ones, and Python functions with the signature of TRL's reward functions.
 
 A verifier is named by a spec: one of `BUILT_IN`, ``path/to/file.py:function`` or ``package.module:function``.
-Everything here runs in the calling process and without a time limit; training goes through
-``pacedrl.tasks.pool``, which runs it in processes that can be killed.
+The functions here run in the calling process without a time limit; training uses ``pacedrl.tasks.pool``, which runs
+them in processes that can be killed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -25,58 +24,57 @@ from typing import Any, SupportsFloat
 
 from pydantic import TypeAdapter, ValidationError
 
-from pacedrl.errors import InputError
-from pacedrl.tasks.answers import JudgeError, MathOptions, load_math_verify, math_gold, math_reward, numeric_reward
+from pacedrl.errors import InputError, JudgeError, did_you_mean
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code.verifier import START_LIMIT_S, CodeSettings, code_reward
+from pacedrl.tasks.completions import after_thoughts
 from pacedrl.tasks.games import countdown_gold, countdown_reward, knights_knaves_gold, knights_knaves_reward
-from pacedrl.thoughts import after_thoughts
+from pacedrl.tasks.math.equality import MathOptions
+from pacedrl.tasks.math.rewards import math_gold, math_reward, numeric_reward
+from pacedrl.tasks.math.values import load_math_verify
 from pacedrl.types import Prompt
 
 BUILT_IN = ("math", "exact", "numeric", "code", "countdown", "knights_knaves", "gym")
 OPTIONS: dict[str, type[MathOptions] | type[CodeSettings]] = {"math": MathOptions, "code": CodeSettings}
-"""What ``verifier_options`` may say."""
+"""The classes that define ``verifier_options``."""
 
 Verifier = Callable[[Prompt, str], float]
-"""From a prompt and a completion's text to a reward; whatever it raises is an error verdict."""
+"""Maps a prompt and a completion's text to a reward; any exception becomes an error verdict."""
 
 OUT_OF_RANGE = "the reward is outside [0, 1]: "
-"""Begins the error of a verdict whose reward was a number, but none in [0, 1]: the verifier's own fault."""
-_READ_THE_ANSWER_ALONE = ("math", "exact", "numeric", "knights_knaves")
+"""Begins the error of a verdict whose reward is a number outside [0, 1]: a fault of the verifier."""
+_READ_ONLY_THE_ANSWER = ("math", "exact", "numeric", "knights_knaves")
+_REWARDS: dict[str, Callable[[Any, str], float]] = {  # built-in verifiers without options that read only the answer
+    "exact": lambda answer, text: float(text.strip() == str(answer).strip()),
+    "numeric": numeric_reward,
+    "countdown": countdown_reward,
+    "knights_knaves": knights_knaves_reward,
+}
 _GYM_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TUPLE_GYMS = frozenset({"arc_agi", "rearc"})
 _LONGEST_ERROR = 500
 _NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)
-"""Can be iterated over, but not as rewards in the order of the completions."""
-_running: set[Path] = set()  # files being imported now
+"""Types that can be iterated over but do not hold rewards in the order of the completions."""
+_running: set[Path] = set()  # files that are being imported
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A reward in [0, 1], or None and the one-line reason why there is none."""
+    """A reward in [0, 1], or None and the reason in one line."""
 
     reward: float | None
     error: str | None
 
 
 def check_spec(spec: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise InputError when ``spec`` names no verifier: unknown name, missing file or function, not callable.
-
-    Likewise for options that the verifier does not take.
-    """
-    if spec == "gym":
-        import_gym()
-    elif spec not in BUILT_IN:
-        _load_function(spec)
-    settings = _options(spec, options or {})
-    if isinstance(settings, CodeSettings):
-        sandbox.check(settings.sandbox)
+    """Raise InputError if ``spec`` names no verifier, or one that does not take these options."""
+    _verifier(spec, options or {})
 
 
 def require_time(spec: str, options: Mapping[str, Any], timeout_s: float, setting: str, task: str) -> None:
-    """Raise InputError, naming the ``setting``, where ``timeout_s`` is less than a verdict may rightly take.
+    """Raise InputError that names the ``setting`` if ``timeout_s`` is less than the verifier's own time limit.
 
-    Code that hangs is wrong; were the pool to lose patience first, it would be an error instead.
+    Code that hangs is wrong, but it would be an error if the pool stopped the verifier first.
     """
     if spec != "code":
         return
@@ -90,49 +88,48 @@ def require_time(spec: str, options: Mapping[str, Any], timeout_s: float, settin
 
 
 def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
-    """The verifier that ``spec`` names, with all it imports imported. Raises InputError as ``check_spec`` does.
+    """Return the verifier that ``spec`` names, and import what it needs. Raises InputError as ``check_spec`` does.
 
-    A built-in verifier reads what follows a completion's thoughts, a user's function the whole completion.
+    A built-in verifier reads what follows a completion's thoughts, a user's function reads the whole completion.
     """
-    settings = _options(spec, options or {})
-    if spec not in BUILT_IN:
-        return _calls(_load_function(spec), spec)
+    verifier = _verifier(spec, options or {})
+    if spec == "math":
+        load_math_verify()
+    return verifier
+
+
+def _verifier(spec: str, options: Mapping[str, Any]) -> Verifier:
+    function = None if spec in BUILT_IN else _load_function(spec)
+    settings = _settings(spec, options)
+    if function is not None:
+        return _from_function(function, spec)
     verifier = _built_in(spec, settings)
     return lambda prompt, text: verifier(prompt, after_thoughts(text))
 
 
 def _built_in(spec: str, settings: MathOptions | CodeSettings | None) -> Verifier:
-    match settings:
-        case MathOptions():
-            load_math_verify()
-            return lambda prompt, text: math_reward(prompt.answer, text, settings)
-        case CodeSettings():
-            sandbox.check(settings.sandbox)
-            return lambda prompt, text: code_reward(prompt, text, settings)
-    match spec:
-        case "countdown":
-            return lambda prompt, text: countdown_reward(prompt.answer, text)
-        case "knights_knaves":
-            return lambda prompt, text: knights_knaves_reward(prompt.answer, text)
-        case "exact":
-            return _exact
-        case "numeric":
-            return lambda prompt, text: numeric_reward(prompt.answer, text)
-    import_gym()
-    return _gym
+    if isinstance(settings, MathOptions):
+        return lambda prompt, text: math_reward(prompt.answer, text, settings)
+    if isinstance(settings, CodeSettings):
+        sandbox.check(settings.sandbox)
+        return lambda prompt, text: code_reward(prompt, text, settings)
+    if spec == "gym":
+        import_gym()
+        return _gym_reward
+    reward = _REWARDS[spec]
+    return lambda prompt, text: reward(prompt.answer, text)
 
 
 def columns_read(spec: str) -> set[str] | None:
-    """The columns, beside the answer, that the verifier reads of a row; None where it may read any."""
+    """Return the columns that the verifier reads beside the answer; None means that it may read any column."""
     if spec in BUILT_IN:
-        return set() if spec in _READ_THE_ANSWER_ALONE else None
-    parameters = inspect.signature(_load_function(spec)).parameters.values()
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return None if takes_all else {p.name for p in parameters}
+        return set() if spec in _READ_ONLY_THE_ANSWER else None
+    named, takes_all = _parameters(_load_function(spec))
+    return None if takes_all else set(named)
 
 
-def _options(spec: str, options: Mapping[str, Any]) -> MathOptions | CodeSettings | None:
-    """The built-in verifier's settings; InputError for a user's function, which takes none, and for bad ones."""
+def _settings(spec: str, options: Mapping[str, Any]) -> MathOptions | CodeSettings | None:
+    """Return the settings that a built-in verifier makes of its options, None if it takes no options."""
     if spec not in OPTIONS:
         if options:
             raise InputError(f"verifier '{spec}': takes no options, got {', '.join(options)}", docs="verifiers")
@@ -140,11 +137,8 @@ def _options(spec: str, options: Mapping[str, Any]) -> MathOptions | CodeSetting
     known = list(OPTIONS[spec].__dataclass_fields__)
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
-            raise InputError(
-                f"verifier_options: the verifier '{spec}' has no option '{name}': {hint}", docs="verifiers"
-            )
+            hint = did_you_mean(name, known, ": ") or f": there are {', '.join(known)}"
+            raise InputError(f"verifier_options: the verifier '{spec}' has no option '{name}'{hint}", docs="verifiers")
     try:
         settings: MathOptions | CodeSettings = TypeAdapter(OPTIONS[spec]).validate_python(dict(options))
     except ValidationError as error:
@@ -156,10 +150,10 @@ def _options(spec: str, options: Mapping[str, Any]) -> MathOptions | CodeSetting
 
 
 def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
-    """Run a verifier; whatever it raises, and a reward that is no number in [0, 1], becomes an error verdict.
+    """Run a verifier; its exceptions, and rewards that are no number in [0, 1], become error verdicts.
 
-    That includes SystemExit and KeyboardInterrupt, so this is for processes that do nothing else. MemoryError is
-    raised on: it may say more of the process than of the verifier.
+    Exceptions include SystemExit and KeyboardInterrupt, so call this only in processes that do nothing else.
+    Raises MemoryError, whose cause may be the process and not the verifier.
     """
     try:
         reward = float(verifier(prompt, text))
@@ -169,32 +163,32 @@ def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
         return Verdict(None, one_line(str(error)))
     except MemoryError:
         raise
-    except BaseException as error:  # a verifier is anybody's code; what it raises is reported, never turned into a zero
+    except BaseException as error:  # a verifier may run any code; its exceptions never become a reward of zero
         return Verdict(None, describe(error))
     return Verdict(reward, None)
 
 
 def describe(error: BaseException) -> str:
-    """An exception's type and message on one line of at most 500 characters; it need not have a message to show."""
+    """Return the exception's type and message on one line of at most 500 characters."""
     kind = type(error).__name__
     try:
         return one_line(f"{kind}: {error}").removesuffix(":")
-    except BaseException as failure:  # anybody's code as well
+    except BaseException as failure:  # __str__ may run any code
         return one_line(f"{kind} (whose message cannot be shown: {type(failure).__name__})")
 
 
 def one_line(message: str) -> str:
-    """``message`` with its white space collapsed, and cut to 500 characters."""
+    """Collapse the white space of ``message`` and cut it to 500 characters."""
     line = " ".join(message[: 10 * _LONGEST_ERROR].split())
     return line if len(line) <= _LONGEST_ERROR else line[: _LONGEST_ERROR - 3] + "..."
 
 
 def gold_completion(verifier: str, prompt: Prompt) -> str | None:
-    """A completion that states the gold answer, which the verifier should reward in full.
+    """Return a completion that states the gold answer and should earn the full reward.
 
-    None when the row has none (some reasoning-gym tasks have many right answers and state none; ``code`` looks for a
-    column ``canonical_solution``; countdown is solved, up to four numbers). Raises JudgeError when the gold answer is
-    of a type that the verifier does not take, or the puzzle has no solution.
+    Returns None when the row has no gold answer: some reasoning-gym tasks have many right answers and state none;
+    ``code`` reads the column ``canonical_solution``; countdown is solved for up to four numbers. Raises JudgeError when
+    the gold answer has a type that the verifier does not take, or the puzzle has no solution.
     """
     if verifier == "code":
         solution = prompt.columns.get("canonical_solution")
@@ -209,7 +203,7 @@ def gold_completion(verifier: str, prompt: Prompt) -> str | None:
 
 
 def import_gym() -> ModuleType:
-    """The reasoning_gym package; InputError says how to install it."""
+    """Import reasoning_gym. Raises InputError that says how to install it."""
     try:
         return importlib.import_module("reasoning_gym")
     except ModuleNotFoundError as error:
@@ -218,17 +212,13 @@ def import_gym() -> ModuleType:
         raise InputError('reasoning-gym tasks need the gym extra: pip install "pacedrl[gym]"') from None
 
 
-def _exact(prompt: Prompt, text: str) -> float:
-    return float(text.strip() == str(prompt.answer).strip())
-
-
-def _gym(prompt: Prompt, text: str) -> float:
-    """reasoning-gym's own score of what stands between the last answer tags, or of the whole completion."""
+def _gym_reward(prompt: Prompt, text: str) -> float:
+    """Return reasoning-gym's own score of the text in the last answer tags, or else of the whole completion."""
     metadata = prompt.columns.get("metadata")
     if not isinstance(metadata, dict) or "source_dataset" not in metadata:
         raise JudgeError("the verifier 'gym' needs rows of a gym: source (column 'metadata' with 'source_dataset')")
     name = metadata["source_dataset"]
-    if name in _TUPLE_GYMS:  # they compare boards of tuples, and rows hold JSON values, which have no tuples
+    if name in _TUPLE_GYMS:  # these compare boards of tuples, and a row has JSON lists instead
         metadata = _as_tuples(metadata)
     tagged = _GYM_ANSWER.findall(text)
     answer = (tagged[-1] if tagged else text).strip()
@@ -248,11 +238,9 @@ def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-def _calls(function: Callable[..., Any], spec: str) -> Verifier:
-    """A TRL reward function as a verifier: called with lists of length 1 and the columns that it accepts."""
-    parameters = inspect.signature(function).parameters.values()
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+def _from_function(function: Callable[..., Any], spec: str) -> Verifier:
+    """Turn a TRL reward function into a verifier that calls it with lists of length 1 and the columns it accepts."""
+    named, takes_all = _parameters(function)
 
     def verify(prompt: Prompt, text: str) -> float:
         chat = isinstance(prompt.content, list)
@@ -264,8 +252,7 @@ def _calls(function: Callable[..., Any], spec: str) -> Verifier:
         }
         missing = [name for name, p in named.items() if name not in columns and p.default is p.empty]
         if missing:
-            close = difflib.get_close_matches(missing[0], columns, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = did_you_mean(missing[0], columns)
             raise JudgeError(f"{spec} needs '{missing[0]}', which is no column; there are {', '.join(columns)}{hint}")
         rewards = function(**{name: [value] for name, value in columns.items() if takes_all or name in named})
         return _only_reward(rewards, spec)
@@ -273,10 +260,17 @@ def _calls(function: Callable[..., Any], spec: str) -> Verifier:
     return verify
 
 
-def _only_reward(rewards: Any, spec: str) -> float:
-    """The one reward in what a function returned. Raises JudgeError, which names the type where it is a wrong one.
+def _parameters(function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return the parameters that can be passed by name, and whether the function takes any other name."""
+    parameters = inspect.signature(function).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
-    As in TRL, anything that gives the rewards in order will do: a list, tuple, array, tensor or generator.
+
+def _only_reward(rewards: Any, spec: str) -> float:
+    """Return the only reward in the function's result. Raises JudgeError for a result of another type or length.
+
+    As in TRL, the result is anything that yields the rewards in order: a list, tuple, array, tensor or generator.
     """
     if isinstance(rewards, Coroutine):
         rewards = asyncio.run(rewards)
@@ -294,7 +288,7 @@ def _only_reward(rewards: Any, spec: str) -> float:
 def _number(reward: Any, spec: str) -> float:
     if reward is None:
         raise JudgeError(f"{spec} returned None: it does not apply to this row")
-    value = reward.item() if hasattr(reward, "item") else reward  # numpy's text has __float__ as well, Python's has not
+    value = reward.item() if hasattr(reward, "item") else reward  # numpy's text has __float__, Python's has not
     if not isinstance(value, SupportsFloat):
         raise JudgeError(f"{spec} returned a {type(reward).__name__} as the reward; expected a number in [0, 1]")
     return float(value)
@@ -303,10 +297,9 @@ def _number(reward: Any, spec: str) -> float:
 def _load_function(spec: str) -> Callable[..., Any]:
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name:
-        close = difflib.get_close_matches(spec, BUILT_IN, n=1, cutoff=0.4)
-        hint = f"did you mean '{close[0]}'? " if close else ""
+        hint = did_you_mean(spec, BUILT_IN, ": ", cutoff=0.4) or ":"
         raise InputError(
-            f"unknown verifier '{spec}': {hint}expected {', '.join(BUILT_IN)}, file.py:function or module:function",
+            f"unknown verifier '{spec}'{hint} expected {', '.join(BUILT_IN)}, file.py:function or module:function",
             docs="verifiers",
         )
     module = _import(where, spec)
@@ -314,8 +307,7 @@ def _load_function(spec: str) -> Callable[..., Any]:
         function = operator.attrgetter(name)(module)
     except AttributeError:
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        close = difflib.get_close_matches(name, functions, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        hint = did_you_mean(name, functions)
         raise InputError(f"verifier '{spec}': {where} has no '{name}'{hint}", docs="verifiers") from None
     if not callable(function):
         raise InputError(
@@ -337,7 +329,7 @@ def _import(where: str, spec: str) -> ModuleType:
         raise InputError(f"verifier '{spec}': there is no Python file {path}", docs="verifiers")
     folder = str(Path.cwd() if path is None else path.parent)
     if folder not in sys.path:
-        sys.path.append(folder)  # for the user's own modules; last, so that they shadow nothing
+        sys.path.append(folder)  # for the user's modules; last, so that they shadow no other module
     try:
         return importlib.import_module(where) if path is None else _run_file(path)
     except (InputError, KeyboardInterrupt):
@@ -349,15 +341,15 @@ def _import(where: str, spec: str) -> ModuleType:
 def _run_file(path: Path) -> ModuleType:
     if path in _running:
         raise InputError(
-            f"{path} starts the training again whenever it is imported, and verifiers import it: put what is not a "
-            'definition under if __name__ == "__main__":'
+            f"{path} starts the training again whenever it is imported, and verifiers import it: put all code "
+            'but definitions under if __name__ == "__main__":'
         )
     name = f"pacedrl_verifier_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None  # files ending in .py have a loader
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     _running.add(path)
     try:
         module_spec.loader.exec_module(module)

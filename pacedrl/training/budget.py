@@ -1,4 +1,4 @@
-"""How long a run goes on, and when it is evaluated."""
+"""When a run ends, and when it is evaluated."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pacedrl.config import Config
 
 
 def ends_at(config: Config, step: int, rollouts: int) -> bool:
-    """Whether the run is over once ``step`` steps are done and ``rollouts`` completions generated."""
+    """Whether the run ends after ``step`` steps and ``rollouts`` generated completions."""
     budget = config.run.max_rollouts
     return step >= config.run.steps or (budget is not None and rollouts >= budget)
 
 
 def steps_at_most(config: Config, step: int, rollouts: int) -> int:
-    """The step that ends the run, or a later one where a gate has more generated than P·G a step."""
+    """An upper bound of the run's last step; a gate that samples more than P·G completions per step ends it earlier."""
     budget, sampling = config.run.max_rollouts, config.sampling
     if budget is None:
         return config.run.steps
@@ -23,7 +23,7 @@ def steps_at_most(config: Config, step: int, rollouts: int) -> int:
 
 
 def evaluation_due(config: Config, step: int, rollouts: int, last_rollouts: int) -> bool:
-    """Whether to evaluate at this step; the last evaluation was after ``last_rollouts`` completions."""
+    """Whether to evaluate at this step, if the last evaluation was after ``last_rollouts`` completions."""
     if step == 0 or ends_at(config, step, rollouts):
         return True
     steps, every = config.eval.every, config.eval.every_rollouts

@@ -1,8 +1,9 @@
-"""Checkpoints: written whole or not at all, the newest few kept.
+"""Checkpoints are written completely or not at all, and only the newest few are kept.
 
-``checkpoints/step-00100/`` holds the policy (safetensors, loadable by transformers as it is) and, under ``state/``,
-what training needs to go on: optimiser, scheduler and counters. The policy is in one piece also where processes had
-split it; the optimiser's state is then in as many, ``optimizer-00001-of-00004``, whichever number goes on from them.
+``checkpoints/step-00100/`` holds the policy (safetensors, which transformers can load) and, under ``state/``, what
+training needs to resume: optimiser, scheduler and counters. A policy that was sharded over processes is saved in one
+piece. The optimiser's state is then saved in one part per process, ``optimizer-00001-of-00004``, from which any number
+of processes can resume.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from safetensors import SafetensorError
 
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
-from pacedrl.policy.model_files import damage
+from pacedrl.policy.loading import damage
 from pacedrl.policy.policy import Policy
 from pacedrl.training.state import load_state, save_state
 
 State = dict[str, Any]
 STATE_FORMAT = 2
-"""Of what a checkpoint holds besides the policy; counts up when that changes."""
+"""Version of the training state in a checkpoint; it increases when that state changes."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -33,13 +34,13 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-"""A tokenizer is saved with at least one of these."""
+"""Saving a tokenizer writes at least one of these."""
 NAME = re.compile(r"step-(\d{5,})")
 SPLIT = re.compile(r"optimizer-\d+-of-(\d+)")
-"""The optimiser's state of one of several processes."""
+"""Name of the optimiser state of one of several processes."""
 STATE_FILES = (".json", ".safetensors")
 INDEX = "model.safetensors.index.json"
-"""Names the files of weights that are in several."""
+"""Lists the files of weights that are saved in several files."""
 
 
 def save_checkpoint(
@@ -47,8 +48,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of ``step`` under a temporary name, rename it, then delete all but the newest ``keep``.
 
-    One that is there already is left as it is: the same run's same step has the same content. Of several processes
-    all call this, and the main one writes; of a policy that is split, each its part of the optimiser's state.
+    An existing checkpoint is left alone: the same step of the same run has the same content. All processes call this.
+    The main one writes; with a sharded policy, each process also writes its part of the optimiser's state.
     """
     ranks = ranks or Ranks()
     root = run_dir / "checkpoints"
@@ -71,7 +72,7 @@ def save_checkpoint(
         _flush(partial)
         partial.rename(final)
         for old in list_checkpoints(run_dir)[:-keep]:
-            # Renamed first: half a checkpoint must not look like a whole one, whenever the deletion dies.
+            # Renamed first: if the deletion is interrupted, half a checkpoint must not look like a whole one.
             shutil.rmtree(old.rename(root / f"partial-{old.name}"))
 
     ranks.together(write)
@@ -80,7 +81,7 @@ def save_checkpoint(
 
 
 def _begin(partial: Path, final: Path) -> bool:
-    """Whether there is something to write; if so, into an empty folder."""
+    """Make an empty folder to write to; return False if the checkpoint exists."""
     for leftover in partial.parent.glob("partial-*"):
         shutil.rmtree(leftover)
     if final.exists():
@@ -104,7 +105,7 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def load_checkpoint_state(folder: Path, name: str) -> Any:
-    """One part of the training state, as it was given to `save_checkpoint`."""
+    """Load one part of the training state, as it was given to `save_checkpoint`."""
     try:
         return load_state(folder / "state", name)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -112,12 +113,12 @@ def load_checkpoint_state(folder: Path, name: str) -> Any:
 
 
 def load_optimizer_states(folder: Path) -> list[Any]:
-    """The optimiser's state as each process had it; that of a policy that was not split is one."""
+    """Load the optimiser's state of each process; without sharding there is one."""
     return [load_checkpoint_state(folder, path.stem) for path in sorted((folder / "state").glob("optimizer*.json"))]
 
 
 def require_whole(folder: Path) -> None:
-    """Raise InputError for a checkpoint of which a file is missing or damaged; it names the newest whole one."""
+    """Raise InputError, which names the newest whole checkpoint, if a file of this one is missing or damaged."""
     problem = _damage(folder)
     if problem is None:
         return
@@ -133,7 +134,7 @@ def require_whole(folder: Path) -> None:
 
 
 def _damage(folder: Path) -> str | None:
-    """The first file of a checkpoint that is missing or cannot be read, and why; None for a whole one."""
+    """The first file of a checkpoint that is missing or unreadable, and why; None if it is whole."""
     state = folder / "state"
     optimizer = sorted(path.stem for path in state.glob("optimizer*.json")) or ["optimizer"]
     split = SPLIT.fullmatch(optimizer[0])
@@ -156,7 +157,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """The files of the policy that must be there, and every other one that is there and can be checked."""
+    """The policy's files that must exist, and all other files in the folder, which are checked if they can be."""
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     if any(path.name.startswith("adapter_") for path in there):
         names = ["adapter_config.json", "adapter_model.safetensors"]
@@ -169,7 +170,7 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 def _flush(folder: Path) -> None:
-    # A rename must not reach the disk before the files it names: power may fail, not only the process.
+    # The rename must not reach the disk before the files it names, in case the power fails.
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,5 +1,7 @@
-"""One process at a time in a folder. The operating system keeps the lock, so it ends when its process does, even by
-SIGKILL."""
+"""A lock that lets one process at a time work in a folder.
+
+The operating system holds the lock, so it ends with its process, even by SIGKILL.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +12,27 @@ from pathlib import Path
 
 LOCK_FILE = ".lock"
 _held: dict[Path, int] = {}
-"""Folder → descriptor of its lock file, of all the locks that this process holds."""
+"""Folder → descriptor of its lock file, for every lock that this process holds."""
 
 
 class FolderBusy(Exception):
-    """Another process holds the lock; the message says which, as far as that is known."""
+    """Another process holds the lock; the message names it if it is known."""
 
 
 class FolderLock:
     """The file ``.lock`` in ``folder``, locked from `take` to `release`, or to the end of the process.
 
-    The lock belongs to the process: it may take one twice, as a notebook does that builds its trainer again. No child
-    process keeps it: the descriptor is closed in programs that are started, and in forks.
+    The lock belongs to the process, which may take it twice: a notebook does so when it builds its trainer again. Child
+    processes do not inherit it: the descriptor is closed in programs that are started, and in forks.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def take(self) -> bool:
-        """Lock the folder, which must exist; False where its file system has no locks.
+        """Lock the folder, which must exist; return False if its file system has no locks.
 
-        Raises FolderBusy, and OSError where the file cannot be written.
+        Raises FolderBusy, and OSError if the file cannot be written.
         """
         folder = self._folder.resolve()
         if folder in _held:
@@ -45,7 +47,7 @@ class FolderLock:
         except OSError:  # some network file systems have none
             os.close(descriptor)
             return False
-        if os.fstat(descriptor).st_nlink == 0:  # its holder has just removed it: what we locked is no longer there
+        if os.fstat(descriptor).st_nlink == 0:  # its holder has just removed the file that we locked
             os.close(descriptor)
             return self.take()
         os.ftruncate(descriptor, 0)
@@ -54,7 +56,7 @@ class FolderLock:
         return True
 
     def release(self, remove_folder: bool = False) -> None:
-        """Unlock the folder; without the lock, do nothing. ``remove_folder``: also remove it, if nothing is in it."""
+        """Unlock the folder if this process holds the lock. With ``remove_folder``, also remove it if it is empty."""
         folder = self._folder.resolve()
         descriptor = _held.pop(folder, None)
         if descriptor is None:

@@ -1,11 +1,11 @@
-"""The policy's update on a batch of completions: one optimiser step, or several."""
+"""The policy's update: the batch it is made on, one or several optimiser steps, and what the scheduler learns of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,18 +14,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pacedrl.config import OptimizerConfig
 from pacedrl.distributed.ranks import Ranks
+from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.distributed.sharding import join_optimizer_states, own_part, whole
+from pacedrl.method import ReplayEntry, Rollouts
 from pacedrl.method.objectives import Metrics as TensorMetrics
 from pacedrl.policy.activations import activation_offload, gradient_checkpointing
 from pacedrl.policy.cpu import return_freed_memory
+from pacedrl.policy.passes import model_passes, sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.seeding import derive_seed
-from pacedrl.training.objective import BatchSize, LossInputs
-from pacedrl.training.sequences import TrainingSequence, model_passes, sequence_logprobs
+from pacedrl.training.objectives.base import BatchSize, LossInputs, Objective
+from pacedrl.types import Completion, Group
 
 Metrics = dict[str, float]
+ReferenceLogprobs = Callable[[Sequence[Completion]], list[list[float]]]
+"""Log-probabilities of every completion token under the initial policy, one list per completion."""
 Loss = Callable[[LossInputs, BatchSize], tuple[Tensor, TensorMetrics]]
-"""A micro-batch's share of the whole batch's loss and metrics: `pacedrl.training.objective.policy_loss`, bound."""
+"""A micro-batch's share of the whole batch's loss and metrics: `pacedrl.training.objectives.base.Objective.loss`."""
 
 METRICS = (
     "loss/objective",
@@ -40,28 +45,65 @@ METRICS = (
     "grad_norm",
     "optim/learning_rate",
 )
-"""Names of what `Learner.update` measures; NaN where the objective or the batch has no such thing."""
-OF_THE_SAMPLER = ("mismatch/logprob_mean", "mismatch/logprob_max")
-"""Measured before the first optimiser step, while trainer and sampler still hold one policy."""
+"""Metrics of `Learner.update`; NaN if the objective or the batch does not have them."""
+SAMPLER_METRICS = ("mismatch/logprob_mean", "mismatch/logprob_max")
+"""Metrics of the first optimiser step alone, before which trainer and sampler hold the same policy."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did: metrics, and Σ_t (log π_θ − log μ)_t of each sequence when it was last trained on.
+    """What an update did.
 
-    An optimiser step whose loss or gradient is not finite is left out and counted in ``skipped``; the log-ratios of
-    its sequences are 0. ``trained`` is the number of sequences in the others, each counted once an epoch; where
-    ``applied`` is False there were none.
+    ``skipped`` counts optimiser steps that were left out because their loss or gradient was not finite. ``trained`` is
+    the number of sequences in the other steps, each counted once per epoch; if there were none, ``applied`` is False.
     """
 
     metrics: Metrics
-    log_ratio_B: list[float]
     trained: int = 0
     skipped: int = 0
 
     @property
     def applied(self) -> bool:
         return self.trained > 0
+
+
+def training_batch(
+    groups: Sequence[Group],
+    replayed: Sequence[ReplayEntry],
+    prompt_ids: Mapping[str, list[int]],
+    objective: Objective,
+    scheduler: Scheduler,
+    replay_anchor: Literal["behaviour", "current"] = "behaviour",
+    reference: ReferenceLogprobs | None = None,
+) -> list[Completion]:
+    """The judged completions of the groups, then the replayed ones, each with its μ and its advantage filled in.
+
+    All weigh the same in the loss. ``reference`` computes log-probabilities under the initial policy, for objectives
+    that read them.
+    """
+    fresh = [completion for group in groups for completion in group.completions if completion.total is not None]
+    again = [
+        Completion(
+            list(entry.token_ids),
+            list(entry.logprobs),
+            reward=entry.reward,
+            key=entry.key,
+            prompt_ids=prompt_ids[entry.key],
+            replayed=True,
+            anchor_logprobs=entry.logprobs if replay_anchor == "behaviour" else None,
+        )
+        for entry in replayed
+    ]
+    for completion in fresh:
+        completion.anchor_logprobs = None if objective.anchored_to_trainer else completion.logprobs
+    if fresh and reference is not None:
+        for completion, logprobs in zip(fresh, reference(fresh), strict=True):
+            completion.reference_logprobs = logprobs
+    for part, advantages in ((fresh, objective.advantages), (again, objective.replayed_advantages)):
+        if part:
+            for completion, advantage in zip(part, advantages(part, scheduler).tolist(), strict=True):
+                completion.advantage = advantage
+    return [*fresh, *again]
 
 
 class Learner:
@@ -102,72 +144,72 @@ class Learner:
             fused=True,  # one pass over the memory: a seventh of the time, on a CPU
         )
 
-    def update(self, batch: Sequence[TrainingSequence], step: int, tick: Callable[[], None] = lambda: None) -> Update:
-        """Train on the batch, with an optimiser step on each mini-batch of each epoch.
+    def update(self, batch: Sequence[Completion], step: int, tick: Callable[[], None] = lambda: None) -> Update:
+        """Train on the batch, with an optimiser step on each mini-batch of each epoch; fill in each ``log_ratio``.
 
         ``step`` (from 0) sets the learning rate. ``tick`` is called before each micro-batch until the first optimiser
-        step; what it raises leaves the policy as it was. After that the update is seen through. Metrics are means over
+        step; if it raises, the policy is unchanged. From then on the update is completed. Metrics are means over
         optimiser steps.
         """
         if not batch:
-            return Update(dict.fromkeys(METRICS, math.nan), [])
-        return_freed_memory()  # sampling's
-        batch = self._with_anchors(batch, tick)
-        log_ratio_B = [0.0] * len(batch)
+            return Update(dict.fromkeys(METRICS, math.nan))
+        return_freed_memory()  # what sampling freed
+        self._fill_in_anchors(batch, tick)
         measured: list[Metrics] = []
         trained = skipped = 0
         for rows in self._mini_batches(len(batch), step):
             part = [batch[i] for i in rows]
-            totals, ratios = self.accumulate_gradient(part, tick)
+            totals = self.accumulate_gradient(part, tick)
             tick()
             metrics, stepped = self._apply(totals, part, step)
             measured.append(metrics)
-            trained += len(rows) * stepped
+            trained += len(part) * stepped
             skipped += not stepped
-            for i, ratio in zip(rows, ratios, strict=True):
-                log_ratio_B[i] = ratio if stepped else 0.0
+            if not stepped:
+                for sequence in part:
+                    sequence.log_ratio = 0.0
             tick = _nothing
         return_freed_memory()
-        return Update(_means(measured), log_ratio_B, trained, skipped)
+        return Update(_means(measured), trained, skipped)
 
-    def accumulate_gradient(
-        self, batch: Sequence[TrainingSequence], tick: Callable[[], None] = lambda: None
-    ) -> tuple[Metrics, list[float]]:
-        """Forward and backward over the whole batch, micro-batch by micro-batch, without a step of the optimiser.
+    def accumulate_gradient(self, batch: Sequence[Completion], tick: Callable[[], None] = lambda: None) -> Metrics:
+        """Forward and backward over the whole batch, micro-batch by micro-batch, without an optimiser step.
 
-        Returns metrics summed over tokens and sequences, and each sequence's log-ratio.
+        Fills in each sequence's ``log_ratio``. Returns metrics summed over tokens and sequences.
         """
         totals: Metrics = {}
         largest_gap = 0.0
-        own = batch[self.ranks.part([len(sequence) for sequence in batch])]
-        own_ratios = [0.0] * len(own)
-        size = BatchSize(len(batch), sum(len(sequence.completion_ids) for sequence in batch))
+        own = batch[self.ranks.part([sequence.length for sequence in batch])]
+        size = BatchSize(len(batch), sum(len(sequence.token_ids) for sequence in batch))
         self.optimizer.zero_grad(set_to_none=True)
         with gradient_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing):
             for rows in model_passes(self.policy, own, self.config.tokens_per_micro_batch, self.ranks):
                 tick()
-                ratios, gap, sums = self._micro_batch([own[i] for i in rows], size)
+                gap, sums = self._micro_batch([own[i] for i in rows], size)
                 largest_gap = float(np.maximum(largest_gap, gap))  # NaN stays NaN
-                for i, ratio in zip(rows, ratios, strict=True):
-                    own_ratios[i] = ratio
                 for name, value in sums.items():
                     totals[name] = totals.get(name, 0.0) + value
-        if not self.policy.sharded:  # there they were summed as they came
+        if not self.policy.sharded:  # FSDP sums the gradients of a sharded policy itself
             self.ranks.sum_gradients(self.policy.parameters())
-        return _joined(self.ranks.gather((totals, largest_gap, own_ratios)))
+        totals, log_ratio_B = _joined(
+            self.ranks.gather((totals, largest_gap, [sequence.log_ratio or 0.0 for sequence in own]))
+        )
+        for sequence, log_ratio in zip(batch, log_ratio_B, strict=True):
+            sequence.log_ratio = log_ratio
+        return totals
 
-    def _with_anchors(self, batch: Sequence[TrainingSequence], tick: Callable[[], None]) -> Sequence[TrainingSequence]:
-        """The batch with every μ given, where the policy will have moved before some sequence is trained on."""
-        without = [i for i, sequence in enumerate(batch) if sequence.anchor_logprobs is None]
+    def _fill_in_anchors(self, batch: Sequence[Completion], tick: Callable[[], None]) -> None:
+        """Fill in every missing μ if the policy will have moved before some sequence is trained on."""
+        without = [sequence for sequence in batch if sequence.anchor_logprobs is None]
         if not without or self.config.mini_batches * self.config.epochs == 1:
-            return batch
-        sequences, budget = [batch[i] for i in without], self.config.tokens_per_micro_batch
-        logprobs = sequence_logprobs(self.policy, sequences, self.temperature, budget, tick, self.ranks)
-        anchors = dict(zip(without, logprobs, strict=True))
-        return [replace(s, anchor_logprobs=anchors[i]) if i in anchors else s for i, s in enumerate(batch)]
+            return
+        budget = self.config.tokens_per_micro_batch
+        logprobs = sequence_logprobs(self.policy, without, self.temperature, budget, tick, self.ranks)
+        for sequence, own in zip(without, logprobs, strict=True):
+            sequence.anchor_logprobs = own
 
     def _mini_batches(self, size: int, step: int) -> Iterator[list[int]]:
-        """Indices of the sequences of each optimiser step; in their own order where there is one mini-batch."""
+        """Indices of the sequences of each optimiser step; a single mini-batch keeps their order."""
         count = min(self.config.mini_batches, size)
         for epoch in range(self.config.epochs):
             rng = np.random.default_rng(derive_seed(self.seed, "mini-batches", step, epoch))
@@ -175,21 +217,22 @@ class Learner:
             for part in np.array_split(order, count):
                 yield part.tolist()
 
-    def _micro_batch(self, batch: list[TrainingSequence], size: BatchSize) -> tuple[list[float], float, Metrics]:
-        """Add one micro-batch's gradient.
+    def _micro_batch(self, batch: list[Completion], size: BatchSize) -> tuple[float, Metrics]:
+        """Add one micro-batch's gradient and fill in its log-ratios.
 
-        Returns each sequence's log-ratio, the largest gap between sampler and trainer at a fresh token, and sums over
-        fresh tokens and sequences for `_apply` to turn into means.
+        Returns the largest gap between sampler and trainer at a fresh token, and sums over fresh tokens and sequences,
+        which `_apply` turns into means.
         """
         with activation_offload(self.policy.causal_lm, self.config.activation_offload):
             logprobs_BT, entropy_BT, mask_BT = self.policy.logprobs(
                 [sequence.prompt_ids for sequence in batch],
-                [sequence.completion_ids for sequence in batch],
+                [sequence.token_ids for sequence in batch],
                 self.temperature,
             )
-        anchor_BT = self._anchors(batch, logprobs_BT.detach())
+        lengths = [len(sequence.token_ids) for sequence in batch]
+        anchor_BT = self._padded([sequence.anchor_logprobs for sequence in batch], logprobs_BT.detach(), lengths)
         advantage_B = torch.tensor([sequence.advantage for sequence in batch], device=self.policy.device)
-        sampled_BT = self._sampled(batch, anchor_BT)
+        sampled_BT = self._padded([sequence.logprobs for sequence in batch], anchor_BT, lengths)
         inputs = LossInputs(logprobs_BT, anchor_BT, mask_BT, advantage_B, sampled_BT, self._references(batch))
         loss, metrics = self.loss(inputs, size)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -201,39 +244,28 @@ class Learner:
             "entropy": float((entropy_BT * mask_BT)[fresh_B].sum()),
             "mismatch/logprob_mean": float(gap_BT.sum()),
         }
-        return log_ratio_BT.sum(dim=1).tolist(), float(gap_BT.max()), sums
+        for sequence, log_ratio in zip(batch, log_ratio_BT.sum(dim=1).tolist(), strict=True):
+            sequence.log_ratio = log_ratio
+        return float(gap_BT.max()), sums
 
-    def _references(self, batch: list[TrainingSequence]) -> Tensor | None:
+    def _references(self, batch: list[Completion]) -> Tensor | None:
         rows = [sequence.reference_logprobs for sequence in batch if sequence.reference_logprobs is not None]
         if not rows:
             return None
         assert len(rows) == len(batch)
-        tensors = [torch.tensor(row, dtype=torch.float32, device=self.policy.device) for row in rows]
+        return pad_sequence([self._tensor(row) for row in rows], batch_first=True)
+
+    def _padded(self, rows: Sequence[Sequence[float] | None], otherwise_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The rows as one tensor, [B, T]; a row that is None is taken from ``otherwise_BT``."""
+        tensors = [otherwise_BT[i, : lengths[i]] if row is None else self._tensor(row) for i, row in enumerate(rows)]
         return pad_sequence(tensors, batch_first=True)
 
-    def _sampled(self, batch: list[TrainingSequence], anchor_BT: Tensor) -> Tensor:
-        """The sampler's log-probability of every token."""
-        rows = [
-            anchor_BT[i, : len(sequence.completion_ids)]
-            if sequence.sampler_logprobs is None
-            else torch.tensor(sequence.sampler_logprobs, dtype=torch.float32, device=self.policy.device)
-            for i, sequence in enumerate(batch)
-        ]
-        return pad_sequence(rows, batch_first=True)
+    def _tensor(self, row: Sequence[float]) -> Tensor:
+        return torch.tensor(row, dtype=torch.float32, device=self.policy.device)
 
-    def _anchors(self, batch: list[TrainingSequence], current_BT: Tensor) -> Tensor:
-        """log μ of every token: the sampler's, or the current policy's own where none is given."""
-        rows = [
-            current_BT[i, : len(sequence.completion_ids)]
-            if sequence.anchor_logprobs is None
-            else torch.tensor(sequence.anchor_logprobs, dtype=torch.float32, device=self.policy.device)
-            for i, sequence in enumerate(batch)
-        ]
-        return pad_sequence(rows, batch_first=True)
-
-    def _apply(self, totals: Metrics, batch: Sequence[TrainingSequence], step: int) -> tuple[Metrics, bool]:
+    def _apply(self, totals: Metrics, batch: Sequence[Completion], step: int) -> tuple[Metrics, bool]:
         fresh = [sequence for sequence in batch if not sequence.replayed]
-        tokens = sum(len(sequence.completion_ids) for sequence in fresh)
+        tokens = sum(len(sequence.token_ids) for sequence in fresh)
         for name, count in (("entropy", tokens), ("mismatch/logprob_mean", tokens), ("kl/old", len(fresh))):
             totals[name] = totals[name] / count if fresh else math.nan
         if not fresh:
@@ -250,21 +282,47 @@ class Learner:
         return totals | {"grad_norm": norm, "optim/learning_rate": rate}, applied
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state; of a policy that is split, this process's part of it."""
+        """State of the optimiser; with a sharded policy, this process's part of it."""
         state = self.optimizer.state_dict()
         parts = {i: {name: own_part(tensor) for name, tensor in one.items()} for i, one in state["state"].items()}
         return state | {"state": parts}
 
     def load_state_dict(self, parts: Sequence[dict[str, Any]]) -> None:
-        """What the `state_dict` of each process was: of one alone, or of all that a policy was split among."""
+        """Restore the state from the `state_dict` of each process that saved one."""
         self.optimizer.load_state_dict(join_optimizer_states(parts, self.policy.parameters()))
+
+
+def fresh_rollouts(groups: Sequence[Group], objective: Objective) -> Rollouts:
+    """What the scheduler observes of a step: all completions; the reward is NaN if the verifier failed.
+
+    Groups that a gate dropped inform the estimates, but only completions that were trained on can enter replay.
+    """
+    completions = [completion for group in groups for completion in group.completions]
+    log_ratios, targets = objective.partition_targets(completions)
+    return Rollouts(
+        [c.key for c in completions],
+        _rewards(completions),
+        log_ratios,
+        [None if c.log_ratio is None else c.token_ids for c in completions],
+        [c.logprobs for c in completions],
+        targets,
+    )
+
+
+def replayed_rollouts(replayed: Sequence[Completion]) -> Rollouts:
+    """Replayed completions, for the fit of log Z alone: the scheduler does not admit them to replay again."""
+    return Rollouts([c.key for c in replayed], _rewards(replayed), [c.log_ratio or 0.0 for c in replayed])
+
+
+def _rewards(completions: Sequence[Completion]) -> list[float]:
+    return [math.nan if c.reward is None else c.reward for c in completions]
 
 
 def _nothing() -> None: ...
 
 
 def _joined(parts: Sequence[tuple[Metrics, float, list[float]]]) -> tuple[Metrics, list[float]]:
-    """What `Learner.accumulate_gradient` measured, of all processes."""
+    """Join what `Learner.accumulate_gradient` measured in each process."""
     totals: Metrics = {}
     for sums, _, _ in parts:
         for name, value in sums.items():
@@ -274,14 +332,14 @@ def _joined(parts: Sequence[tuple[Metrics, float, list[float]]]) -> tuple[Metric
 
 
 def _means(measured: Sequence[Metrics]) -> Metrics:
-    """The mean of each metric over the optimiser steps that have it; of the first step where only that counts."""
+    """The mean of each metric over the optimiser steps that have it; `SAMPLER_METRICS` are those of the first step."""
     rows = {name: [m[name] for m in measured if not math.isnan(m.get(name, math.nan))] for name in METRICS}
     means = {name: sum(values) / len(values) if values else math.nan for name, values in rows.items()}
-    return means | {name: measured[0][name] for name in OF_THE_SAMPLER}
+    return means | {name: measured[0][name] for name in SAMPLER_METRICS}
 
 
 def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """The learning rate's factor at ``step`` (from 0): linear warm-up, then constant, linear or cosine decay to 0."""
+    """Factor of the learning rate at ``step`` (from 0): linear warm-up, then the schedule of the configuration."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     if config.schedule == "constant":

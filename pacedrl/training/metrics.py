@@ -1,10 +1,8 @@
-"""Figures of one step, flat, with slash names."""
+"""Metrics of one step as flat dictionaries with slash names, and the rows of its other logs."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,36 +12,12 @@ from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.types import Group
 
 
-class Stopwatch:
-    """Wall-clock seconds of the phases of a step; a phase may come several times."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Seconds that phases took by another watch."""
-        for name, value in seconds.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + value
-
-    def metrics(self) -> dict[str, float]:
-        """``time/PHASE`` of each, and ``time/step`` since the watch was made."""
-        phases = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
-        return phases | {"time/step": time.perf_counter() - self.started}
-
-
 def rollout_metrics(groups: Sequence[Group], parts: Sequence[str] = ()) -> dict[str, float]:
-    """Rewards, lengths and verifier errors of a step's completions; errors are counted, not averaged in as zeros.
+    """Rewards, lengths and verifier errors of a step's completions; errors are counted, not averaged as zeros.
 
-    ``reward/mean`` is NaN when nothing was judged. ``reward/mixed_groups`` is the share of groups that hold different
-    rewards. ``reward/total_mean`` is what the policy is trained on, ``reward/part/NAME`` what each of ``parts`` adds
-    to it, mean over the completions that have it.
+    ``reward/mean`` is NaN if nothing was judged. ``reward/mixed_groups`` is the share of groups with different rewards.
+    ``reward/total_mean`` is the mean reward that the policy is trained on, parts included; ``reward/part/NAME`` is the
+    mean of each of the ``parts`` over the completions that have it.
     """
     completions = [completion for group in groups for completion in group.completions]
     rewards = [completion.reward for completion in completions if completion.reward is not None]
@@ -64,11 +38,11 @@ def rollout_metrics(groups: Sequence[Group], parts: Sequence[str] = ()) -> dict[
 
 
 def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: int) -> list[dict[str, Any]]:
-    """One completion of each of ``count`` groups spread over the batch, and the first that failed in the verifier."""
+    """The first completion of ``count`` groups spread over the batch, and the first with a verifier error."""
     spread = np.linspace(0, len(groups) - 1, min(count, len(groups))).astype(int).tolist() if count else []
-    shown = [(groups[i], groups[i].completions[0]) for i in spread]
-    failed = [(group, c) for group in groups for c in group.completions if c.error is not None][:1]
-    failed = [pair for pair in failed if all(pair[1] is not completion for _, completion in shown)]
+    shown = [(i, 0) for i in spread]
+    failed = [(i, j) for i, group in enumerate(groups) for j, c in enumerate(group.completions) if c.error is not None]
+    places = list(dict.fromkeys([*shown, *(failed[:1] if count else [])]))
     return [
         {
             "key": group.prompt.key,
@@ -83,31 +57,31 @@ def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: 
             "observed_accuracy": group.observed_accuracy,
             "accuracy_estimate": estimates[group.prompt.key],
         }
-        for group, completion in [*shown, *(failed if count else [])]
+        for group, completion in ((groups[i], groups[i].completions[j]) for i, j in places)
     ]
 
 
 @dataclass(frozen=True)
 class Believed:
-    """What was thought of accuracy before a step's results were known."""
+    """Accuracy estimates from before a step's results were known."""
 
     estimates: dict[str, float]
-    """Of the sampled prompts, by key."""
+    """Estimates of the sampled prompts, by key."""
     pool: dict[str, Any] | None
-    """Histogram over the whole training set (`pacedrl.method.estimator.pool_histogram`)."""
+    """Histogram of the estimates of all prompts (`pacedrl.method.estimator.pool_histogram`)."""
 
 
 def believed(scheduler: Scheduler, groups: Sequence[Group]) -> Believed:
-    """Asks for it: to be called before ``scheduler.observe``."""
+    """Ask the scheduler for its estimates; call this before ``scheduler.observe``."""
     keys = [group.prompt.key for group in groups]
     estimates = dict(zip(keys, scheduler.accuracy_estimate(keys).tolist(), strict=True))
     return Believed(estimates, scheduler.pool())
 
 
 def group_row(groups: Sequence[Group], believed: Believed) -> dict[str, Any]:
-    """Every prompt of a step: its key, what its accuracy was thought to be, and its verdicts, None where there is none.
+    """For each prompt of a step its key, the estimate of its accuracy and its rewards (None for a verifier error).
 
-    ``pool`` is what was thought of all prompts, from which these were chosen.
+    ``pool`` is the histogram of the estimates of all prompts, from which these were selected.
     """
     return {
         "keys": [group.prompt.key for group in groups],

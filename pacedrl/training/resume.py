@@ -1,7 +1,4 @@
-"""Whether a run may go on from a checkpoint: of the same model, and of prompts that are read as they were.
-
-Where the model and the rows lie may have changed.
-"""
+"""Checks whether a run may resume from a checkpoint: model and prompts must be the same, but may have moved."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.verifiers import columns_read
 from pacedrl.training.checkpoint import STATE_FORMAT, list_checkpoints, load_checkpoint_state, require_whole
 from pacedrl.training.run_folder import RunFolder, describe_changes, refuse_changes
-from pacedrl.training.view import View
 from pacedrl.types import Prompt
+from pacedrl.view import View
 
 
 def claim(folder: RunFolder, ranks: Ranks, view: View) -> Path | None:
-    """Keep other processes out of the run's folder; the checkpoint to go on from, if there is one.
+    """Lock the run's folder; return the checkpoint to resume from, if there is one.
 
-    Raises InputError where another process is at work in it, and for a damaged log or checkpoint.
+    Raises InputError if another process is working in the folder, or if a log or the checkpoint is damaged.
     """
     if not ranks.decide(folder.claim):
         view.warn(
@@ -44,10 +41,10 @@ def claim(folder: RunFolder, ranks: Ranks, view: View) -> Path | None:
 def refuse_foreign(
     folder: Path, before: Config, now: Config, initial_policy: str, fingerprints: Mapping[str, int]
 ) -> None:
-    """Raise InputError for a checkpoint of another version or model, or of prompts that are gone or read otherwise.
+    """Raise InputError for a checkpoint of another version or model, or if its prompts are gone or changed.
 
-    ``before`` is the configuration that the run was started with; ``initial_policy`` the fingerprint of the policy that
-    ``now`` names, and ``fingerprints`` those of the prompts there are (`prompt_fingerprints`).
+    ``before`` is the configuration that the run was started with, ``now`` the present one. ``initial_policy`` is the
+    fingerprint of the model that ``now`` names, ``fingerprints`` those of its prompts (`prompt_fingerprints`).
     """
     state = load_checkpoint_state(folder, "trainer")
     if state.get("format") != STATE_FORMAT:
@@ -69,7 +66,7 @@ def _refuse_other_prompts(
     folder: Path, before: Config, now: Config, saved: Any, fingerprints: Mapping[str, int]
 ) -> None:
     changed = list(_differences(dump_config(before)["data"]["train"], dump_config(now)["data"]["train"], "data.train"))
-    if saved is None:  # a checkpoint of a version that did not note how prompts were read
+    if saved is None:  # older versions did not save fingerprints of prompts
         refuse_changes(folder, changed)
     keys = load_checkpoint_state(folder, "scheduler")["keys"]
     gone = sum(key not in fingerprints for key in keys)
@@ -86,9 +83,9 @@ def _refuse_other_prompts(
 
 
 def prompt_fingerprints(tasks: Iterable[Task], prompt_ids: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Key → 64-bit hash of the prompt's tokens, the columns that its verifiers read, and the verifiers.
+    """Map each key to a 64-bit hash of the prompt's tokens, the columns that its verifiers read, and the verifiers.
 
-    The question and the answer are in the key. Names of tasks, and the folders of a user's functions, do not count.
+    The key covers question and answer. Names of tasks and folders of a user's functions are not part of the hash.
     """
     fingerprints: dict[str, int] = {}
     for task in tasks:
@@ -103,7 +100,7 @@ def prompt_fingerprints(tasks: Iterable[Task], prompt_ids: Mapping[str, Sequence
 
 
 def _columns_read(verifiers: Iterable[str]) -> set[str] | None:
-    """Names of the columns that any of them reads; None where one may read all."""
+    """Names of the columns that any of the verifiers reads; None if one of them may read all columns."""
     names: set[str] = set()
     for verifier in verifiers:
         own = columns_read(verifier)
@@ -130,7 +127,7 @@ def _without_folder(verifier: str) -> str:
 
 
 def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Where two trees of mappings, lists and plain values differ: dotted place, value before, value now."""
+    """Differences between two trees of mappings, lists and values: dotted path, old value, new value."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
             yield from _differences(before.get(key), now.get(key), f"{path}.{key}")

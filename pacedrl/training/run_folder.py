@@ -14,13 +14,13 @@ import torch
 import transformers
 import yaml
 
-import pacedrl
 from pacedrl.config import Config, config_tree, dump_config, load_config
 from pacedrl.config.base import changes
 from pacedrl.errors import InputError
 from pacedrl.paths import replace_text
 from pacedrl.training.checkpoint import list_checkpoints
 from pacedrl.training.folder_lock import FolderBusy, FolderLock
+from pacedrl.version import __version__
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "groups.jsonl")
 MOST_SHOWN = 3
@@ -44,9 +44,9 @@ class RunFolder:
         """The configuration that the run in the folder was started with; None where there is none."""
 
     def claim(self) -> bool:
-        """Make the folder and keep other processes out of it; False where it cannot be locked.
+        """Make and lock the folder; return False if its file system has no locks.
 
-        Raises InputError where another process is at work in it, and where it cannot be written to.
+        Raises InputError if another process is working in it, or if it is not writable.
         """
         try:
             self._made = not self.path.exists()
@@ -63,23 +63,23 @@ class RunFolder:
             ) from None
 
     def require_readable_logs(self) -> None:
-        """Raise InputError for a line of a log that cannot be read, but for a half-written last one."""
+        """Raise InputError for an unreadable line in a log, except a half-written last line."""
         for name in LOGS:
             if (self.path / name).exists():
                 _lines_until(self.path / name, 0)
 
     def release(self) -> None:
-        """Let other processes in again."""
+        """Unlock the folder."""
         if self.writes:
             self._lock.release()
 
     def abandon(self) -> None:
-        """Release the folder, and remove it if `claim` made it and nothing is in it."""
+        """Unlock the folder, and remove it if `claim` made it and it is empty."""
         if self.writes:
             self._lock.release(remove_folder=self._made)
 
     def open_at(self, step: int) -> None:
-        """Write the configuration; drop log lines of later steps and a half-written last one: they will come again."""
+        """Write the configuration; drop log lines of later steps and a half-written last line: they will come again."""
         if not self.writes:
             return
         kept = {path: _lines_until(path, step) for name in LOGS if (path := self.path / name).exists()}
@@ -89,22 +89,22 @@ class RunFolder:
             replace_text(path, "".join(line + "\n" for line in lines))
 
     def log(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append one JSON object; numbers that are not finite are written as null."""
+        """Append a row as JSON; numbers that are not finite become null."""
         if not self.writes:
             return
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(row), ensure_ascii=True) + "\n")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """All rows of a log, none if it does not exist yet."""
+        """All rows of a log; an empty list if it does not exist yet."""
         path = self.path / name
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def refuse_another_run(folder: Path, config: Config) -> Config | None:
-    """The configuration of the run in the folder, None without one.
+    """The configuration of the run in the folder; None if there is none.
 
-    Raises InputError where a setting that a run must keep differs, and where the run's configuration is lost.
+    Raises InputError if a setting that a run must keep differs, or if the run's configuration is lost.
     """
     path = folder / "config.yaml"
     if not path.exists():
@@ -121,7 +121,7 @@ def refuse_another_run(folder: Path, config: Config) -> Config | None:
 
 
 def refuse_changes(where: Path, changed: Sequence[tuple[str, Any, Any]]) -> None:
-    """Raise InputError where there are any: dotted names, values before and now."""
+    """Raise InputError if there are any changes (dotted name, old value, new value)."""
     if changed:
         raise InputError(
             f"{where}: this run was started with {describe_changes(changed)}; undo the change, or start another run "
@@ -130,7 +130,7 @@ def refuse_changes(where: Path, changed: Sequence[tuple[str, Any, Any]]) -> None
 
 
 def describe_changes(changed: Sequence[tuple[str, Any, Any]]) -> str:
-    """``A = 1 (now 2), B = 3 (now 4) and 2 more``."""
+    """Describe changes as ``A = 1 (now 2), B = 3 (now 4) and 2 more``."""
     named = ", ".join(f"{field} = {old!r} (now {new!r})" for field, old, new in changed[:MOST_SHOWN])
     return named + (f" and {len(changed) - MOST_SHOWN} more" if len(changed) > MOST_SHOWN else "")
 
@@ -147,12 +147,12 @@ def _read_config(path: Path) -> Config:
 
 
 def _versions() -> dict[str, str]:
-    packages = (pacedrl, torch, transformers, numpy)
-    return {package.__name__: str(package.__version__) for package in packages} | {"python": platform.python_version()}
+    libraries = {library.__name__: str(library.__version__) for library in (torch, transformers, numpy)}
+    return {"pacedrl": __version__} | libraries | {"python": platform.python_version()}
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """The lines of a log up to a step. The last line may be half-written: the process was killed."""
+    """The lines of a log up to a step. The last line may be half-written if the process was killed."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -165,7 +165,7 @@ def _lines_until(path: Path, step: int) -> list[str]:
 
 
 def _step_of(line: str) -> float | None:
-    """None for a line that is no row of a log."""
+    """The step of a log line; None if the line is not a row of a log."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):

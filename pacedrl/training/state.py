@@ -19,7 +19,7 @@ def save_state(folder: Path, name: str, state: Any) -> None:
 
 
 def load_state(folder: Path, name: str) -> Any:
-    """Read what `save_state` wrote. Tuples come back as lists; every other value as it was."""
+    """Read what `save_state` wrote. Tuples come back as lists; all other values are unchanged."""
     tensors = load_file(folder / f"{name}.safetensors")
     return _unpack(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
 
@@ -41,7 +41,7 @@ def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _alone(tensor: torch.Tensor, others: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A copy of what shares memory, which safetensors refuses; an optimiser's state, which shares none, as it is."""
+    """Copy a tensor that shares memory with another one, because safetensors refuses those; return others unchanged."""
     start, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
     shares = size > tensor.nbytes or any(other.untyped_storage().data_ptr() == start for other in others.values())
     return tensor.clone() if shares else tensor

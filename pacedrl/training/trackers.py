@@ -17,14 +17,14 @@ from pacedrl.paths import replace_text
 from pacedrl.training.wandb_login import wandb_is_ready
 
 RUN_ID = "trackers.json"
-"""In a run's folder: by which name trackers know the run, so that a resumed one goes on where it was."""
+"""File in the run's folder with the id that trackers know the run by, so that a resumed run continues its record."""
 
 
 def require_trackers(config: Config) -> None:
-    """Raise InputError for a tracker that is not installed, and for Weights & Biases without a login."""
+    """Raise InputError if a tracker is not installed, or if Weights & Biases has no login."""
     for name in config.tracking.trackers:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # a folder of that name, as W&B makes one, is no package
+        if spec is None or spec.origin is None:  # a folder of that name, such as W&B's, is not a package
             raise InputError(f"tracking.trackers: '{name}' is not installed: pip install \"pacedrl[trackers]\"")
     if "wandb" in config.tracking.trackers and not wandb_is_ready():
         raise InputError(
@@ -34,7 +34,7 @@ def require_trackers(config: Config) -> None:
 
 
 class Trackers:
-    """The trackers of the configuration; without any, nothing happens. Of several processes the main one tracks."""
+    """Logs to the configured trackers, if any. With several processes, only the main one logs."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -42,9 +42,9 @@ class Trackers:
 
     @contextmanager
     def running(self, step: int) -> Iterator[None]:
-        """Track for as long as the context lasts: on in the run's own record where ``step`` is above 0.
+        """Track while the context lasts; if ``step`` is above 0, continue the run's own record.
 
-        Raises InputError where a tracker does not start.
+        Raises InputError if a tracker does not start.
         """
         names = self.config.tracking.trackers
         if not names:
@@ -60,7 +60,7 @@ class Trackers:
             self.accelerator.init_trackers(
                 self.config.tracking.project, config=_flat(dump_config(self.config)), init_kwargs=how
             )
-        except Exception as error:  # each tracker has its own ways to fail, most of them of the network
+        except Exception as error:  # each tracker fails in its own way, most often because of the network
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"tracking.trackers: {', '.join(names)} did not start ({reason}); mend that, or leave it out"
@@ -72,23 +72,23 @@ class Trackers:
             self.accelerator = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Send one step's finite numbers."""
+        """Log the finite metrics of one step."""
         if self.accelerator is not None:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self.accelerator.log(finite, step=step)
 
     def _start(self, step: int) -> dict[str, dict[str, Any]]:
-        """The arguments with which each tracker continues this run's own record."""
+        """Arguments for each tracker that make it continue this run's record."""
         run = self._run_id(self.config.run.dir / RUN_ID, step)
         return {
             "wandb": {"id": run, "resume": "allow"},
             "trackio": {"name": f"{self.config.run.dir.name}-{run}", "resume": "allow"},
-            # What an earlier process logged after the checkpoint is logged again.
+            # Steps that an earlier process logged after the checkpoint will be logged again.
             "tensorboard": {"purge_step": step + 1 if step else 0},
         }
 
     def _run_id(self, path: Path, step: int) -> str:
-        """The id of the run in the folder, or a new id if the run begins at step 0."""
+        """The id stored in the folder, or a new id if the run begins at step 0."""
         if step and path.exists():
             try:
                 return str(json.loads(path.read_text(encoding="utf-8"))["run"])

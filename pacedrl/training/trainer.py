@@ -11,11 +11,9 @@ log; evaluate; checkpoint
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +23,50 @@ from pacedrl.config import Config
 from pacedrl.distributed.ranks import connect
 from pacedrl.distributed.scheduler import Scheduler, shared
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
+from pacedrl.evaluation.tables import headline
+from pacedrl.interrupt import Interrupted, InterruptGuard
 from pacedrl.policy.cpu import keep_freed_memory
 from pacedrl.policy.loading import adapter_note, resolve_device
+from pacedrl.policy.passes import sequence_logprobs, true_accuracies
 from pacedrl.policy.policy import Policy
-from pacedrl.rollouts import evaluation_settings
-from pacedrl.seeding import derive_seed
-from pacedrl.tasks.pool import VerifierPool
-from pacedrl.tasks.scoring import commonest_error, require_judged
-from pacedrl.training.actor import Actor
-from pacedrl.training.alarms import Alarms
-from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
-from pacedrl.training.budget import ends_at, evaluation_due, steps_at_most
-from pacedrl.training.checkpoint import STATE_FORMAT, load_checkpoint_state, load_optimizer_states, save_checkpoint
-from pacedrl.training.collect import Collected, dump_collected, load_collected
-from pacedrl.training.interrupt import Interrupted, InterruptGuard
-from pacedrl.training.learner import Learner
-from pacedrl.training.metrics import Believed, Stopwatch, believed, group_row, rollout_metrics, sample_rows
-from pacedrl.training.objective import policy_loss
-from pacedrl.training.resume import claim, prompt_fingerprints, refuse_foreign
-from pacedrl.training.run_folder import RunFolder
-from pacedrl.training.sequences import TrainingSequence, sequence_logprobs, true_accuracies
-from pacedrl.training.setup import (
-    build_sampler,
-    build_scheduler,
+from pacedrl.rollouts.collect import Collected, Collector
+from pacedrl.rollouts.engines import build_sampler, evaluation_settings
+from pacedrl.rollouts.gold import require_some_gold
+from pacedrl.rollouts.tasks import (
     encode_tasks,
-    initial_embeddings,
     load_tasks,
     require_enough_prompts,
     require_oracle_tasks,
-    require_some_gold,
     reward_parts,
     unique_prompts,
 )
+from pacedrl.rollouts.verdicts import commonest_error, require_judged
+from pacedrl.seeding import derive_seed
+from pacedrl.stopwatch import Stopwatch
+from pacedrl.tasks.pool import VerifierPool
+from pacedrl.training.alarms import Alarms
+from pacedrl.training.budget import ends_at, evaluation_due, steps_at_most
+from pacedrl.training.checkpoint import STATE_FORMAT, load_checkpoint_state, load_optimizer_states, save_checkpoint
+from pacedrl.training.curriculum import build_scheduler, initial_embeddings
+from pacedrl.training.learner import Learner, fresh_rollouts, replayed_rollouts, training_batch
+from pacedrl.training.metrics import Believed, believed, group_row, rollout_metrics, sample_rows
+from pacedrl.training.objectives import build_objective
+from pacedrl.training.objectives.base import Objective
+from pacedrl.training.pending import dump_collected, load_collected
+from pacedrl.training.resume import claim, prompt_fingerprints, refuse_foreign
+from pacedrl.training.run_folder import RunFolder
 from pacedrl.training.trackers import Trackers, require_trackers
-from pacedrl.training.view import SilentView, View
-from pacedrl.types import Group
+from pacedrl.types import Completion, Group
+from pacedrl.view import SilentView, View
 
 
 class TrainingStopped(Exception):
-    """Training cannot go on as it is; the state was saved. The message says why and what to change."""
+    """Training cannot continue; the state was saved. The message says why and what to change."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended: ``evals`` are the rows of eval.jsonl, the first from before training."""
+    """How a run ended. ``evals`` are the rows of eval.jsonl; the first is from before training."""
 
     run_dir: Path
     step: int
@@ -78,10 +76,10 @@ class Summary:
 
 
 class Trainer:
-    """Post-trains a model as its configuration says; a run folder that holds a checkpoint is resumed.
+    """Post-trains a model as its configuration says. If the run folder holds a checkpoint, the run is resumed.
 
-    Building one loads everything and checks the input; `train` runs the loop. The folder is written to only once the
-    input has been found good. Of several processes (`pacedrl.distributed`) each builds one.
+    The constructor loads everything and checks the input; `train` runs the loop. Nothing is written to the folder until
+    the input has passed all checks. With several processes (`pacedrl.distributed`) each builds a trainer.
 
     Raises InputError for bad input.
     """
@@ -101,10 +99,10 @@ class Trainer:
             if config.verifier.check_gold:
                 require_some_gold(self.pool, [*self.train_tasks, *self.eval_tasks])
             self._build_or_resume()
-            undo.pop_all()  # all went well: they stay until training ends
+            undo.pop_all()  # no error: folder and pool stay open until training ends
 
     def _load(self) -> None:
-        """The data, the model, and what judges."""
+        """Load the data and the model, and create the verifier pool."""
         config = self.config
         device = resolve_device(config.run.device)
         keep_freed_memory()
@@ -114,7 +112,7 @@ class Trainer:
         if (note := adapter_note(config.model.name)) is not None:
             self.view.warn(note)
         self.pending: Collected | None = None
-        """Sampled ahead."""
+        """The next step's groups, if they were sampled ahead."""
         encoded, self.prompt_ids = encode_tasks(self.policy, [*train, *held_out], config)
         self.train_tasks, self.eval_tasks = encoded[: len(train)], encoded[len(train) :]
         self.reward_parts = reward_parts(config, self.train_tasks)
@@ -125,9 +123,9 @@ class Trainer:
         self.pool = VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib)
 
     def train(self) -> Summary:
-        """Run to ``run.steps`` or ``run.max_rollouts``, or until Ctrl-C, which saves the state of the last whole step.
+        """Train until ``run.steps`` or ``run.max_rollouts``, or until Ctrl-C, which saves the last complete step.
 
-        Raises TrainingStopped after three steps in a row whose loss was not finite, or of which nothing was judged.
+        Raises TrainingStopped after three steps in a row with a loss that is not finite, or without any verdict.
         """
         interrupted = False
         try:
@@ -167,26 +165,31 @@ class Trainer:
     def _step(self) -> None:
         clock = Stopwatch()
         collected = self.pending or self._collect()
-        if self.step == self._began:  # later, it is one error among the rewards of hours
+        if self.step == self._began:  # later in a run, one bad reward must not lose hours of work
             require_judged(collected.sampled, {task.name: task for task in self.train_tasks})
         clock.add(collected.seconds)
         with self._ahead(collected) as following:
             with clock.phase("update"):
                 replayed = self.scheduler.replay()
-                reference = self._reference_logprobs if self.config.needs_reference else None
                 batch = training_batch(
-                    collected.kept, replayed, self.prompt_ids, self.scheduler, self.config, reference
+                    collected.kept,
+                    replayed,
+                    self.prompt_ids,
+                    self.objective,
+                    self.scheduler,
+                    self.config.replay.anchor,
+                    self._reference_logprobs if self.config.objective.needs_reference else None,
                 )
                 update = self.learner.update(batch, self.step, self._tick)
             with clock.phase("wait"):
                 self.pending = following()
         thought = believed(self.scheduler, collected.sampled)
         with clock.phase("observe"):
-            judged = len(batch) - len(replayed)
-            fresh = fresh_rollouts(collected.sampled, batch[:judged], update.log_ratio_B[:judged], self.config)
-            trains_z = self.config.replay.train_partition and replayed
-            again = replayed_rollouts(replayed, update.log_ratio_B[judged:]) if trains_z else None
-            observed = self.scheduler.observe(fresh, again)
+            again = [completion for completion in batch if completion.replayed]
+            observed = self.scheduler.observe(
+                fresh_rollouts(collected.sampled, self.objective),
+                replayed_rollouts(again) if self.config.replay.train_partition and again else None,
+            )
         age = self.step - collected.policy_step
         self.step += 1
         self._count(collected, update.trained)
@@ -199,7 +202,7 @@ class Trainer:
             "optim/skipped": float(skipped),
             "optim/skipped_updates": float(update.skipped),
             "optim/skipped_total": self.skipped,
-            "replay/trained": float(len(replayed)),
+            "replay/trained": float(len(again)),
             "rollouts/age": float(age),
         }
         metrics = (
@@ -209,28 +212,28 @@ class Trainer:
             | update.metrics
             | observed
         )
-        metrics["kl/old_beta"] = getattr(self.config.objective, "beta", math.nan) * metrics["kl/old"]
+        metrics["kl/old_beta"] = self.objective.beta * metrics["kl/old"]
         self._report(metrics | clock.metrics(), collected.sampled, thought)
 
     def _tick(self) -> None:
-        # Several processes stop together, between steps: one that left a step would leave the others waiting.
+        # Several processes stop together between steps: if one left a step, the others would wait for it forever.
         if self.ranks.count == 1:
             self.guard.check()
 
     def _collect(self) -> Collected:
         self.sampler.sync(self.policy, self._tick)
-        return self.actor.collect(self.step, self.step, self._tick)
+        return self.collector.collect(self.step, self.step, self._tick)
 
     @contextmanager
     def _ahead(self, collected: Collected) -> Iterator[Callable[[], Collected | None]]:
-        """Where ``sampling.ahead`` says so, sample the next step's groups meanwhile, with the policy as it is now."""
+        """With ``sampling.ahead``, sample the next step's groups in the background, with the current policy."""
         rollouts = self.rollouts + sum(len(group.completions) for group in collected.sampled)
         if not self.config.sampling.ahead or ends_at(self.config, self.step + 1, rollouts):
             yield lambda: None
             return
         self.sampler.sync(self.policy, self._tick)
         taken = [group.prompt.key for group in collected.sampled]
-        with self.actor.ahead(self.step + 1, self.step, taken) as following:
+        with self.collector.ahead(self.step + 1, self.step, taken) as following:
             yield following
 
     def _count(self, collected: Collected, trained: int) -> None:
@@ -239,7 +242,7 @@ class Trainer:
         self.trained += trained
         self.tokens += sum(len(completion.token_ids) for completion in completions)
 
-    def _reference_logprobs(self, batch: Sequence[TrainingSequence]) -> list[list[float]]:
+    def _reference_logprobs(self, batch: Sequence[Completion]) -> list[list[float]]:
         policy = self.initial or self.policy
         temperature, budget = self.config.sampling.temperature, self.config.optimizer.tokens_per_micro_batch
         with policy.adapter_off():
@@ -302,7 +305,7 @@ class Trainer:
         self.folder.log("eval.jsonl", row)
         self.evaluated = (self.step, self.rollouts)
         self.trackers.log({f"eval/{name}": value for name, value in row.items() if name != "step"}, self.step)
-        self.view.evaluation(self.step, results)
+        self.view.line(headline(self.step, results))
         return results
 
     def _save(self) -> None:
@@ -332,6 +335,7 @@ class Trainer:
         config = self.config
         self.step = self.rollouts = self.trained = self.tokens = self.skipped = 0
         self.alarms = Alarms()
+        self.objective: Objective = build_objective(config)
         self.initial_policy = self.policy.fingerprint()
         saved = self._saved
         if saved is not None:
@@ -341,28 +345,28 @@ class Trainer:
         if self.ranks.main:
             own = build_scheduler(config, list(self.prompts), self._embeddings(), self.policy.device)
         self.scheduler: Scheduler = shared(own, self.ranks)
-        # Under LoRA the initial policy is the policy without its adapter.
-        needs_copy = config.needs_reference and config.model.lora is None
+        # With LoRA no copy is needed: the initial policy is the policy without its adapter.
+        needs_copy = config.objective.needs_reference and config.model.lora is None
         self.initial = self.policy.frozen_copy() if needs_copy else None
         if saved is not None:
             self.policy = Policy.load(config.model, self.policy.device, saved)
-        splits = config.scale.shard and self.ranks.count > 1
-        self.sampler = build_sampler(config, self.policy, splits, self.ranks)
-        if splits:
+        sharded = config.scale.shard and self.ranks.count > 1
+        self.sampler = build_sampler(config, self.policy, sharded, self.ranks)
+        if sharded:
             self.policy.shard()
         self.learner = Learner(
             self.policy,
             config.optimizer,
             config.run.steps,
             config.sampling.temperature,
-            partial(policy_loss, config.objective, config.sampling.max_new_tokens),
+            self.objective.loss,
             config.run.seed,
             self.ranks,
         )
-        line = self.ranks.twin() if config.sampling.ahead else self.ranks
-        self.actor = Actor(
+        collecting = self.ranks.twin() if config.sampling.ahead else self.ranks
+        self.collector = Collector(
             config,
-            shared(own, line),
+            shared(own, collecting),
             self.sampler,
             self.pool,
             self.train_tasks,
@@ -370,7 +374,7 @@ class Trainer:
             self.prompt_ids,
             self.view,
             self._true_accuracies,
-            line,
+            collecting,
         )
         if saved is not None:
             self._restore(saved)

@@ -1,4 +1,4 @@
-"""Whether Weights & Biases would start without asking for a key. wandb itself can only be asked by starting it."""
+"""Checks whether Weights & Biases would start without asking for a key, which wandb itself cannot tell beforehand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEEDS_NO_LOGIN = ("offline", "disabled", "dryrun")
 
 
 def wandb_is_ready() -> bool:
-    """Whether there is a key, or a mode that needs none: in the environment, wandb's settings or ~/.netrc."""
+    """Whether the environment, wandb's settings or ~/.netrc hold a key, or a mode that needs none."""
     settings = _settings()
     if os.environ.get("WANDB_MODE", settings.get("mode", "online")) in NEEDS_NO_LOGIN:
         return True
@@ -24,7 +24,7 @@ def wandb_is_ready() -> bool:
 
 
 def _settings() -> dict[str, str]:
-    """What ``wandb login --host`` and ``wandb offline`` wrote; the working folder's come before the user's."""
+    """Settings from ``wandb login --host`` and ``wandb offline``; those of the working folder override the user's."""
     user = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb") / "settings"
     parser = configparser.ConfigParser(interpolation=None)
     try:
@@ -42,5 +42,5 @@ def _netrc_files() -> list[Path]:
 def _has_login(path: Path, host: str) -> bool:
     try:
         return netrc.netrc(str(path)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):  # none, or none that wandb could read
+    except (OSError, netrc.NetrcParseError):  # there is no file, or wandb could not read it either
         return False

@@ -1,5 +1,6 @@
 import random
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pacedrl.assets import TINY_MODEL
-from pacedrl.assets.make_tiny import NOISE, accuracies, demonstration, make_tiny
 from pacedrl.tasks.skills import MAX_DIGITS, SKILLS, skill_rows
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from make_tiny import NOISE, accuracies, demonstration, make_tiny
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""How work is shared out; the exchanges themselves are in end_to_end/test_e2e_ranks.py, between real processes."""
+"""How work is divided among processes. end_to_end/test_e2e_ranks.py tests the collectives between real processes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def test_parts_cover_everything_once_in_order_and_are_about_equal(costs: list[in
         assert all(sum(part) <= fair + max(costs) for part in parts)
 
 
-def test_equal_things_are_dealt_out_equally() -> None:
+def test_items_of_equal_cost_are_divided_equally() -> None:
     assert [len(range(12)[Ranks(i, 4).part([1.0] * 12)]) for i in range(4)] == [3, 3, 3, 3]
 
 
-def test_one_process_asks_nobody() -> None:
+def test_a_single_process_needs_no_collectives() -> None:
     ranks = Ranks()
     assert ranks.main
     assert (ranks.broadcast("a"), ranks.gather("a"), ranks.any(True)) == ("a", ["a"], True)

@@ -1,4 +1,4 @@
-"""Parts of an optimiser's state make the whole; between real processes: end_to_end/test_e2e_ranks.py."""
+"""Joining parts of an optimiser's state. end_to_end/test_e2e_ranks.py tests it between real processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_parts_split_along_the_first_dimension_make_the_whole(rows: list[int], c
     optimizer.step()
     whole = optimizer.state_dict()
     parts = []
-    for k in range(count):  # as FSDP2 splits them: the last ones may get nothing
+    for k in range(count):  # as FSDP2 splits them, where the last ones may be empty
         state = {
             i: {
                 name: tensor if tensor.dim() == 0 else (*torch.chunk(tensor, count), *[tensor[:0]] * count)[k]

@@ -8,7 +8,7 @@ import transformers  # noqa: F401
 import pacedrl.doctor
 import pacedrl.evaluation.run
 import pacedrl.training.trainer
-import pacedrl.training.view  # noqa: F401
+import pacedrl.view  # noqa: F401
 from pacedrl.config import ModelConfig
 from pacedrl.policy.policy import Policy
 

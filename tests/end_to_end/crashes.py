@@ -35,9 +35,9 @@ def gradient_not_finite(rank: int, step: int) -> Callable[[], None]:
 
 def break_loss(steps: frozenset[int], replace: Callable[[Any, str, Any], None] = setattr) -> None:
     """Make the loss of these updates NaN (of all, if none is named); one micro-batch an update is assumed."""
-    from pacedrl.training import objective
+    from pacedrl.training.objectives import trajectory_balance
 
-    original = objective.trajectory_balance
+    original = trajectory_balance.trajectory_balance
     count = 0
 
     def broken(*arguments: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -48,7 +48,7 @@ def break_loss(steps: frozenset[int], replace: Callable[[Any, str, Any], None] =
             return loss, metrics
         return loss * math.nan, {**metrics, "loss/objective": torch.tensor(math.nan)}
 
-    replace(objective, "trajectory_balance", broken)
+    replace(trajectory_balance, "trajectory_balance", broken)
 
 
 def _install(target: str, call: int, number: int, after: bool) -> None:

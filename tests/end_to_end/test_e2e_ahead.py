@@ -13,8 +13,7 @@ from cli_process import CommandLine, tiny_run
 from crashes import kill_in_the_middle_of_a_row, signal_at
 from test_e2e_resume import STEPS, assert_same_run
 
-from pacedrl.training.batch import judged_completions
-from pacedrl.training.collect import dump_collected, load_collected
+from pacedrl.training.pending import dump_collected, load_collected
 from pacedrl.training.trainer import Trainer
 
 TrainerFactory = Callable[..., Trainer]
@@ -44,7 +43,7 @@ def test_each_batch_is_sampled_by_the_policy_before_the_last_update(
             for parameter, value in zip(trainer.policy.parameters(), weights[max(step - 1, 0)], strict=True):
                 parameter.copy_(value)
             logprobs_BT, _, mask_BT = trainer.policy.logprobs(
-                [s.prompt_ids for s in batch], [s.completion_ids for s in batch]
+                [s.prompt_ids for s in batch], [s.token_ids for s in batch]
             )
         for sequence, row, mask in zip(batch, logprobs_BT, mask_BT, strict=True):
             assert sequence.anchor_logprobs == pytest.approx(row[mask].tolist(), abs=1e-4)
@@ -61,8 +60,8 @@ def test_prompts_under_way_are_not_taken_again(trainer_of: TrainerFactory) -> No
 def test_nothing_is_sampled_that_is_not_trained_on(trainer_of: TrainerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(run={"steps": 50, "max_rollouts": 40}, **AHEAD)
     sampled: list[int] = []
-    sample = trainer.actor.sample
-    monkeypatch.setattr(trainer.actor, "sample", lambda step, *rest: sampled.append(step) or sample(step, *rest))
+    sample = trainer.collector.sample
+    monkeypatch.setattr(trainer.collector, "sample", lambda step, *rest: sampled.append(step) or sample(step, *rest))
     assert trainer.train().rollouts == 48
     assert sampled == [0, 1, 2]
 
@@ -86,13 +85,15 @@ def test_a_run_ahead_resumes_bit_for_bit(cli: CommandLine, crash: Any) -> None:
 
 def test_groups_under_way_survive_a_checkpoint(trainer_of: TrainerFactory) -> None:
     trainer = trainer_of(run={"steps": 2}, **AHEAD)
-    collected = trainer.actor.collect(0, 0, lambda: None)
-    collected.dropped["surplus"] = 2
+    collected = trainer.collector.collect(0, 0, lambda: None)
+    collected.sampled[1].dropped = "surplus"
     again = load_collected(dump_collected(collected), trainer.prompts, trainer.prompt_ids)
     again.seconds = collected.seconds
     assert again == collected
-    assert [id(group) for group in again.kept] == [id(group) for group in again.sampled]
-    assert judged_completions(again.kept) == judged_completions(collected.kept)
+    assert len(again.kept) == len(again.sampled) - 1
+    assert again.metrics() == collected.metrics()
+    old = dump_collected(collected) | {"kept": [0, 2, 3], "dropped": {"surplus": 1}}  # as version 0.1.0 began
+    assert load_collected(old, trainer.prompts, trainer.prompt_ids).kept == again.kept
     trainer.pool.close()
 
 

@@ -26,8 +26,8 @@ def reward(completions, **_):
 @pytest.mark.parametrize(
     ("moment", "saved"),
     [
-        pytest.param(signal_at("pacedrl.training.actor:sample_groups", 6, signal.SIGINT), 5, id="sampling"),
-        pytest.param(signal_at("pacedrl.tasks.scoring:Scorer.wait", 6, signal.SIGINT), 5, id="verifying"),
+        pytest.param(signal_at("pacedrl.rollouts.collect:sample_groups", 6, signal.SIGINT), 5, id="sampling"),
+        pytest.param(signal_at("pacedrl.rollouts.collect:Scorer.wait", 6, signal.SIGINT), 5, id="verifying"),
         pytest.param(signal_at("pacedrl.training.learner:Learner._apply", 6, signal.SIGINT), 6, id="updating"),
         pytest.param(signal_at("pacedrl.training.trainer:evaluate", 2, signal.SIGINT), 3, id="evaluating"),
         pytest.param(signal_at("pacedrl.training.trainer:save_checkpoint", 2, signal.SIGINT), 4, id="saving"),

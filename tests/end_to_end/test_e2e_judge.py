@@ -1,4 +1,4 @@
-"""`pacedrl judge`: completions in files, judged as in training, and what is said of the verdicts."""
+"""`pacedrl judge` judges completions in files as in training and prints a summary."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from cli_process import tiny_run
 
 from pacedrl import Config, Trainer
 from pacedrl.training.learner import Update
-from pacedrl.training.sequences import TrainingSequence
+from pacedrl.types import Completion
 
 TrainerFactory = Callable[..., Trainer]
 
@@ -82,7 +82,7 @@ def test_the_final_estimate_agrees_with_held_out_accuracy(long_trained: Trainer)
 def record_selection(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, set[str], set[str]]]:
     """After each step: all estimates when it began, the keys selected, and the keys sampled."""
     seen: list[tuple[np.ndarray, set[str], set[str]]] = []
-    select, sample = trainer.scheduler.select, trainer.actor.sample
+    select, sample = trainer.scheduler.select, trainer.collector.sample
     estimates: list[np.ndarray] = []
 
     def selecting(count: int, exclude: Collection[str]) -> list[str]:
@@ -95,7 +95,7 @@ def record_selection(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[
         return groups
 
     monkeypatch.setattr(trainer.scheduler, "select", selecting)
-    monkeypatch.setattr(trainer.actor, "sample", sampling)
+    monkeypatch.setattr(trainer.collector, "sample", sampling)
     return seen
 
 
@@ -140,21 +140,19 @@ def test_what_is_replayed_is_what_was_sampled(
     trainer = trainer_of(run={"steps": 5}, data={"eval": []}, replay={"capacity": 8, "admit": 4, "anchor": anchor})
     update = trainer.learner.update
     at_generation: dict[tuple[tuple[int, ...], tuple[int, ...]], list[float]] = {}
-    replays: list[tuple[TrainingSequence, float]] = []
+    replays: list[tuple[Completion, float]] = []
 
-    def recorded(batch: list[TrainingSequence], *rest: Any) -> Update:
+    def recorded(batch: list[Completion], *rest: Any) -> Update:
         fresh = [sequence for sequence in batch if not sequence.replayed]
         with torch.no_grad():  # by the policy that sampled them, which this update is about to change
             logprobs_BT, _, _ = trainer.policy.logprobs(
-                [s.prompt_ids for s in fresh], [s.completion_ids for s in fresh], trainer.config.sampling.temperature
+                [s.prompt_ids for s in fresh], [s.token_ids for s in fresh], trainer.config.sampling.temperature
             )
         for sequence, row in zip(fresh, logprobs_BT.tolist(), strict=True):
-            key = (tuple(sequence.prompt_ids), tuple(sequence.completion_ids))
-            at_generation.setdefault(key, row[: len(sequence.completion_ids)])
+            key = (tuple(sequence.prompt_ids), tuple(sequence.token_ids))
+            at_generation.setdefault(key, row[: len(sequence.token_ids)])
         result = update(batch, *rest)
-        replays.extend(
-            (sequence, ratio) for sequence, ratio in zip(batch, result.log_ratio_B, strict=True) if sequence.replayed
-        )
+        replays.extend((sequence, float(sequence.log_ratio or 0.0)) for sequence in batch if sequence.replayed)
         return result
 
     monkeypatch.setattr(trainer.learner, "update", recorded)
@@ -168,7 +166,7 @@ def test_what_is_replayed_is_what_was_sampled(
     first_seen = 0
     for sequence, _ in replays:
         assert sequence.anchor_logprobs is not None
-        stored = at_generation[tuple(sequence.prompt_ids), tuple(sequence.completion_ids)]
+        stored = at_generation[tuple(sequence.prompt_ids), tuple(sequence.token_ids)]
         first_seen += np.allclose(stored, sequence.anchor_logprobs, atol=1e-4)
     # The same completion may have been sampled twice, by two policies; nearly all were not.
     assert first_seen >= 0.8 * len(replays)

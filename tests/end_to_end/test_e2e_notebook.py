@@ -27,7 +27,7 @@ from pathlib import Path
 from pacedrl import Trainer
 from pacedrl.config import parse_config
 from pacedrl.errors import InputError
-from pacedrl.training.view import ConsoleView
+from pacedrl.view import ConsoleView
 
 def load(verifier, steps=1):
     tree = dict({tree!r})

@@ -12,11 +12,11 @@ import torch
 from cli_process import tiny_run
 
 from pacedrl import Config, InputError, Trainer
+from pacedrl.interrupt import Interrupted
 from pacedrl.recipes import RECIPES
 from pacedrl.training import learner as learner_module
-from pacedrl.training.interrupt import Interrupted
-from pacedrl.training.objective import BatchSize, LossInputs
-from pacedrl.training.sequences import TrainingSequence
+from pacedrl.training.objectives.base import BatchSize, LossInputs
+from pacedrl.types import Completion
 
 PROMPTS, GROUP, STEPS = 6, 4, 4
 
@@ -221,4 +221,4 @@ def test_the_references_forward_passes_stop_for_ctrl_c(tmp_path: Path) -> None:
     trainer.train()
     trainer.guard.requested = True
     with pytest.raises(Interrupted):
-        trainer._reference_logprobs([TrainingSequence([1, 5], [6, 2], 0.0, [-1.0, -1.0])])
+        trainer._reference_logprobs([Completion([6, 2], [-1.0, -1.0], prompt_ids=[1, 5])])

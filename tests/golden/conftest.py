@@ -1,4 +1,4 @@
-"""What the golden tests have in common. Light on imports: verifier processes import this file for the reward."""
+"""Shared parts of the golden tests. It imports little, because verifier processes import this file for the reward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _one_thread() -> None:
 
 
 def share_right(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
-    """The share of positions at which completion and answer agree; of TRL's signature, which is ours too."""
+    """Return the share of positions at which completion and answer agree, with TRL's signature, which is also ours."""
     rewards = []
     for text, gold in zip(completions, answer, strict=True):
         agreeing = sum(mine == right for mine, right in zip(text.strip(), gold, strict=False))

@@ -1,4 +1,4 @@
-"""Trajectory balance against torchgfn's own losses, on trajectories that torchgfn samples in a small hypergrid.
+"""Trajectory balance equals torchgfn's losses on trajectories that torchgfn samples in a small hypergrid.
 
 Our δ = Σ_t (log π_θ − log μ) − A is theirs with log P_F for log π_θ, log P_B for log μ and A = log R − log Z. Beyond
 that they differ: torchgfn also trains P_B, where our μ is fixed, and log Z by the same loss, where ours is fitted apart
@@ -25,11 +25,11 @@ TRAJECTORIES = 48
 ONE_GROUP = torch.zeros(TRAJECTORIES, dtype=torch.long)
 LOG_Z = 0.7
 EXPLORING = [0.0, 0.5]
-"""Shares of random actions: on-policy, and off it."""
+"""Shares of random actions: on-policy and off-policy."""
 
 
 def policies(env: Any) -> tuple[Any, Any]:
-    """P_F and P_B, untrained networks of the state."""
+    """Return P_F and P_B, untrained networks of the state."""
     torch.manual_seed(1)
     made = []
     for backward in (False, True):
@@ -39,7 +39,7 @@ def policies(env: Any) -> tuple[Any, Any]:
 
 
 def as_ours(net: Any, trajectories: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """log P_F and log P_B of every action, [B, T], rubbish where a trajectory has ended, and the mask."""
+    """Return log P_F and log P_B of every action [B, T], arbitrary after a trajectory's end, and the mask."""
     forward_TB, backward_TB = net.get_pfs_and_pbs(trajectories, recalculate_all_logprobs=True)
     mask_BT = ~trajectories.actions.is_dummy.T
     return forward_TB.T.masked_fill(~mask_BT, -torch.inf), backward_TB.T.masked_fill(~mask_BT, 5.0), mask_BT
@@ -90,7 +90,7 @@ def test_the_group_mean_makes_it_torchgfns_log_partition_variance(exploring: flo
 
 
 def test_our_loss_alone_finds_torchgfns_true_partition_function() -> None:
-    """With P_B fixed, one policy alone balances every trajectory, and the environment knows its log Z."""
+    """With fixed P_B exactly one policy balances every trajectory, and the environment knows its log Z."""
     torch.manual_seed(0)
     env = gym.HyperGrid(ndim=2, height=4, preprocessor_name="Enum")
     forward, uniform = networks.Tabular(env.n_states, env.n_actions), networks.DiscreteUniform(env.n_actions - 1)

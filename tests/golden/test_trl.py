@@ -1,4 +1,4 @@
-"""The GRPO family against TRL's real GRPOTrainer: advantages, losses, gradients, and a training step of both loops.
+"""The GRPO family equals TRL's GRPOTrainer in advantages, losses, gradients, and a training step of both loops.
 
 TRL computes everything it is compared by: its own forward passes, π_old, π_ref, advantages, loss and optimiser step.
 It is given our completions (through ``rollout_func``), the same reward function and the same initial weights.
@@ -21,7 +21,6 @@ Where TRL, the papers and we differ:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,16 @@ from pacedrl import Config, Trainer
 from pacedrl.assets import TINY_MODEL
 from pacedrl.config import GrpoConfig, ModelConfig
 from pacedrl.method import group_relative_advantage
+from pacedrl.policy.passes import sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import TransformersSampler
-from pacedrl.rollouts import sample_groups, training_settings
+from pacedrl.rollouts.collect import sample_groups
+from pacedrl.rollouts.engines import training_settings
 from pacedrl.tasks.skills import skill_rows
 from pacedrl.training.learner import Learner, Update
-from pacedrl.training.objective import group_index, policy_loss
-from pacedrl.training.sequences import TrainingSequence, sequence_logprobs
-from pacedrl.types import Group, Prompt
+from pacedrl.training.objectives import build_objective
+from pacedrl.training.objectives.base import group_index
+from pacedrl.types import Completion, Group, Prompt
 
 trl = pytest.importorskip("trl")
 
@@ -50,10 +51,10 @@ Reward = Callable[..., Sequence[float | None]]
 Tensors = dict[str, Tensor]
 
 WITH_KL = {"recipe": "grpo", "objective": {"kl_coefficient": 0.04}}
-"""The coefficient of GRPO's paper; the recipe has none."""
+"""KL coefficient of GRPO's paper; the recipe's is 0."""
 ADAM_EPS = 1e-3
-"""On both sides. With the usual 1e-8 Adam's first step is all but the gradient's sign: parameters whose gradient is
-hardly more than rounding move as far as any other, and two implementations round differently."""
+"""Adam's ε on both sides. With the usual 1e-8, Adam's first step is nearly the gradient's sign, and a parameter with
+a gradient of rounding errors moves as far as any other, and two implementations round differently."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def objective_of(config: Config) -> GrpoConfig:
 
 
 def trl_trainer(folder: Path, config: Config, rows: list[dict[str, Any]], reward: Reward, **arguments: Any) -> Any:
-    """A GRPOTrainer with the configuration's settings; ``rows`` are its prompts, each to be completed G times."""
+    """Return a GRPOTrainer with the configuration's settings; each prompt in ``rows`` gets G completions."""
     objective, sampling, optimizer = objective_of(config), config.sampling, config.optimizer
     settings: dict[str, Any] = {
         "loss_type": {"sequence_mean": "grpo", "token_mean": "dapo", "constant": "dr_grpo"}[objective.aggregation],
@@ -109,15 +110,15 @@ def trl_trainer(folder: Path, config: Config, rows: list[dict[str, Any]], reward
     )
 
 
-def generating(sequences: Sequence[TrainingSequence], prompts: Sequence[Any]) -> Callable[..., dict[str, Any]]:
-    """A ``rollout_func`` that "generates" ``sequences``, completions of ``prompts``."""
+def generating(sequences: Sequence[Completion], prompts: Sequence[Any]) -> Callable[..., dict[str, Any]]:
+    """Return a ``rollout_func`` that "generates" ``sequences`` as completions of ``prompts``."""
 
     def rollout(asked: list[str], trainer: Any) -> dict[str, Any]:
         assert asked == list(prompts)
         return {
             "prompt_ids": [list(sequence.prompt_ids) for sequence in sequences],
-            "completion_ids": [list(sequence.completion_ids) for sequence in sequences],
-            "logprobs": [sequence.sampler_logprobs or sequence.anchor_logprobs for sequence in sequences],
+            "completion_ids": [list(sequence.token_ids) for sequence in sequences],
+            "logprobs": [sequence.logprobs for sequence in sequences],
         }
 
     return rollout
@@ -151,13 +152,13 @@ REWARDS: dict[str, list[list[float | None]]] = {
 @pytest.mark.parametrize("recipe", ["grpo", "dr_grpo"])
 @pytest.mark.parametrize("rewards", REWARDS.values(), ids=REWARDS.keys())
 def test_advantages_are_trls(tmp_path: Path, rewards: list[list[float | None]], recipe: str) -> None:
-    """Those that could not be judged have none here, and 0 in TRL."""
+    """Completions that could not be judged have no advantage here and 0 in TRL."""
     config = Config(recipe=recipe, sampling={"group_size": 4})
     flat = [reward for group in rewards for reward in group]
     rows = [{"prompt": f"copy:{i}="} for i in range(len(rewards))]
     asked = [row["prompt"] for row in rows for _ in range(4)]
     trainer = trl_trainer(tmp_path, config, rows, lambda **columns: flat)
-    trainer.rollout_func = generating([TrainingSequence([1, 5], [6, 2], 0.0, [0.0, 0.0])] * len(flat), asked)
+    trainer.rollout_func = generating([Completion([6, 2], [0.0, 0.0], prompt_ids=[1, 5])] * len(flat), asked)
     trainer.model.train()
     theirs_B = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in asked])["advantages"]
 
@@ -171,7 +172,7 @@ def test_advantages_are_trls(tmp_path: Path, rewards: list[list[float | None]], 
 
 
 def move(models: Sequence[torch.nn.Module], seed: int, scale: float) -> None:
-    """The same noise on every parameter of each model, relative to the parameters' size."""
+    """Add the same noise to the parameters of each model, relative to the parameters' size."""
     for model in models:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -181,7 +182,7 @@ def move(models: Sequence[torch.nn.Module], seed: int, scale: float) -> None:
 
 
 def sampled_groups(policy: Policy, config: Config, reward: Reward) -> list[Group]:
-    """Judged groups of prompts of one length, which TRL's padding on the left then leaves where they are."""
+    """Return judged groups of prompts of equal length, so that TRL's padding on the left does not move them."""
     skills = [row for row in skill_rows(size=600, seed=3) if len(row["prompt"]) == 14]
     chosen = skills[: config.sampling.prompts_per_step]
     prompts = [Prompt(str(i), "skills", row["prompt"], row["answer"]) for i, row in enumerate(chosen)]
@@ -206,7 +207,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_loss_and_gradient_are_trls(tmp_path: Path, reward: Reward, case: dict[str, Any]) -> None:
-    """Sampled by one policy, trained on by another, with a third as the reference, so that no ratio is 1.
+    """One policy samples, another is trained, and a third is the reference, so that no ratio is 1.
 
     The models are in float64: moved this far, the tiny one turns float32's rounding into 3e-5 of a log-probability. Our
     micro-batches hold a few sequences each, so that dividing by a micro-batch's own size would show.
@@ -220,8 +221,8 @@ def test_loss_and_gradient_are_trls(tmp_path: Path, reward: Reward, case: dict[s
     move([ours.model], seed=1, scale=0.3)
     groups = sampled_groups(ours, config, reward)
     judged = [(group, completion) for group in groups for completion in group.completions]
-    sampled = [TrainingSequence(group.prompt_ids, c.token_ids, 0.0, c.logprobs) for group, c in judged]
-    assert len({len(sequence.completion_ids) for sequence in sampled}) > 2
+    sampled = [completion for _, completion in judged]
+    assert len({len(sequence.token_ids) for sequence in sampled}) > 2
 
     rows = [{"prompt": group.prompt.content, "answer": group.prompt.answer} for group in groups]
     trainer = trl_trainer(tmp_path, config, rows, reward, num_iterations=2)  # with a second pass, TRL computes π_old
@@ -242,17 +243,16 @@ def test_loss_and_gradient_are_trls(tmp_path: Path, reward: Reward, case: dict[s
 
     temperature, budget = config.sampling.temperature, config.optimizer.tokens_per_micro_batch
     references: Sequence[Any] = [None] * len(sampled)
-    if config.needs_reference:
+    if config.objective.needs_reference:
         references = sequence_logprobs(reference, sampled, temperature, budget)
         assert objective_of(config).kl_coefficient * seen["kl"] > 1e-2
     reward_B, group_B = torch.tensor([c.reward for _, c in judged]), group_index([g.prompt.key for g, _ in judged])
     advantages = group_relative_advantage(reward_B, group_B, objective_of(config).scale_by_std).tolist()
-    batch = [
-        TrainingSequence(s.prompt_ids, s.completion_ids, advantage, s.anchor_logprobs, reference_logprobs=logprobs)
-        for s, advantage, logprobs in zip(sampled, advantages, references, strict=True)
-    ]
-    loss = partial(policy_loss, config.objective, config.sampling.max_new_tokens)
-    totals, _ = Learner(ours, config.optimizer, 1, temperature, loss).accumulate_gradient(batch)
+    for sequence, advantage, logprobs in zip(sampled, advantages, references, strict=True):
+        sequence.anchor_logprobs, sequence.advantage = sequence.logprobs, advantage
+        sequence.reference_logprobs = logprobs
+    loss = build_objective(config).loss
+    totals = Learner(ours, config.optimizer, 1, temperature, loss).accumulate_gradient(sampled)
 
     assert totals["loss/objective"] == pytest.approx(their_loss.item(), rel=1e-5)
     mine, theirs = gradients(ours.model), gradients(trainer.model)
@@ -275,18 +275,18 @@ LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gspo, two passes": ({"recipe": "gspo", "optimizer": {"mini_batches": 1, "epochs": 2}}, {}),
     "grpo with KL, two passes": (WITH_KL | {"optimizer": {"epochs": 2}}, {}),
 }
-"""Our settings, and TRL's beyond them."""
+"""Our settings and TRL's additional ones."""
 
 
-def our_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, list[TrainingSequence]]:
-    """A trainer that has taken one step, and what it trained on."""
+def our_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, list[Completion]]:
+    """Return a trainer that has taken one step, and the batch it trained on."""
     trainer = Trainer(config)
     for group in trainer.learner.optimizer.param_groups:
         group["eps"] = ADAM_EPS
-    trained_on: list[TrainingSequence] = []
+    trained_on: list[Completion] = []
     update = trainer.learner.update
 
-    def recording(batch: list[TrainingSequence], *rest: Any) -> Update:
+    def recording(batch: list[Completion], *rest: Any) -> Update:
         trained_on.extend(batch)
         return update(batch, *rest)
 
@@ -299,7 +299,7 @@ def our_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, 
 def test_a_training_step_is_trls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: Reward, case: dict[str, Any], arguments: dict[str, Any]
 ) -> None:
-    """Both trainers' own loops, over prompts and completions of many lengths; afterwards the weights are the same."""
+    """Both trainers' loops end with the same weights, for prompts and completions of many lengths."""
     monkeypatch.setenv("PACEDRL_CACHE", str(tmp_path / "cache"))
     optimizer = {"learning_rate": 2e-3, "max_grad_norm": 0.05, "tokens_per_micro_batch": 200}
     config = Config.model_validate(
@@ -316,7 +316,7 @@ def test_a_training_step_is_trls(
     (metrics,) = ours.folder.rows("metrics.jsonl")
     assert len(trained_on) == 24
     assert len({len(sequence.prompt_ids) for sequence in trained_on}) > 3
-    assert len({len(sequence.completion_ids) for sequence in trained_on}) > 3
+    assert len({len(sequence.token_ids) for sequence in trained_on}) > 3
     if config.gate.name == "dynamic":
         assert metrics["gate/dropped_all_right"] + metrics["gate/dropped_all_equal"] > 0
 

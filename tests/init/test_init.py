@@ -20,7 +20,7 @@ from pacedrl.assets import TINY_MODEL
 from pacedrl.cli import main
 from pacedrl.config import Config, load_config
 from pacedrl.init.template import Setting, Suggestion, yaml_text
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 from pacedrl.training.trainer import Trainer
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from pacedrl.assets import TINY_MODEL
 from pacedrl.cli import main
 from pacedrl.config import Config, load_config
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}" + PLAIN

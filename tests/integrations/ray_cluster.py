@@ -1,4 +1,4 @@
-"""What the tests of PacedTrainer inside verl share: a Ray cluster without a GPU, configurations, trainers, completions.
+"""Shared by the tests of PacedTrainer in verl: a Ray cluster without a GPU, configurations, trainers, completions.
 
 What stands in for what needs one: completions are sampled by our own sampler (verl's servers are vLLM's and SGLang's),
 and `verl_on_cpu` tells verl of a CPU, on which its own FSDP2 engine trains. Importing this tells verl so.
@@ -60,7 +60,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a chat template that says what the user says, as it was pretrained."""
+    """Return the tiny model with a chat template that passes the user's text unchanged, as in pretraining."""
     folder = tmp_path_factory.mktemp("model")
     policy = Policy.load(ModelConfig(), torch.device("cpu"))
     policy.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -100,7 +100,7 @@ Configure = Callable[..., Any]
 
 @pytest.fixture(name="configure")
 def _configure(tmp_path: Path, model: Path, data: Path) -> Configure:
-    """examples/verl/paced.yaml, for the tiny model on a CPU, with further overrides."""
+    """Return examples/verl/paced.yaml for the tiny model on a CPU, with further overrides."""
 
     def make(*overrides: str) -> Any:
         settings = {
@@ -139,7 +139,7 @@ def _configure(tmp_path: Path, model: Path, data: Path) -> Configure:
 
 
 class Sampled:
-    """verl's agent loops without its servers: completions of the initial policy, put into verl's queue by its own code.
+    """verl's agent loops without servers: verl's own code puts completions of the initial policy into its queue.
 
     What it samples depends on the step and the prompt alone. With ``tools`` the second token of a prompt's first
     completion is not the policy's; ``logprobs`` False keeps the servers' log-probabilities back; with ``failing`` the
@@ -186,7 +186,7 @@ class Sampled:
 
 
 def built(config: Any, processes: int = 1) -> PacedTrainer:
-    """The trainer with what verl's ``init`` gives it, less rollout servers; its engine in so many processes."""
+    """Return the trainer as verl's ``init`` sets it up, without rollout servers and with this many engine processes."""
     trainer = get_trainer_cls(config.trainer.v1.trainer_mode)(config)
     trainer._init_tokenizer()
     trainer._init_dataloader()
@@ -218,7 +218,7 @@ def start(queue: None, configure: Configure, model: Path) -> Iterator[Callable[.
 
 
 def give_back(trainers: list[PacedTrainer]) -> None:
-    """End the workers of these trainers: the cluster has room for one's."""
+    """End the workers of these trainers, because the cluster has room for one trainer's workers."""
     while trainers:
         group = trainers.pop().actor_rollout_wg
         for worker in group._workers:
@@ -228,18 +228,18 @@ def give_back(trainers: list[PacedTrainer]) -> None:
 
 
 def weights(folder: Path) -> list[torch.Tensor]:
-    """Of the policy saved there."""
+    """Return the weights of the policy saved there."""
     saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return [parameter.detach() for parameter in saved.parameters()]
 
 
 def trained(folder: Path, step: int) -> list[torch.Tensor]:
-    """The weights in verl's checkpoint of a step."""
+    """Return the weights in verl's checkpoint of a step."""
     return weights(folder / f"global_step_{step}/actor/huggingface")
 
 
 def apart(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor], initial: Iterable[torch.Tensor]) -> float:
-    """How far two policies trained from the same initial one are from one another, as a share of the way trained.
+    """Return the distance between two policies trained from the same start, relative to the distance trained.
 
     Single weights say little: Adam turns the rounding of a gradient near 0 into a step.
     """

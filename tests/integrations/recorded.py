@@ -1,4 +1,4 @@
-"""Our trainer on the completions that another trainer sampled."""
+"""Runs our trainer on completions that another trainer sampled."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pacedrl.policy.sampler import SamplingSettings
 from pacedrl.types import Completion
 
 Steps = list[dict[tuple[int, ...], list[list[int]]]]
-"""Of each step, the token ids of each prompt's completions."""
+"""Token ids of each prompt's completions, one mapping per step."""
 
 
 class Recorded:
-    """A sampler that gives our trainer the completions that another's loop trained on, a step at a time."""
+    """A sampler that returns the completions another trainer's loop trained on, one step at a time."""
 
     def __init__(self, policy: Policy, steps: Steps) -> None:
         self.policy = policy

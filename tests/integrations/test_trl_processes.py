@@ -1,4 +1,4 @@
-"""PacedTrainer on two processes, all of the policy or an adapter, trains what it trains on one."""
+"""PacedTrainer on two processes trains the whole policy or an adapter as it does on one process."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ told["replay"] = [entry.key for entry in trainer.scheduler.replay()]
 
 
 def train(folder: Path, processes: int, kind: str) -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
-    """What each process was told, and how far its parameters have moved."""
+    """Return what each process logged, and how far its parameters moved."""
     out = folder / f"{kind}-{processes}"
     out.mkdir()
     start = [sys.executable]

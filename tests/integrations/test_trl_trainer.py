@@ -1,4 +1,4 @@
-"""PacedTrainer is TRL's trainer doing what ours does: real training of the tiny model."""
+"""PacedTrainer, based on TRL's trainer, trains the tiny model as our trainer does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pacedrl.method import DifficultyScheduler
 from pacedrl.policy.policy import Policy
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.skills import skill_rows
-from pacedrl.training.setup import build_scheduler
+from pacedrl.training.curriculum import build_scheduler
 
 PROMPTS, GROUP, NEW = 4, 4, 12
 RATE = 2e-4
@@ -85,7 +85,7 @@ def ours(folder: Path, model: Path) -> Trainer:
 
 
 def as_configured(config: Config) -> Callable[[list[str], torch.Tensor], DifficultyScheduler]:
-    """The scheduler that our trainer makes of its configuration, initial log Z included."""
+    """Return the scheduler that our trainer makes from its configuration, including the initial log Z."""
 
     def make(keys: list[str], embeddings_NH: torch.Tensor) -> DifficultyScheduler:
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
@@ -170,7 +170,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, model: Pat
     assert resumed.scheduler.accuracy_estimates().tolist() == whole.scheduler.accuracy_estimates().tolist()
     (tmp_path / "half/checkpoint-2/scheduler.json").unlink()
     (tmp_path / "half/checkpoint-2/scheduler.safetensors").unlink()
-    with pytest.raises(InputError, match=r"checkpoint-2: holds no scheduler.json"):
+    with pytest.raises(InputError, match=r"checkpoint-2: contains no scheduler.json"):
         trainer_of(model, tmp_path / "half").train(resume_from_checkpoint=str(tmp_path / "half/checkpoint-2"))
 
 
@@ -210,7 +210,7 @@ def test_a_second_reward_shapes_the_policy_and_not_the_estimate(tmp_path: Path, 
     assert plain.scheduler.accuracy_estimates().tolist() == shaped.scheduler.accuracy_estimates().tolist()
     pairs = zip(plain.model.parameters(), shaped.model.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
-    with pytest.raises(InputError, match=r"the first, short, must give rewards in \[0, 1\].* but gave -"):
+    with pytest.raises(InputError, match=r"the first, short, must return rewards in \[0, 1\].* but returned -"):
         final([short, right], "wrong")
 
 
@@ -219,5 +219,5 @@ def test_what_it_cannot_do_is_refused_before_training(tmp_path: Path, model: Pat
         trainer_of(model, tmp_path, beta=0.04)
     with pytest.raises(InputError, match=r"must be a datasets.Dataset, not IterableDataset"):
         trainer_of(model, tmp_path, rows=IterableDataset.from_generator(lambda: iter(ROWS)))
-    with pytest.raises(InputError, match=r"4 prompts a generation asked for, but it has only 3 different ones"):
+    with pytest.raises(InputError, match=r"each generation needs 4 different prompts, but it has only 3"):
         trainer_of(model, tmp_path, rows=Dataset.from_list([*ROWS[:3], *ROWS[:3]]))

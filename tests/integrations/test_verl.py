@@ -1,4 +1,4 @@
-"""PacedTrainer's places in verl: its registries, its configuration, its loss path and advantages, its prompts."""
+"""PacedTrainer in verl: registries, configuration, loss path, advantages and prompts."""
 
 from __future__ import annotations
 
@@ -117,11 +117,11 @@ def test_the_launch_script_gets_as_far_as_one_can_without_a_gpu(
 # The loss, on verl's path from the model's output to it.
 
 LENGTHS = [(3, 5), (2, 1), (4, 3), (6, 4)]
-"""Tokens of prompt and response."""
+"""Number of tokens of prompt and response."""
 
 
 def batch_of(rows: Sequence[int], seed: int = 0) -> dict[str, Any]:
-    """Sequences as verl's workers get them, in double precision; the last is one verl fills up with."""
+    """Return sequences as verl's workers get them, in double precision; the last one is padding by verl."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for i, (prompt, response) in enumerate(LENGTHS):
@@ -143,7 +143,7 @@ def batch_of(rows: Sequence[int], seed: int = 0) -> dict[str, Any]:
 
 
 def verl_loss(config: Any, rows: Sequence[int], dp_size: int = 1) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor]:
-    """Loss and metrics of these sequences of the batch by verl's ``ppo_loss``, and the gradient, [tokens]."""
+    """Return loss and metrics of these sequences by verl's ``ppo_loss``, and the gradient [tokens]."""
     batch = batch_of(rows)
     whole = batch.pop("log_probs")
     values = whole.values().clone().requires_grad_()
@@ -156,7 +156,7 @@ def verl_loss(config: Any, rows: Sequence[int], dp_size: int = 1) -> tuple[torch
 
 
 def our_loss(rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`trajectory_balance` of the same, with the gradient laid out like verl's."""
+    """Return `trajectory_balance` of the same sequences, with the gradient in verl's layout."""
     batch = batch_of(rows)
     whole = batch.pop("log_probs")
     values = whole.values().clone().requires_grad_()
@@ -211,7 +211,7 @@ def test_micro_batches_and_processes_add_up(configure: Configure) -> None:
 
 
 def advantages_of(rewards: Sequence[float], uids: Sequence[str]) -> torch.Tensor:
-    """By verl's ``compute_advantage``; rewards on the last of 4 tokens, 2 or 4 of which are the policy's."""
+    """Return advantages by verl's ``compute_advantage``; rewards are on the last of 4 tokens, 2 or 4 sampled."""
     mask = torch.ones(len(uids), 4)
     mask[1::2, 2:] = 0
     mask[[uid.startswith("pad") for uid in uids]] = 0
@@ -239,11 +239,11 @@ def test_advantages_are_reward_over_beta_less_log_z(monkeypatch: pytest.MonkeyPa
 
 def test_what_is_no_accuracy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integration, "_scheduler", None)
-    with pytest.raises(InputError, match=r"needs log Z: set trainer.v1.trainer_mode=paced too"):
+    with pytest.raises(InputError, match=r"needs log Z: also set trainer.v1.trainer_mode=paced"):
         advantages_of([1.0], ["a"])
     monkeypatch.setattr(integration, "_scheduler", DifficultyScheduler(["a"], torch.ones(1, 4)))
     for reward in (-1.0, 2.0, float("nan")):
-        with pytest.raises(InputError, match=rf"rewards in \[0, 1\].* but gave {reward:g}"):
+        with pytest.raises(InputError, match=rf"rewards in \[0, 1\].* but returned {reward:g}"):
             advantages_of([1.0, reward], ["a", "a"])
 
 
@@ -312,7 +312,7 @@ def test_a_scheduler_is_made_of_the_settings(configure: Configure) -> None:
         ("algorithm.use_kl_in_reward=true", r"use_kl_in_reward: must be False .* but is True"),
         ("algorithm.rollout_correction.rollout_is=token", r"rollout_is: must be None .* but is token"),
         ("algorithm.filter_groups.enable=true", r"filter_groups.enable: must be False .* but is True"),
-        ("data.train_batch_size=49", r"data.train_files: 49 prompts a step asked for, but there are only 48 different"),
+        ("data.train_batch_size=49", r"data.train_files: each step needs 49 different prompts, but there are only 48"),
         ("+trainer.v1.paced.cooldown=3", r"trainer.v1.paced: .*unexpected keyword argument 'cooldown'"),
         ("trainer.v1.paced.target_accuracy=1.5", r"trainer.v1.paced: target_accuracy must lie in \[0, 1\], got 1.5"),
     ],

@@ -1,4 +1,4 @@
-"""Without verl, asking for its integration says which extra to install."""
+"""Importing the integration without verl names the extra to install."""
 
 from __future__ import annotations
 

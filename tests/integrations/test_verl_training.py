@@ -38,7 +38,7 @@ from pacedrl import Config, Trainer
 from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler
 from pacedrl.seeding import derive_seed
-from pacedrl.training.setup import build_scheduler
+from pacedrl.training.curriculum import build_scheduler
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def ours(folder: Path, model: Path) -> Trainer:
 
 
 def recorded(scheduler: DifficultyScheduler, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[int]]:
-    """What the scheduler will have observed, and how many completions it will have given to replay."""
+    """Return lists that collect what the scheduler observes and how many completions it returns for replay."""
     seen: list[Any] = []
     replayed: list[int] = []
     observe, replay = scheduler.observe, scheduler.replay
@@ -125,7 +125,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been(start: Any, tmp_path: Path
         resumed._load_checkpoint()
     saved.unlink()
     resumed.scheduler.step = 0
-    with pytest.raises(InputError, match=r"the checkpoint of step 4 holds no data.pt, and so no scheduler"):
+    with pytest.raises(InputError, match=r"the checkpoint of step 4 has no data.pt, and so no scheduler"):
         resumed._load_checkpoint()
 
 

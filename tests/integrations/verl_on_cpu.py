@@ -1,4 +1,4 @@
-"""A CPU for verl, which knows accelerators only: a platform of its, for which its own FSDP2 engine is registered.
+"""Runs verl, which supports only accelerators, on a CPU: a platform for which its own FSDP2 engine is registered.
 
 Named in VERL_USE_EXTERNAL_MODULES, it is imported by every process that imports verl.
 """

@@ -1,4 +1,4 @@
-"""Advantages against values worked out by hand, and the baselines' limits."""
+"""Advantages equal values computed by hand, and the baselines have the right limits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pacedrl.method import (
     group_relative_advantage,
     trajectory_balance_advantage,
 )
-from pacedrl.method.advantages import STD_EPSILON
+from pacedrl.method.objectives import STD_EPSILON
 
 REWARD = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 1.0])
 GROUP = torch.tensor([0, 0, 1, 0, 0, 2])  # a group of four, two of one
 
 
 def test_group_z_scores_by_hand() -> None:
-    """Of (1, 0, 1, ½): mean 5/8, squares 9/64 + 25/64 + 9/64 + 1/64 = 44/64 over three."""
+    """(1, 0, 1, ½) has mean 5/8 and squared deviations 9/64 + 25/64 + 9/64 + 1/64 = 44/64 over three."""
     std = (44 / 64 / 3) ** 0.5 + STD_EPSILON
     expected = [0.375 / std, -0.625 / std, 0.0, 0.375 / std, -0.125 / std, 0.0]
     assert group_relative_advantage(REWARD, GROUP).tolist() == pytest.approx(expected, rel=1e-5)
@@ -50,7 +50,7 @@ def test_equal_rewards_give_no_advantage_at_all(reward: float, size: int) -> Non
 
 
 def test_the_group_mean_log_z_minimises_the_sampled_loss() -> None:
-    """Closed form (a) and (c): in place of log Z it leaves no mean gap in any group."""
+    """Closed forms (a) and (c): with it as log Z, the mean gap of every group is 0."""
     beta, log_ratio = 0.1, torch.tensor([0.3, -0.2, 0.5, 0.1, 0.0, -1.0])
     log_z = group_mean_log_z(REWARD, GROUP, beta, log_ratio)
     delta = log_ratio - trajectory_balance_advantage(REWARD, log_z, beta)
@@ -90,7 +90,7 @@ def test_the_blended_baseline_does_not_know_its_own_completion() -> None:
 
 
 def test_the_blended_baselines_weights_are_inverse_variances() -> None:
-    """p ~ Beta(s·m, s·(1 − m)): of all mixtures of m and the mean of n rewards, s : n errs the least."""
+    """With p ~ Beta(s·m, s·(1 − m)), the weights s : n of m and the mean of n rewards have the smallest error."""
     generator = torch.Generator().manual_seed(0)
     strength, mean, others = 4.0, 0.3, 7
     concentration = torch.tensor([strength * mean, strength * (1 - mean)])

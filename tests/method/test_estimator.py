@@ -1,4 +1,4 @@
-"""Posteriors against their closed forms, the learned strength of the prior, and calibration."""
+"""Posteriors equal their closed forms, the prior's strength is learned, and calibration is measured."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def binary(rng: np.random.Generator, accuracy_P: np.ndarray) -> np.ndarray:
 
 
 def graded(rng: np.random.Generator, accuracy_P: np.ndarray) -> np.ndarray:
-    """The share of five tests passed."""
+    """Return the share of five tests passed."""
     return rng.binomial(5, accuracy_P[:, None], size=(len(accuracy_P), 8)) / 5
 
 
@@ -71,7 +71,7 @@ def graded(rng: np.random.Generator, accuracy_P: np.ndarray) -> np.ndarray:
 def test_the_prior_strength_is_learned_from_how_far_the_prior_is_off(
     truth: float, rewards_of: Callable[[np.random.Generator, np.ndarray], np.ndarray]
 ) -> None:
-    """Accuracies drawn from Beta(κ·m, κ·(1 − m)) about the estimates m, observed by 8 rollouts: κ comes back."""
+    """κ is recovered from accuracies drawn from Beta(κ·m, κ·(1 − m)) and observed through 8 rollouts."""
     rng = np.random.default_rng(0)
     strength = PriorStrength(None)
     for _ in range(60):

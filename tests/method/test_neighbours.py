@@ -1,4 +1,4 @@
-"""The neighbouring objectives: closed forms on small numbers, gradients, clips and padding."""
+"""The other objectives: values computed by hand, gradients, clipping and padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MASK = torch.tensor([[True, True, False], [True, True, True]])
 
 
 def ratios(*rows: list[float]) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of π_θ and π_old with these ratios; padding holds what must not be read."""
+    """Return log-probabilities of π_θ and π_old with these ratios; padding has values that must not be read."""
     width = max(map(len, rows))
     old = torch.full((len(rows), width), -1.0)
     new = torch.tensor([[-1.0 + math.log(r) for r in row] + [math.nan] * (width - len(row)) for row in rows])
@@ -26,7 +26,7 @@ def ratios(*rows: list[float]) -> tuple[Tensor, Tensor]:
 
 
 def test_the_clipped_loss_by_hand() -> None:
-    """Good tokens count up to 1 + 0.2, bad ones from 1 − 0.2; elsewhere the ratio itself."""
+    """The ratio of tokens with positive advantage is clipped at 1 + 0.2, with negative advantage at 1 − 0.2."""
     new, old = ratios([1.5, 0.5], [1.5, 0.5, 1.1])
     loss, metrics = clipped_policy_gradient(new, old, MASK, torch.tensor([2.0, -1.0]))
     good = -(1.2 + 0.5) * 2.0 / 2
@@ -36,7 +36,7 @@ def test_the_clipped_loss_by_hand() -> None:
 
 
 def test_only_tokens_within_the_clip_receive_gradient() -> None:
-    """d(−ρA)/d log π = −ρA, over the sequence's length and the number of sequences."""
+    """d(−ρA)/d log π = −ρA, divided by the sequence's length and the number of sequences."""
     new, old = ratios([1.5, 0.5], [1.5, 0.5, 1.1])
     clipped_policy_gradient(new, old, MASK, torch.tensor([2.0, -1.0]))[0].backward()
     assert new.grad is not None
@@ -85,7 +85,7 @@ def test_clip_higher_lets_good_tokens_rise_further() -> None:
     ids=["sequence mean", "token mean", "constant"],
 )
 def test_how_tokens_weigh(length: float | None, weights: list[float]) -> None:
-    """Two sequences of 2 and 3 tokens; the mean length, 2.5, weighs each of the five tokens the same."""
+    """With sequences of 2 and 3 tokens, the mean length 2.5 gives all five tokens the same weight."""
     new, old = ratios([1.0, 1.0], [1.0, 1.0, 1.0])
     clipped_policy_gradient(new, old, MASK, torch.tensor([1.0, 1.0]), length=length)[0].backward()
     assert new.grad is not None
@@ -127,7 +127,7 @@ def test_the_reference_pulls_by_its_coefficient() -> None:
 
 
 def test_flow_balance_by_hand() -> None:
-    """Means over tokens in δ and w; the weight is clipped and carries no gradient."""
+    """δ and w average over tokens; the weight is clipped and has no gradient."""
     new, old = ratios([2.0, 2.0], [1.1, 1.1, 1.1])
     reference = torch.full((2, 3), -1.5)
     loss, metrics = flow_balance(new, old, reference, MASK, torch.tensor([1.0, -0.5]), clip_low=0.2, clip_high=0.28)
@@ -145,7 +145,7 @@ def test_flow_balance_by_hand() -> None:
     ("advantage", "gap"), [(0.0, 0.5), (10.0, -2.0), (-10.0, 1.0)], ids=["within", "raised", "lowered"]
 )
 def test_the_flow_gap_is_bounded_differently_up_and_down(advantage: float, gap: float) -> None:
-    """The gradient is 2·w·clip(δ)/T a token; beyond the bounds it stays at them."""
+    """The gradient of each token is 2·w·clip(δ)/T, which is constant beyond the bounds."""
     new, old = ratios([1.0, 1.0])
     reference, mask = torch.full((1, 2), -1.5), torch.ones(1, 2)
     loss, metrics = group_flow_balance(

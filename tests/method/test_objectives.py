@@ -1,4 +1,4 @@
-"""Trajectory balance: closed forms of the paper's section 4, gradients, and who receives them."""
+"""Trajectory balance: closed forms of the paper's section 4, gradients, and which tensors receive them."""
 
 from __future__ import annotations
 

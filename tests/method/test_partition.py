@@ -1,4 +1,4 @@
-"""log Z: its start, its fit, and the separation of its gradients from the policy's."""
+"""log Z starts at the prior, is fitted, and shares no gradients with the policy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_fitting_converges_to_reward_less_beta_log_ratio() -> None:
 
 
 def test_rounding_does_not_decide_a_step_where_residuals_cancel() -> None:
-    """As many right as wrong about the prior: the gradient of the output's bias is nothing but log-ratios' rounding."""
+    """The prior's errors cancel, so the gradient of the output's bias consists of the log-ratios' rounding errors."""
     x, reward = embeddings(1).expand(8, -1), torch.tensor([1.0, 0.0] * 4)
     ends = []
     for rounding in (3e-7, -3e-7):

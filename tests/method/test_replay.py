@@ -1,4 +1,4 @@
-"""What enters the replay buffer, in what order it leaves, and its state."""
+"""The replay buffer: which completions enter, in which order they leave, and the saved state."""
 
 from __future__ import annotations
 

@@ -1,45 +1,17 @@
-"""The scheduler alone, with a made-up policy and numpy rewards; and the paper's theorem."""
+"""The scheduler with a simulated policy and numpy rewards, and the paper's theorem."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from bandits import BETA, Bandit, scheduler_for
 
-from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer, Rollouts
-
-BETA = 0.05
-
-
-class Bandit:
-    """A made-up policy: prompt i is answered correctly with a probability that is a smooth function of its features."""
-
-    def __init__(self, prompts: int, features: int = 8, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.keys = [f"prompt-{i}" for i in range(prompts)]
-        self.features = rng.normal(size=(prompts, features))
-        direction = np.random.default_rng(99).normal(size=features) / np.sqrt(features)
-        self.accuracy: NDArray[np.float64] = 1 / (1 + np.exp(-3 * self.features @ direction))
-        self.rng = rng
-
-    def embeddings(self) -> torch.Tensor:
-        return torch.from_numpy(self.features).float()
-
-    def rollouts(self, keys: list[str], group_size: int = 8) -> Rollouts:
-        names = [key for key in keys for _ in range(group_size)]
-        p = self.accuracy[[int(name.split("-")[1]) for name in names]]
-        reward = (self.rng.random(len(names)) < p).astype(float)
-        return Rollouts(names, reward, 0.0, [[1, 2]] * len(names), [[-0.1, -0.2]] * len(names))
-
-
-def scheduler_for(bandit: Bandit, **options: object) -> DifficultyScheduler:
-    torch.manual_seed(0)
-    return DifficultyScheduler(bandit.keys, bandit.embeddings(), beta=BETA, **options)  # type: ignore[arg-type]
+from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, Rollouts
 
 
 def test_theorem_estimates_converge_to_the_accuracy_of_a_fixed_policy() -> None:
-    """β·log Z → p_old at π_θ = π_old: seen prompts within 0.05, prompts never seen not much worse."""
+    """β·log Z → p_old at π_θ = π_old, within 0.05 for seen prompts and not much worse for unseen ones."""
     seen, unseen = Bandit(64, seed=0), Bandit(64, seed=1)
     torch.manual_seed(0)
     partition = LogPartition(seen.embeddings(), BETA, hidden_size=64)
@@ -62,7 +34,7 @@ def test_theorem_estimates_converge_to_the_accuracy_of_a_fixed_policy() -> None:
 
 
 def test_theorem_off_policy_the_gap_is_beta_times_kl() -> None:
-    """β·log Z* − p_old = β·KL(π_old‖π_θ), Prop. 4.1, on categorical policies sampled for real."""
+    """β·log Z* − p_old = β·KL(π_old‖π_θ) (Prop. 4.1) with samples from categorical policies."""
     generator = torch.Generator().manual_seed(0)
     logits_old = torch.randn(6, generator=generator)
     logits_new = logits_old + 1.5 * torch.randn(6, generator=generator)
@@ -128,7 +100,7 @@ def test_calibration_is_measured_before_the_fit() -> None:
     assert metrics["accuracy/mae"] == pytest.approx(np.abs(observed - 0.5).mean())
 
 
-def test_errors_are_left_out_not_counted_as_wrong() -> None:
+def test_unjudged_completions_are_left_out_and_not_counted_as_wrong() -> None:
     bandit = Bandit(4)
     with_errors, without = scheduler_for(bandit), scheduler_for(bandit)
     keys = ["prompt-0", "prompt-0", "prompt-1", "prompt-2"]
@@ -140,7 +112,7 @@ def test_errors_are_left_out_not_counted_as_wrong() -> None:
     assert metrics["selection/coverage"] == pytest.approx(0.75)  # prompt-2 was used, though nothing was learned
 
 
-def test_a_step_of_errors_alone_changes_no_estimate() -> None:
+def test_a_step_without_verdicts_changes_no_estimate() -> None:
     bandit = Bandit(4)
     scheduler = scheduler_for(bandit)
     metrics = scheduler.observe(Rollouts(["prompt-0"], [np.nan]))
@@ -186,35 +158,6 @@ def test_rewards_outside_the_unit_interval_are_refused() -> None:
         scheduler.observe(Rollouts(["prompt-0", "prompt-1"], [1.0]))
 
 
-def test_state_resumes_bit_for_bit_under_reordering_and_growth() -> None:
-    bandit = Bandit(48)
-    first = scheduler_for(bandit, cooldown_steps=2, replay=ReplayBuffer(32, 16))
-    for _ in range(5):
-        first.observe(bandit.rollouts(first.select(8)))
-    order = np.random.default_rng(5).permutation(48)
-    keys = [bandit.keys[i] for i in order] + ["new"]
-    embeddings = torch.cat([bandit.embeddings()[order], torch.zeros(1, 8)])
-    second = DifficultyScheduler(keys, embeddings, beta=BETA, cooldown_steps=2, replay=ReplayBuffer(32, 16))
-    second.load_state_dict(first.state_dict())
-    same = scheduler_for(bandit, cooldown_steps=2, replay=ReplayBuffer(32, 16))
-    same.load_state_dict(first.state_dict())
-    assert np.allclose(first.accuracy_estimate(bandit.keys), second.accuracy_estimate(bandit.keys), atol=1e-6)
-    assert second.replay() == first.replay()
-    assert second.last_used_N[-1] < 0
-    for _ in range(3):
-        chosen = first.select(8)
-        assert chosen == same.select(8)
-        rollouts = bandit.rollouts(chosen)
-        assert first.observe(rollouts) == pytest.approx(same.observe(rollouts), abs=0, nan_ok=True)
-    assert np.array_equal(first.accuracy_estimates(), same.accuracy_estimates())
-
-
-def test_a_state_of_other_prompts_is_refused() -> None:
-    first, second = scheduler_for(Bandit(8)), scheduler_for(Bandit(4))
-    with pytest.raises(ValueError, match="4 prompts that are not in the dataset"):
-        second.load_state_dict(first.state_dict())
-
-
 @pytest.mark.parametrize(
     ("keys", "rows", "options", "message"),
     [
@@ -229,7 +172,7 @@ def test_refuses_inconsistent_input(keys: list[str], rows: int, options: dict[st
 
 
 @pytest.mark.parametrize("batch", [1, 7, 16, 60])
-def test_uniform_selection_goes_through_everything_before_anything_recurs(batch: int) -> None:
+def test_uniform_selection_visits_every_prompt_before_any_recurs(batch: int) -> None:
     bandit = Bandit(60)
     scheduler = DifficultyScheduler(bandit.keys, selection="uniform", estimator="none")
     orders = []
@@ -371,58 +314,3 @@ def test_completions_without_tokens_are_not_replayed() -> None:
     scheduler = scheduler_for(bandit)
     scheduler.observe(Rollouts(bandit.keys, [1.0, 1.0], token_ids=[[1, 2], None], logprobs=[[-1.0, -1.0], []]))
     assert [entry.key for entry in scheduler.replay()] == ["prompt-0"]
-
-
-def test_counts_visits_and_strength_survive_a_round_trip_onto_a_larger_dataset() -> None:
-    bandit, grown = Bandit(16), Bandit(20)
-    options = {"estimator": "combined", "selection": "uniform", "prior_strength": None}
-    before, after = scheduler_for(bandit, **options), scheduler_for(grown, **options)
-    before.learner.partition.mean_H.copy_(after.learner.partition.mean_H)  # type: ignore[union-attr]
-    before.learner.partition.scale_H.copy_(after.learner.partition.scale_H)  # type: ignore[union-attr]
-    for _ in range(5):
-        before.observe(bandit.rollouts(before.select(8)))
-    after.load_state_dict(before.state_dict())
-    assert after.prior_strength.value == before.prior_strength.value != 4.0
-    assert after.visits_N[16:].tolist() == [before.visits_N.min()] * 4
-    old = before.beliefs()
-    new = after.beliefs()
-    assert new.mean_N[:16] == pytest.approx(old.mean_N, abs=1e-6)
-    assert new.strength_N[:16] == pytest.approx(old.strength_N)
-    assert new.strength_N[16:] == pytest.approx(np.full(4, after.prior_strength.value))
-
-
-def stale_after(steps: int, seen: list[int], **options: object) -> float:
-    """``estimator/stale`` of 40 prompts after steps that all but the first sampled ``seen`` only."""
-    bandit = Bandit(40)
-    scheduler = scheduler_for(bandit, **options)
-    everybody = bandit.keys[:30]  # the last ten are never sampled
-    for step in range(steps):
-        keys = everybody if step == 0 else [bandit.keys[i] for i in seen]
-        metrics = scheduler.observe(bandit.rollouts(keys))
-    return metrics["estimator/stale"]
-
-
-def test_log_z_is_never_stale_where_all_is_computed_anew() -> None:
-    assert stale_after(40, [0, 1]) == 0.0
-
-
-def test_log_z_computed_in_turn_is_stale_until_its_turn_or_a_visit() -> None:
-    # a prompt a step: 40 fits ago the first, ..., now the last; those of over 20 fits ago are stale
-    assert stale_after(40, [35], rescore_share=1 / 40) == 19 / 40
-    assert stale_after(40, [0, 1], rescore_share=1 / 40) == 17 / 40
-    assert stale_after(15, [0], rescore_share=1 / 40) == 0.0
-
-
-def test_counts_are_as_old_as_the_last_visit_and_never_visited_prompts_are_not_stale() -> None:
-    assert stale_after(21, [0, 1], estimator="counts") == 0.0
-    assert stale_after(22, [0, 1], estimator="counts") == 28 / 40
-
-
-def test_of_both_combined_what_weighs_more_is_stale_or_not() -> None:
-    assert stale_after(22, [0, 1], estimator="combined", prior_strength=4.0) == 28 / 40  # eight results against four
-    assert stale_after(22, [0, 1], estimator="combined", prior_strength=9.0) == 0.0
-
-
-def test_truth_is_not_stale_and_no_estimate_is_neither() -> None:
-    assert stale_after(1, [], estimator="oracle") == 0.0
-    assert np.isnan(stale_after(1, [], estimator="none", selection="uniform"))

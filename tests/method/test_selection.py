@@ -1,4 +1,4 @@
-"""Selectors, cooldown, exploration and gates, as properties."""
+"""Properties of selectors, cooldown, exploration and gates."""
 
 from __future__ import annotations
 

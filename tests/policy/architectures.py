@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCABULARY = 259
-"""That of the built-in tiny model's tokenizer, which all these models are used with."""
+"""Size of the vocabulary of the built-in tiny model's tokenizer, which all these models use."""
 LARGEST = 20_000_000
-"""Parameters; a configuration that cannot be made smaller counts as one that cannot be built."""
+"""Largest number of parameters. A configuration that cannot be made this small counts as not buildable."""
 HEADS, KEY_VALUE_HEADS, HEAD, HIDDEN = 4, 2, 16, 64
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "decoder_hidden_size", "word_embed_proj_dim"), HIDDEN),
@@ -63,7 +63,7 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""Values by which configurations are made small, where they have a field of that name."""
+"""Values that make a configuration small, for the fields that it has."""
 SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "expand": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -99,15 +99,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "bert-generation": {"is_decoder": True},
 }
-"""What is needed besides, by model type."""
+"""Further values that a model type needs."""
 
 
 class NotBuildable(Exception):
-    """transformers cannot make a small model of that type from its configuration alone."""
+    """Raised if transformers cannot make a small model of a type from its configuration alone."""
 
 
 def tiny_config(model_type: str) -> PretrainedConfig:
-    """The type's default configuration, made small; of every kind of layer it has one. Raises NotBuildable."""
+    """Make the type's default configuration small, with one layer of each kind. Raises NotBuildable."""
     try:
         default = CONFIG_MAPPING[model_type]()
         small = _shrunk(default, SPECIAL.get(model_type, {}))
@@ -120,7 +120,7 @@ def _shrunk(default: PretrainedConfig, special: dict[str, Any]) -> PretrainedCon
     values = default.to_dict()
     known = {name: value for name, value in SMALL.items() if values.get(name) is not None}
     if "qk_rope_head_dim" in known and "head_dim" in known:
-        known["head_dim"] = known["qk_rope_head_dim"]  # compressed attention turns this part of a head alone
+        known["head_dim"] = known["qk_rope_head_dim"]  # compressed attention rotates only this part of a head
     kinds = {
         name: list(dict.fromkeys(values[name])) for name in values if name.endswith("layer_types") and values[name]
     }
@@ -135,7 +135,7 @@ def _shrunk(default: PretrainedConfig, special: dict[str, Any]) -> PretrainedCon
         known |= {name: (found * layers)[:layers] for name, found in kinds.items()}
         known["num_hidden_layers"] = layers
     if "kv_lora_rank" in known:
-        known["num_key_value_heads"] = HEADS  # compressed keys and values are unfolded for every head
+        known["num_key_value_heads"] = HEADS  # compressed keys and values are expanded for every head
     for name, sub in vars(default).items():
         if isinstance(sub, PretrainedConfig):
             known[name] = _shrunk(sub, {})
@@ -144,7 +144,7 @@ def _shrunk(default: PretrainedConfig, special: dict[str, Any]) -> PretrainedCon
 
 
 def tiny_model(model_type: str) -> Any:
-    """A random model of the type, with weights large enough for differences to show. Raises NotBuildable."""
+    """Make a random model of the type with weights large enough to show differences. Raises NotBuildable."""
     config = tiny_config(model_type)
     try:
         with torch.device("meta"):

@@ -17,26 +17,26 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="session")
 def tiny() -> Policy:
-    """Shared by all tests: look, do not touch."""
+    """A policy that all tests share and must not change."""
     return Policy.load(ModelConfig(), CPU)
 
 
 @pytest.fixture
 def policy() -> Policy:
-    """The test's own, to train, save or break."""
+    """A policy of the test's own, to train, save or break."""
     return Policy.load(ModelConfig(), CPU)
 
 
 @pytest.fixture(scope="session")
 def prompts(tiny: Policy) -> list[list[int]]:
-    """Of different lengths, the longest neither first nor last."""
+    """Prompts of different lengths, the longest neither first nor last."""
     texts = ["sort:312=", "copy:12=", "add:1234567+7654321=", "reverse:4567=", "negate:90="]
     return [tiny.encode(text) for text in texts]
 
 
 @pytest.fixture(scope="session")
 def completions(tiny: Policy) -> list[list[int]]:
-    """One a prompt, of different lengths, the first shorter than the longest."""
+    """One completion per prompt, of different lengths, the first shorter than the longest."""
     return [[*tiny.encode(text)[1:], *tiny.eos_ids] for text in ["123", "", "8888888", "7654", "0"]]
 
 
@@ -49,7 +49,7 @@ def random_policy(tiny: Policy) -> Callable[[PretrainedConfig], Policy]:
             torch.manual_seed(0)
             model: Any = AutoModelForCausalLM.from_config(config)
             head = model.get_output_embeddings()
-            torch.nn.init.normal_(head.weight, std=0.5)  # large enough for scales and caps to show
+            torch.nn.init.normal_(head.weight, std=0.5)  # large enough to show scales and caps
             if head.bias is not None:
                 torch.nn.init.normal_(head.bias)
         return Policy(model.eval(), tiny.tokenizer, CPU)

@@ -19,14 +19,14 @@ from pacedrl.cli import main
 from pacedrl.config import Config
 from pacedrl.doctor import memory_estimate
 from pacedrl.errors import InputError
-from pacedrl.policy.agreement import WAYS
+from pacedrl.policy.decoding import WAYS
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 
 CPU = torch.device("cpu")
 LIMIT_S = 60
 TOLERANCE = 1e-3
-"""Nats a token."""
+"""Nats per token."""
 DECODING = {
     "llama": "columns",
     "gpt2": "columns",
@@ -45,17 +45,17 @@ DECODING = {
     "bart": "equal",
     "deepseek_v4": "equal",
 }
-"""How each is sampled from (`pacedrl.policy.agreement.Decoding`)."""
+"""How completions of each are decoded (`pacedrl.policy.decoding.Decoding`)."""
 REFUSED = {
     "bert": "BertLMHeadModel computes its logits in a way pacedrl does not know",
-    "xlnet": "XLNetLMHeadModel is no causal model",
+    "xlnet": "XLNetLMHeadModel is not a causal model",
     "rwkv": "RwkvForCausalLM cannot be sampled from",
     "reformer": "ReformerModelWithLMHead cannot be trained here",
 }
 
 
 def outcome(model_type: str, tokenizer: Any) -> str:
-    """How it is decoded, ``not buildable``, or why it is refused. AssertionError where anything differs."""
+    """Return how it is decoded, ``not buildable``, or why it is refused. Raises AssertionError if anything differs."""
     try:
         model = tiny_model(model_type)
     except NotBuildable:

@@ -1,4 +1,4 @@
-"""Completions that share a prompt's forward pass, and decoding by our own attention, on several architectures."""
+"""Completions that share a prompt's forward pass, and decoding with our own attention, on several architectures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ COMPLETIONS = [[40, 41, 42, 2], [2], [43], [44, 45, 46, 47, 48, 2], [49, 2], [50
 
 
 def gradients(policy: Policy, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-probabilities, and the gradient of a sum of them in which every token weighs differently."""
+    """Return log-probabilities and the gradient of their sum with a different weight for every token."""
     logprobs_BT, _, _ = policy.logprobs(PROMPTS, COMPLETIONS)
     policy.model.zero_grad()
     (logprobs_BT * weights).sum().backward()  # type: ignore[no-untyped-call]
@@ -113,7 +113,7 @@ def test_models_whose_attention_is_their_own_keep_it(random_policy: Build, confi
 
 @pytest.mark.parametrize("config", [*USUAL.values(), *UNUSUAL.values()], ids=[*USUAL, *UNUSUAL])
 def test_greedy_decoding_is_what_transformers_generates(random_policy: Build, config: PretrainedConfig) -> None:
-    """With rows that leave, join and outgrow the cache: two groups at once of five, up to 20 new tokens."""
+    """Rows leave, join and outgrow the cache: two of five groups at once, with up to 20 new tokens."""
     policy = random_policy(config)
     prompts = [[1, 9, 8, 7], [1, 5], [1, 30, 31, 32, 33, 34, 35], [1, 60, 61], [1, 5, 5, 5, 5, 5]]
     found = dict(sample(policy, prompts, SamplingSettings(2, 20, temperature=0.0, batch_size=4), [0] * 5))
@@ -126,7 +126,7 @@ def test_greedy_decoding_is_what_transformers_generates(random_policy: Build, co
 
 
 def caches_compressed(policy: Policy) -> bool:
-    """DeepSeek's keys are cached before they are expanded to one a head; by older versions of transformers after."""
+    """DeepSeek's keys are cached before they are expanded to one per head; older transformers cache them afterwards."""
     cache = policy.model(input_ids=torch.tensor([[1, 9]]), use_cache=True).past_key_values
     return bool(cache.layers[0].keys.shape[1] < policy.config.num_key_value_heads)
 
@@ -136,7 +136,7 @@ DECODED = USUAL | UNUSUAL | {"one key-value head, biases": ONE_HEAD, "a compress
 
 @pytest.mark.parametrize("name", DECODED)
 def test_completions_that_end_one_by_one_are_drawn_from_the_policy(random_policy: Build, name: str) -> None:
-    """Groups of three that lose members, are outlived, make room for others and are moved in the caches."""
+    """Groups of three lose members, end before others, make room for new groups and are moved in the caches."""
     policy = random_policy(DECODED[name])
     compressed = name == "a compressed cache" and caches_compressed(policy)
     assert policy.shares_prompts == (name not in UNUSUAL and not compressed)
@@ -150,7 +150,7 @@ def test_completions_that_end_one_by_one_are_drawn_from_the_policy(random_policy
         logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions], 4.0)
     for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
         torch.testing.assert_close(torch.tensor(completion.logprobs), row[mask], rtol=0, atol=3e-5)
-    policy.shares_prompts = False  # as on a GPU: each row with a copy of its prompt
+    policy.shares_prompts = False  # as on a GPU, where each row has a copy of its prompt
     copied = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=4.0, batch_size=9), list(range(7))))
     assert [c.token_ids for i in range(7) for c in copied[i]] == [c.token_ids for c in completions]
 
@@ -163,7 +163,7 @@ def test_a_layer_that_asks_for_more_than_a_pattern_can_do_is_not_given_one(rando
         attention(policy.config, packed),
     ):
         policy.causal_lm.get_decoder()(input_ids=packed.token_N[None], position_ids=packed.position_N[None])
-    assert policy.config._attn_implementation == "sdpa"  # the model is as it was
+    assert policy.config._attn_implementation == "sdpa"  # the model is unchanged
 
 
 TOKENS = st.integers(3, 5)

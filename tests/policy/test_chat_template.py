@@ -1,4 +1,4 @@
-"""What the model sees of a chat: through templates written in the ways that models' authors write them."""
+"""What the model sees of a chat, with templates written in the ways that models' authors write them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pacedrl.errors import InputError
 from pacedrl.policy.chat_template import prompt_ids, token_ids
 from pacedrl.policy.policy import Policy
-from pacedrl.template_problems import template_problems
+from pacedrl.policy.template_problems import template_problems
 from pacedrl.types import Prompt
 
 TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>\n{% endfor %}"
@@ -118,7 +118,7 @@ REFUSING = [
     ("{{ messages[0].content + 1 }}", [USER], "TypeError: "),
     ("{% for m in messages %}", [USER], "TemplateSyntaxError: "),
     ("{{ 1 // 0 }}", [USER], "ZeroDivisionError: "),
-    ("{# nothing #}", [USER], "what the chat template makes of the prompt has no tokens"),
+    ("{# nothing #}", [USER], "the chat template's output for the prompt has no tokens"),
     (None, [USER], "no chat template"),
 ]
 

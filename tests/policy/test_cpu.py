@@ -1,4 +1,4 @@
-"""Packed weights give the same numbers and are gone afterwards; memory that was freed is used again."""
+"""Packed weights give the same numbers and are removed afterwards; freed memory is used again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def faults():
 
 plain = faults()
 keep_freed_memory()
-# Again and again: what else was freed meanwhile may send a tensor to a place of its own, once.
+# Repeated, because other memory freed in the meantime may give a tensor a new place once.
 print(plain, min(faults() for _ in range(6)))
 """
 
@@ -83,7 +83,7 @@ def test_sampling_with_packed_weights_draws_the_same_tokens(monkeypatch: pytest.
 def test_memory_that_was_freed_is_used_again() -> None:
     out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     plain, kept = map(int, out.split())
-    assert plain > 10 * 2**26 / 2**21  # even where the kernel hands out 2 MiB at once
+    assert plain > 10 * 2**26 / 2**21  # even if the kernel provides 2 MiB at once
     assert kept < plain / 20
 
 
@@ -112,5 +112,5 @@ def test_much_freed_memory_goes_back_to_the_kernel_between_phases_and_little_sta
     little_kept, little_left, much_kept, much_left = map(float, out.split())
     assert little_kept > 350
     assert little_left > 350
-    assert much_kept > 350  # beside the 400 that it had already
+    assert much_kept > 350  # in addition to the 400 that it already had
     assert much_left < 0

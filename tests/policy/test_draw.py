@@ -49,7 +49,7 @@ def test_tokens_follow_the_softmax_and_know_their_logprobs(vocabulary: int, temp
     torch.testing.assert_close(logprob_RM.double(), expected_RV.gather(1, token_RM), rtol=0, atol=2e-6)
     for row in range(3):
         counts = Counter(token_RM[row].tolist())
-        for token in range(vocabulary):  # an even grid hits each token's interval to within one point
+        for token in range(vocabulary):  # an even grid hits each token's interval up to one point
             assert abs(counts[token] - 20_000 * float(expected_RV[row, token].exp())) <= 1.01
 
 

@@ -17,7 +17,7 @@ IDS = list[list[int]]
 
 
 def assert_half(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal to what float16 can tell apart."""
+    """Assert equality up to the precision of float16."""
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected.float(), rtol=2e-3, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Where completions end, and which text is left of them."""
+"""Where completions end, and which text they have."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pacedrl.config import parse_config
 from pacedrl.errors import InputError
 from pacedrl.policy.ends import Ends, turn_end
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings, sample_by
+from pacedrl.policy.sampler import SamplingSettings, sample
 from pacedrl.policy.vllm.sampler import sampling_parameters
 
 ROLE = "<|im_start|>{{ m.role }}\n"
 ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 TEMPLATES = {
     "<|im_end|>": "{% for m in messages %}" + ROLE + "{{ m.content }}<|im_end|>\n{% endfor %}" + ASSISTANT,
-    # only between turns
+    # Written only between turns.
     "<|im_start|>": "{% for m in messages %}" + ROLE + "{{ m.content }}{% endfor %}" + ASSISTANT,
-    # the first of two tokens, after a space
+    # The first of two tokens, after a space.
     "<|end|>": "{% for m in messages %}"
     + ROLE
     + "{{ m.content }} <|end|>\n{% endfor %}"
     + ASSISTANT.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}"),
-    # the last, where the first closes what the template has opened
+    # The last token, because the first closes what the template has opened.
     "<eos>": "{% for m in messages %}"
     + ROLE
     + "<answer>{{ m.content }}</answer>{{ eos_token }}{% endfor %}"
     + ASSISTANT,
-    # what opens the next turn, which this template writes in any case
+    # The token that opens the next turn, which this template always writes.
     "assistant:": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ",
     "### End": "{% for m in messages %}### {{ m.role }}\n{{ m.content }}\n### End\n{% endfor %}" + ASSISTANT,
 }
@@ -44,7 +44,7 @@ NO_END = {
 
 @pytest.fixture
 def chat(policy: Policy) -> Policy:
-    """The tiny model, whose tokenizer now has special tokens of several kinds; none of them is called an end."""
+    """The tiny model with several kinds of special tokens in its tokenizer, none of which is named an end token."""
     special = ["<|im_start|>", "<|im_end|>", "<|end|>", "<think>", "</think>", "<answer>", "</answer>"]
     policy.tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     policy.model.resize_token_embeddings(len(policy.tokenizer))
@@ -101,7 +101,7 @@ PIECES = {1: b"ab", 2: b"c", 3: b"\xc3", 4: b"\xa9", 5: b"STO", 6: b"P!", 7: b" 
 
 
 def decode(ids: Sequence[int]) -> str:
-    """As a tokenizer of bytes does."""
+    """Decode as a byte tokenizer does."""
     return b"".join(PIECES[i] for i in ids).decode("utf-8", "replace")
 
 
@@ -109,8 +109,8 @@ def decode(ids: Sequence[int]) -> str:
     ("stop", "drawn", "kept", "text"),
     [
         ("STOP", [1, 5, 6, 2], [1, 5, 6], "ab"),  # it begins and ends inside tokens
-        ("é", [1, 3, 4, 2], [1, 3, 4], "ab"),  # of two tokens, neither of which is a character
-        ("STOP", [5, 8, 2], [5, 8], ""),  # with the beginning of a character behind it
+        ("é", [1, 3, 4, 2], [1, 3, 4], "ab"),  # two tokens, neither of which is a character
+        ("STOP", [5, 8, 2], [5, 8], ""),  # the beginning of a character follows it
         ("bc", [1, 9, 9, 9, 2, 1], [1, 9, 9, 9, 2], "a"),  # tokens without text in between
         ("c", [3, 4, 7, 2, 2], [3, 4, 7, 2], "é "),
         ("x", [1, 2, 1], [1, 2, 1], "abcab"),  # never
@@ -145,13 +145,13 @@ def test_only_a_tail_of_a_long_completion_is_decoded_at_each_token() -> None:
 @pytest.mark.parametrize("decoding", ["columns", "padded", "equal"])
 def test_both_ways_of_sampling_end_at_strings(tiny: Policy, prompts: list[list[int]], decoding: str) -> None:
     plain = SamplingSettings(3, 12, temperature=1.0, batch_size=9)
-    whole = dict(sample_by(decoding, tiny, prompts, plain, range(5)))  # type: ignore[arg-type]
+    whole = dict(sample(tiny, prompts, plain, range(5), decoding=decoding))  # type: ignore[arg-type]
     text = whole[2][0].text
     stop = text[1:3]
     assert len(stop) == 2
     settings = SamplingSettings(3, 12, temperature=1.0, batch_size=9, stop=(stop,))
     cut = 0
-    for i, group in sample_by(decoding, tiny, prompts, settings, range(5)):  # type: ignore[arg-type]
+    for i, group in sample(tiny, prompts, settings, range(5), decoding=decoding):  # type: ignore[arg-type]
         for one, other in zip(group, whole[i], strict=True):
             count = len(one.token_ids)
             assert one.token_ids == other.token_ids[:count]

@@ -1,4 +1,4 @@
-"""Loading models: what goes wrong is said in one line, what loads is what was asked for."""
+"""Loading models: errors are reported on one line, and the right model is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The tiny model in a folder of the test's own, to damage."""
+    """A copy of the tiny model for the test to damage."""
     return Path(shutil.copytree(TINY_MODEL, tmp_path / "model"))
 
 
@@ -44,7 +44,7 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
 
 
 def refusal(config: ModelConfig) -> str:
-    """The one line that says why it cannot be loaded."""
+    """Return the one line that says why the model cannot be loaded."""
     with pytest.raises(InputError) as caught:
         Policy.load(config, CPU)
     message = str(caught.value)

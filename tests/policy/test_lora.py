@@ -1,4 +1,4 @@
-"""Training a low-rank adapter in place of the whole tiny model."""
+"""Training a low-rank adapter instead of the whole tiny model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_fresh_adapter_changes_nothing(tiny: Policy, prompts: IDS, completions
 def test_only_the_adapter_trains(prompts: IDS, completions: IDS) -> None:
     policy = adapted()
     trainable = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
-    assert len(trainable) == 2 * 7 * 4  # A and B of seven linear layers in each of four blocks, the head left alone
+    assert len(trainable) == 2 * 7 * 4  # A and B of seven linear layers in each of four blocks, without the head
     assert all("lora_" in name for name in trainable)
     assert len(policy.parameters()) == len(trainable)
     before = values(policy)

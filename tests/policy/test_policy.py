@@ -36,7 +36,7 @@ TEMPLATE = (
 
 
 def naive(policy: Policy, prompt: list[int], completion: list[int], temperature: float = 1.0) -> Tensor:
-    """All log-probabilities [T, V] at the completion's tokens, one sequence at a time, through the model's logits."""
+    """Compute all log-probabilities [T, V] at the completion's tokens from the model's logits."""
     logits = policy.model(input_ids=torch.tensor([prompt + completion])).logits[0]
     return torch.log_softmax(logits[len(prompt) - 1 : -1] / temperature, dim=-1)
 
@@ -120,7 +120,7 @@ def test_plain_text_is_encoded_as_the_tokenizer_does_even_with_a_template(policy
 def test_tokens_that_the_model_does_not_have(policy: Policy, prompts: IDS, completions: IDS) -> None:
     before = policy.logprobs(prompts, completions)[0]
     policy.tokenizer.add_tokens(["<new>"])
-    policy.tokenizer.pad_token = "<new>"  # as masked as any
+    policy.tokenizer.pad_token = "<new>"  # masked like any padding
     padding = Policy(policy.model, policy.tokenizer, CPU)
     padding.takes_patterns = False
     assert torch.allclose(padding.logprobs(prompts, completions)[0], before, atol=1e-5)
@@ -220,7 +220,7 @@ def test_offloading_moves_activations_and_no_weights_and_changes_no_gradient(
     assert len(moved) > 10
     weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
     assert not weights & {tensor.untyped_storage().data_ptr() for tensor in moved}
-    for tensor in moved:  # what is kept is a copy
+    for tensor in moved:  # the kept tensor is a copy
         tensor.detach().zero_()
     logprobs_BT.sum().backward()
     for name, gradient in gradients(policy).items():
@@ -237,7 +237,7 @@ def test_checkpointing_ends_with_its_context_also_on_an_exception(policy: Policy
 def test_checkpointing_switches_no_dropout_on(
     random_policy: Callable[[PretrainedConfig], Policy], prompts: IDS, completions: IDS
 ) -> None:
-    """OPT's layers call the dropout function themselves, with their own ``training``."""
+    """OPT's layers call the dropout function themselves with their own ``training`` flag."""
     config = OPTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, vocab_size=259, dropout=0.5
     )
@@ -287,7 +287,7 @@ def test_heads_with_scale_cap_or_bias_give_the_models_own_logprobs(
     logprobs_BT, _, _ = policy.logprobs(prompts, completions)
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         full_TV = naive(policy, prompt, completion)
-        assert full_TV.std(dim=-1).min() > 0.05  # far from uniform: a wrong scale would show
+        assert full_TV.std(dim=-1).min() > 0.05  # far from uniform, so that a wrong scale would show
         expected_T = full_TV[torch.arange(len(completion)), torch.tensor(completion)]
         torch.testing.assert_close(logprobs_BT[i, : len(completion)], expected_T, rtol=1e-4, atol=1e-4)
 

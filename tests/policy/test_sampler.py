@@ -1,4 +1,4 @@
-"""Sampling on the tiny model: what is drawn, from which distribution, and how."""
+"""Sampling from the tiny model: the samples, their distribution, and how they are decoded."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ IDS = list[list[int]]
 def drawn(
     policy: Policy, prompts: IDS, settings: SamplingSettings, seeds: Sequence[int] | None = None
 ) -> list[list[Completion]]:
-    """The groups in the order of the prompts."""
+    """Return the groups in the order of the prompts."""
     found = dict(sample(policy, prompts, settings, list(range(len(prompts))) if seeds is None else seeds))
     assert sorted(found) == list(range(len(prompts)))
     return [found[i] for i in range(len(prompts))]
 
 
 def next_token(policy: Policy, sequences: IDS, temperature: float) -> Tensor:
-    """Probabilities of the token after each of some sequences of one length: [B, V]."""
+    """Return the probabilities of the next token after sequences of one length: [B, V]."""
     with torch.no_grad():
         logits = policy.model(input_ids=torch.tensor(sequences)).logits[:, -1]
     return torch.softmax(logits / temperature, dim=-1)
 
 
 def assert_drawn_from(counts: Counter[Any], expected: dict[Any, float]) -> None:
-    """Chi-square at about four standard deviations; outcomes expected less than five times count as one."""
+    """Test chi-square at about four standard deviations; outcomes expected less than five times are pooled."""
     total = sum(counts.values())
     common = {outcome: p * total for outcome, p in expected.items() if p * total >= 5}
     observed = [counts[outcome] for outcome in common] + [total - sum(counts[outcome] for outcome in common)]
     wanted = [*common.values(), total - sum(common.values())]
-    if wanted[-1] < 5:  # the rest is too small for a bin of its own
+    if wanted[-1] < 5:  # the rest is too small for its own bin
         assert observed.pop() <= 5 + 5 * wanted.pop()
     statistic = sum((o - e) ** 2 / e for o, e in zip(observed, wanted, strict=True))
     freedom = len(wanted) - 1
@@ -83,7 +83,7 @@ def test_first_tokens_follow_the_tempered_softmax(tiny: Policy) -> None:
 
 
 def test_pairs_of_tokens_follow_the_chain_rule(tiny: Policy) -> None:
-    """Each token has a random number of its own, and the second is drawn given the first."""
+    """Each token has its own random number, and the second token is drawn given the first."""
     prompt = tiny.encode("add:12+34=")
     [group] = drawn(tiny, [prompt], SamplingSettings(group_size=6000, max_new_tokens=2))
     first = next_token(tiny, [prompt], 1.0)[0]
@@ -107,7 +107,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_renormalised(tiny: Policy)
     counts = Counter(c.token_ids[0] for c in group)
     assert set(counts) == set(nucleus)
     assert_drawn_from(counts, {token: p / sum(nucleus.values()) for token, p in nucleus.items()})
-    for completion in group[:50]:  # of the distribution before truncation, as documented
+    for completion in group[:50]:  # log-probabilities before truncation, as documented
         assert completion.logprobs[0] == pytest.approx(float(probability[completion.token_ids[0]].log()), abs=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_any_of_several_stop_tokens_ends_a_completion_and_is_not_text(policy: Po
 
 
 class _Calls:
-    """The shape of the input ids of each call of the model."""
+    """Record the shape of the input ids in each call of the model."""
 
     def __init__(self, policy: Policy) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -175,8 +175,8 @@ def test_prompts_are_read_once_and_finished_rows_leave(policy: Policy) -> None:
     calls = _Calls(policy)
     groups = drawn(policy, prompts, SamplingSettings(4, max_new_tokens=20, temperature=0.0, batch_size=16))
     assert [g[0].text for g in groups] == ["12345678", "12", "123", "12", "321"]
-    # The four longest prompts at once, 16 / 4. A completion of n digits and the stop takes n more steps. When the first
-    # of the short ones has gone, the prompt that waits joins; its completion ends two steps later.
+    # The four longest prompts (16 / 4) start together. A completion of n digits and the end token takes n more steps.
+    # When the first short one has left, the waiting prompt joins; its completion ends two steps later.
     assert calls.shapes == [
         (4, len(prompts[0])),
         *[(16, 1)] * 2,
@@ -208,7 +208,7 @@ def test_tick_is_called_once_a_token_and_what_it_raises_ends_sampling(policy: Po
     calls = _Calls(policy)
     prompts = [policy.encode("copy:123="), policy.encode("copy:1234=")]
     groups = sample(policy, prompts, SamplingSettings(2, 10, temperature=0.0, batch_size=2), [0, 0], tick)
-    assert next(groups)[0] == 1  # the longer prompt first: 5 tokens
+    assert next(groups)[0] == 1  # the longer prompt, of 5 tokens, comes first
     with pytest.raises(Stop):  # at the second token of the shorter prompt
         next(groups)
     assert len(calls.shapes) == 5 + 1
@@ -224,7 +224,7 @@ def test_sampling_takes_no_gradient_and_leaves_the_global_generator_alone(tiny: 
 def test_under_autocast_caches_are_of_its_precision_and_tokens_of_the_policy(
     policy: Policy, prompts: IDS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: bfloat16, and each row with a copy of its prompt."""
+    """Use bfloat16 and a copy of the prompt for each row, as on a GPU."""
     monkeypatch.setattr(policy, "autocast", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
     policy.shares_prompts = False
     kept: list[torch.dtype] = []

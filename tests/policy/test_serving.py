@@ -1,4 +1,4 @@
-"""Sampling from servers that answer as vLLM does: shared out, lost, back again, and never twice or from old weights."""
+"""Sampling from fake vLLM servers that fail and come back: no group comes twice, and none is from old weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def twelve(policy: Policy) -> list[list[int]]:
 
 
 def drawn(groups: Iterator[tuple[int, list[Completion]]]) -> dict[int, list[Completion]]:
-    """By prompt; fails where one comes twice."""
+    """Return the groups by prompt; fail if one comes twice."""
     found: dict[int, list[Completion]] = {}
     for i, group in groups:
         assert i not in found
@@ -64,7 +64,7 @@ def drawn(groups: Iterator[tuple[int, list[Completion]]]) -> dict[int, list[Comp
 
 
 def assert_drawn_from(policy: Policy, found: dict[int, list[Completion]], prompts: list[list[int]]) -> None:
-    """Every group is what our own sampler draws from this policy, seed for seed."""
+    """Assert that every group is what our own sampler draws from this policy with the same seed."""
     own = dict(sample(policy, prompts, SETTINGS, SEEDS[: len(prompts)]))
     assert found.keys() == own.keys()
     for i, group in own.items():
@@ -142,7 +142,7 @@ def test_when_a_server_dies_its_prompts_go_to_another(policy: Policy, fakes: lis
     found = drawn(sampler.sample(prompts, SETTINGS, SEEDS))
     assert_drawn_from(policy, found, prompts)
     again = set(unanswered) & set(fakes[1].asked)
-    assert again  # what it was at when it died
+    assert again  # the prompts it was sampling for when it died
     asked = Counter(fakes[0].asked + fakes[1].asked)
     assert set(asked) == {tuple(prompt) for prompt in prompts}
     assert max(asked.values()) == 2
@@ -157,7 +157,7 @@ def test_a_server_that_comes_back_is_given_the_current_weights_before_it_is_aske
     found = dict([next(groups)])
     fakes[0].die()
     synced = policy.frozen_copy()
-    change(policy)  # training goes on: the server is to have what was synced
+    change(policy)  # training goes on, but the server must get the synced weights
     threading.Timer(0.5, fakes[0].start).start()
     found |= drawn(groups)
     assert_drawn_from(synced, found, prompts)
@@ -167,12 +167,15 @@ def test_a_server_that_comes_back_is_given_the_current_weights_before_it_is_aske
     assert f"{fakes[0].url}: is back, with the current weights" in told
 
 
-def test_what_was_drawn_from_other_weights_is_thrown_away(policy: Policy, fakes: list[FakeVllm]) -> None:
+def test_completions_from_other_weights_are_discarded(
+    policy: Policy, fakes: list[FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_weights, "LOOK_S", 0.5)  # later than the completions from the other weights
     prompts = twelve(policy)
     sampler = sampler_of(policy, fakes)
 
     def forget(number: int) -> None:
-        if number == 2:  # restarted so fast that nobody saw it
+        if number == 2:  # restarted so fast that no check noticed
             with DRAWING:
                 fakes[0].spoil()
                 fakes[0].version = "default"
@@ -201,9 +204,7 @@ def test_a_server_lost_before_a_sync_gets_the_newest_weights_alone(policy: Polic
     assert fakes[0].asked  # it took part again
 
 
-def test_a_server_started_anew_in_the_wrong_way_is_left_to_whoever_started_it(
-    policy: Policy, fakes: list[FakeVllm]
-) -> None:
+def test_a_server_restarted_with_the_wrong_options_counts_as_lost(policy: Policy, fakes: list[FakeVllm]) -> None:
     sampler = sampler_of(policy, fakes, server_patience_s=0.5)
     fakes[0].missing = {"/weight_info"}
     assert_drawn_from(policy, drawn(sampler.sample(twelve(policy), SETTINGS, SEEDS)), twelve(policy))
@@ -268,7 +269,7 @@ def test_a_prompt_that_makes_servers_fail_ends_the_run(policy: Policy, fakes: li
     for fake in fakes:
         fake.before = lambda number, fake=fake: fail(fake)  # type: ignore[misc]
     sampler = sampler_of(policy, fakes)
-    said = rf"asked {TRIES} times in vain, the last time of http://127.*: HTTP 500 from .*: out of its mind"
+    said = rf"a prompt failed {TRIES} times, the last time on http://127.*: HTTP 500 from .*: out of its mind"
     with pytest.raises(InputError, match=said):
         list(sampler.sample(twelve(policy), one, SEEDS))
     assert (fakes[0].asked + fakes[1].asked).count(poison) == TRIES
@@ -357,11 +358,11 @@ def test_a_server_that_is_lost_is_looked_for_less_and_less_often(
     ("wrong", "said"),
     [
         ({"logprobs_mode": "raw_logprobs"}, r"start it with --logprobs-mode processed_logprobs"),
-        ({"max_model_len": 39}, r"has room for 39 tokens, but .* may come to 40: start it with --max-model-len 40"),
+        ({"max_model_len": 39}, r"has room for 39 tokens, but .* may have 40: start it with --max-model-len 40"),
         ({"data_parallel_size": 2}, r"is data-parallel"),
     ],
 )
-def test_a_server_started_otherwise_than_it_must_be_is_refused(
+def test_a_server_with_the_wrong_options_is_refused(
     policy: Policy, fakes: list[FakeVllm], wrong: dict[str, Any], said: str
 ) -> None:
     fakes[1].about |= wrong
@@ -387,7 +388,7 @@ def test_a_server_without_the_receiver_or_outside_its_development_mode_is_refuse
         sampler_of(policy, fakes[1:])
 
 
-def test_calls_know_what_is_lost(fakes: list[FakeVllm]) -> None:
+def test_a_call_to_a_dead_server_raises_lost(fakes: list[FakeVllm]) -> None:
     server = Server(fakes[0].url + "/")
     assert server.version() == "default"
     assert server.own_address == "127.0.0.1"

@@ -1,4 +1,4 @@
-"""A run whose server dies and comes back trains what one trains whose server lives."""
+"""A run whose server dies and comes back gives the same result as one whose server does not die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which servers a configuration may name; weights on their way to them, all of them or broken off."""
+"""Which servers a configuration may name, and weight transfers that succeed or break off."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 
 from pacedrl.cli import main
 from pacedrl.config import parse_config
+from pacedrl.interrupt import Interrupted
 from pacedrl.policy.vllm.weights import WeightKeeper
 from pacedrl.policy.vllm.worker import WeightReceiver, describe, open_store, receive, send
-from pacedrl.training.interrupt import Interrupted
 
 CPU = torch.device("cpu")
 
@@ -51,8 +51,10 @@ def test_servers_that_make_sense_are_taken() -> None:
 
 
 def test_waiting_for_servers_that_are_lost_can_be_broken_off() -> None:
-    """By Ctrl-C: `Trainer` hands its check for it down as ``tick``."""
-    keeper = WeightKeeper(["http://127.0.0.1:9"], CPU, tokens=8, patience_s=600.0)  # nobody listens on "discard"
+    """`Trainer` passes its check for Ctrl-C as ``tick``."""
+    keeper = WeightKeeper(
+        ["http://127.0.0.1:9"], CPU, tokens=8, patience_s=600.0
+    )  # no server listens on the port "discard"
     calls: list[float] = []
 
     def tick() -> None:

@@ -1,4 +1,4 @@
-"""Prompts kept once: what their completions attend to, as prompts come, go and outgrow the room there is."""
+"""Attention of completions to prompts that are kept once, while prompts are added, removed and outgrow the cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ lengths = st.lists(st.integers(1, WIDTH), min_size=1, max_size=3)
 
 
 def padded(length: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Keys and values of a left-padded prompt; where there is no token, what a model may well leave there."""
+    """Return keys and values of a left-padded prompt, with arbitrary values in the padding, as a model may leave."""
     keys, values = (torch.randn(1, KEY_HEADS, width, SIZE, generator=generator) for _ in range(2))
     return keys, values
 
@@ -30,7 +30,7 @@ def padded(length: int, width: int, generator: torch.Generator) -> tuple[Tensor,
 def test_each_row_attends_to_its_prompt_and_its_own_tokens(steps: list[list[int] | int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     cache, expected = PromptCache(2, WIDTH, CPU), []
-    for step in steps:  # prompts that come, or the place of one that goes
+    for step in steps:  # lengths of new prompts, or the place of one to remove
         if isinstance(step, list):
             wide = max(step)
             new = [[padded(length, wide, generator) for _ in range(LAYERS)] for length in step]
@@ -43,7 +43,7 @@ def test_each_row_attends_to_its_prompt_and_its_own_tokens(steps: list[list[int]
         elif step < len(expected) - 1:
             for buffers in cache.layers:
                 for buffer in buffers:
-                    buffer[step].fill_(torch.inf)  # of a policy that diverged: no other prompt may see it
+                    buffer[step].fill_(torch.inf)  # as of a diverged policy; no other prompt may see it
             cache.remove(step)
             expected[step] = expected[-1]
             expected.pop()

@@ -1,4 +1,4 @@
-"""Token log-probabilities from hidden states, against autograd through the full logits in float64."""
+"""Token log-probabilities from hidden states, compared with autograd through the full logits in float64."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_all_of_theirs(frozen: str)
 
 
 class _LargestOutput(TorchDispatchMode):
-    """Counts the elements of the largest tensor that any operation makes."""
+    """Records the number of elements of the largest tensor that any operation makes."""
 
     def __init__(self) -> None:
         super().__init__()

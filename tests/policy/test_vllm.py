@@ -1,4 +1,4 @@
-"""Sampling with the real vLLM, on a CPU: `make test-vllm` sets up an environment of its own and runs this."""
+"""Sampling with the real vLLM on a CPU: `make test-vllm` sets up its own environment and runs this."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_behaviour_logprobs_are_those_of_the_policy_at_every_sync(
     assert len({tuple(c.token_ids) for c in before[0]}) > 1
     change(policy)
     sampler.sync(policy)
-    after = drawn(sampler, settings)  # the same prompts: what was cached of them is of the old weights
+    after = drawn(sampler, settings)  # the same prompts, whose cached prefixes are from the old weights
     assert_logprobs_are_the_policys(policy, after, temperature)
     assert [c.token_ids for c in after[0]] != [c.token_ids for c in before[0]]
 
@@ -158,7 +158,7 @@ def test_a_run_trains_on_what_vllm_samples(
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["rollouts/age"] for row in rows] == ([0, 1, 1, 1] if ahead else [0] * 4)
     gaps = [row["mismatch/logprob_mean"] for row in rows]
-    if ahead:  # the policy has moved since
+    if ahead:  # the policy has changed since
         assert min(gaps[1:]) > 10 * gaps[0]
     assert all(gap < 1e-4 for gap in (gaps[:1] if ahead else gaps))
 
@@ -189,4 +189,4 @@ def test_two_processes_have_an_engine_each(folder: Path, tmp_path: Path, shard: 
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["rollouts/generated"] for row in rows] == [16, 32, 48, 64]
-    assert all(row["mismatch/logprob_mean"] < 1e-4 for row in rows)  # each drew from the weights of that step
+    assert all(row["mismatch/logprob_mean"] < 1e-4 for row in rows)  # each sampled from the weights of its step

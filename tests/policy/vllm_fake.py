@@ -1,7 +1,7 @@
-"""What of vLLM's HTTP interface pacedrl uses, on the built-in model: weights are received, completions drawn from them.
+"""A fake of the part of vLLM's HTTP interface that pacedrl uses, with the built-in model.
 
-It draws as `pacedrl.policy.sampler` does, so that what a client must be given is known to the token. It can be lost and
-come back, as a process that is killed and started again: on the same port, with other weights.
+It receives weights and samples from them as `pacedrl.policy.sampler` does, so every token of its answers is known. It
+can die and come back on the same port with other weights, like a process that is killed and restarted.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pacedrl.policy.sampler import SamplingSettings, sample
 from pacedrl.policy.vllm.worker import open_store, receive
 
 CPU = torch.device("cpu")
-DRAWING = threading.Lock()  # what attends to what is a setting of the model's
+DRAWING = threading.Lock()  # the attention pattern is a setting of the model
 
 
 class FakeVllm:
-    """A server on a port of its own, until `die`; `start` brings it back."""
+    """A server on its own port until `die`; `start` brings it back."""
 
     def __init__(self) -> None:
         self.policy = Policy.load(ModelConfig(), CPU)
@@ -37,16 +37,16 @@ class FakeVllm:
             "data_parallel_size": 1,
         }
         self.missing: set[str] = set()
-        """Paths that it has not."""
+        """Paths for which it answers 404."""
         self.asked: list[tuple[int, ...]] = []
-        """Prompts, in the order of their arrival."""
+        """Prompts in the order of their arrival."""
         self.paths: list[str] = []
         self.received = 0
-        """Whole transfers."""
+        """Number of complete transfers."""
         self.broken_off = 0
-        """Requests whose client has gone."""
+        """Number of requests whose client has closed the connection."""
         self.before: Callable[[int], None] = lambda number: None
-        """Called with the number of a prompt's request before it is answered; may raise."""
+        """Called with the number of a prompt's request before the answer; it may raise."""
         self.on_tensor: Callable[[int], None] = lambda number: None
         self.start()
 
@@ -55,7 +55,7 @@ class FakeVllm:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """As a new process: what it was given before is gone."""
+        """Start as a new process, without the weights received before."""
         self.version = "default"
         self.paused = threading.Event()
         self.spoil()
@@ -65,7 +65,7 @@ class FakeVllm:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def die(self) -> None:
-        """As when the process is killed: nothing more is answered, connections break."""
+        """Stop answering and break all connections, like a killed process."""
         self._server.shutdown()
         self._server.server_close()
         for open_socket in list(self._sockets):
@@ -75,7 +75,7 @@ class FakeVllm:
                 continue
 
     def spoil(self) -> None:
-        """Other weights than anyone has sent."""
+        """Set weights that no client has sent."""
         generator = torch.Generator().manual_seed(99)
         with torch.no_grad():
             for parameter in self.policy.parameters():
@@ -118,7 +118,7 @@ class FakeVllm:
                     },
                     "weight_versions": [{"version": version, "start": 0, "end": len(one.token_ids)}],
                 }
-                for i, one in reversed(list(enumerate(group)))  # the order of choices is not promised
+                for i, one in reversed(list(enumerate(group)))  # the order of choices is not guaranteed
             ]
         }
 
@@ -144,11 +144,11 @@ class FakeVllm:
 
 class _Quiet(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is part of what is tested."""
+        """Ignore errors of closed connections, which the tests cause."""
 
 
 class Refusal(Exception):
-    """An answer with this status."""
+    """Raised to answer with this status."""
 
     def __init__(self, status: int, said: str) -> None:
         super().__init__(said)

@@ -1,4 +1,4 @@
-"""A random model that vLLM's kernels for CPUs take (heads of 64), with the tiny model's tokenizer; and its runs."""
+"""A random model that vLLM's CPU kernels support (heads of 64), with the tiny model's tokenizer, and its runs."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def save_random_model(folder: Path) -> None:
 
 
 def change(policy: Policy) -> None:
-    """As if it had been trained."""
+    """Change the weights as training would."""
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
 
 
 def assert_logprobs_are_the_policys(policy: Policy, groups: list[list[Completion]], temperature: float) -> None:
-    """Of one group for each of `PROMPTS`."""
+    """Check one group for each of `PROMPTS`."""
     prompts = [prompt for prompt, group in zip(PROMPTS, groups, strict=True) for _ in group]
     completions = [completion for group in groups for completion in group]
     with torch.no_grad():
@@ -61,7 +61,7 @@ def assert_logprobs_are_the_policys(policy: Policy, groups: list[list[Completion
 
 
 def run_settings(run: Path, model: Path, **sampling: Any) -> dict[str, Any]:
-    """The configuration of a short run on it."""
+    """Return the configuration of a short run with the model."""
     shape = {"prompts_per_step": 4, "group_size": 4, "max_prompt_tokens": 48, "max_new_tokens": 8}
     return {
         "run": {"dir": str(run), "steps": 4},

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 from pool_helpers import JUDGES, prompt
 
-from pacedrl.tasks import Job
+from pacedrl.tasks.pool import Job
 
 
 @pytest.fixture

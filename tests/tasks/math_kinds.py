@@ -1,7 +1,7 @@
-r"""Kinds of answers that graders get wrong: a gold answer, what must be accepted for it, what must be refused.
+r"""Kinds of answers that graders get wrong: a gold answer, the completions to accept, and the completions to refuse.
 
-Beside ``math_pairs`` (single traps that others reported), this has several instances of each kind. A completion that
-states no answer by itself here is put into a box.
+While ``math_pairs`` has single traps that others reported, this table has several instances of each kind. A completion
+that states no answer is put into a box.
 """
 
 from math_more_kinds import MORE_KINDS, Case
@@ -284,12 +284,12 @@ _STATES = ("box", "nswer", "NSWER", "答案", "####", "is a number", "result", "
 
 
 def completion(text: str) -> str:
-    """The text as a completion that states an answer."""
+    """Return the text as a completion that states an answer."""
     return text if any(mark in text for mark in _STATES) else rf"so \boxed{{{text}}}."
 
 
 def pairs() -> list[tuple[str, str, str, bool]]:
-    """Kind, gold answer, completion, right verdict."""
+    """Return tuples of kind, gold answer, completion and right verdict."""
     return [
         (kind, case.gold, completion(text), right)
         for kind, cases in KINDS.items()

@@ -1,14 +1,14 @@
-r"""Maths verdicts that verifiers are known to get wrong: gold answer, completion, right verdict, note.
+r"""Verdicts on mathematics that verifiers are known to get wrong: gold answer, completion, right verdict, note.
 
-From what users of math-verify, lm-evaluation-harness, verl, PRIME and DeepScaleR reported, and from what a model under
-training tries. A completion without ``\boxed`` here is put into one, unless it is marked as a whole text.
+They are what users of math-verify, lm-evaluation-harness, verl, PRIME and DeepScaleR reported, and what a model in
+training tries. A completion without ``\boxed`` is put into a box, unless it is marked as a whole text.
 """
 
 from typing import NamedTuple
 
 
 class Pair(NamedTuple):
-    """``whole``: the completion is a whole text. ``miss``: why the verifier knowingly gets it wrong."""
+    """``whole``: the completion is a whole text. ``miss``: the reason for a known wrong verdict."""
 
     gold: str
     completion: str

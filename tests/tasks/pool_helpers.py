@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from pacedrl.tasks import Verdict
+from pacedrl.tasks.verifiers import Verdict
 from pacedrl.types import Prompt
 
 JUDGES = """

@@ -1,4 +1,4 @@
-"""Public data sets that tests and benchmarks read where they are at hand, and wrong programs made of right ones."""
+"""Public data sets that tests and benchmarks read if they are present, and wrong programs made from right ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SWAPS = {
 
 
 def code_rows(dataset: str) -> list[dict[str, Any]]:
-    """FileNotFoundError where the file is not at hand."""
+    """Read the rows of one of ``CODE_FILES``. Raises FileNotFoundError if the file is absent."""
     with gzip.open(DATA / CODE_FILES[dataset], "rt", encoding="utf-8") as lines:
         return list(map(json.loads, lines))
 
@@ -43,7 +43,7 @@ def row_prompt(row: dict[str, Any]) -> Prompt:
 
 
 def gold_answers(name: str) -> list[str]:
-    """Of one of ``GOLD_FILES``, as its rows state them. FileNotFoundError as above, ImportError without pyarrow."""
+    """Read the gold answers of one of ``GOLD_FILES``. Raises FileNotFoundError, and ImportError without pyarrow."""
     path = DATA / name
     if path.suffix == ".parquet":
         import pyarrow.parquet
@@ -56,7 +56,7 @@ def gold_answers(name: str) -> list[str]:
 
 
 def mutated(source: str, seed: int) -> str | None:
-    """The source with one operator exchanged for another, None where it has none."""
+    """Return the source with one operator exchanged for another, or None if it has no operator."""
     tree = ast.parse(source)
     places = []
     for node in ast.walk(tree):

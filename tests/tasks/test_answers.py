@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pacedrl.tasks.answers import JudgeError, last_boxed, math_gold, math_reward, numeric_reward
+from pacedrl.errors import JudgeError
+from pacedrl.tasks.completions import last_boxed
+from pacedrl.tasks.math.rewards import math_gold, math_reward, numeric_reward
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -1,4 +1,4 @@
-"""Every bad source, file and row is refused in one line that names it."""
+"""Bad sources, files and rows are refused with one line that names them."""
 
 import gzip
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 
 ROW = {"question": "1 + 1 = ?", "answer": "2"}
 

@@ -1,4 +1,4 @@
-"""Rows that say more to a chat template than text: histories with tools, tools, variables of the template."""
+"""Rows with more than text for the chat template: histories with tool calls, tools, variables of the template."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 
 USER = {"role": "user", "content": "2 + 2?"}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from code_helpers import DOUBLE, HEAD, SETTINGS, prompt, reward
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code.candidate import assemble
 from pacedrl.tasks.code.compare import prints_the_same, same

@@ -3,7 +3,7 @@
 import pytest
 from code_helpers import reward
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 
 CACHE = """
 class LRUCache:

@@ -7,7 +7,7 @@ import pytest
 from code_helpers import DOUBLE, HEAD, SETTINGS, reward
 from public_sets import CODE_FILES, code_rows, mutated, row_prompt
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code import verifier as code
 from pacedrl.tasks.code.candidate import assemble
 from pacedrl.tasks.code.verifier import CodeSettings, code_reward

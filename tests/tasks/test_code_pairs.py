@@ -5,7 +5,7 @@ import json
 import pytest
 from code_helpers import DOUBLE, reward
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 
 CALLS = [
     {"type": "function_call", "fn_name": "double", "input": [1], "output": [2]},

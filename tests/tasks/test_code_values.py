@@ -6,7 +6,7 @@ import decimal
 import pytest
 from code_helpers import SETTINGS, prompt, reward
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.pool import Job, VerifierPool
 
 IMPORTS = [

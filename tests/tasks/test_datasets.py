@@ -1,4 +1,4 @@
-"""Files, generators and hub datasets into prompts."""
+"""Files, generators and hub datasets become prompts."""
 
 import csv
 import datetime
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 from pacedrl.tasks.verifiers import gold_completion, judge, resolve
 from pacedrl.types import prompt_key
 

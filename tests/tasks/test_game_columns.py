@@ -1,4 +1,4 @@
-"""Games whose gold answer a row has in several columns, or as text."""
+"""Games whose gold answer is in several columns of a row, or is text."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 from pacedrl.tasks.verifiers import gold_completion, judge, resolve
 
 COUNTDOWN = {"numbers": [1, 2, 3], "target": 6}

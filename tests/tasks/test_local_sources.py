@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from pacedrl.config import TaskConfig, parse_config
 from pacedrl.errors import InputError
-from pacedrl.tasks import load_task
+from pacedrl.tasks.datasets import load_task
 from pacedrl.tasks.sources import default_name, split_names
 
 TRAIN = [{"prompt": f"reverse:{n}=", "answer": f"{n}"[::-1]} for n in range(100, 106)]

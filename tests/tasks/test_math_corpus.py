@@ -12,8 +12,10 @@ from math_pairs import PAIRS
 from pool_helpers import judging_pids
 from public_sets import GOLD_FILES, gold_answers
 
-from pacedrl.tasks import Job, VerifierPool
-from pacedrl.tasks.answers import JudgeError, MathOptions, math_gold, math_reward, numeric_reward
+from pacedrl.errors import JudgeError
+from pacedrl.tasks.math.equality import MathOptions
+from pacedrl.tasks.math.rewards import math_gold, math_reward, numeric_reward
+from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.types import Prompt
 
 FORMS = ("so \\boxed{%s}.", "3 + 4 is 7\n#### %s", "We see. The answer is %s.")
@@ -28,14 +30,14 @@ MEMORY_GROWTH_MB = 40
 @pytest.mark.parametrize("pair", PAIRS, ids=range(len(PAIRS)))
 def test_known_traps(pair):
     text = pair.completion if pair.whole else rf"so \boxed{{{pair.completion}}}"
-    right = pair.right if pair.miss is None else not pair.right  # a miss that is mended must lose its mark
+    right = pair.right if pair.miss is None else not pair.right  # fails if a marked miss is corrected
     assert math_reward(pair.gold, text) == float(right), pair.note
 
 
 def test_there_are_many_traps_and_few_misses():
     assert len(PAIRS) >= 190
     assert sum(pair.miss is not None for pair in PAIRS) <= 1
-    assert not any(pair.miss for pair in PAIRS if not pair.right)  # a false positive is what a model would find
+    assert not any(pair.miss for pair in PAIRS if not pair.right)  # a model would find a false positive
 
 
 @pytest.mark.parametrize(
@@ -131,8 +133,7 @@ def check_no_gold_passes_for_another(count):
     rng = random.Random(0)
     pairs = [rng.sample(answers, 2) for _ in range(count)]
     accepted = {(gold, other) for gold, other in pairs if math_reward(gold, rf"\boxed{{{other}}}") == 1.0}
-    # The same value in other words, if any: all of them compare equal in both directions
-    # (but 12 may stand for 12%, and 12% not for 12).
+    # Accepted pairs have the same value, so each accepts the other; but 12% accepts 12, and 12 refuses 12%.
     backwards = [(other, gold) for gold, other in accepted if "%" not in gold]
     assert all(math_reward(other, rf"\boxed{{{gold}}}") == 1.0 for other, gold in backwards)
     assert len(accepted) <= count // 500
@@ -154,95 +155,43 @@ def nested(opening, closing, depth, core="1"):
     return opening * depth + core + closing * depth
 
 
+_EXPRESSIONS = r"""
+10^10^10 10^{10^{10}} 10^{10^{10}}! 9^{9^{9^9}} 9**9**9**9 (9^9)^{9^9} ((9^{999})^{999})^{999} e^{e^{e^{e^9}}}
+e^{4999} x^{x^{x}} x^{x}^{x} i^{i^i} 9^{9!} 2^{-4999} 1000000000! 9999! 9999!+9999!+9999! ((9!)!)! 9!!!
+(9*9*9*9*9*9*9*9*9)! x!^{4999} (x!)! (|(0+10)!|)! ((n+9)!)! \binom{9999}{4999} \binom{\binom{9999}{4999}}{99}
+\binom{10^9}{5} \binom{e}{9999} \binom{n}{k}^{4999} \det(x) \sin(10^{4000}) (1+\frac{1}{4999})^{4999}
+\tan(\frac{\pi}{2}) \frac{1}{0} \infty-\infty 0^0 1/(1-1) \frac{x}{x-x} 1e999 1e99999999
+__import__('os').system('true') ().__class__ exit() E5 I N S
+"""
 IN_A_BOX = [
-    *(
-        "10^10^10",
-        "10^{10^{10}}",
-        "9^{9^{9^9}}",
-        "9**9**9**9",
-        "(9^9)^{9^9}",
-        "((9^{999})^{999})^{999}",
-        "2^" * 99 + "2",
-    ),
-    *("e^{e^{e^{e^9}}}", "e^{4999}", "x^{x^{x}}", "x^{x}^{x}", "i^{i^i}", "9^{9!}", "2^{-4999}", "9^{99}" * 70),
-    *(
-        "1000000000!",
-        "9999!",
-        "9999!+9999!+9999!",
-        "((9!)!)!",
-        "9!!!",
-        "(9*9*9*9*9*9*9*9*9)!",
-        "x!^{4999}",
-        "(x!)!",
-        "(|(0+10)!|)!",
-        "((n+9)!)!",
-    ),
-    *(
-        r"\binom{9999}{4999}",
-        r"\binom{\binom{9999}{4999}}{99}",
-        r"\binom{10^9}{5}",
-        r"\binom{e}{9999}",
-        r"\binom{n}{k}^{4999}",
-    ),
-    *(r"\sum_{k=1}^{10^9} k", r"\int_0^1 x dx", r"\prod_{k=1}^{10^9} k", r"\lim_{x\to0} x", r"\det(x)"),
-    *(r"\sin(10^{4000})", r"\lfloor \pi^{4000} \rfloor", r"\ln \ln \ln \ln 10^{4000}", r"(1+\frac{1}{4999})^{4999}"),
-    *(r"\tan(\frac{\pi}{2})", r"\frac{1}{0}", r"\infty-\infty", "0^0", "1/(1-1)", r"\frac{x}{x-x}", r"\ln 0"),
+    *_EXPRESSIONS.split(), "2^" * 99 + "2", "9^{99}" * 70, r"\sum_{k=1}^{10^9} k", r"\int_0^1 x dx",
+    r"\prod_{k=1}^{10^9} k", r"\lim_{x\to0} x", r"\lfloor \pi^{4000} \rfloor", r"\ln \ln \ln \ln 10^{4000}", r"\ln 0",
     *(nested(r"\frac{1}{", "}", depth) for depth in (7, 8, 9, 50, 1000)),
     *(nested(r"\frac{1}{1+", "}", depth, "x") for depth in (7, 60)),
-    *(nested(r"\sqrt{", "}", depth, "2") for depth in (7, 60)),
-    *(nested("(", ")", depth) for depth in (8, 9, 200)),
+    *(nested(r"\sqrt{", "}", depth, "2") for depth in (7, 60)), *(nested("(", ")", depth) for depth in (8, 9, 200)),
     *(nested(r"\cot(", ")", depth, "x") for depth in (7, 60)),
-    *(nested("(", ")^2", depth, "x+1") for depth in (7, 60)),
-    *(nested(r"\{", r"\}", 200), nested("{", "}", 200), nested(r"\boxed{", "}", 200), nested("|", "|", 100, "x")),
-    *("(x+y+z)^{99}" * 20, r"\sin" * 80 + "x", "+".join(rf"\sin({n}x)" for n in range(30)), r"\sqrt" * 80 + "2"),
-    *(
-        "+".join([r"\frac{1}{x^{99}}"] * 25),
-        "x^2" * 150,
-        "|x|" * 100,
-        "x" * 400,
-        "a b " * 100,
-        "f(" * 20 + "x" + ")" * 20,
-    ),
-    *("-" * 400 + "1", "1/" * 200 + "1", "x=" * 100 + "5", "1<" * 100 + "5", r"\cup" * 100, "1:" * 200 + "5"),
-    *(
-        r"\pm" * 100,
-        r"\pm 1," * 30,
-        "5 " * 200 + "m",
-        "5 " + "ab " * 160,
-        "ab/" * 160,
-        " " * 490 + "5",
-        "5" + "." * 400,
-    ),
-    *(",".join(map(str, range(1000))), ",".join(f"x+{n}" for n in range(40)), "or " * 150, "," * 400, ";" * 400),
-    *(r"\begin{pmatrix}" + r"1&2\\" * 60 + r"\end{pmatrix}", r"\begin{pmatrix}" * 25, r"\end{pmatrix}" * 25, "&" * 300),
-    *("1" * 500, "1" * 1_000_000, "1." + "1" * 480, "9" * 40, "1e999", "1e99999999", "٥", "Ⅴ", "5\u200b", "५", "⑤"),
-    *("\x00", "5\x00", "\ud800", "\ud8005", "5\udfff", "\u202e5", "5\n\n\n", "%" * 400, "5" + r"\%" * 200, "$" * 400),
-    *(
-        "__import__('os').system('true')",
-        "().__class__",
-        "lambda: 5",
-        "exit()",
-        "5 if True else 6",
-        "E5",
-        "I",
-        "N",
-        "S",
-    ),
-]
+    *(nested("(", ")^2", depth, "x+1") for depth in (7, 60)), nested(r"\{", r"\}", 200), nested("{", "}", 200),
+    nested(r"\boxed{", "}", 200), nested("|", "|", 100, "x"), "(x+y+z)^{99}" * 20, r"\sin" * 80 + "x",
+    "+".join(rf"\sin({n}x)" for n in range(30)), r"\sqrt" * 80 + "2", "+".join([r"\frac{1}{x^{99}}"] * 25),
+    "x^2" * 150, "|x|" * 100, "x" * 400, "a b " * 100, "f(" * 20 + "x" + ")" * 20, "-" * 400 + "1", "1/" * 200 + "1",
+    "x=" * 100 + "5", "1<" * 100 + "5", r"\cup" * 100, "1:" * 200 + "5", r"\pm" * 100, r"\pm 1," * 30,
+    "5 " * 200 + "m", "5 " + "ab " * 160, "ab/" * 160, " " * 490 + "5", "5" + "." * 400,
+    ",".join(map(str, range(1000))), ",".join(f"x+{n}" for n in range(40)), "or " * 150, "," * 400, ";" * 400,
+    r"\begin{pmatrix}" + r"1&2\\" * 60 + r"\end{pmatrix}", r"\begin{pmatrix}" * 25, r"\end{pmatrix}" * 25, "&" * 300,
+    r"\sqrt{" * 2_000 + "2" + "}" * 2_000,
+    "1+" * 50_000 + "1", "x^" * 200 + "2", "1" * 500, "1" * 1_000_000, "1." + "1" * 480, "9" * 40,
+    "٥", "Ⅴ", "5\u200b", "५", "⑤", "\x00", "5\x00", "\ud800",
+    "\ud8005", "5\udfff", "\u202e5", "5\n\n\n", "%" * 400, "5" + r"\%" * 200, "$" * 400, "lambda: 5",
+    "5 if True else 6",
+]  # fmt: skip
 WHOLE_TEXTS = [
-    *(r"\boxed{" * 100_000, "{" * 1_000_000, "}" * 1_000_000, "\\" * 1_000_000, r"\boxed{5" + "}" * 100_000),
-    *("####" * 250_000, "the answer is " * 80_000, "the answer is" + "\n" * 1_000_000, "The answer is" * 80_000),
-    *("\ud800" * 1000, "\x00" * 100_000, "1," * 500_000, "1" * 1_000_000, "1/" * 500_000, "-" * 1_000_000),
-    *(
-        "1,111" * 200_000,
-        "1e" * 500_000,
-        ".5" * 500_000,
-        " " * 1_000_000,
-        "not " * 200_000 + r"\boxed{6}",
-        r"\boxed{}" * 9,
-    ),
-    *(r"\boxed{6}" * 100_000, r"\boxed" + " " * 1_000_000, "$" * 1_000_000, "$1" * 300_000, "\n" * 1_000_000),
-]
+    r"\boxed{" * 100_000, "{" * 1_000_000, "}" * 1_000_000, "\\" * 1_000_000, r"\boxed{5" + "}" * 100_000,
+    "####" * 250_000, "the answer is " * 80_000, "the answer is" + "\n" * 1_000_000, "The answer is" * 80_000,
+    "\ud800" * 1000, "\x00" * 100_000, "1," * 500_000, "1" * 1_000_000, "1/" * 500_000, "-" * 1_000_000,
+    "1,111" * 200_000, "1e" * 500_000, ".5" * 500_000, " " * 1_000_000, "not " * 200_000 + r"\boxed{6}",
+    r"\boxed{}" * 9, r"\boxed{6}" * 100_000, r"\boxed" + " " * 1_000_000, "$" * 1_000_000, "$1" * 300_000,
+    "\n" * 1_000_000,
+]  # fmt: skip
 HOSTILE = [rf"\boxed{{{content}}}" for content in IN_A_BOX] + WHOLE_TEXTS
 
 _FRAGMENTS = r"""
@@ -254,28 +203,19 @@ _FRAGMENTS = r"""
 FRAGMENTS = [*_FRAGMENTS.split(), "\x00", "\ud800", "\n", " ", "\\", "the answer is"]
 
 
+FORMS_OF_EXPRESSIONS = [
+    "%s+%s", "%s-%s", r"%s \cdot %s", "%s/%s", r"\frac{%s}{%s}", "{%s}^{%s}", "(%s)^{%s}", "(%s)(%s)", "%s^%s",
+    r"\sqrt{%s}", r"\sqrt[3]{%s}", r"\ln(%s)", r"\sin(%s)", r"\tan(%s)", "(%s)!", "%s!", "|%s|", "-%s",
+    r"\binom{%s}{%s}", r"\lceil %s \rceil", r"\lfloor %s \rfloor", "%s,%s", "(%s,%s)", r"\{%s,%s\}", "%s=%s",
+    "%s<%s", r"%s \leq %s", r"%s \pm %s", r"%s \%%", "%s cm", r"[%s,%s) \cup (%s,%s]", r"\log_{%s}{%s}",
+]  # fmt: skip
+
+
 def well_formed(rng, depth=0):
-    """A random expression that math-verify can read, most of the time."""
+    """Return a random expression, which math-verify can usually read."""
     if depth == 4 or rng.random() < 0.25:
         return rng.choice(["x", "y", "n", "e", "i", r"\pi", "0", "1", "2", "7", "10", "99", "0.5", "2004", "9999"])
-    form = rng.choice(
-        [
-            *(
-                "%s+%s",
-                "%s-%s",
-                r"%s \cdot %s",
-                "%s/%s",
-                r"\frac{%s}{%s}",
-                "{%s}^{%s}",
-                "(%s)^{%s}",
-                "(%s)(%s)",
-                "%s^%s",
-            ),
-            *(r"\sqrt{%s}", r"\sqrt[3]{%s}", r"\ln(%s)", r"\sin(%s)", r"\tan(%s)", "(%s)!", "%s!", "|%s|", "-%s"),
-            *(r"\binom{%s}{%s}", r"\lceil %s \rceil", r"\lfloor %s \rfloor", "%s,%s", "(%s,%s)", r"\{%s,%s\}", "%s=%s"),
-            *("%s<%s", r"%s \leq %s", r"%s \pm %s", r"%s \%%", "%s cm", r"[%s,%s) \cup (%s,%s]", r"\log_{%s}{%s}"),
-        ]
-    )
+    form = rng.choice(FORMS_OF_EXPRESSIONS)
     return form % tuple(well_formed(rng, depth + 1) for _ in range(form.count("%s")))
 
 
@@ -305,7 +245,7 @@ def resident_mb(pool):
 
 
 def check_through_a_pool(texts, rng, warm_up):
-    """No error, no process lost, little time for each job, and no more memory at the end than after the warm-up."""
+    """Check that no error occurs, no process is lost, each job is fast, and memory does not grow after the warm-up."""
     with VerifierPool(workers=1, timeout_s=2 * JOB_LIMIT_S) as pool:
         pool.score([job("5", r"\boxed{\frac{10}{2}}")])
         processes = [worker._process.pid for worker in pool._workers]
@@ -325,7 +265,7 @@ def check_through_a_pool(texts, rng, warm_up):
 
 
 def check_hostile(golds_a_text):
-    golds = [gold for gold in GOLDS if "5" not in gold]  # some of the texts do say 5
+    golds = [gold for gold in GOLDS if "5" not in gold]  # some of the texts state 5
     for index, text in enumerate(HOSTILE):
         start = time.process_time()
         for gold in [golds[(index + k) % len(golds)] for k in range(golds_a_text)]:

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_kinds import KINDS, completion, pairs
 
-from pacedrl.tasks import Job, VerifierPool
-from pacedrl.tasks.answers import JudgeError, math_gold, math_reward, numeric_reward
+from pacedrl.errors import JudgeError
+from pacedrl.tasks.math.rewards import math_gold, math_reward, numeric_reward
+from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.types import Prompt
 
 STATEMENTS = (
@@ -39,19 +40,6 @@ def test_every_kind_through_the_verifier_processes():
     with VerifierPool(workers=1, timeout_s=10.0) as pool:
         verdicts = pool.score([Job("math", Prompt("key", "task", "q", gold), text) for gold, text, _ in chosen])
     assert [(verdict.reward, verdict.error) for verdict in verdicts] == [(right, None) for _, _, right in chosen]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["9^{9^{9^9}}", "10^{10^{10}}!", r"\sqrt{" * 2_000 + "2" + "}" * 2_000, "1+" * 50_000 + "1", "x^" * 200 + "2"],
-)
-def test_hostile_answers_end_without_costing_a_process(text):
-    with VerifierPool(workers=1, timeout_s=10.0) as pool:
-        before = pool.score([Job("math", Prompt("key", "task", "q", "x+1"), r"\boxed{1+x}")])
-        process = pool._workers[0]._process.pid
-        (verdict,) = pool.score([Job("math", Prompt("key", "task", "q", "x+1"), rf"\boxed{{{text}}}")])
-        assert (before[0].reward, verdict.reward, verdict.error) == (1.0, 0.0, None)
-        assert pool._workers[0]._process.pid == process
 
 
 def stated(value):

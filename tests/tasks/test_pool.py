@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from pool_helpers import OK, alive, judging_pids, pids, prompt, until
 
-from pacedrl.tasks import Job, Verdict, VerifierPool
 from pacedrl.tasks import pool as pool_module
+from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.verifiers import Verdict
 
 
 def test_verdicts_come_in_the_order_of_the_jobs():
@@ -230,7 +231,7 @@ def test_workers_die_with_a_killed_parent_even_when_stuck(judges, tmp_path):
     script.write_text(
         textwrap.dedent(f"""
         from pathlib import Path
-        from pacedrl.tasks import Job, VerifierPool
+        from pacedrl.tasks.pool import Job, VerifierPool
         from pacedrl.types import Prompt
         pool = VerifierPool(workers=2, timeout_s=600)
         pool.start()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pool_helpers import OK, alive, judging_pids, pids, prompt
 
-from pacedrl.tasks import Job, Verdict, VerifierPool
 from pacedrl.tasks import pool as pool_module
+from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.verifiers import Verdict
 
 
 def test_a_job_out_of_memory_is_an_error_and_its_process_is_replaced(behave):

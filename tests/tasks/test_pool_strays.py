@@ -8,8 +8,9 @@ import time
 import pytest
 from pool_helpers import OK, alive, pids, prompt, until
 
-from pacedrl.tasks import Job, Verdict, VerifierPool
 from pacedrl.tasks import pool as pool_module
+from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.tasks.verifiers import Verdict
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone hands orphans to a guardian")
 

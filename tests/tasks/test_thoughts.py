@@ -2,8 +2,8 @@
 
 import pytest
 
+from pacedrl.tasks.completions import after_thoughts
 from pacedrl.tasks.verifiers import judge, resolve
-from pacedrl.thoughts import after_thoughts
 from pacedrl.types import Prompt
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from pacedrl.config import Config
+from pacedrl.config.method import ObjectiveConfig
 from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts
-from pacedrl.training.batch import fresh_rollouts, replayed_rollouts, training_batch
-from pacedrl.training.sequences import TrainingSequence
+from pacedrl.training.learner import fresh_rollouts, replayed_rollouts
+from pacedrl.training.learner import training_batch as batch_of
+from pacedrl.training.objectives import OBJECTIVES, build_objective
 from pacedrl.types import Completion, Group, Prompt
 
 BETA = 0.1
@@ -39,6 +42,27 @@ def completion(token: int, reward: float | None) -> Completion:
     return Completion([token, 2], [-0.1 * token, -0.2], str(token), "stop", reward, error)
 
 
+def training_batch(
+    groups: list[Group],
+    replayed: list[ReplayEntry],
+    scheduler: DifficultyScheduler,
+    config: Config,
+    reference: Callable[[Sequence[Completion]], list[list[float]]] | None = None,
+) -> list[Completion]:
+    objective = build_objective(config)
+    return batch_of(groups, replayed, PROMPT_IDS, objective, scheduler, config.replay.anchor, reference)
+
+
+def trained(batch: Sequence[Completion], log_ratios: Sequence[float]) -> None:
+    """Fill in what the learner does."""
+    for completion, log_ratio in zip(batch, log_ratios, strict=True):
+        completion.log_ratio = log_ratio
+
+
+def observed(groups: list[Group], config: Config) -> Rollouts:
+    return fresh_rollouts(groups, build_objective(config))
+
+
 @pytest.fixture
 def groups() -> list[Group]:
     """The second group's first completion, and all but one of the first's, could not be judged or were."""
@@ -60,9 +84,9 @@ def replayed() -> list[ReplayEntry]:
 def test_judged_fresh_completions_come_first_replayed_ones_after(
     scheduler: DifficultyScheduler, groups: list[Group], replayed: list[ReplayEntry], anchor: str
 ) -> None:
-    batch = training_batch(groups, replayed, PROMPT_IDS, scheduler, config_of(anchor))
+    batch = training_batch(groups, replayed, scheduler, config_of(anchor))
     log_z = dict(zip("abc", scheduler.log_z(["a", "b", "c"]).tolist(), strict=True))
-    assert [list(s.completion_ids) for s in batch] == [[10, 2], [11, 2], [13, 2], [20, 2], [21, 2]]
+    assert [list(s.token_ids) for s in batch] == [[10, 2], [11, 2], [13, 2], [20, 2], [21, 2]]
     assert [list(s.prompt_ids) for s in batch] == [PROMPT_IDS[key] for key in "bbacb"]
     assert [s.replayed for s in batch] == [False, False, False, True, True]
     rewards = [1.0, 0.25, 0.0, 1.0, 1.0]
@@ -76,8 +100,9 @@ def test_judged_fresh_completions_come_first_replayed_ones_after(
 
 
 def test_each_log_ratio_goes_back_to_its_own_completion(scheduler: DifficultyScheduler, groups: list[Group]) -> None:
-    batch = training_batch(groups, [], PROMPT_IDS, scheduler, config_of())
-    rollouts = fresh_rollouts(groups, batch, [0.1, 0.2, 0.3], config_of())
+    batch = training_batch(groups, [], scheduler, config_of())
+    trained(batch, [0.1, 0.2, 0.3])
+    rollouts = observed(groups, config_of())
     assert rollouts.keys == ["b", "b", "a", "a"]
     reward_B = np.asarray(rollouts.reward_B)
     assert np.isnan(reward_B).tolist() == [False, False, True, False]
@@ -87,8 +112,12 @@ def test_each_log_ratio_goes_back_to_its_own_completion(scheduler: DifficultySch
     assert rollouts.logprobs == [pytest.approx([-0.1 * i, -0.2]) for i in (10, 11, 12, 13)]
 
 
-def test_replayed_rollouts_keep_key_reward_and_ratio_together(replayed: list[ReplayEntry]) -> None:
-    rollouts = replayed_rollouts(replayed, [0.5, -0.5])
+def test_replayed_rollouts_keep_key_reward_and_ratio_together(
+    scheduler: DifficultyScheduler, replayed: list[ReplayEntry]
+) -> None:
+    batch = training_batch([], replayed, scheduler, config_of())
+    trained(batch, [0.5, -0.5])
+    rollouts = replayed_rollouts(batch)
     assert (rollouts.keys, rollouts.reward_B, rollouts.log_ratio_B) == (["c", "b"], [1.0, 1.0], [0.5, -0.5])
     assert rollouts.token_ids is None  # so that the scheduler admits nothing of it a second time
 
@@ -97,8 +126,8 @@ def test_nothing_judged_is_an_empty_batch(scheduler: DifficultyScheduler, groups
     for group in groups:
         for one in group.completions:
             one.reward = None
-    assert training_batch(groups, [], PROMPT_IDS, scheduler, config_of()) == []
-    rollouts = fresh_rollouts(groups, [], [], config_of())
+    assert training_batch(groups, [], scheduler, config_of()) == []
+    rollouts = observed(groups, config_of())
     assert all(math.isnan(reward) for reward in np.asarray(rollouts.reward_B))
     before = scheduler.log_z(["a", "b", "c"])
     assert math.isnan(scheduler.observe(rollouts)["loss/partition"])
@@ -109,7 +138,7 @@ REFERENCES = [[-1.5, -0.7], [-1.0, -0.4], [-1.0, -0.3]]
 """Of the three judged completions."""
 
 
-def reference(batch: Sequence[TrainingSequence]) -> list[list[float]]:
+def reference(batch: Sequence[Completion]) -> list[list[float]]:
     return REFERENCES[: len(batch)]
 
 
@@ -121,7 +150,7 @@ def test_gflowrls_log_z_is_the_group_mean_of_reward_over_beta_and_reference_over
     """Old means −0.6, −0.65, −0.75 a token, reference means −1.1, −0.7, −0.65: ratios ref/old −0.5, −0.05, 0.1."""
     config = method_config("gflowrl", objective={"beta": 0.5})
     scheduler = DifficultyScheduler(["a", "b", "c"], selection="uniform", estimator="none")
-    batch = training_batch(groups, [], PROMPT_IDS, scheduler, config, reference)
+    batch = training_batch(groups, [], scheduler, config, reference)
     log_z_b = ((1.0 / 0.5 - 0.5) + (0.25 / 0.5 - 0.05)) / 2
     log_z_a = 0.0 + 0.1
     expected = [1.0 / 0.5 - log_z_b, 0.25 / 0.5 - log_z_b, 0.0 - log_z_a]
@@ -132,11 +161,12 @@ def test_gflowrls_log_z_is_the_group_mean_of_reward_over_beta_and_reference_over
 def test_flowrls_log_z_is_fitted_to_z_scores_less_the_ratio_to_the_reference(groups: list[Group]) -> None:
     config = method_config("flowrl", objective={"beta": 0.5})
     scheduler = DifficultyScheduler(["a", "b", "c"], torch.eye(3, 4), beta=0.5, selection="uniform", estimator="none")
-    batch = training_batch(groups[:1], [], PROMPT_IDS, scheduler, config, reference)
+    batch = training_batch(groups[:1], [], scheduler, config, reference)
     z = 0.375 / (0.28125**0.5 + 1e-4)
     log_z = scheduler.log_z(["b"]).item()
     assert [s.advantage for s in batch] == pytest.approx([z / 0.5 - log_z, -z / 0.5 - log_z], rel=1e-5)
-    rollouts = fresh_rollouts(groups, batch, [0.2, -0.4], config)  # the second group was not trained on
+    trained(batch, [0.2, -0.4])  # the second group was not trained on
+    rollouts = observed(groups, config)
     assert list(rollouts.reward_B)[:2] == [1.0, 0.25]  # type: ignore[arg-type]
     assert rollouts.partition_reward_B == pytest.approx([z, -z, math.nan, math.nan], nan_ok=True)
     # Σ(log π_θ − log π_old)/T + mean_t(log π_old − log π_ref)
@@ -148,13 +178,14 @@ def test_the_grpo_family_is_anchored_to_the_trainers_policy_and_measured_against
 ) -> None:
     config = method_config("paced_grpo")
     scheduler = DifficultyScheduler(["a", "b", "c"], torch.eye(3, 4))
-    batch = training_batch(groups, [], PROMPT_IDS, scheduler, config)
+    batch = training_batch(groups, [], scheduler, config)
     assert [s.anchor_logprobs for s in batch] == [None] * 3
-    assert [s.sampler_logprobs for s in batch] == [pytest.approx([-0.1 * i, -0.2]) for i in (10, 11, 13)]
+    assert [s.logprobs for s in batch] == [pytest.approx([-0.1 * i, -0.2]) for i in (10, 11, 13)]
     assert batch[0].advantage == -batch[1].advantage == pytest.approx(0.375 / (0.28125**0.5 + 1e-4), rel=1e-5)
     assert batch[2].advantage == 0.0
     # Its log Z estimates accuracy for the scheduler: β·KL does not belong in it.
-    assert fresh_rollouts(groups, batch, [0.2, -0.4, 0.3], config).log_ratio_B == [0.0] * 4
+    trained(batch, [0.2, -0.4, 0.3])
+    assert observed(groups, config).log_ratio_B == [0.0] * 4
 
 
 def test_the_blended_baseline_of_fresh_and_of_replayed_completions(
@@ -164,7 +195,7 @@ def test_the_blended_baseline_of_fresh_and_of_replayed_completions(
     scheduler = DifficultyScheduler(["a", "b", "c"], torch.eye(3, 4), beta=BETA, estimator="combined", discount=1.0)
     scheduler.observe(Rollouts(["b", "b"], [1.0, 0.0]))
     estimate = dict(zip("abc", scheduler.accuracy_estimate(["a", "b", "c"]).tolist(), strict=True))
-    batch = training_batch(groups, replayed, PROMPT_IDS, scheduler, config)
+    batch = training_batch(groups, replayed, scheduler, config)
     baselines = [(6 * estimate["b"] + 0.25) / 7, (6 * estimate["b"] + 1.0) / 7, estimate["a"]]  # strengths 6 and 4
     expected = [(r - b) / BETA for r, b in zip([1.0, 0.25, 0.0], baselines, strict=True)]
     expected += [(1.0 - estimate["c"]) / BETA, (1.0 - estimate["b"]) / BETA]
@@ -174,8 +205,9 @@ def test_the_blended_baseline_of_fresh_and_of_replayed_completions(
 def test_what_a_gate_dropped_informs_the_estimates_but_is_not_replayed(
     scheduler: DifficultyScheduler, groups: list[Group]
 ) -> None:
-    batch = training_batch(groups[:1], [], PROMPT_IDS, scheduler, config_of())
-    rollouts = fresh_rollouts(groups, batch, [0.1, 0.2], config_of())
+    batch = training_batch(groups[:1], [], scheduler, config_of())
+    trained(batch, [0.1, 0.2])
+    rollouts = observed(groups, config_of())
     assert rollouts.keys == ["b", "b", "a", "a"]
     assert rollouts.token_ids == [[10, 2], [11, 2], None, None]
     assert rollouts.log_ratio_B == [0.1, 0.2, 0.0, 0.0]
@@ -183,15 +215,21 @@ def test_what_a_gate_dropped_informs_the_estimates_but_is_not_replayed(
 
 def test_log_z_may_be_fitted_to_z_scores_for_an_ablation_while_accuracy_stays_raw(groups: list[Group]) -> None:
     config = Config.model_validate({"partition": {"z_score_rewards": True}})
-    judged = [
-        TrainingSequence(g.prompt_ids, c.token_ids, 0.0, None)
-        for g in groups
-        for c in g.completions
-        if c.reward is not None
-    ]
-    rollouts = fresh_rollouts(groups, judged, [0.0] * len(judged), config)
+    rollouts = observed(groups, config)
     assert list(rollouts.reward_B) == pytest.approx([1.0, 0.25, math.nan, 0.0], nan_ok=True)
     half = math.sqrt(0.5)  # of two rewards, by the sample's standard deviation
     assert list(rollouts.partition_reward_B or []) == pytest.approx([half, -half, math.nan, 0.0], abs=2e-4, nan_ok=True)
-    raw = fresh_rollouts(groups, judged, [0.0] * len(judged), config_of())
-    assert raw.partition_reward_B is None
+    assert observed(groups, config_of()).partition_reward_B is None
+
+
+def test_every_objective_of_the_configuration_has_its_class() -> None:
+    union, _ = get_args(ObjectiveConfig)
+    assert {section.model_fields["name"].default for section in get_args(union)} == OBJECTIVES.keys()
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "flowrl", "gflowrl"])
+def test_an_objective_without_replay_says_so(recipe: str, scheduler: DifficultyScheduler) -> None:
+    config = method_config(recipe)
+    assert not config.objective.can_replay
+    with pytest.raises(NotImplementedError, match="cannot replay"):
+        build_objective(config).replayed_advantages([Completion([1], [-1.0], reward=1.0)], scheduler)

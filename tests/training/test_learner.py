@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +13,52 @@ import pytest
 import torch
 from torch import Tensor
 
-from pacedrl.config import OptimizerConfig, TrajectoryBalanceConfig
+from pacedrl.config import Config, OptimizerConfig
+from pacedrl.policy.passes import micro_batches
 from pacedrl.policy.policy import Policy
-from pacedrl.training import objective as objective_module
 from pacedrl.training.learner import Learner, Update
-from pacedrl.training.objective import policy_loss
-from pacedrl.training.sequences import TrainingSequence, micro_batches
+from pacedrl.training.objectives import build_objective, trajectory_balance
 from pacedrl.training.state import load_state, save_state
+from pacedrl.types import Completion
 
 NewPolicy = Callable[[], Policy]
 CONFIG = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=1.0)
 UNCLIPPED = CONFIG.model_copy(update={"max_grad_norm": 1e9})
-BALANCE = partial(policy_loss, TrajectoryBalanceConfig(), 16)
+BALANCE = build_objective(Config()).loss
 EPS = 1e-3
 """Adam's, where steps are compared: with its own it turns the rounding of next to no gradient into a whole step."""
 TEXTS = [("sort:312=", "123"), ("copy:12=", "12"), ("add:1234567+7654321=", "8888888"), ("reverse:45=", "5")]
 
 
-def logprobs_of(policy: Policy, sequence: TrainingSequence, temperature: float) -> Tensor:
+def logprobs_of(policy: Policy, sequence: Completion, temperature: float) -> Tensor:
     """[T, V] at the completion's tokens, through the model's own logits."""
-    ids = torch.tensor([[*sequence.prompt_ids, *sequence.completion_ids]])
+    ids = torch.tensor([[*sequence.prompt_ids, *sequence.token_ids]])
     logits = policy.model(input_ids=ids).logits[0, len(sequence.prompt_ids) - 1 : -1]
     return torch.log_softmax(logits / temperature, dim=-1)
 
 
-def taken(logprobs_TV: Tensor, sequence: TrainingSequence) -> Tensor:
-    return logprobs_TV[torch.arange(len(sequence.completion_ids)), torch.tensor(sequence.completion_ids)]
+def taken(logprobs_TV: Tensor, sequence: Completion) -> Tensor:
+    return logprobs_TV[torch.arange(len(sequence.token_ids)), torch.tensor(sequence.token_ids)]
 
 
-def mixture(policy: Policy, temperature: float = 1.0) -> list[TrainingSequence]:
+def mixture(policy: Policy, temperature: float = 1.0) -> list[Completion]:
     """Fresh sequences with anchors a little off the policy, replayed ones further off."""
     generator = torch.Generator().manual_seed(5)
     batch = []
     for i, (prompt, answer) in enumerate([*TEXTS, *TEXTS[:2]]):
         completion = [*policy.encode(answer)[1:], 2]
-        sequence = TrainingSequence(policy.encode(prompt), completion, 3.0 * (i % 3) - 4.0, None, replayed=i >= 4)
+        sequence = Completion(completion, [], prompt_ids=policy.encode(prompt), advantage=3.0 * (i % 3) - 4.0)
+        sequence.replayed = i >= 4
         own = taken(logprobs_of(policy, sequence, temperature), sequence).detach()
         noise = torch.randn(len(own), generator=generator) * (0.5 if sequence.replayed else 0.1)
-        batch.append(replace(sequence, anchor_logprobs=(own + noise).tolist()))
+        sequence.logprobs = sequence.anchor_logprobs = (own + noise).tolist()
+        batch.append(sequence)
     return batch
+
+
+def log_ratios(batch: Sequence[Completion]) -> list[float]:
+    """What an update filled in."""
+    return [math.nan if sequence.log_ratio is None else sequence.log_ratio for sequence in batch]
 
 
 def values(policy: Policy) -> list[Tensor]:
@@ -72,7 +78,7 @@ class ByHand:
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in policy.model.parameters()]
         self.steps = 0
 
-    def update(self, batch: Sequence[TrainingSequence]) -> tuple[float, float, list[float]]:
+    def update(self, batch: Sequence[Completion]) -> tuple[float, float, list[float]]:
         """Loss, norm of the gradient, and the log-ratios."""
         loss, ratios = torch.zeros(()), []
         for sequence in batch:
@@ -116,7 +122,7 @@ def test_updates_are_those_written_out_by_hand(
         assert update.metrics["loss/objective"] == pytest.approx(loss, rel=1e-4)
         assert update.metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
         assert norm > 1.0  # so that clipping shows
-        assert update.log_ratio_B == pytest.approx(ratios, abs=1e-4)
+        assert log_ratios(batch) == pytest.approx(ratios, abs=1e-4)
     assert_same(values(ours), values(theirs), atol=1e-6)
     assert max(float((a - b).abs().max()) for a, b in zip(values(ours), start, strict=True)) > 1e-3
 
@@ -131,14 +137,14 @@ def test_the_step_lowers_the_loss(policy: Policy) -> None:
 def test_the_current_anchor_is_the_policys_own_at_the_start(new_policy: NewPolicy) -> None:
     implicit, explicit = new_policy(), new_policy()
     batch = [replace(sequence, anchor_logprobs=None) for sequence in mixture(implicit)]
-    logprobs_BT, _, mask_BT = explicit.logprobs([s.prompt_ids for s in batch], [s.completion_ids for s in batch])
+    logprobs_BT, _, mask_BT = explicit.logprobs([s.prompt_ids for s in batch], [s.token_ids for s in batch])
     own = [replace(s, anchor_logprobs=logprobs_BT[i][mask_BT[i]].tolist()) for i, s in enumerate(batch)]
     one = Learner(implicit, UNCLIPPED, 10, 1.0, BALANCE).update(batch, 0)
     other = Learner(explicit, UNCLIPPED, 10, 1.0, BALANCE).update(own, 0)
-    assert one.log_ratio_B == [0.0] * len(batch)
+    assert log_ratios(batch) == [0.0] * len(batch)
     assert one.metrics["loss/objective"] == pytest.approx(sum(s.advantage**2 for s in batch) / len(batch), rel=1e-5)
     assert one.metrics["grad_norm"] == pytest.approx(other.metrics["grad_norm"], rel=1e-5)
-    assert other.log_ratio_B == pytest.approx([0.0] * len(batch), abs=1e-5)
+    assert log_ratios(own) == pytest.approx([0.0] * len(batch), abs=1e-5)
     assert_same(values(implicit), values(explicit), atol=1e-5)
 
 
@@ -160,11 +166,12 @@ def test_micro_batches_and_checkpointing_change_nothing_but_rounding(
     batch = mixture(whole)
     ticks: list[int] = []
     expected = Learner(whole, UNCLIPPED, 10, 1.0, BALANCE).update(batch, 0)
+    expected_ratios = log_ratios(batch)
     learner = Learner(split, UNCLIPPED.model_copy(update=change), 10, 1.0, BALANCE)
     actual = learner.update(batch, 0, lambda: ticks.append(1))
     assert len(ticks) == len(micro_batches(batch, learner.config.tokens_per_micro_batch, shared_prompts=True)) + 1
     assert_same(values(split), values(whole), atol=1e-5)
-    assert actual.log_ratio_B == pytest.approx(expected.log_ratio_B, abs=1e-4)
+    assert log_ratios(batch) == pytest.approx(expected_ratios, abs=1e-4)
     assert actual.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=1e-5, nan_ok=True)
 
 
@@ -201,7 +208,6 @@ def test_the_scheduled_rate_is_the_one_applied(new_policy: NewPolicy) -> None:
 
 def assert_nothing_happened(learner: Learner, before: list[Tensor], state: dict[str, Any], update: Update) -> None:
     assert not update.applied
-    assert update.log_ratio_B == [0.0] * 6
     assert_same(values(learner.policy), before)
     after = learner.state_dict()
     assert after["param_groups"] == state["param_groups"]
@@ -210,41 +216,43 @@ def assert_nothing_happened(learner: Learner, before: list[Tensor], state: dict[
             assert torch.equal(after["state"][index][name], value)
 
 
-def broken_loss(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[TrainingSequence]) -> Any:
-    real = objective_module.trajectory_balance
+def broken_loss(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[Completion]) -> Any:
+    real = trajectory_balance.trajectory_balance
 
     def not_a_number(*arguments: Any) -> Any:
         loss, metrics = real(*arguments)
         return loss * math.nan, metrics | {"loss/objective": metrics["loss/objective"] * math.nan}
 
-    monkeypatch.setattr(objective_module, "trajectory_balance", not_a_number)
+    monkeypatch.setattr(trajectory_balance, "trajectory_balance", not_a_number)
     return batch
 
 
-def infinite_advantage(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[TrainingSequence]) -> Any:
+def infinite_advantage(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[Completion]) -> Any:
     return [*batch[:-1], replace(batch[-1], advantage=math.inf)]
 
 
-def anchor_not_a_number(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[TrainingSequence]) -> Any:
-    anchor = [math.nan] * len(batch[0].completion_ids)
+def anchor_not_a_number(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[Completion]) -> Any:
+    anchor = [math.nan] * len(batch[0].token_ids)
     return [replace(batch[0], anchor_logprobs=anchor), *batch[1:]]
 
 
-def gradient_alone_not_a_number(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[TrainingSequence]) -> Any:
+def gradient_alone_not_a_number(monkeypatch: pytest.MonkeyPatch, policy: Policy, batch: list[Completion]) -> Any:
     policy.parameters()[3].register_hook(lambda gradient: gradient * math.inf)
     return batch
 
 
 @pytest.mark.parametrize("damage", [broken_loss, infinite_advantage, anchor_not_a_number, gradient_alone_not_a_number])
 def test_a_step_that_is_not_finite_is_not_taken(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch, damage: Callable[..., list[TrainingSequence]]
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, damage: Callable[..., list[Completion]]
 ) -> None:
     batch = mixture(policy)
     learner = Learner(policy, CONFIG, 10, 1.0, BALANCE)
     assert learner.update(batch, 0).applied
     before, state = values(policy), deepcopy(learner.state_dict())
     with monkeypatch.context() as patched:
-        update = learner.update(damage(patched, policy, batch), 1)
+        damaged = damage(patched, policy, batch)
+        update = learner.update(damaged, 1)
+    assert log_ratios(damaged) == [0.0] * 6
     assert_nothing_happened(learner, before, state, update)
     assert all(parameter.grad is None for parameter in policy.parameters())
     policy.parameters()[3]._backward_hooks = None
@@ -255,7 +263,7 @@ def test_an_empty_batch_is_no_step(policy: Policy) -> None:
     learner = Learner(policy, CONFIG, 10, 1.0, BALANCE)
     before = values(policy)
     nothing = learner.update([], 0)
-    assert (nothing.log_ratio_B, nothing.applied) == ([], False)
+    assert not nothing.applied
     assert all(math.isnan(value) for value in nothing.metrics.values())
     assert_same(values(policy), before)
     assert nothing.metrics.keys() == learner.update(mixture(policy), 0).metrics.keys()
@@ -304,8 +312,9 @@ def test_a_learner_restored_from_disk_goes_on_bit_for_bit(new_policy: NewPolicy,
     restored = Learner(copied, CONFIG, 10, 1.0, BALANCE)
     restored.load_state_dict([load_state(tmp_path, "optimizer")])
     for step in range(2, 4):
-        one, other = learner.update(batch, step), restored.update(batch, step)
-        assert one == other
+        one, ratios = learner.update(batch, step), log_ratios(batch)
+        other = restored.update(batch, step)
+        assert (one, ratios) == (other, log_ratios(batch))
     assert_same(values(copied), values(policy))
     without = new_policy()
     without.model.load_state_dict(policy.model.state_dict())
@@ -347,7 +356,7 @@ def test_one_mini_batch_that_is_not_finite_does_not_stop_the_others(new_policy: 
     damaged = [replace(s, advantage=math.inf) if i == first else s for i, s in enumerate(batch)]
     update = learner.update(damaged, 0)
     assert (update.trained, update.skipped, update.applied) == (3, 1, True)
-    assert update.log_ratio_B[first] == 0.0
+    assert damaged[first].log_ratio == 0.0
     assert all(parameter.isfinite().all() for parameter in values(broken))
     rest = Learner(clean, config, 10, 1.0, BALANCE)
     for (i,) in list(learner._mini_batches(4, 0))[1:]:
@@ -374,15 +383,16 @@ def test_the_current_policy_as_anchor_is_that_of_the_steps_start(new_policy: New
     config = CONFIG.model_copy(update={"mini_batches": 2, "epochs": 2})
     one = Learner(implicit, config, 10, 1.0, BALANCE).update(batch, 0)
     other = Learner(explicit, config, 10, 1.0, BALANCE).update(own, 0)
-    assert one.log_ratio_B == pytest.approx(other.log_ratio_B, abs=1e-3)
-    assert max(map(abs, one.log_ratio_B)) > 0.01
+    assert one.metrics["loss/objective"] == pytest.approx(other.metrics["loss/objective"], rel=1e-3)
+    assert log_ratios(batch) == pytest.approx(log_ratios(own), abs=1e-3)
+    assert max(map(abs, log_ratios(batch))) > 0.01
 
 
 def test_the_gap_to_the_sampler_is_measured_whatever_the_anchor(policy: Policy) -> None:
     batch = [s for s in mixture(policy) if not s.replayed]
-    moved = [replace(s, anchor_logprobs=None, sampler_logprobs=s.anchor_logprobs) for s in batch]
-    metrics = Learner(policy, CONFIG, 10, 1.0, BALANCE).accumulate_gradient(batch)[0]
-    with_own_anchor = Learner(policy, CONFIG, 10, 1.0, BALANCE).accumulate_gradient(moved)[0]
+    moved = [replace(s, anchor_logprobs=None) for s in batch]
+    metrics = Learner(policy, CONFIG, 10, 1.0, BALANCE).accumulate_gradient(batch)
+    with_own_anchor = Learner(policy, CONFIG, 10, 1.0, BALANCE).accumulate_gradient(moved)
     assert metrics["mismatch/logprob_max"] > 0.1
     for name in ("mismatch/logprob_max", "mismatch/logprob_mean"):
         assert with_own_anchor[name] == pytest.approx(metrics[name])

@@ -11,10 +11,11 @@ import torch
 from pacedrl.config import parse_config
 from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
+from pacedrl.rollouts.tasks import encode_tasks, load_tasks, shorten, unique_prompts
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.datasets import Task
 from pacedrl.training import trackers
-from pacedrl.training.setup import build_scheduler, encode_tasks, load_tasks, shorten, unique_prompts
+from pacedrl.training.curriculum import build_scheduler
 from pacedrl.training.trackers import Trackers, require_trackers
 from pacedrl.types import Prompt
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from pacedrl.training.metrics import Stopwatch, rollout_metrics, sample_rows
+from pacedrl.stopwatch import Stopwatch
+from pacedrl.training.metrics import rollout_metrics, sample_rows
 from pacedrl.types import Completion, Group, Prompt
 
 

@@ -1,1 +1,1 @@
-"""Sampling with vLLM, in this process or by servers that are sent the weights."""
+"""Sampling with vLLM, in this process or on servers that receive the weights."""

@@ -1,7 +1,8 @@
-"""A vLLM server as a training process sees it: over HTTP, and gone at any moment."""
+"""HTTP calls from a training process to a vLLM server, which may fail at any moment."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -14,44 +15,43 @@ from urllib.parse import urlsplit
 from pacedrl.errors import InputError
 
 ANSWER_S = 30.0
-"""How long a server may take over what is quickly done. Its engine answers between two tokens."""
+"""Time limit of short calls, which a server's engine answers between two tokens."""
 FIRST_DELAY_S, LAST_DELAY_S = 0.5, 10.0
 KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
-"""Seconds and tries until a connection to a machine that has vanished counts as broken, where the system allows."""
-ENDED = ("stop", "length")
+"""Seconds and tries until a connection to a machine that has vanished is broken, if the system supports the option."""
 
 
 class Lost(Exception):
-    """The server is not there, or failed at what it was asked. It may be back later."""
+    """The server cannot be reached or failed to answer a call. It may come back."""
 
 
 def delay(failures: int) -> float:
-    """Seconds to wait after so many failures on end: twice as long each time, less up to half at random."""
+    """Return the seconds to wait after consecutive failures: doubled each time, shortened at random by up to half."""
     return min(LAST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0)
 
 
 class Server:
-    """Calls to one server. What is wrong with it raises `Lost`; what is wrong with how it was started, InputError."""
+    """Calls to one server. They raise `Lost` if it fails, and InputError if it was started with the wrong options."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.own_address = ""
-        """By which the server's machine reaches this one; known once it was called."""
+        """The address at which the server reaches this machine; known after the first call."""
         self._parts = urlsplit(url)
         self._lock = threading.Lock()
         self._open: set[HTTPConnection] = set()
         self._abandoned = False
 
     def version(self) -> str:
-        """The name that was given to the weights it has."""
+        """Return the version of the server's weights."""
         return str(self.call("GET", "/weight_info")["weight_version"])
 
     def workers(self) -> list[dict[str, Any]]:
-        """What each of its workers says of itself (`pacedrl.policy.vllm.worker.WeightReceiver`)."""
+        """Return the description of each worker (`WeightReceiver.pacedrl_describe`)."""
         try:
             answer = self.call("POST", "/collective_rpc", {"method": "pacedrl_describe"})
         except Lost as lost:
-            if "pacedrl_describe" in str(lost):  # its name, in what vLLM says of a method that is not there
+            if "pacedrl_describe" in str(lost):  # vLLM's message about a missing method contains its name
                 raise InputError(
                     f"sampling.servers: {self.url} cannot be given weights: start it with "
                     "--worker-extension-cls pacedrl.policy.vllm.worker.WeightReceiver",
@@ -63,22 +63,21 @@ class Server:
     def generate(
         self, prompt_ids: Sequence[int], parameters: dict[str, Any], version: str, timeout_s: float
     ) -> list[tuple[list[int], list[float]]]:
-        """Token ids and log-probabilities of the completions of a prompt, all drawn from the weights of ``version``."""
+        """Sample a prompt's completions from the weights of ``version``: their token ids and log-probabilities."""
         body = {"token_ids": list(prompt_ids), "sampling_params": parameters}
         answer = self.call("POST", "/inference/v1/generate", body, timeout_s)
         completions = []
         for choice in sorted(answer["choices"], key=lambda choice: int(choice["index"])):
-            if choice["finish_reason"] not in ENDED:
-                raise Lost(f"it gave a completion up ({choice['finish_reason']})")
-            versions = {span["version"] for span in choice["weight_versions"]}
-            if versions != {version}:
+            if choice["finish_reason"] not in ("stop", "length"):
+                raise Lost(f"it gave up a completion ({choice['finish_reason']})")
+            if {span["version"] for span in choice["weight_versions"]} != {version}:
                 raise Lost("it has other weights than the current ones")
             drawn = choice["logprobs"]["content"]
             completions.append((list(choice["token_ids"]), [float(token["logprob"]) for token in drawn]))
         return completions
 
     def call(self, verb: str, path: str, body: Any = None, timeout_s: float = ANSWER_S) -> Any:
-        """The JSON that it answers."""
+        """Send a request and return the JSON answer."""
         try:
             status, text = self._exchange(verb, path, body, timeout_s)
         except (OSError, HTTPException) as error:
@@ -98,10 +97,10 @@ class Server:
         try:
             return json.loads(text)
         except ValueError as error:
-            raise Lost(f"{path} answered something else than JSON") from error
+            raise Lost(f"{path} did not answer with JSON") from error
 
     def abandon(self) -> None:
-        """Break off all calls that are under way: they raise `Lost`, and vLLM stops working on them."""
+        """Abort all calls in progress: they raise `Lost`, and vLLM stops working on them."""
         with self._lock:
             self._abandoned = True
             for connection in self._open:
@@ -113,13 +112,16 @@ class Server:
         try:
             connection.connect()
             self.own_address = connection.sock.getsockname()[0]
-            _keep_alive(connection.sock)
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in KEEP_ALIVE.items():
+                if hasattr(socket, name):
+                    connection.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
             with self._lock:
                 self._open.add(connection)
                 if self._abandoned:
                     _break(connection)
             payload = None if body is None else json.dumps(body)
-            # One connection a call: a server closes idle ones, which would look as if it had been lost.
+            # One connection per call: servers close idle connections, which would look like a failure.
             connection.request(verb, path, payload, {"Content-Type": "application/json", "Connection": "close"})
             response = connection.getresponse()
             return response.status, response.read()
@@ -129,22 +131,13 @@ class Server:
             connection.close()
 
 
-def _keep_alive(own: socket.socket) -> None:
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEP_ALIVE.items():
-        if hasattr(socket, name):
-            own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
 def _break(connection: HTTPConnection) -> None:
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # it may already be closed
         connection.sock.shutdown(socket.SHUT_RDWR)
-    except (OSError, AttributeError):  # it is closed already
-        return
 
 
 def _message(text: bytes) -> str:
-    """What an error's answer says, on one line."""
+    """Return the message of an error's answer on one line."""
     try:
         answer = json.loads(text)
         said = answer["error"]["message"]

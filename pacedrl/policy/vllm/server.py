@@ -1,7 +1,7 @@
-"""Sampling completions with vLLM servers, over HTTP: tokens in, tokens out. Servers may be lost and come back.
+"""Sampling with vLLM servers over HTTP: token ids in, token ids out. Servers may fail and come back.
 
-A server is started by the user (`docs/serving.md`), given the policy's weights by the main process of the run
-(`pacedrl.policy.vllm.weights`), and asked for completions by all of them.
+The user starts the servers (`docs/serving.md`), rank 0 of the run sends them the policy's weights
+(`pacedrl.policy.vllm.weights`), and all ranks send them prompts.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -21,26 +20,25 @@ from pacedrl.config import SamplingConfig
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import SamplingSettings
+from pacedrl.policy.sampler import SampledGroups, Sampler, SamplingSettings, Tick, TokenLists
 from pacedrl.policy.vllm.client import Lost, Server, delay
 from pacedrl.policy.vllm.sampler import sampling_parameters
-from pacedrl.policy.vllm.weights import TICK_S, WeightKeeper, nobody_there
-from pacedrl.types import Completion
+from pacedrl.policy.vllm.weights import TICK_S, WeightKeeper, no_usable_server
 
 TRIES = 10
-"""Of one prompt. One that fails so often is what makes servers fail."""
+"""Attempts per prompt. A prompt that fails this often is probably the cause of the failures."""
 
 
-class VllmServerSampler:
-    """A `Sampler` whose prompts are shared out among vLLM servers, each of which has the weights of the last `sync`.
+class VllmServerSampler(Sampler):
+    """Distributes prompts over vLLM servers, which have the weights of the last `sync`.
 
-    A prompt is asked of one server at a time, and of another when that one is lost, so that no group comes twice. A
-    completion that was not drawn from the current weights alone is thrown away, and its prompt asked again.
+    Each prompt is sent to one server at a time, and to another one if that fails, so that no group is returned twice. A
+    completion that was not sampled from the current weights alone is discarded, and its prompt sent again.
 
-    Log-probabilities are as `pacedrl.policy.vllm.sampler` says. ``ranks`` are the processes that sample with the same
-    servers, each its own prompts.
+    Log-probabilities are those of `pacedrl.policy.vllm.sampler`. ``ranks`` are the processes that use the same servers,
+    each for its own prompts.
 
-    Raises InputError for servers that were not started as they must be, or when none can be reached.
+    Raises InputError for servers with the wrong options, or if no server can be reached.
     """
 
     def __init__(self, policy: Policy, config: SamplingConfig, ranks: Ranks | None = None) -> None:
@@ -56,12 +54,12 @@ class VllmServerSampler:
         self.sync(policy)
 
     @torch.no_grad()
-    def sync(self, policy: Policy, tick: Callable[[], None] = lambda: None) -> None:
-        """Give all servers these weights. The policy may change after: a copy is kept for servers that come back.
+    def sync(self, policy: Policy, tick: Tick = lambda: None) -> None:
+        """Send these weights to all servers. A copy is kept for servers that come back, so the policy may change.
 
-        ``tick`` is called while servers are waited for; what it raises ends the wait.
+        ``tick`` is called while servers are waited for; an exception in it ends the wait.
         """
-        # In bfloat16, which vLLM computes in, from a GPU. A policy that is split is gathered by all processes together.
+        # A GPU's weights are sent in bfloat16, in which vLLM computes. All ranks gather a sharded policy together.
         dtype = torch.bfloat16 if policy.device.type == "cuda" else None
         weights = []
         for name, tensor in policy.weights():
@@ -74,21 +72,14 @@ class VllmServerSampler:
 
         self.version = self.ranks.decide(publish)
 
-    def rest(self) -> None:
-        """Nothing: the servers' memory is not this process's."""
-
     def sample(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        tick: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the prompt, its G completions) as groups finish. What ``tick`` raises ends sampling.
+        self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
+    ) -> SampledGroups:
+        """Sample a group for each prompt.
 
-        ``settings.batch_size`` sequences are decoded at once on each server.
+        Each server decodes up to ``settings.batch_size`` sequences at once.
 
-        Raises InputError when there is no server for `SamplingConfig.server_patience_s` seconds.
+        Raises InputError if no server can be used for `SamplingConfig.server_patience_s` seconds.
         """
         ends = self.policy.ends(settings.stop)
         parameters = [sampling_parameters(self.policy, settings, seed) for seed in seeds]
@@ -102,30 +93,30 @@ class VllmServerSampler:
 
 
 @dataclass
-class _Desk:
-    """A server in one call of `sample`. None of it is touched by another thread."""
+class _ServerState:
+    """What one call of `sample` knows of a server. Only the thread of the call uses it."""
 
     server: Server
     ready: bool = False
-    asked: bool = False
-    """Whether it is, at this moment, asked for the version of its weights."""
+    checking: bool = False
+    """Whether a call for the version of its weights is in progress."""
     busy: int = 0
-    """Prompts it is at."""
+    """Number of prompts it is sampling for."""
     failures: int = 0
     lost_since: float | None = None
     retry_at: float = 0.0
-    reason: str = "it has not answered"
+    reason: str = "it has not answered yet"
 
 
 class _Dispatch:
-    """Hands prompts to servers and takes groups from them, all in the thread that runs it; other threads only wait."""
+    """Sends prompts to servers and collects their groups in the thread that runs it; other threads only wait."""
 
     def __init__(
         self,
         config: SamplingConfig,
         version: str,
         settings: SamplingSettings,
-        prompt_ids: Sequence[Sequence[int]],
+        prompt_ids: TokenLists,
         parameters: Sequence[dict[str, Any]],
     ) -> None:
         self.config = config
@@ -133,101 +124,88 @@ class _Dispatch:
         self.prompt_ids = prompt_ids
         self.parameters = parameters
         self.at_once = max(1, settings.batch_size // settings.group_size)
-        self.desks = [_Desk(Server(url)) for url in config.servers]
+        self.servers = [_ServerState(Server(url)) for url in config.servers]
         self.waiting = deque(range(len(prompt_ids)))
         self.tries: Counter[int] = Counter()
-        self.answers: SimpleQueue[tuple[_Desk, int | None, Any]] = SimpleQueue()
-        """(server, prompt or None for its version, what came of it)."""
-        self.threads = ThreadPoolExecutor((self.at_once + 1) * len(self.desks), thread_name_prefix="pacedrl-vllm")
+        self.calls: dict[Future[Any], tuple[_ServerState, int | None]] = {}
+        """The server of each call in progress, and its prompt, None for a check of the version."""
+        self.threads = ThreadPoolExecutor((self.at_once + 1) * len(self.servers), thread_name_prefix="pacedrl-vllm")
 
-    def run(self, tick: Callable[[], None]) -> Iterator[tuple[int, list[tuple[list[int], list[float]]]]]:
-        """(prompt, what was drawn) of every prompt, once."""
+    def run(self, tick: Tick) -> Iterator[tuple[int, list[tuple[list[int], list[float]]]]]:
+        """Yield (prompt, the token ids and log-probabilities of its completions) once for every prompt."""
         left = len(self.prompt_ids)
         while left:
             tick()
-            self._look_for_servers()
-            self._hand_out()
-            try:
-                desk, prompt, outcome = self.answers.get(timeout=TICK_S)
-            except Empty:
-                continue
-            if prompt is None:
-                desk.asked = False
-            else:
-                desk.busy -= 1
-            # What is refused of one that was started anew is for whoever started it; the run goes on with the others.
-            if isinstance(outcome, Lost) or (prompt is None and isinstance(outcome, Exception)):
-                self._lose(desk, prompt, str(outcome))
-            elif isinstance(outcome, Exception):
-                raise outcome
-            elif prompt is None:
-                desk.ready, desk.lost_since = True, None
-            else:
-                desk.failures = 0
-                left -= 1
-                yield prompt, outcome
+            self._check_servers()
+            self._send_prompts()
+            if not self.calls:
+                time.sleep(TICK_S)
+            for call in wait(self.calls, timeout=TICK_S, return_when=FIRST_COMPLETED).done:
+                state, prompt = self.calls.pop(call)
+                error = call.exception()
+                if prompt is None:
+                    state.checking = False
+                else:
+                    state.busy -= 1
+                # A restarted server with the wrong options counts as lost, so that the run continues on the others.
+                if isinstance(error, Lost) or (prompt is None and error is not None):
+                    self._lose(state, prompt, str(error))
+                elif error is not None:
+                    raise error
+                elif prompt is None:
+                    state.ready, state.lost_since = True, None
+                else:
+                    state.failures = 0
+                    left -= 1
+                    yield prompt, call.result()
 
     def close(self) -> None:
-        """Break off what is under way."""
-        for desk in self.desks:
-            desk.server.abandon()
+        """Abort the calls in progress."""
+        for state in self.servers:
+            state.server.abandon()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
-    def _look_for_servers(self) -> None:
+    def _check_servers(self) -> None:
         now = time.monotonic()
-        for desk in self.desks:
-            if not (desk.ready or desk.asked) and desk.retry_at <= now:
-                desk.asked = True
-                self._ask(desk, None, lambda desk=desk: self._require_version(desk.server))  # type: ignore[misc]
-        waits = [now - desk.lost_since for desk in self.desks if desk.lost_since is not None]
-        if len(waits) == len(self.desks) and min(waits) > self.config.server_patience_s:
-            reasons = {desk.server.url: desk.reason for desk in self.desks}
-            raise InputError(nobody_there(self.config.server_patience_s, reasons), docs="serving")
+        for state in self.servers:
+            if not (state.ready or state.checking) and state.retry_at <= now:
+                state.checking = True
+                self.calls[self.threads.submit(self._require_version, state.server)] = state, None
+        waits = [now - state.lost_since for state in self.servers if state.lost_since is not None]
+        if len(waits) == len(self.servers) and min(waits) > self.config.server_patience_s:
+            reasons = {state.server.url: state.reason for state in self.servers}
+            raise InputError(no_usable_server(self.config.server_patience_s, reasons), docs="serving")
 
     def _require_version(self, server: Server) -> None:
         if server.version() != self.version:
-            raise Lost("it has not been given the current weights")
+            raise Lost("it has not received the current weights")
 
-    def _hand_out(self) -> None:
-        if any(desk.asked and not desk.failures for desk in self.desks):
-            return  # one that was just met may be there: the first prompts are for all
+    def _send_prompts(self) -> None:
+        if any(state.checking and not state.failures for state in self.servers):
+            return  # wait for servers that have not answered yet, so that all get some of the first prompts
         while self.waiting:
-            free = [desk for desk in self.desks if desk.ready and desk.busy < self.at_once]
+            free = [state for state in self.servers if state.ready and state.busy < self.at_once]
             if not free:
                 return
-            desk, prompt = min(free, key=lambda desk: desk.busy), self.waiting.popleft()
-            desk.busy += 1
-            ids, parameters = self.prompt_ids[prompt], self.parameters[prompt]
-            self._ask(desk, prompt, self._request(desk.server, ids, parameters))
+            state, prompt = min(free, key=lambda state: state.busy), self.waiting.popleft()
+            state.busy += 1
+            arguments = self.prompt_ids[prompt], self.parameters[prompt], self.version, self.config.server_timeout_s
+            self.calls[self.threads.submit(state.server.generate, *arguments)] = state, prompt
 
-    def _request(self, server: Server, ids: Sequence[int], parameters: dict[str, Any]) -> Callable[[], Any]:
-        return lambda: server.generate(ids, parameters, self.version, self.config.server_timeout_s)
-
-    def _ask(self, desk: _Desk, prompt: int | None, call: Callable[[], Any]) -> None:
-        def answer() -> None:
-            try:
-                outcome = call()
-            except Exception as error:
-                outcome = error
-            self.answers.put((desk, prompt, outcome))
-
-        self.threads.submit(answer)
-
-    def _lose(self, desk: _Desk, prompt: int | None, reason: str) -> None:
-        """Back to the front of the queue with its prompt; the server is looked for again, less and less often."""
+    def _lose(self, state: _ServerState, prompt: int | None, reason: str) -> None:
+        """Put the prompt back at the front of the queue, and try the server again after a growing delay."""
         now = time.monotonic()
-        if desk.ready or prompt is None:  # else it is known to be lost: this is one of several prompts it was at
-            desk.failures += 1
-            desk.retry_at = now + delay(desk.failures)
-        desk.ready = False
-        desk.reason = reason
-        desk.lost_since = desk.lost_since or now
+        if state.ready or prompt is None:  # else the failure is known, and this is another of the server's prompts
+            state.failures += 1
+            state.retry_at = now + delay(state.failures)
+        state.ready = False
+        state.reason = reason
+        state.lost_since = state.lost_since or now
         if prompt is not None:
             self.waiting.appendleft(prompt)
             self.tries[prompt] += 1
             if self.tries[prompt] >= TRIES:
                 raise InputError(
-                    f"sampling.servers: a prompt was asked {TRIES} times in vain, the last time of {desk.server.url}: "
-                    f"{reason}",
+                    f"sampling.servers: a prompt failed {TRIES} times, the last time on {state.server.url}: {reason}",
                     docs="serving",
                 )

@@ -1,9 +1,9 @@
-"""Weights on their way from a training process to a vLLM server: both ends, over NCCL or gloo, never over the disk.
+"""Sending weights from a training process to a vLLM server's workers, over NCCL or gloo: both ends of the transfer.
 
-vLLM is told to add the receiving end to its workers:
-``vllm serve MODEL --worker-extension-cls pacedrl.policy.vllm.worker.WeightReceiver``. A group of the training process
-(rank 0) and the server's workers is formed for each transfer and given up after it, so that a server may come and go.
-vLLM's own NCCL transfer is not used: it waits for ever on a server that has died.
+vLLM adds the receiving end to its workers with
+``vllm serve MODEL --worker-extension-cls pacedrl.policy.vllm.worker.WeightReceiver``. Each transfer has its own process
+group of the training process (rank 0) and the server's workers, so that servers may come and go. vLLM's own NCCL
+transfer is not used, because it waits forever for a server that has died.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(seconds=120)
-"""How long one end waits for the other, to join or at any one tensor."""
+"""How long one end waits for the other to join, and for each tensor."""
 
 Weights = Sequence[tuple[str, Tensor]]
 
 
 def send(store: Any, size: int, device: torch.device, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Give the weights to the ``size - 1`` others that meet at ``store``, the tensors by way of ``device``."""
+    """Broadcast the weights from ``device`` to the other ``size - 1`` processes that join at ``store``."""
     with _group(store, 0, size, device) as group:
         for _, tensor in weights:
             group.broadcast(tensor.to(device).contiguous(), 0).wait()
@@ -35,7 +35,10 @@ def send(store: Any, size: int, device: torch.device, weights: Iterable[tuple[st
 def receive(
     store: Any, rank: int, size: int, device: torch.device, described: Iterable[tuple[str, str, Sequence[int]]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The (name, tensor) that `send` gives, of the names, dtypes and shapes ``described``. RuntimeError if it stops."""
+    """Yield the (name, tensor) pairs that `send` broadcasts, with the names, dtypes and shapes ``described``.
+
+    Raises RuntimeError if the sender stops.
+    """
     with _group(store, rank, size, device) as group:
         for name, dtype, shape in described:
             tensor = torch.empty(list(shape), dtype=getattr(torch, dtype), device=device)
@@ -44,12 +47,12 @@ def receive(
 
 
 def describe(weights: Weights) -> list[tuple[str, str, list[int]]]:
-    """What `receive` must be told of the weights."""
+    """Return the weights' names, dtypes and shapes for `receive`."""
     return [(name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in weights]
 
 
 def open_store(address: str, port: int | None = None) -> Any:
-    """Where the two ends meet: a new one at an address of this machine, with a ``port`` to tell, or the other end's."""
+    """Open the store at which both ends join: a new one at a free port of this machine, or the one at ``port``."""
     return dist.TCPStore(  # type: ignore[attr-defined]
         address, port or 0, is_master=port is None, wait_for_workers=False, timeout=TIMEOUT
     )
@@ -62,7 +65,7 @@ def _group(store: Any, rank: int, size: int, device: torch.device) -> Iterator[A
         return
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = TIMEOUT
-    # Read when the group is made: a failed transfer shall raise here, not be noticed by a thread that ends the process.
+    # Read when the group is made. It makes a failed transfer raise here; else a watchdog thread ends the process.
     before = os.environ.get("TORCH_NCCL_BLOCKING_WAIT")
     os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
     try:
@@ -76,13 +79,13 @@ def _group(store: Any, rank: int, size: int, device: torch.device) -> Iterator[A
         with torch.cuda.device(device):
             yield group
     except BaseException:
-        group.abort()  # frees the GPU of a transfer that the other end will never finish
+        group.abort()  # frees the GPU from a transfer that the other end will never finish
         raise
     group.shutdown()
 
 
 class WeightReceiver:
-    """What vLLM adds to its workers; the training process calls it by ``/collective_rpc``."""
+    """Methods that vLLM adds to its workers. The training process calls them through ``/collective_rpc``."""
 
     rank: int
     device: torch.device
@@ -90,7 +93,7 @@ class WeightReceiver:
     vllm_config: Any
 
     def pacedrl_describe(self) -> dict[str, Any]:
-        """What the training process must know before it relies on this server."""
+        """Return the settings that the training process checks before it uses this server."""
         return {
             "device": self.device.type,
             "logprobs_mode": self.vllm_config.model_config.logprobs_mode,
@@ -100,39 +103,39 @@ class WeightReceiver:
 
     @torch.no_grad()
     def pacedrl_receive(self, order: str) -> None:
-        """Load what is sent. ``order``, JSON: ``host`` and ``port`` of the store, ``size``, ``device``, ``weights``."""
-        told = json.loads(order)
-        store = open_store(told["host"], told["port"])
-        device = self.device if told["device"] == "cuda" else torch.device("cpu")
-        incoming = _Complete(receive(store, self.rank + 1, told["size"], device, told["weights"]), told["weights"])
-        # vLLM's own way of loading again: it undoes and redoes what it made of the weights for its kernels.
-        self.reload_weights(weights_iterator=iter(incoming))  # type: ignore[attr-defined]
-        if incoming.failure is not None:
-            raise RuntimeError(f"the weights did not arrive: {incoming.failure}")
+        """Receive and load weights.
+
+        ``order`` is a JSON object: the store's ``host`` and ``port``, the group's ``size``, the ``device`` of the
+        transfer, and the description of the ``weights``.
+        """
+        transfer = json.loads(order)
+        store = open_store(transfer["host"], transfer["port"])
+        device = self.device if transfer["device"] == "cuda" else torch.device("cpu")
+        failures: list[Exception] = []
+        tensors = receive(store, self.rank + 1, transfer["size"], device, transfer["weights"])
+        # vLLM's own way of reloading, which redoes its preparation of the weights for its kernels.
+        self.reload_weights(weights_iterator=_all_announced(tensors, transfer["weights"], failures))  # type: ignore[attr-defined]
+        if failures:
+            raise RuntimeError(f"the weights did not arrive: {failures[0]}")
         if self.device.type == "cpu" and self.vllm_config.model_config.hf_text_config.tie_word_embeddings:
             pack_head(self.model_runner.get_model())
 
 
-class _Complete:
-    """As many tensors as were announced, whatever happens: what vLLM has loaded half of, it cannot begin again."""
-
-    def __init__(self, tensors: Iterator[tuple[str, Tensor]], described: Sequence[tuple[str, str, list[int]]]) -> None:
-        self.tensors = tensors
-        self.described = described
-        self.failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, dtype, shape in self.described:
-            tensor = None
-            if self.failure is None:
-                try:
-                    _, tensor = next(self.tensors)
-                except Exception as error:
-                    self.failure = error
-            yield name, torch.zeros(shape, dtype=getattr(torch, dtype)) if tensor is None else tensor
-        next(self.tensors, None)  # leaves the group
+def _all_announced(
+    tensors: Iterator[tuple[str, Tensor]], described: Sequence[tuple[str, str, list[int]]], failures: list[Exception]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield all announced tensors, zeros after a failure, because vLLM cannot restart a load that stopped halfway."""
+    for name, dtype, shape in described:
+        tensor = None
+        if not failures:
+            try:
+                _, tensor = next(tensors)
+            except Exception as error:
+                failures.append(error)
+        yield name, torch.zeros(shape, dtype=getattr(torch, dtype)) if tensor is None else tensor
+    next(tensors, None)  # lets the receiver leave the group
 
 
 def pack_head(model: Any) -> None:
-    """For the kernels of vLLM 0.32 on a CPU: loading again passes over a head whose weight is the embedding's."""
+    """Prepare the head for vLLM 0.32's CPU kernels; its reload skips a head whose weight is tied to the embedding."""
     model.lm_head.quant_method.process_weights_after_loading(model.lm_head)

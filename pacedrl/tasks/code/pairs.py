@@ -17,7 +17,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code.values import NotPlainDataError, encode
 
 Operations = tuple[list[str], list[list[Any]]]

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pacedrl.tasks.answers import JudgeError
+from pacedrl.errors import JudgeError
 from pacedrl.tasks.code import candidate, compare, driver, evalplus, names, objects, remote, sandbox, values
 from pacedrl.tasks.code.blocks import extract
 from pacedrl.tasks.code.pairs import check_signature, find_pairs

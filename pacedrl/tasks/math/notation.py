@@ -1,7 +1,6 @@
-r"""Mathematical notation as text: one spelling for what has many, the parts of an answer, plain numbers and units.
+"""Mathematical notation as text: one spelling for each symbol, the parts of an answer, plain numbers and units.
 
-Nothing here evaluates anything. No regular expression takes more than quadratic time, and untrusted text is
-short before it comes here.
+Nothing is evaluated here. No regular expression takes more than quadratic time, and callers pass short texts.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ import re
 import unicodedata
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 BOLD = re.compile(r"(?<![\w)}*])\*\*(?=[^\s*])([^*\n]*)(?<=[^\s*])\*\*(?![\w({*])")
-"""Markdown's bold, whose asterisks are no powers."""
+"""Bold text in Markdown, whose asterisks are not powers."""
 
 _SPELT = r"""
 −- –- —- ‐- ‑- ‒- ﹣- ×\times_ ·\cdot_ ÷/ ∗* π\pi_ ∞\infty_ θ\theta_ √\sqrt °^\circ_ ±\pm_ ≈\approx_ ≤\leq_ ≥\geq_
@@ -76,7 +76,7 @@ _RULES = [
     (r"\s+", " "),
 ]
 _SPELLINGS = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
-_END = re.compile(r"(?<![.,;: ])\s{0,9}[.,;:。]\Z|(?<=\.[a-z])\.\.\Z")  # "a.m..", but no ellipsis
+_END = re.compile(r"(?<![.,;: ])\s{0,9}[.,;:。]\Z|(?<=\.[a-z])\.\.\Z")  # matches "a.m..", but no ellipsis
 _TOKEN = re.compile(r"\\begin(?![a-zA-Z])|\\end(?![a-zA-Z])|\\[{}]|\\[a-zA-Z]+|\\.|[()\[\]{}]")
 _OPENING = {"(": 1, "[": 1, "{": 1, r"\{": 1, r"\begin": 1, ")": -1, "]": -1, "}": -1, r"\}": -1, r"\end": -1}
 _SEPARATOR = re.compile(r",?\s*(?<![a-zA-Z])(?:and|or|AND|OR)(?![a-zA-Z])|[,;]")
@@ -105,7 +105,7 @@ candie, sandwich sandwiche, vertex vertice, fish, sheep, piece 个, way, solutio
 edge, point, vote, 岁, 次, 种, m2 平方米, cm2 平方厘米, km2 平方千米 平方公里, m3 立方米, cm3 立方厘米, kWh, kW, GB, MB,
 KB, Hz, Pa, mol, more, red, blue, green, yellow, white, black, different
 """
-_MULTIPLIER = re.compile(  # fractions, numbers, groups, powers, functions, prefixes of units; not, less, minus, axis
+_MULTIPLIER = re.compile(  # fractions, numbers, groups, powers, functions, unit prefixes; negations; singulars in -s
     r"(?:(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|\w+illion)th|third|hal(?:f|ve)"
     r"|quarter|one|two|three|four|five|sixe?|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven"
     r"|eigh|nine)t(?:ie|y)|hundred|thousand|\w+ill(?:ion|iard)|lakh|crore|googol\w*|myriad|dozen|score|ream|quire|gross"
@@ -120,7 +120,7 @@ _SAME_UNITS = {word: words.split()[0] for words in _UNITS.split(",") for word in
 
 @lru_cache(maxsize=1024)  # the completions of a prompt share its gold answer
 def tidy(text: str) -> str:
-    """The answer in one spelling: ASCII, no dollar signs, plain words for ``\\text{}``, braced fractions and roots."""
+    """Normalise an answer: ASCII, no dollar signs, plain words for ``\\text{}``, braced fractions and roots."""
     text = _END.sub("", unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).strip())
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
@@ -129,37 +129,31 @@ def tidy(text: str) -> str:
         text = content.strip()
     if "," not in text:
         return text
-    depths = levels(re.sub(r"(?<!\\)[{}]", " ", text))  # braces group; in brackets a comma is between elements
+    depths = levels(re.sub(r"(?<!\\)[{}]", " ", text))  # braces only group; in brackets a comma separates elements
     return _THOUSANDS.sub(lambda m: m.group() if depths[m.start()] else m.group().replace(",", ""), text)
 
 
 def squashed(text: str) -> str:
-    """What two answers must share to be the same text: no spaces, words in lower case.
+    """Reduce a tidy text to what must agree for two answers to be the same text: no spaces, words in lower case.
 
-    Of three letters only the first may differ in case, of two none: they may be a product.
+    In words of three letters only the first may differ in case, and none in words of two: they may be products.
     """
     text = re.sub(r"(?<![\\a-zA-Z])([a-zA-Z]{4,}|N[oO]\b|[A-Z](?=[a-z]{2}\b))", lambda word: word[1].lower(), text)
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # 5 6 is not 56
 
 
 def levels(text: str) -> list[int]:
-    """How many brackets are open before each character and at the end; ``\\begin`` opens and ``\\end`` closes.
+    """Count the open brackets before each character and at the end; ``\\begin`` opens and ``\\end`` closes.
 
-    Any bracket closes any, for [1, 2) is an interval. One that closes nothing makes the last level -1.
+    Any bracket closes any other, because [1, 2) is an interval. The last level is -1 if a bracket closes nothing.
     """
-    depth, negative, changes = 0, False, {}
-    for token in _TOKEN.finditer(text):
-        changes[token.end()] = _OPENING.get(token.group(), 0)
-    depths = []
-    for position in range(len(text) + 1):
-        depth += changes.get(position, 0)
-        negative = negative or depth < 0
-        depths.append(depth)
-    return [*depths[:-1], -1] if negative else depths
+    changes = {token.end(): _OPENING.get(token.group(), 0) for token in _TOKEN.finditer(text)}
+    depths = list(accumulate(changes.get(position, 0) for position in range(len(text) + 1)))
+    return [*depths[:-1], -1] if min(depths) < 0 else depths
 
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """The parts between separators outside of all brackets, stripped."""
+    """Split at the separators that are outside all brackets, and strip the parts."""
     depths, parts, start = levels(text), [], 0
     for match in separator.finditer(text):
         if depths[match.start()] == 0:
@@ -169,7 +163,7 @@ def split(text: str, separator: re.Pattern[str]) -> list[str]:
 
 
 def enclosed(text: str, opening: str, closing: str) -> str | None:
-    """What stands between the brackets that enclose the whole text; None when none do."""
+    """Return the text between the brackets if they enclose the whole text, else None."""
     if not (text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing)):
         return None
     depths = levels(text)
@@ -178,7 +172,7 @@ def enclosed(text: str, opening: str, closing: str) -> str | None:
 
 
 def items(text: str) -> list[str]:
-    r"""The answers in a list ("1, 2 and 3"), with ``\pm`` as two; a text that is no list is its only element."""
+    r"""Return the elements of a list ("1, 2 and 3"), two for each ``\pm``; other text is its own only element."""
     signed = []
     for part in filter(None, split(text, _SEPARATOR)):
         signed += [part.replace(r"\pm", sign) for sign in "+-"] if r"\pm" in part else [part]
@@ -186,14 +180,14 @@ def items(text: str) -> list[str]:
 
 
 class Number(NamedTuple):
-    """A plain number, and whether it is written as a fraction."""
+    """A plain number. ``divided``: it is written as a fraction."""
 
     value: Fraction
     divided: bool
 
 
 def read_number(text: str) -> Number | None:
-    """The plain number that is all of the text: a decimal, a fraction or a mixed number, with nothing to work out."""
+    """Read a text that is only a decimal, a fraction or a mixed number, with nothing to evaluate; else return None."""
     match = _NUMBER.fullmatch(re.sub(r"^(-?)(10 ?\^)", r"\g<1>1*\2", _FRACTION.sub(r" \1/\2", text)).strip())
     if match is None or len(text) > 60 or (match["bottom"] and int(match["bottom"]) == 0):
         return None
@@ -212,7 +206,7 @@ def read_number(text: str) -> Number | None:
 
 
 def last_place(text: str) -> Fraction | None:
-    """One unit in the last place of the roughest decimal in the text, relative to it; None without one and in sums."""
+    """Return the largest relative size of one unit in the last place of a decimal; None in sums or without decimals."""
     if re.search(r"[\d)}!|A-DF-Za-df-z] ?[-+]", text):
         return None
     decimals = [match.group() for match in _DECIMAL.finditer(text) if float(match.group()) % 1]
@@ -221,14 +215,14 @@ def last_place(text: str) -> Fraction | None:
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    """The value and its unit in one spelling; "" for words that are no unit, or may change the value (3 halves)."""
+    """Return the value and its unit in one spelling, "" if there is none or the words may change the value."""
     match = _UNIT.fullmatch(text)
     if match is None or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match["value"]):
         return text, ""
     words = re.findall(r"[^\W\d_]+|/", match["words"] or "degree")
     forms = [(word, *(word.lower(), word.lower().removesuffix("s")) * (len(word) > 1)) for word in words]
     known = [next((_SAME_UNITS[form] for form in each if form in _SAME_UNITS), None) for each in forms]
-    for index, word in enumerate(words):  # a plural that no list has: 7 kazoos
+    for index, word in enumerate(words):  # plurals of other nouns: 7 kazoos
         counts = re.fullmatch("[a-z]{3,}s|one_[a-z]{3,}", "one_" * (match["value"].strip() == "1") + word)
         if known[index] is None and counts and not _MULTIPLIER.fullmatch(word):
             known[index] = word

@@ -1,7 +1,7 @@
-"""Whether two expressions have the same value: math-verify's grammar reads them, and they are evaluated at points.
+"""Compares the values of two expressions: math-verify's grammar reads them, and they are evaluated at points.
 
-Evaluating takes bounded time, where simplifying does not: rational numbers are exact up to a limit on their size, all
-others have _DIGITS digits, and what exceeds a limit has no value.
+Unlike simplification, evaluation takes bounded time: rational numbers are exact up to a limit on their size, all
+others have _DIGITS digits, and an expression that exceeds a limit has no value.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import mpmath  # type: ignore[import-untyped]
 from pacedrl.tasks.math.notation import levels
 
 _DIGITS = 400
-_ALIKE = Fraction(1, 10**60)  # relative, for values that are not rational
+_ALIKE = Fraction(1, 10**60)  # relative tolerance for values that are not rational
 _MOST_BITS = 200_000  # of a rational number: 9999! has 118,000
-_LARGEST = 10**6  # argument of a function, exponent
-_RANGES = ((1, 3), (-3, -1), (3, 12), (20, 60), (-60, 60), (100, 400), (-400, -100))  # of what variables stand for
+_LARGEST = 10**6  # of an exponent, and of a function's argument
+_RANGES = ((1, 3), (-3, -1), (3, 12), (20, 60), (-60, 60), (100, 400), (-400, -100))  # of the variables
 _FAR = ((10**3, 10**4), (10**4, 10**5), (10**5, 10**6), (-(10**6), -(10**4)), (-1, 1))
 _READS_BEFORE_FORGETTING = 500
 _COMMANDS = re.compile(
@@ -33,9 +33,9 @@ _COMMANDS = re.compile(
     r"|[lr](?:ceil|floor|vert)|theta|alpha|beta|gamma|delta|lambda|mu|sigma|(?:var)?(?:phi|epsilon)|omega|rho|tau|psi)"
 )
 _NO_EXPRESSION = re.compile(
-    r"(?<![a-zA-Z\\])[a-zA-Z]{4}|\d\s+\d|\d\)?\s*_|[^\w\s\\^{}()\[\]|.+*/!,-]"  # words, two numbers, another base
+    r"(?<![a-zA-Z\\])[a-zA-Z]{4}|\d\s+\d|\d\)?\s*_|[^\w\s\\^{}()\[\]|.+*/!,-]"  # words, two numbers, bases
     r"|\d{31}|\dE[-+]?\d|\.\.|\\binom(?!(?:\{(?:\d{1,4}|\d{0,3}[A-DF-HJ-Za-df-hj-z][a-df-hj-z\d+-]{0,5})\}){2})"
-    r"|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # the last two lines: costly
+    r"|\\sqrt\[(?!(?:\d{1,3}|\w)\])",  # the last two lines match costly expressions
     re.ASCII,
 )
 _reads = itertools.count(1)
@@ -44,22 +44,22 @@ _mp.dps = _DIGITS
 
 
 class _NoValueError(Exception):
-    """Too large, or of a kind that is not evaluated."""
+    """The expression is too large, or of a kind that is not evaluated."""
 
 
 def load_math_verify() -> None:
-    """Import the grammar and read one expression, so that the first completion's time limit does not pay for it."""
+    """Import the grammar and read one expression, so that this time does not count for the first completion."""
     _read(r"\frac{1}{2}x")
 
 
 def same_values(gold: str, answer: str, slack: Fraction) -> bool:
-    """Whether both have the same values, up to the relative ``slack``, at points near and far."""
+    """Whether both expressions have the same values at all points, up to the relative tolerance ``slack``."""
     pairs = _values(gold, answer)
     return bool(pairs) and all(_close(left, right, slack) for left, right in pairs)
 
 
 def proportional(gold: str, answer: str, positive: bool) -> bool:
-    """Whether one expression is a (``positive``) constant multiple of the other, so that both have the same signs."""
+    """Whether one expression is the other times a constant, which is above 0 if ``positive``."""
     pairs = _values(gold, answer)
     if len(pairs) < 2 or any(0 in pair for pair in pairs):
         return False
@@ -68,9 +68,9 @@ def proportional(gold: str, answer: str, positive: bool) -> bool:
 
 
 def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
-    """The values of both at the same points; none where either cannot be read, or has no value at a point.
+    """Evaluate both at the same points; return [] if one cannot be read or has no value at a point.
 
-    Negative points at which one is not real are left out: equal roots and logarithms may differ there by a branch.
+    Negative points where one value is not real are left out: equal roots and logarithms may differ there by a branch.
     """
     left, right = _read(gold), _read(answer)
     if left is None or right is None:
@@ -80,7 +80,7 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
         point = _point(f"{gold} {answer} {ends}", ends)
         try:
             pair = _value(left, point), _value(right, point)
-        except (_NoValueError, ArithmeticError, ValueError, TypeError):  # the last two: poles, and complex numbers
+        except (_NoValueError, ArithmeticError, ValueError, TypeError):  # ValueError: poles; TypeError: complex numbers
             return []
         if not point:  # a constant
             return [pair]
@@ -90,7 +90,7 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
 
 
 def _ranges(texts: str) -> tuple[tuple[int, int], ...]:
-    """More of them for functions that are made of pieces, which may differ near a corner or far away only."""
+    """Ranges of the variables; piecewise functions get more, as they may differ only near a corner or far away."""
     if not re.search(r"\||floor|ceil|max|min", texts):
         return _RANGES
     corners = [sign * int(number) for number in sorted(set(re.findall(r"\d{1,5}", texts)))[:10] for sign in (1, -1)]
@@ -98,21 +98,21 @@ def _ranges(texts: str) -> tuple[tuple[int, int], ...]:
 
 
 def _point(seed: str, ends: tuple[int, int]) -> defaultdict[str, Fraction]:
-    """The values of variables. They are the same in every run, but a completion cannot be written to fit them."""
+    """Values of the variables: seeded by the texts: the same in every run, but no completion can aim at them."""
     rng = random.Random(seed)
     return defaultdict(lambda: Fraction(rng.randrange(1000 * ends[0], 1000 * ends[1]), 1009))
 
 
 @lru_cache(maxsize=256)
 def _read(text: str) -> Any:
-    """The expression that the text is, unevaluated; None when it is none, or may cost much to read."""
+    """Read the text as an unevaluated expression; None if it is not one, or may take long to read."""
     from latex2sympy2_extended import latex2sympy  # type: ignore[import-untyped]
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[import-untyped]
     from sympy import Expr  # type: ignore[import-untyped]
 
     depths = levels(text)
     if depths[-1] or max(depths) > 8 or max(len(text) - 300, text.count("|") - 8, text.count("/") - 20) > 0:
-        return None  # the grammar takes time exponential in some of these
+        return None  # the grammar's time is exponential in some of these
     if _NO_EXPRESSION.search(text) or not all(map(_COMMANDS.fullmatch, re.findall(r"\\(?:[a-zA-Z]+|.)", text))):
         return None
     if next(_reads) % _READS_BEFORE_FORGETTING == 0:
@@ -120,17 +120,17 @@ def _read(text: str) -> Any:
     case_matters = ConversionConfig(lowercase_symbols=False)
     try:
         expression = latex2sympy(text, normalization_config=None, conversion_config=case_matters, convert_degrees=True)
-    except MemoryError:  # says nothing about the text
+    except MemoryError:  # this says nothing about the text
         raise
-    except Exception:  # it fails in many ways on malformed LaTeX, and malformed LaTeX is no expression
+    except Exception:  # malformed LaTeX, on which the grammar fails in many ways, is no expression
         return None
     return expression if isinstance(expression, Expr) else None
 
 
 def _forget() -> None:
-    """Clear the tables of the grammar, which grow with every new kind of text: 4 MB in a thousand hostile ones."""
+    """Clear the tables of the grammar, which grow with each new kind of text: by 4 MB in 1,000 hostile texts."""
     _read.cache_clear()
-    with contextlib.suppress(ImportError, AttributeError):  # of another version, whose tables then grow
+    with contextlib.suppress(ImportError, AttributeError):  # in other versions of the library the tables grow
         from antlr4.dfa.DFA import DFA  # type: ignore[import-untyped]
         from latex2sympy2_extended.antlr_parser import PSParser  # type: ignore[import-untyped]
 
@@ -139,12 +139,15 @@ def _forget() -> None:
 
 
 def _value(node: Any, point: defaultdict[str, Fraction]) -> Any:
-    """A Fraction where that is exact, else one of mpmath's numbers. Raises _NoValueError, and what mpmath raises."""
+    """Evaluate to a Fraction if that is exact, else to a number of mpmath.
+
+    Raises _NoValueError, and the exceptions of mpmath.
+    """
     kind = type(node).__name__
     if node.is_Rational:
         return Fraction(int(node.p), int(node.q))
     if node.is_Float:
-        return Fraction(str(node))  # the decimal as it was written
+        return Fraction(str(node))  # exactly the decimal in the text
     if kind == "ImaginaryUnit" or (node.is_Symbol and node.name == "i"):
         return _mp.mpc(0, 1)
     if node.is_Symbol:
@@ -152,7 +155,7 @@ def _value(node: Any, point: defaultdict[str, Fraction]) -> Any:
     if kind in ("Pi", "Exp1"):
         return +_mp.pi if kind == "Pi" else +_mp.e
     arguments = [_value(argument, point) for argument in node.args]
-    if len(kind) == 1:  # the grammar takes a(b) for a function
+    if len(kind) == 1:  # the grammar reads a(b) as a function
         arguments, kind = [point[kind], *arguments], "Mul"
     if not all(isinstance(argument, Fraction) for argument in arguments):
         arguments = list(map(_inexact, arguments))
@@ -174,7 +177,7 @@ def _power(base: Any, exponent: Any) -> Any:
             raise _NoValueError
         return base ** int(exponent)
     if isinstance(base, Fraction) and base < 0 and exponent.denominator % 2 and abs(exponent.numerator) == 1:
-        return -_mp.power(_inexact(-base), _inexact(exponent))  # the real root, as of -8
+        return -_mp.power(_inexact(-base), _inexact(exponent))  # the real root, such as the cube root of -8
     return _mp.power(_inexact(base), _inexact(exponent))
 
 

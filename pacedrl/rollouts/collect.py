@@ -1,0 +1,315 @@
+"""The rollouts of one training step: prompts are selected, their completions sampled and judged, and groups gated."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pacedrl.config import Config, DynamicGateConfig, GateConfig, LiloGateConfig
+from pacedrl.distributed.ranks import Ranks
+from pacedrl.distributed.scheduler import Scheduler
+from pacedrl.interrupt import Interrupted
+from pacedrl.method import most_learnable, uninformative
+from pacedrl.policy.sampler import Sampler, SamplingSettings
+from pacedrl.rollouts.engines import training_settings
+from pacedrl.rollouts.verdicts import part_prefix
+from pacedrl.seeding import derive_seed
+from pacedrl.stopwatch import Stopwatch
+from pacedrl.tasks.datasets import Task
+from pacedrl.tasks.pool import Job, VerifierPool
+from pacedrl.types import Group, Prompt
+from pacedrl.view import View
+
+Tick = Callable[[], None]
+"""Called once per sampled token; it may raise to stop the sampling."""
+Select = Callable[[int, Collection[str]], list[str]]
+"""(number of prompts, keys to exclude) → keys; fewer than asked for if there are no more prompts."""
+Rollout = Callable[[list[str]], list[Group]]
+"""Keys of prompts → their groups, sampled and judged."""
+
+REASONS = ("all_right", "all_wrong", "all_equal", "unjudged", "less_learnable", "surplus")
+"""Why a gate drops a group."""
+
+
+@dataclass
+class Collected:
+    """The groups sampled for one step, in order. All were paid for and count as generated; some may be dropped."""
+
+    sampled: list[Group] = field(default_factory=list)
+    batches: int = 0
+    """How often the gate had prompts selected and sampled."""
+    capped: bool = False
+    """Whether the gate gave up with fewer than P groups to train on."""
+    policy_step: int = 0
+    """Number of training steps done by the policy that sampled the groups."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds per phase: select, generate, verify."""
+
+    @property
+    def kept(self) -> list[Group]:
+        """The groups that are trained on."""
+        return [group for group in self.sampled if group.dropped is None]
+
+    def metrics(self) -> dict[str, float]:
+        """``gate/...``: groups kept, groups dropped by reason, batches sampled, and whether the gate was capped."""
+        dropped = Counter(group.dropped for group in self.sampled)
+        counts = {"gate/kept": dropped[None], "gate/batches": self.batches, "gate/capped": self.capped}
+        reasons = {f"gate/dropped_{reason}": float(dropped[reason]) for reason in REASONS}
+        return reasons | {name: float(value) for name, value in counts.items()}
+
+
+def sample_groups(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    prompt_ids: Mapping[str, list[int]],
+    settings: SamplingSettings,
+    seed: Sequence[int | str],
+    tick: Tick = lambda: None,
+    advance: Callable[[int], None] = lambda completions: None,
+    finished: Callable[[Group], None] = lambda group: None,
+) -> list[Group]:
+    """Sample G completions of each prompt; return the groups in the order of ``prompts``, not judged yet.
+
+    ``prompt_ids`` maps prompt keys to token ids. A prompt's seed is derived from ``seed`` and its key. As each group
+    finishes, ``finished`` is called with it and ``advance`` with its number of completions.
+    """
+    ids = [prompt_ids[prompt.key] for prompt in prompts]
+    seeds = [derive_seed(*seed, prompt.key) for prompt in prompts]
+    done: dict[int, Group] = {}
+    for i, completions in sampler.sample(ids, settings, seeds, tick):
+        done[i] = Group(prompts[i], ids[i], completions)
+        finished(done[i])
+        advance(len(completions))
+    return [done[i] for i in range(len(prompts))]
+
+
+def score_groups(pool: VerifierPool, groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
+    """Fill in the reward and the parts of every completion, or its error; ``tasks`` by name (``Prompt.task``).
+
+    The verdict of the task's own verifier is the ``reward``: accuracy is estimated from it, gates decide by it, and
+    evaluation reports it. Parts, each with a verifier and a weight, only shape what the policy is trained on. If a part
+    cannot be judged, the completion has an error and no reward, because its total is unknown.
+    """
+    completions = [(group.prompt, completion) for group in groups for completion in group.completions]
+    rows = [
+        (completion, part, Job(part.verifier, prompt, completion.text, part.options))
+        for prompt, completion in completions
+        for part in (tasks[prompt.task].correctness, *tasks[prompt.task].parts)
+    ]
+    verdicts = pool.score([job for _, _, job in rows])
+    for _, completion in completions:
+        completion.error = None
+        completion.parts = {}
+    for (completion, part, _), verdict in zip(rows, verdicts, strict=True):
+        if part.weight is None:
+            completion.reward, completion.error = verdict.reward, verdict.error
+        elif verdict.reward is not None:
+            completion.parts[part.name] = part.weight * verdict.reward
+        elif completion.error is None:
+            completion.reward, completion.error = None, f"{part_prefix(part.name)}{verdict.error}"
+
+
+def add_overlong_penalty(groups: Sequence[Group], limit: int, buffer: int, penalty: float) -> None:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13), as the part ``overlong``.
+
+    It is 0 for completions of up to ``limit − buffer`` tokens, −penalty for those of ``limit`` tokens, and linear in
+    between.
+    """
+    for group in groups:
+        for completion in group.completions:
+            excess = len(completion.token_ids) - (limit - buffer)
+            completion.parts["overlong"] = -penalty * min(max(excess / buffer, 0.0), 1.0)
+
+
+class Scorer:
+    """Judges groups in the background, while others are still being sampled.
+
+        with Scorer(pool, tasks) as scorer:
+            ...                     # scorer.add(group) as each is done
+            scorer.wait()
+
+    If the context is left with an exception, groups that are not judged yet are dropped.
+    """
+
+    def __init__(self, pool: VerifierPool, tasks: Mapping[str, Task]) -> None:
+        self.pool = pool
+        self.tasks = tasks
+        self._waiting: list[Group] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pacedrl-scorer")
+        self._futures: list[Future[None]] = []
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._waiting.clear()
+            self.pool.cancel()
+        self._thread.shutdown(cancel_futures=kind is not None)
+
+    def add(self, group: Group) -> None:
+        """Judge this group as soon as the pool is free."""
+        self._waiting.append(group)
+        self._futures.append(self._thread.submit(self._score_waiting))
+
+    def wait(self) -> None:
+        """Wait until everything added is judged; raise what judging raised."""
+        for future in self._futures:
+            future.result()
+
+    def _score_waiting(self) -> None:
+        # Everything that has piled up goes to the pool at once; what arrives while the pool works goes next time.
+        groups, self._waiting = self._waiting, []
+        if groups:
+            score_groups(self.pool, groups, self.tasks)
+
+
+class Collector:
+    """Selects prompts, samples and judges their completions, as often as the gate wants.
+
+    It works for the current step or, in a background thread, for the next one.
+
+    Args:
+        config: the run's configuration.
+        scheduler: selects prompts.
+        sampler: samples completions.
+        pool: judges them.
+        tasks: the training tasks.
+        prompts, prompt_ids: prompts and their token ids, by key.
+        view: shows the progress of sampling.
+        true_accuracies: computes the true accuracy of all prompts, for the estimator ``oracle``.
+        ranks: the processes among which a step's prompts are divided.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        pool: VerifierPool,
+        tasks: Sequence[Task],
+        prompts: Mapping[str, Prompt],
+        prompt_ids: Mapping[str, list[int]],
+        view: View,
+        true_accuracies: Callable[[], list[float]],
+        ranks: Ranks,
+    ) -> None:
+        self.config = config
+        self.scheduler = scheduler
+        self.sampler = sampler
+        self.pool = pool
+        self.tasks = {task.name: task for task in tasks}
+        self.prompts = prompts
+        self.prompt_ids = prompt_ids
+        self.view = view
+        self.true_accuracies = true_accuracies
+        self.ranks = ranks
+
+    def collect(self, step: int, policy_step: int, tick: Tick, exclude: Collection[str] = ()) -> Collected:
+        """Collect the judged groups of ``step``, sampled by the policy of ``policy_step``.
+
+        Prompts in ``exclude`` are not selected, unless too few others remain.
+        """
+        clock = Stopwatch()
+        if len(self.prompts) - len(exclude) < self.config.sampling.prompts_per_step * self.config.gate.selection_factor:
+            exclude = ()
+
+        def select(count: int, sampled: Collection[str]) -> list[str]:
+            with clock.phase("select"):
+                # The policy does not change within a step, so the oracle's truth is computed once.
+                if self.config.estimator.name == "oracle" and not sampled:
+                    self.scheduler.set_truth(self.true_accuracies())
+                left = len(self.prompts) - len(sampled) - len(exclude)
+                return self.scheduler.select(min(count, left), [*sampled, *exclude])
+
+        def rollout(keys: list[str]) -> list[Group]:
+            return self.ranks.share(keys, own_rollout)
+
+        def own_rollout(keys: Sequence[str]) -> list[Group]:
+            # Groups are judged as they finish, while others are still sampled; "verify" is the time left after that.
+            with Scorer(self.pool, self.tasks) as scorer:
+                with clock.phase("generate"):
+                    groups = self.sample(step, keys, tick, scorer.add)
+                with clock.phase("verify"):
+                    scorer.wait()
+            reward = self.config.reward
+            if reward.overlong_buffer:
+                limit = self.config.sampling.max_new_tokens
+                add_overlong_penalty(groups, limit, reward.overlong_buffer, reward.overlong_penalty)
+            return groups
+
+        collected = collect(self.config.gate, self.config.sampling.prompts_per_step, select, rollout)
+        self.sampler.rest()
+        collected.policy_step, collected.seconds = policy_step, clock.seconds
+        return collected
+
+    @contextmanager
+    def ahead(self, step: int, policy_step: int, exclude: Collection[str]) -> Iterator[Callable[[], Collected]]:
+        """Collect the groups of ``step`` in a thread; the function yielded waits for them and returns them.
+
+        Leaving the context early abandons them.
+        """
+        abandoned = threading.Event()
+
+        def tick() -> None:
+            if abandoned.is_set():
+                raise Interrupted
+
+        with ThreadPoolExecutor(1, thread_name_prefix="pacedrl-ahead") as thread:
+            future = thread.submit(self.collect, step, policy_step, tick, exclude)
+            try:
+                yield future.result
+            finally:
+                abandoned.set()
+
+    def sample(self, step: int, keys: Sequence[str], tick: Tick, finished: Callable[[Group], None]) -> list[Group]:
+        """Sample the groups of these prompts; each is passed to ``finished`` when it is complete."""
+        settings = training_settings(self.config)
+        prompts = [self.prompts[key] for key in keys]
+        self.view.phase("sampling", len(prompts) * settings.group_size)
+        seed = (self.config.run.seed, "sample", step)
+        return sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, tick, self.view.advance, finished)
+
+
+def collect(gate: GateConfig, count: int, select: Select, rollout: Rollout) -> Collected:
+    """Sample until the gate has ``count`` groups to train on, or may not sample more."""
+    match gate:
+        case DynamicGateConfig():
+            return _dynamic(gate, count, select, rollout)
+        case LiloGateConfig():
+            return _lilo(gate, count, select, rollout)
+        case _:
+            return Collected(rollout(select(count, ())), batches=1)
+
+
+def _dynamic(gate: DynamicGateConfig, count: int, select: Select, rollout: Rollout) -> Collected:
+    """DAPO's dynamic sampling. Informative groups beyond ``count`` are dropped, as in DAPO."""
+    result = Collected()
+    kept = 0
+    while kept < count and result.batches < gate.max_batches:
+        keys = select(count, [group.prompt.key for group in result.sampled])
+        if not keys:  # every prompt was sampled in this step
+            break
+        result.batches += 1
+        for group in rollout(keys):
+            result.sampled.append(group)
+            group.dropped = uninformative(group.rewards) or ("surplus" if kept == count else None)
+            kept += group.dropped is None
+    result.capped = kept < count
+    return result
+
+
+def _lilo(gate: LiloGateConfig, count: int, select: Select, rollout: Rollout) -> Collected:
+    """LILO: of an oversampled batch, keep the groups with the largest p(1 − p)."""
+    sampled = rollout(select(count * gate.oversample, ()))
+    judged = [group for group in sampled if group.rewards]
+    kept = most_learnable([group.rewards for group in judged], count)
+    for group in sampled:
+        group.dropped = "less_learnable" if group.rewards else "unjudged"
+    for i in kept:
+        judged[i].dropped = None
+    return Collected(sampled, batches=1, capped=len(kept) < count)

@@ -1,0 +1,101 @@
+"""What a training step asks of an objective."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pacedrl.distributed.scheduler import Scheduler
+from pacedrl.method import group_relative_advantage
+from pacedrl.method.objectives import Metrics
+from pacedrl.types import Completion
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """A micro-batch, as the losses of `pacedrl.method.objectives` take it; only ``logprobs_BT`` carries gradient.
+
+    ``anchor_logprobs_BT`` are those of μ, ``sampler_logprobs_BT`` those of the sampler. ``reference_logprobs_BT`` is
+    None if the objective reads none.
+    """
+
+    logprobs_BT: Tensor
+    anchor_logprobs_BT: Tensor
+    mask_BT: Tensor
+    advantage_B: Tensor
+    sampler_logprobs_BT: Tensor
+    reference_logprobs_BT: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """Sequences and completion tokens in the whole batch of one optimiser step."""
+
+    sequences: int
+    tokens: int
+
+
+class Objective(ABC):
+    """Turns rewards into advantages and a loss, and says what log Z is fitted to.
+
+    Which parts of a run it needs (log Z, the initial policy, replay) is said by its section of the configuration
+    (`pacedrl.config.method.ObjectiveSection`).
+    """
+
+    beta: float = math.nan
+    """β, the temperature of the objective; NaN if it has none."""
+    anchored_to_trainer: bool = False
+    """Whether μ of fresh completions is the trainer's policy at the start of the step, not the sampler's."""
+
+    @abstractmethod
+    def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
+        """One advantage per judged completion, float32 [B]; completions of one group are adjacent."""
+
+    def replayed_advantages(self, replayed: Sequence[Completion], scheduler: Scheduler) -> Tensor:
+        """One advantage per replayed completion, float32 [B]; they have no group beside them."""
+        raise NotImplementedError(f"{type(self).__name__} cannot replay; ObjectiveSection.can_replay should be False")
+
+    @abstractmethod
+    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+        """The micro-batch's share of the batch's loss and metrics: they add up over the micro-batches of a batch."""
+
+    def partition_targets(self, sampled: Sequence[Completion]) -> tuple[list[float], list[float] | None]:
+        """The log-ratio and the reward that log Z is fitted to, for each completion of the step.
+
+        The rewards are None for the raw ones. By default the log-ratio is 0: unless the loss reads log Z, it is there
+        to estimate accuracy, which β·KL would bias.
+        """
+        return [0.0] * len(sampled), None
+
+
+def rewards_to_train_on(completions: Sequence[Completion]) -> Tensor:
+    """Reward and parts of each completion, float32 [B]; NaN if it was not judged."""
+    return torch.tensor([math.nan if c.total is None else c.total for c in completions])
+
+
+def group_index(keys: Sequence[str]) -> Tensor:
+    """Number the distinct keys from 0 in order of first appearance: int64 [B]."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys], dtype=torch.long)
+
+
+def standardised(completions: Sequence[Completion], reward_B: Tensor) -> Tensor:
+    """Each reward's z-score in its group, float32 [B]; NaN stays NaN and does not count."""
+    judged_B = ~reward_B.isnan()
+    score_B = torch.full_like(reward_B, torch.nan)
+    keys = [c.key for c, judged in zip(completions, judged_B.tolist(), strict=True) if judged]
+    score_B[judged_B] = group_relative_advantage(reward_B[judged_B], group_index(keys))
+    return score_B
+
+
+def mean_reference_log_ratio(completion: Completion) -> float:
+    """mean_t(log μ − log π_ref) of a completion."""
+    anchor, reference = completion.anchor_logprobs, completion.reference_logprobs
+    if anchor is None or reference is None:
+        raise ValueError("the completion has no log-probabilities under μ or under the initial policy")
+    return (sum(anchor) - sum(reference)) / len(completion.token_ids)

@@ -1,0 +1,99 @@
+"""Gates: what is sampled, what is kept, and that everything sampled is accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pacedrl.config import DynamicGateConfig, LiloGateConfig
+from pacedrl.config.method import NoGateConfig
+from pacedrl.rollouts.collect import Collected, collect
+from pacedrl.types import Completion, Group, Prompt
+
+POOLS = st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=3, max_size=3), min_size=4, max_size=24)
+
+
+class Pool:
+    """Prompts whose groups get fixed rewards, handed out in order."""
+
+    def __init__(self, rewards: list[list[float | None]]) -> None:
+        self.rewards = {str(i): row for i, row in enumerate(rewards)}
+        self.asked: list[int] = []
+
+    def select(self, count: int, exclude: Collection[str]) -> list[str]:
+        self.asked.append(count)
+        return [key for key in self.rewards if key not in exclude][:count]
+
+    def rollout(self, keys: list[str]) -> list[Group]:
+        return [
+            Group(Prompt(key, "t", key, ""), [1], [Completion([2], [-1.0], "", "stop", r) for r in self.rewards[key]])
+            for key in keys
+        ]
+
+    def collect(self, gate: NoGateConfig | DynamicGateConfig | LiloGateConfig, count: int) -> Collected:
+        return collect(gate, count, self.select, self.rollout)
+
+
+def keys(groups: list[Group]) -> list[str]:
+    return [group.prompt.key for group in groups]
+
+
+def mixed(row: list[float | None]) -> bool:
+    return len({reward for reward in row if reward is not None}) > 1
+
+
+def test_without_a_gate_everything_sampled_is_trained_on() -> None:
+    result = Pool([[0.0] * 3, [1.0] * 3, [0.0, 1.0, 1.0]]).collect(NoGateConfig(), 3)
+    assert keys(result.kept) == keys(result.sampled) == ["0", "1", "2"]
+    assert result.metrics()["gate/kept"] == 3
+
+
+@given(POOLS, st.integers(1, 6), st.integers(1, 5))
+def test_dynamic_sampling(rewards: list[list[float | None]], count: int, max_batches: int) -> None:
+    pool = Pool(rewards)
+    result = pool.collect(DynamicGateConfig(max_batches=max_batches), count)
+    metrics = result.metrics()
+    sampled = keys(result.sampled)
+    # Everything sampled counts as generated, each prompt once, and is either kept or dropped for a reason.
+    assert sampled == list(pool.rewards)[: len(sampled)]
+    dropped = sum(value for name, value in metrics.items() if "dropped" in name)
+    assert len(sampled) == len(result.kept) + dropped
+    # What is kept is the first mixed groups, up to P.
+    informative = [key for key in sampled if mixed(pool.rewards[key])]
+    assert keys(result.kept) == informative[:count]
+    assert metrics["gate/dropped_surplus"] == len(informative[count:])
+    # It stops as soon as it may, and says so when it has fewer than P.
+    assert result.batches <= max_batches
+    assert metrics["gate/capped"] == (len(result.kept) < count)
+    if result.capped:
+        assert result.batches == max_batches or len(sampled) == len(rewards)
+    before_last = sampled[: (result.batches - 1) * count]
+    assert sum(mixed(pool.rewards[key]) for key in before_last) < count
+
+
+def test_reasons_for_dropping() -> None:
+    rewards: list[list[float | None]] = [[0.0] * 3, [1.0] * 3, [0.5] * 3, [1.0, None, None], [0.0, 1.0, None]]
+    metrics = Pool(rewards).collect(DynamicGateConfig(), 5).metrics()
+    for reason in ("all_wrong", "all_right", "all_equal", "unjudged"):
+        assert metrics[f"gate/dropped_{reason}"] == 1
+    assert (metrics["gate/kept"], metrics["gate/capped"], metrics["gate/batches"]) == (1, 1, 1)
+
+
+def test_lilo_oversamples_and_keeps_the_most_learnable() -> None:
+    rewards: list[list[float | None]] = [[0.0] * 3, [1.0, 0.0, 0.0], [None] * 3, [1.0] * 3, [0.5] * 3, [1.0] * 3]
+    pool = Pool(rewards)
+    result = pool.collect(LiloGateConfig(oversample=3), 2)
+    assert pool.asked == [6]
+    assert keys(result.kept) == ["0", "1"]  # equal partial rewards are no more learnable than all wrong ones
+    assert len(result.sampled) == 6
+    assert result.metrics()["gate/dropped_less_learnable"] == 3
+    assert result.metrics()["gate/dropped_unjudged"] == 1
+    assert not result.capped
+
+
+def test_lilo_does_not_train_on_what_nobody_judged() -> None:
+    result = Pool([[None] * 3, [None] * 3, [1.0, 0.0, 0.0], [None] * 3]).collect(LiloGateConfig(oversample=2), 2)
+    assert keys(result.kept) == ["2"]
+    assert result.capped
