@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--columns", nargs="+", action="extend", default=[], metavar="KEY=NAME", help=columns)
     out = "write row, reward and error as JSONL ('-': to standard output)"
     add("--out", type=expand_home, metavar="VERDICTS", help=out)
-    add("--workers", type=int, help="completions judged at the same time (default: 2)")
-    add("--timeout-s", type=float, help="seconds that judging one completion may take (default: 10)")
+    add("--workers", type=int, default=2, help="completions judged at the same time (default: %(default)s)")
+    add("--timeout-s", type=float, default=10, help="seconds for judging one completion (default: %(default)s)")
     add("--limit", type=int, help="judge only this many rows, in file order")
 
 
@@ -37,27 +37,18 @@ def run(options: argparse.Namespace) -> int:
     from pacedrl.judging.judge import judge
     from pacedrl.tasks.verifiers import check_spec, require_time
 
-    given = {"workers": options.workers, "timeout_s": options.timeout_s, "limit": options.limit}
-    given = {name: positive(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None}
-    limit = given.pop("limit", None)
-    pool = VerifierConfig(**given)
+    workers, timeout_s = positive("--workers", options.workers), positive("--timeout-s", options.timeout_s)
+    limit = None if options.limit is None else positive("--limit", options.limit)
     verifier_options = _verifier_options(options.option)
     check_spec(options.verifier, verifier_options)
-    require_time(options.verifier, verifier_options, pool.timeout_s, "--timeout-s", options.file.name)
+    require_time(options.verifier, verifier_options, timeout_s, "--timeout-s", options.file.name)
     columns = _columns(options.columns)
     completion = columns.pop("completion", None)
     # The "./" keeps the file from being taken for a hub dataset.
     source = str(options.file) if options.file.is_absolute() else f"./{options.file}"
-    task = TaskConfig.model_validate(
-        {
-            "source": source,
-            "columns": columns,
-            "limit": limit,
-            "verifier": options.verifier,
-            "verifier_options": verifier_options,
-        }
-    )
-    judge(task, completion, pool, options.out)
+    settings = {"source": source, "columns": columns, "limit": limit, "verifier": options.verifier}
+    task = TaskConfig.model_validate(settings | {"verifier_options": verifier_options})
+    judge(task, completion, VerifierConfig(workers=workers, timeout_s=timeout_s), options.out)
     return 0
 
 
