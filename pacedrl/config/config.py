@@ -66,7 +66,7 @@ class Config(Section):
     def _fill_in_the_recipe(cls, tree: Any) -> Any:
         if not isinstance(tree, dict):
             return tree
-        return with_recipe({name: _as_said(value) for name, value in tree.items()})
+        return with_recipe({name: _set_fields(value) for name, value in tree.items()})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -108,9 +108,9 @@ class Config(Section):
         return self.objective.reads_log_z or self.estimator.name in ("partition", "combined")
 
 
-def _as_said(value: Any) -> Any:
+def _set_fields(value: Any) -> Any:
     """A section object as a mapping of the fields that were set on it, so that the recipe fills in the others."""
     if not isinstance(value, Section):
         return value
-    said = value.model_dump(exclude_unset=True)
-    return said | {"name": value.name} if hasattr(value, "name") and "name" not in said else said
+    fields = value.model_dump(exclude_unset=True)
+    return {"name": value.name} | fields if hasattr(value, "name") else fields
