@@ -17,7 +17,7 @@ from pacedrl.lab.forks import Forks
 from pacedrl.lab.measures import RunResult, read_run, seconds_at_evaluations
 from pacedrl.lab.plan import Plan, Run
 from pacedrl.lab.results import Results, default_target, variant_result
-from pacedrl.training.run_folder import replace_text
+from pacedrl.paths import replace_text
 
 POLL_S = 0.3
 RESULTS, TIMES = "results.json", "times.json"

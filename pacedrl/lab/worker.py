@@ -14,15 +14,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pacedrl.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
 from pacedrl.config import load_config
-from pacedrl.errors import InputError
+from pacedrl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, InputError
 from pacedrl.evaluation.evaluate import evaluate
 from pacedrl.lab.forks import serve
 from pacedrl.lab.measures import FINAL
+from pacedrl.paths import replace_text
 from pacedrl.rollouts.engines import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.training.run_folder import replace_text
 from pacedrl.training.trainer import Trainer, TrainingStopped
 
 
