@@ -84,17 +84,20 @@ class Config(Section):
             raise ValueError("objective.log_z: 'blended' needs a posterior; set estimator.name to counts or combined")
         if not objective.log_z_is_accuracy and estimator in ("partition", "combined"):
             raise ValueError(
-                f"estimator.name: '{estimator}' reads accuracy off log Z, and FlowRL's, fitted to z-scored rewards, "
-                "holds none; set estimator.name to counts or none"
+                f"estimator.name: '{estimator}' estimates accuracy from log Z, but this objective fits log Z to z-scored "
+                "rewards, which hold none; set estimator.name to counts or none"
             )
         if self.partition.z_score_rewards and not (objective.reads_log_z and objective.log_z_is_accuracy):
-            raise ValueError("partition.z_score_rewards: only trajectory balance with objective.log_z=learned heeds it")
+            raise ValueError("partition.z_score_rewards: needs trajectory balance with objective.log_z=learned; set it to false")
         if self.sampling.ahead and estimator == "oracle":
-            raise ValueError("sampling.ahead: the oracle's accuracies are of the present policy; set it to false")
+            raise ValueError("sampling.ahead: the oracle needs the accuracies of the current policy; set it to false")
         if (self.sampling.engine == "vllm_server") != bool(self.sampling.servers):
-            raise ValueError("sampling.servers: name them for sampling.engine=vllm_server, and only for it")
+            raise ValueError("sampling.servers: list servers if, and only if, sampling.engine=vllm_server")
         if self.scale.shard and self.optimizer.activation_offload:
-            raise ValueError("optimizer.activation_offload: not with scale.shard, whose gathered weights it would move")
+            raise ValueError(
+                "optimizer.activation_offload: cannot be combined with scale.shard, because it would also offload the "
+                "gathered weights; set one of them to false"
+            )
         if self.replay.enabled and (not objective.can_replay or estimator == "none"):
             raise ValueError(
                 f"replay.enabled: replay, on in recipe '{self.recipe}' or in the config, needs trajectory balance "
