@@ -142,7 +142,7 @@ def test_setting_the_buffer_size_does_not_enable_replay() -> None:
         ({"selection": {"method": "thompson"}}, "selection.method: 'thompson' needs a posterior"),
         (
             {"recipe": "paced_plus", "partition": {"z_score_rewards": True}},
-            "partition.z_score_rewards: only trajectory",
+            "partition.z_score_rewards: needs trajectory balance",
         ),
         ({"objective": {"log_z": "blended"}}, "objective.log_z: 'blended' needs a posterior"),
         ({"objective": {"name": "tb"}}, "objective.name: unknown 'tb'; expected one of 'trajectory_balance', 'grpo'"),
