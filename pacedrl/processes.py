@@ -1,7 +1,7 @@
-"""Processes that end together: with the one that started them, and with everything that they started themselves.
+"""Makes processes end together: with the process that started them, and with all that they started themselves.
 
-All of it is Linux only; elsewhere these functions do nothing. Imports stay few, because every process of a verifier
-keeps this module's memory twice.
+This works on Linux only; elsewhere the functions do nothing. Imports stay few, because every verifier process keeps
+this module in memory twice.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 END_LIMIT_S = 5.0
-"""Seconds a guardian tries to end what is left, before it gives up and ends itself."""
+"""Seconds that a guardian spends on killing what is left before it gives up and ends."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_AWAITED = (signal.SIGCHLD, signal.SIGTERM)
 
 
 def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
-    """Have this process signalled when ``parent`` ends.
+    """Have the kernel send this process a signal when ``parent`` ends.
 
-    It needs the kernel's help: a stuck process, for one, does not notice that a pipe or a socket was closed.
+    A closed pipe or socket would not do: a stuck process does not notice it.
     """
     if sys.platform != "linux":
         return
@@ -37,10 +38,10 @@ def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
 def guard(parent: int, descriptor: int) -> None:
     """Fork: return in the child, while this process stays behind as its guardian.
 
-    When the child or ``parent`` ends, or the guardian is told to (SIGTERM), the guardian kills the child and all of
-    its descendants, those included that have left its session or whose own parents are gone: Linux hands such orphans
-    to the guardian. Then it ends as the child did, with the same exit code or by the same signal. ``descriptor`` is the
-    child's alone. Must be called before any thread is started.
+    When the child or ``parent`` ends, or at SIGTERM, the guardian kills the child and all of its descendants. These
+    include processes that left its session or whose own parents are gone, because Linux hands such orphans to the
+    guardian. Then it ends as the child did, with the same exit code or by the same signal. The guardian closes
+    ``descriptor``, so that only the child has it. Call this function before any thread is started.
     """
     if sys.platform != "linux":
         return
@@ -60,16 +61,13 @@ def guard(parent: int, descriptor: int) -> None:
     _end_as(status)
 
 
-_AWAITED = (signal.SIGCHLD, signal.SIGTERM)
-
-
 def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value}) failed")
 
 
 def _await_end(child: int) -> int:
-    """The child's wait status, or SIGTERM's when that came first. Reaps the orphans that end in the meantime."""
+    """Return the child's wait status, or SIGTERM if that comes first. Reaps the orphans that end in the meantime."""
     while signal.sigwait(_AWAITED) != signal.SIGTERM:
         reaped = None
         while reaped != 0:
@@ -80,11 +78,11 @@ def _await_end(child: int) -> int:
 
 
 def _kill_children() -> None:
-    """Kill all children until there are none: the children of each one killed become this process's own."""
+    """Kill children until there are none: the children of a killed process become this process's own."""
     deadline = time.monotonic() + END_LIMIT_S
     while time.monotonic() < deadline:
         for pid in _children():
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone already; another user's
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone already, or another user's
                 os.kill(pid, signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0] != 0:
@@ -95,23 +93,24 @@ def _kill_children() -> None:
 
 
 def _children() -> Iterator[int]:
+    """Yield the pids of this process's children."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with contextlib.suppress(OSError):  # it has just ended
-                # The command's name stands in parentheses and may hold anything.
+                # The fields before the last ")" are the pid and the command's name, which may hold anything.
                 parent = (folder / "stat").read_bytes().rpartition(b")")[2].split()[1]
                 if int(parent) == os.getpid():
                     yield int(folder.name)
 
 
 def _end_as(status: int) -> None:
-    """End this process as its wait ``status`` says that another one ended."""
+    """End this process in the way in which another one ended, according to its wait ``status``."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+        if code != -signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [-code])
         os.kill(os.getpid(), -code)

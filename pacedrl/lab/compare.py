@@ -21,7 +21,7 @@ from pacedrl.lab.results import Results, default_target, variant_result
 from pacedrl.lab.run_process import SERVER_KILLED, interrupt, run_process
 from pacedrl.lab.tables import LiveTable
 from pacedrl.lab.worker import train_and_evaluate
-from pacedrl.training.run_folder import replace_text
+from pacedrl.paths import replace_text
 
 RESULTS, TIMES = "results.json", "times.json"
 UPDATE_S = 0.3

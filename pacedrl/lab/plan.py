@@ -18,11 +18,12 @@ import yaml
 from pacedrl.config import Config, DynamicGateConfig, apply_override, config_tree, parse_config
 from pacedrl.errors import InputError, did_you_mean
 from pacedrl.lab.measures import FINAL
+from pacedrl.paths import replace_text
 from pacedrl.recipes import RECIPES
 from pacedrl.rollouts.tasks import load_tasks, require_enough_prompts, unique_prompts
 from pacedrl.tasks.sources import default_name
 from pacedrl.training.folder_lock import FolderBusy, FolderLock
-from pacedrl.training.run_folder import refuse_another_run, replace_text
+from pacedrl.training.run_folder import refuse_another_run
 
 CONFIG = "comparison.yaml"
 """File in a comparison's folder: the configuration that all runs have in common."""

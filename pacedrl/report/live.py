@@ -7,19 +7,15 @@ resolves here), and nothing else is.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import html
 import json
 import threading
 import time
-import webbrowser
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-from rich.console import Console
 
 from pacedrl.errors import InputError
 from pacedrl.report.completions import ASSETS
@@ -38,25 +34,6 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 4rem aut
 </style></head><body><main><h1>Nothing to see yet</h1><p>{reason}</p></main>
 <script>{script}</script></body></html>
 """
-
-
-def watch(options: argparse.Namespace) -> int:
-    """The verb. Returns when the run has been shown (no terminal), else only by Ctrl-C, as KeyboardInterrupt."""
-    for folder in options.runs:
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"'{folder}' is a file; watch wants the folder of a run")
-    if options.terminal:
-        from pacedrl.report.terminal import follow
-
-        follow(options.runs, Console())
-        return 0
-    require_page()
-    with serve(options.runs, options.port) as server:
-        print(f"{server.url} shows {', '.join(map(str, options.runs))}; Ctrl-C ends it.", flush=True)
-        if options.open:
-            webbrowser.open(server.url)
-        server.serve_forever()
-    return 0
 
 
 def require_page() -> None:

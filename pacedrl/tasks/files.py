@@ -1,4 +1,4 @@
-"""Rows out of one file, by the ending of its name: iterators of (where, row), ``where`` naming the row in messages."""
+"""Reads the rows of one file, by the ending of its name, as pairs (where, row); ``where`` names the row in messages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 import lzma
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -18,23 +19,26 @@ from pacedrl.errors import InputError
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]
+Reader = Callable[[Path], Rows]
 
-ARROW_FILE = b"ARROW1"
-"""How a file in Arrow's file format (Feather) begins; one in its stream format has no such mark."""
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_ARROW_FILE = b"ARROW1"  # begins a file in Arrow's file format (Feather); its stream format has no such mark
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_HINTS = dict.fromkeys((".xlsx", ".xls"), "; save the sheet as CSV")
+_HINTS |= dict.fromkeys((".zip", ".tar", ".7z", ".tgz"), "; unpack it")
 
 
 def read_file(path: Path) -> Rows:
-    """All rows of a file that exists. Raises InputError, at once or while iterating, naming file and row."""
+    """Return all rows of a file that exists. Raises InputError, at once or while iterating, naming file and row."""
     ending = ending_of(path.name)
     if ending is None:
-        raise InputError(f"{path}: cannot read this kind of file; expected {', '.join(KINDS)}{_instead(path)}")
+        hint = _HINTS.get(path.suffix, "")
+        raise InputError(f"{path}: cannot read this kind of file; expected {', '.join(KINDS)}{hint}")
     return _guarded(path, KINDS[ending](path))
 
 
 def ending_of(name: str) -> str | None:
-    """The ending that says what kind of file this is, compression left out; None for other files."""
-    for compressed in COMPRESSED:
+    """Return the ending that tells the kind of file, without that of a compression; None for other files."""
+    for compressed in _COMPRESSED:
         if name.lower().endswith(compressed):
             inner = ending_of(name[: -len(compressed)])
             return inner if inner in TEXT else None
@@ -42,42 +46,30 @@ def ending_of(name: str) -> str | None:
 
 
 def stem_of(name: str) -> str:
-    """The name of a file without the endings that `ending_of` knows."""
-    for compressed in COMPRESSED:
+    """Return the name of a file without the endings that `ending_of` knows."""
+    for compressed in _COMPRESSED:
         name = name.removesuffix(compressed)
     return next((name.removesuffix(ending) for ending in KINDS if name.endswith(ending)), name)
 
 
-def _instead(path: Path) -> str:
-    if path.suffix in (".xlsx", ".xls"):
-        return "; save the sheet as CSV"
-    return "; unpack it" if path.suffix in (".zip", ".tar", ".7z", ".tgz") else ""
-
-
 def _guarded(path: Path, rows: Rows) -> Rows:
-    """What reading itself can raise, as InputError."""
+    """Turn what reading itself can raise into InputError."""
     try:
         yield from rows
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except (OSError, EOFError, lzma.LZMAError) as error:  # gzip raises EOFError for a truncated file
-        hint = "; is it compressed as its name says?" if path.suffix.lower() in COMPRESSED else ""
+        hint = "; is it compressed as its name says?" if path.suffix.lower() in _COMPRESSED else ""
         raise InputError(f"{path}: cannot read it: {first_line(error)}{hint}") from None
 
 
 def _open(path: Path) -> BinaryIO:
-    match path.suffix.lower():
-        case ".gz":
-            return cast(BinaryIO, gzip.open(path))
-        case ".bz2":
-            return cast(BinaryIO, bz2.open(path))
-        case ".xz":
-            return cast(BinaryIO, lzma.open(path))
-        case ".zst":
-            import pyarrow
+    if path.suffix.lower() == ".zst":
+        import pyarrow
 
-            return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd")))
-    return path.open("rb")
+        return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd")))
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return cast(BinaryIO, openers.get(path.suffix.lower(), open)(path, "rb"))
 
 
 def _text(path: Path) -> str:
@@ -110,13 +102,12 @@ def _json(path: Path) -> Rows:
             f"{path}: not valid JSON ({error.msg} at line {error.lineno} column {error.colno}); "
             f"expected a list of rows{hint}"
         ) from None
-    for number, row in enumerate(_table(value, path), start=1):
-        where = f"{path}: row {number}"
+    for where, row in numbered(path, _table(value, path)):
         yield where, _object(row, where)
 
 
 def _table(value: Any, path: Path) -> Iterable[Any]:
-    """The rows of a JSON value: a list of them, or one of the forms that pandas and web services write."""
+    """Return the rows of a JSON value: a list of them, or one of the forms that pandas and web services write."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
@@ -150,16 +141,8 @@ def _json_type(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _csv(path: Path) -> Rows:
-    return _separated(path, ",", "commas")
-
-
-def _tsv(path: Path) -> Rows:
-    return _separated(path, "\t", "tabs")
-
-
-def _separated(path: Path, separator: str, separators: str) -> Rows:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python's own limit, 131,072 characters, is no rule of CSV
+def _csv(path: Path, separator: str = ",") -> Rows:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python limits fields to 131,072 characters; CSV does not
     reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=separator, strict=True)
     number = 0
     try:
@@ -169,11 +152,12 @@ def _separated(path: Path, separator: str, separators: str) -> Rows:
             raise InputError(f"{path}: column '{min(repeated)}' is there twice; rename one")
         for number, cells in enumerate((cells for cells in reader if cells), start=1):
             if len(cells) != len(header):
+                separators = "commas" if separator == "," else "tabs"
                 raise InputError(
                     f"{path}: row {number} has {len(cells)} values, the header {len(header)}; "
                     f"put values that hold {separators} in double quotes"
                 )
-            # CSV cannot tell empty from missing; missing is what stops a row without an answer from being trained on
+            # CSV cannot tell empty from missing; as missing, an answer stops its row from being trained on
             yield f"{path}: row {number}", {name: cell or None for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
         kind = "CSV" if separator == "," else "TSV"
@@ -186,9 +170,8 @@ def _parquet(path: Path) -> Rows:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
-            for number, row in enumerate(rows, start=1):
-                yield f"{path}: row {number}", row
+            batches = file.iter_batches(batch_size=1024)
+            yield from numbered(path, chain.from_iterable(batch.to_pylist() for batch in batches))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file: {first_line(error)}") from None
 
@@ -199,20 +182,27 @@ def _arrow(path: Path) -> Rows:
 
     try:
         with path.open("rb") as file:
-            is_file_format = file.read(len(ARROW_FILE)) == ARROW_FILE
-        if is_file_format:  # datasets itself reads and writes streams alone
+            is_file_format = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+        if is_file_format:  # datasets itself reads and writes streams only
             rows = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all().to_pylist()
         else:
             rows = datasets.Dataset.from_file(str(path))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Arrow file: {first_line(error)}") from None
-    return ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
+    return numbered(path, rows)
 
 
-TEXT = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv}
-"""Files that may be compressed."""
-KINDS: dict[str, Callable[[Path], Rows]] = {**TEXT, ".parquet": _parquet, ".arrow": _arrow}
+def numbered(source: object, rows: Iterable[Row]) -> Rows:
+    """Add to each row where it is: its number in the ``source``."""
+    return ((f"{source}: row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+_tsv = partial(_csv, separator="\t")
+TEXT: dict[str, Reader] = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv}
+"""Readers of the kinds of files that may be compressed, by ending."""
+KINDS = {**TEXT, ".parquet": _parquet, ".arrow": _arrow}
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

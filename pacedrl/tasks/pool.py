@@ -1,14 +1,14 @@
-"""Verifiers in processes that can be killed: one job at a time each, every job with its own time limit.
+"""Runs verifiers in processes that can be killed: one job at a time in each, with a time limit for every job.
 
     with VerifierPool(workers=2, timeout_s=10.0) as pool:
         verdicts = pool.score(jobs)
 
 A job that hangs, crashes its process or raises gets an error verdict; it never becomes a reward of zero and never
-touches another job. One job is in flight per process: handing one over costs far less than judging it does, and a
-job that waits behind a stuck one would be late.
+touches another job. One job is in flight per process: sending it costs far less than judging it, and a job that waits
+behind a stuck one would be late.
 
-Jobs are numbered, and a message counts only for the job whose number it holds: others are dropped. What is no message
-at all comes from a verifier that wrote to the connection; the job gets an error and its process is replaced.
+A message counts only for the job whose number it holds; others are dropped. Anything else comes from a verifier that
+wrote to the connection: the job gets an error and its process is replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Literal
 
 from pacedrl.processes import END_LIMIT_S
@@ -36,7 +35,7 @@ from pacedrl.types import Prompt
 
 CANCEL_LATENCY_S = 0.2
 START_LIMIT_S = 120.0
-"""Seconds a process may take to start, a verifier to be imported in it, and a job to import what is not loaded yet.
+"""Seconds for each of these: a process starts, it imports a verifier, a job imports what is not loaded yet.
 None of that counts as judging."""
 LONGEST_MESSAGE = 2**20
 
@@ -50,6 +49,12 @@ guard(parent, descriptor)
 from pacedrl.tasks.worker import main
 main(descriptor, memory_mib)
 """
+_NOT_JUDGING = {
+    "starting": "it",
+    "resolving": "importing the verifier",
+    "importing": "importing what the verifier needs",
+}
+_GARBAGE = "the verifier wrote to the connection of its process, which is the pool's alone"
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,15 @@ class Job:
 
 
 class Cancelled(Exception):
-    """`VerifierPool.cancel` ended the call."""
+    """Raised by a call that `VerifierPool.cancel` ended."""
 
 
-class VerifierPool:
-    """``workers`` processes, started at the first ``score``; ``timeout_s`` is the wall-clock limit of one job.
+class VerifierPool(contextlib.AbstractContextManager["VerifierPool"]):
+    """Starts ``workers`` processes at the first ``score``; ``timeout_s`` is the wall-clock limit of one job.
 
     ``memory_mib`` is what a process may allocate beyond what modules take (Linux only). Loading modules counts against
     neither limit. Processes that verifiers start end with the verifier's own, at the latest with the pool (Linux only).
-    Usable from any thread, one ``score`` at a time. Ctrl-C reaches the caller only, never the processes.
+    Any thread may use the pool; calls of ``score`` take turns. Ctrl-C reaches the caller only, never the processes.
     """
 
     def __init__(self, workers: int, timeout_s: float, memory_mib: int = 2048) -> None:
@@ -85,33 +90,28 @@ class VerifierPool:
         self._cancelled = threading.Event()
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
-        # Linux kills a worker when the thread that started it ends, so one thread that lasts starts them all.
+        # Linux kills a worker when the thread that started it ends, so a thread that lasts starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="pacedrl-verifiers")
-        self._numbers = count()
+        self._jobs_numbered = 0
         self._closed = False
-
-    def __enter__(self) -> VerifierPool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:
-        """Start the processes and wait until all are ready. RuntimeError when one cannot start."""
+        """Start the processes and wait until all are ready. Raises RuntimeError if one cannot start."""
         self._run([], all_ready=True)
 
     def score(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict a job, in order. RuntimeError when a process cannot start or the pool is closed."""
+        """Return one verdict per job, in order. Raises RuntimeError if a process cannot start or the pool is closed."""
         return self._run(jobs, all_ready=False)
 
     def cancel(self) -> None:
-        """End a ``score`` under way in another thread, which then raises Cancelled; without one, do nothing."""
-        if self._lock.acquire(blocking=False):
-            self._lock.release()
-            return
-        self._cancelled.set()
-        with self._lock:
-            self._cancelled.clear()
+        """End a ``score`` that another thread is running, which then raises Cancelled; do nothing if there is none."""
+        if self._lock.locked():
+            self._cancelled.set()
+            with self._lock:
+                self._cancelled.clear()
 
     def close(self) -> None:
         """Kill the processes; closing twice is fine."""
@@ -124,29 +124,33 @@ class VerifierPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the verifier pool is closed")
-            waiting = deque(range(len(jobs)))
-            returned: set[int] = set()
+            numbers = range(self._jobs_numbered, self._jobs_numbered + len(jobs))
+            self._jobs_numbered = numbers.stop
+            waiting = deque(numbers)
+            returned: set[int] = set()  # by processes that died before they began with them
             verdicts: dict[int, Verdict] = {}
             try:
                 while len(verdicts) < len(jobs) or (all_ready and not self._all_idle()):
                     if self._cancelled.is_set():
                         raise Cancelled
-                    self._staff()
+                    self._replace_dead()
                     for worker in self._workers:
                         if worker.idle and waiting:
-                            index = waiting.popleft()
-                            worker.hand(index, jobs[index], next(self._numbers))
-                    self._await_news()
-                    self._collect(verdicts, waiting, returned)
-            except BaseException:  # Ctrl-C too: what is being judged now must not answer the next call's jobs
+                            number = waiting.popleft()
+                            worker.hand(number, jobs[number - numbers.start])
+                    busy = [worker for worker in self._workers if not worker.idle]
+                    self._wait(busy)
+                    for worker in busy:
+                        self._collect(worker, verdicts, waiting, returned)
+            except BaseException:  # Ctrl-C too: a job that is being judged now must not answer the next call's jobs
                 self._discard([worker for worker in self._workers if not worker.idle])
                 raise
-            return [verdicts[index] for index in range(len(jobs))]
+            return [verdicts[number] for number in numbers]
 
     def _all_idle(self) -> bool:
         return len(self._workers) == self._size and all(worker.idle for worker in self._workers)
 
-    def _staff(self) -> None:
+    def _replace_dead(self) -> None:
         self._discard([worker for worker in self._workers if worker.idle and not worker.alive])
         while len(self._workers) < self._size:
             self._workers.append(self._starter.submit(_Worker, self._memory_mib).result())
@@ -156,46 +160,39 @@ class VerifierPool:
             worker.kill()
             self._workers.remove(worker)
 
-    def _await_news(self) -> None:
-        """Return when a worker has something to say, can be written to, or is out of time."""
-        busy = [worker for worker in self._workers if not worker.idle]
+    def _wait(self, busy: Sequence[_Worker]) -> None:
+        """Wait until a worker sends something, can be written to, or runs out of time."""
         if not busy:
             return
         with selectors.DefaultSelector() as selector:
             for worker in busy:
-                selector.register(worker.connection, worker.events)
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outgoing else 0)
+                selector.register(worker.connection, events)
             left = min(worker.deadline for worker in busy) - time.monotonic()
             selector.select(min(max(left, 0.0), CANCEL_LATENCY_S))
 
-    def _collect(self, verdicts: dict[int, Verdict], waiting: deque[int], returned: set[int]) -> None:
-        for worker in [worker for worker in self._workers if not worker.idle]:
-            index = worker.job
-            try:
-                verdict = worker.exchange(self._timeout_s)
-            except _WorkerLostError as lost:
+    def _collect(self, worker: _Worker, verdicts: dict[int, Verdict], waiting: deque[int], returned: set[int]) -> None:
+        number = worker.number
+        try:
+            verdict = worker.exchange(self._timeout_s)
+        except _WorkerLostError as lost:
+            self._discard([worker])
+            if number is None:
+                raise RuntimeError(f"a verifier process did not start: {lost}") from None
+            if worker.died_before_job and number not in returned:
+                returned.add(number)  # only once: the verifier may kill each process that imports it
+                waiting.appendleft(number)
+            else:
+                verdicts[number] = Verdict(None, str(lost))
+            return
+        if verdict is not None and number is not None:
+            verdicts[number] = verdict
+            if worker.retiring:
                 self._discard([worker])
-                if index is None:
-                    raise RuntimeError(f"a verifier process did not start: {lost}") from None
-                if lost.unseen and index not in returned:
-                    returned.add(index)  # once: a job whose verifier kills the process on import would go round
-                    waiting.appendleft(index)
-                    continue
-                verdict = Verdict(None, str(lost))
-            if verdict is not None and index is not None:
-                verdicts[index] = verdict
-                if worker.retiring:
-                    self._discard([worker])
 
 
 class _WorkerLostError(Exception):
-    """A process died or ran out of time; the message says which.
-
-    ``unseen``: it died before it began with the job it had been handed, so the job is not to blame.
-    """
-
-    def __init__(self, message: str, unseen: bool = False) -> None:
-        super().__init__(message)
-        self.unseen = unseen
+    """A process died, wrote garbage or ran out of time; the message says which."""
 
 
 class _Worker:
@@ -216,14 +213,13 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self.job: int | None = None
+        self.number: int | None = None
         self.retiring = False
         self.deadline = time.monotonic() + START_LIMIT_S
         self._state: Literal["starting", "idle", "resolving", "judging", "importing"] = "starting"
-        self._number: int | None = None
         self._judging_deadline = 0.0
         self._import_s_left = START_LIMIT_S
-        self._outgoing = b""
+        self.outgoing = b""
         self._incoming = b""
 
     @property
@@ -235,70 +231,60 @@ class _Worker:
         return self._process.poll() is None
 
     @property
-    def events(self) -> int:
-        """What to wait for: a large job may take several writes."""
-        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
+    def died_before_job(self) -> bool:
+        """Whether a lost process had not begun with the job that it had been handed, so the job is not to blame."""
+        return self._state == "resolving" and time.monotonic() < self.deadline
 
-    def hand(self, index: int, job: Job, number: int) -> None:
-        """Give an idle worker a job, and the number that its messages will hold; ``exchange`` sends it."""
-        # ASCII with escapes: lone surrogates, null bytes and newlines survive
-        message = {
-            "job": number,
-            "verifier": job.verifier,
-            "options": dict(job.options),
-            "prompt": vars(job.prompt),
-            "text": job.text,
-        }
-        self._outgoing = json.dumps(message).encode("ascii") + b"\n"
-        self.job, self._number = index, number
+    def hand(self, number: int, job: Job) -> None:
+        """Give an idle worker a job, whose messages will hold this number; ``exchange`` sends it."""
+        message = {"job": number, **vars(job), "options": dict(job.options), "prompt": vars(job.prompt)}
+        self.outgoing = json.dumps(message).encode("ascii") + b"\n"  # lone surrogates and newlines survive as escapes
+        self.number = number
         self.deadline = time.monotonic() + START_LIMIT_S
         self._import_s_left = START_LIMIT_S
         self._state = "resolving"
 
     def exchange(self, timeout_s: float) -> Verdict | None:
-        """Send and receive what is possible now; the verdict when it arrived. Raises _WorkerLostError."""
-        # Asked first: what a process said before it ended is then there to be read. Whether the socket is open says
-        # less, for a process that the verifier started may hold it.
+        """Send and receive what is possible now; return the verdict if it arrived. Raises _WorkerLostError."""
+        # Asked first, so that what a process said before it ended can be read below. Whether the socket is open tells
+        # less, because a process that the verifier started may hold it.
         alive = self.alive
         open_ = self._transfer()
         while b"\n" in self._incoming:
             line, _, self._incoming = self._incoming.partition(b"\n")
-            verdict = self._heed(line, timeout_s)
+            verdict = self._receive(line, timeout_s)
             if self.idle:
                 return verdict
         if len(self._incoming) > LONGEST_MESSAGE:
-            raise self._lost(_GARBAGE)
+            raise _WorkerLostError(_GARBAGE)
         if not (alive and open_):
-            raise self._lost(self._ending())
+            raise _WorkerLostError(self._ending())
         if time.monotonic() >= self.deadline:
-            limits = {
-                "starting": f"it took more than {START_LIMIT_S:g} s",
-                "resolving": f"importing the verifier took more than {START_LIMIT_S:g} s",
-                "importing": f"importing what the verifier needs took more than {START_LIMIT_S:g} s",
-            }
-            raise _WorkerLostError(limits.get(self._state, f"timed out after {timeout_s:g} s"))
+            if self._state == "judging":
+                raise _WorkerLostError(f"timed out after {timeout_s:g} s")
+            raise _WorkerLostError(f"{_NOT_JUDGING[self._state]} took more than {START_LIMIT_S:g} s")
         return None
 
     def kill(self) -> None:
         """Kill the process and all that it started, and wait for its end."""
         self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # its guardian sees to the rest; there is one on Linux
+        with contextlib.suppress(subprocess.TimeoutExpired):  # on Linux its guardian kills the rest
             self._process.wait(2 * END_LIMIT_S if sys.platform == "linux" else 0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self.connection.close()
 
-    def _heed(self, line: bytes, timeout_s: float) -> Verdict | None:
-        """What a message asks for; the verdict if it is one. Raises _WorkerLostError for what is no message."""
+    def _receive(self, line: bytes, timeout_s: float) -> Verdict | None:
+        """Do what a message asks for; return the verdict if it is one. Raises _WorkerLostError for anything else."""
         now = time.monotonic()
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
-            raise self._lost(_GARBAGE) from None
+            raise _WorkerLostError(_GARBAGE) from None
         match message:
             case {
-                "job": self._number,
+                "job": self.number,
                 "event": "verdict",
                 "reward": float() | None as reward,
                 "error": str() | None as error,
@@ -307,40 +293,37 @@ class _Worker:
                 self._rest()
                 self.retiring = retiring
                 return Verdict(reward, error)
-            case {"job": self._number, "event": "begin"} if self._state == "resolving":
+            case {"job": self.number, "event": "begin"} if self._state == "resolving":
                 self._state, self.deadline = "judging", now + timeout_s
-            case {"job": self._number, "event": "importing"} if self._state == "judging":
+            case {"job": self.number, "event": "importing"} if self._state == "judging":
                 self._judging_deadline = self.deadline
                 self._state, self.deadline = "importing", now + self._import_s_left
-            case {"job": self._number, "event": "imported", "seconds": float(seconds)} if self._state == "importing":
+            case {"job": self.number, "event": "imported", "seconds": float(seconds)} if self._state == "importing":
                 self._state, self.deadline = "judging", self._judging_deadline + seconds
                 self._import_s_left -= seconds
-            case {"job": self._number, "event": "importing" | "imported"}:
-                pass  # by a thread that an earlier job left behind
-            case {"job": self._number, "event": "ready"} if self._state == "starting":
+            case {"job": self.number, "event": "importing" | "imported"}:
+                pass  # from a thread that an earlier job left behind
+            case {"job": self.number, "event": "ready"} if self._state == "starting":
                 self._rest()
-            case {"job": int(number), "event": str()} if number != self._number:
+            case {"job": int(number), "event": str()} if number != self.number:
                 pass
             case _:
-                raise self._lost(_GARBAGE)
+                raise _WorkerLostError(_GARBAGE)
         return None
 
     def _rest(self) -> None:
         self._state = "idle"
-        self.job = self._number = None
-
-    def _lost(self, message: str) -> _WorkerLostError:
-        return _WorkerLostError(message, unseen=self._state == "resolving")
+        self.number = None
 
     def _transfer(self) -> bool:
-        """Whether the connection is still open."""
+        """Send and receive bytes; return whether the connection is still open."""
         try:
-            if self._outgoing:
-                self._outgoing = self._outgoing[self.connection.send(self._outgoing) :]
+            if self.outgoing:
+                self.outgoing = self.outgoing[self.connection.send(self.outgoing) :]
         except BlockingIOError:
             pass
-        except ConnectionError:  # what the worker said before it died is still to be read
-            self._outgoing = b""
+        except ConnectionError:  # what the worker said before it died can still be read
+            self.outgoing = b""
         try:
             received = self.connection.recv(65536)
         except BlockingIOError:
@@ -359,6 +342,3 @@ class _Worker:
             return f"the verifier's process exited with code {code}"
         memory = ", out of memory perhaps" if -code == signal.SIGKILL else ""
         return f"the verifier's process was killed by signal {-code} ({signal.strsignal(-code)}{memory})"
-
-
-_GARBAGE = "the verifier wrote to the connection of its process, which is the pool's alone"

@@ -1,4 +1,4 @@
-"""Rows out of files, folders, hub datasets and generators, as iterators of (where, row)."""
+"""Reads rows from files, folders, hub datasets and generators, as pairs (where, row)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import contextlib
 import difflib
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks.files import KINDS, Rows, ending_of, first_line, read_file, stem_of
+from pacedrl.tasks.files import KINDS, Rows, ending_of, first_line, numbered, read_file, stem_of
 from pacedrl.tasks.verifiers import import_gym
 
 _URL = re.compile(r"[a-z0-9]+://")
@@ -21,43 +21,49 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 def read_rows(config: TaskConfig) -> Rows:
-    """All rows of ``config.source`` in order. Raises InputError, at once or while iterating, naming file and row.
+    """Return all rows of ``config.source`` in order. Raises InputError, at once or while iterating, naming the row.
 
-    What exists on this machine is read from here, also where the hub may have a dataset of that name.
+    A path that exists on this machine wins over a dataset of the hub with that name.
     """
     source = config.source
     if isinstance(source, list):
-        parts = [config.model_copy(update={"source": part}) for part in source]
-        return chain.from_iterable(map(read_rows, parts))
+        return _all_rows(config, source)
     if source == "skills":
-        return _skills(config)
+        from pacedrl.tasks.skills import skill_rows
+
+        return numbered("skills", skill_rows(config.split, **config.options))
     if source.startswith("gym:"):
         return _gym(source.removeprefix("gym:"), config.options)
     if _URL.match(source):
         raise InputError(f"{source}: URLs are not read; download the file and name it, or name a dataset of the hub")
     if not is_local(source):
-        return _hub(config)
+        with _offline_unless_reachable():
+            return numbered(source, _loaded(config, source))
     path = Path(source).expanduser()
     if path.is_dir():
         return _saved(config, path) if _is_saved(path) else _folder(config, path)
     if not path.exists() and _GLOB.search(source):
-        parts = [config.model_copy(update={"source": str(match)}) for match in _matches(path)]
-        return chain.from_iterable(map(read_rows, parts))
+        return _all_rows(config, _matches(path))
     if config.options:
         raise InputError(f"{source}: options are for generators, folders and hub datasets; a file takes none")
     if not path.exists():
-        raise InputError(f"{path}: no such file{_nearest(path)}")
+        hint = _close(path) if path.parent.is_dir() else f"; there is no folder {path.parent} either"
+        raise InputError(f"{path}: no such file{hint}")
     return read_file(path)
 
 
+def _all_rows(config: TaskConfig, sources: Iterable[object]) -> Rows:
+    return chain.from_iterable(read_rows(config.model_copy(update={"source": str(source)})) for source in sources)
+
+
 def is_local(source: str) -> bool:
-    """Whether ``source`` means a path, existing or not; what looks like one is never tried on the hub."""
+    """Tell whether ``source`` means a path, existing or not. If it looks like one, it is never tried on the hub."""
     path_like = source.startswith((".", "/", "~")) or ending_of(source) is not None or _GLOB.search(source) is not None
     return path_like or Path(source).exists()
 
 
 def default_name(source: str | list[str]) -> str:
-    """What a task is called unless it is given a name."""
+    """Return what a task is called unless the configuration names it."""
     first = source[0] if isinstance(source, list) else source
     if first == "skills" or first.startswith("gym:") or not is_local(first):
         return first
@@ -65,6 +71,7 @@ def default_name(source: str | list[str]) -> str:
 
 
 def default_verifier(source: str | list[str]) -> str:
+    """Return the verifier of a task unless the configuration names one."""
     first = source[0] if isinstance(source, list) else source
     if first.startswith("gym:"):
         return "gym"
@@ -72,8 +79,7 @@ def default_verifier(source: str | list[str]) -> str:
 
 
 def split_names(source: str, subset: str | None) -> list[str]:
-    """The splits of a folder or hub dataset, in its own order; none of other sources. InputError if it has no such
-    subset."""
+    """Return the splits of a folder or hub dataset; none for other sources. Raises InputError for a missing subset."""
     import datasets
 
     path = Path(source).expanduser()
@@ -89,38 +95,32 @@ def split_names(source: str, subset: str | None) -> list[str]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """The files that the pattern matches, sorted by name; the folders, where it matches no file."""
+    """Return the files that the pattern matches, sorted by name; if it matches no file, the folders."""
     found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
     if not found:
         raise InputError(f"{pattern}: no file matches this pattern")
     return [path for path in found if path.is_file()] or found
 
 
-def _nearest(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; there is no folder {path.parent} either"
-    return _close(path)
-
-
 def _close(path: Path) -> str:
+    """Return a hint at a file with a similar name, if there is one."""
     names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
 def _folder(config: TaskConfig, path: Path) -> Rows:
-    """A folder of files, as ``load_dataset`` reads it: a dataset's repository, or shards named after their split."""
+    """Read a folder as ``load_dataset`` does: as a dataset's repository, or as shards named after their split."""
     names: list[str] = []
     with contextlib.suppress(InputError):  # `_loaded` will say what is wrong with the folder
         names = [] if config.options else split_names(str(path), None)
     if names and config.split not in names and config.split.isidentifier():  # not "train[:100]"
         raise InputError(f"{config.source}: has no split '{config.split}'; it has {', '.join(names)}")
-    rows = _loaded(config, str(path))
-    return ((f"{config.source}: row {number}", row) for number, row in enumerate(rows, start=1))
+    return numbered(config.source, _loaded(config, str(path)))
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether ``save_to_disk`` of a Dataset or a DatasetDict wrote this folder."""
+    """Tell whether ``save_to_disk`` of a Dataset or a DatasetDict wrote this folder."""
     return (path / "dataset_dict.json").is_file() or all(
         (path / name).is_file() for name in ("state.json", "dataset_info.json")
     )
@@ -147,25 +147,19 @@ def _saved(config: TaskConfig, path: Path) -> Rows:
         saved = saved[config.split]
     elif "split" in config.model_fields_set and saved.split is not None and str(saved.split) != config.split:
         raise InputError(f"{path}: is the split '{saved.split}' of a dataset, and has no split '{config.split}'")
-    return ((f"{config.source}: row {number}", row) for number, row in enumerate(saved, start=1))
-
-
-def _hub(config: TaskConfig) -> Rows:
-    with _offline_unless_reachable():
-        rows = _loaded(config, str(config.source))
-    return ((f"{config.source}: row {number}", row) for number, row in enumerate(rows, start=1))
+    return numbered(config.source, saved)
 
 
 @contextlib.contextmanager
 def _offline_unless_reachable() -> Iterator[None]:
-    """Without a network, the hub's library would try for half a minute before it looks into its cache."""
+    """Set the hub's library offline without a network. Otherwise it tries half a minute before it reads its cache."""
     from huggingface_hub import constants, get_session
 
     before = constants.HF_HUB_OFFLINE
     try:
         if not before:
             get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # of whichever HTTP library huggingface_hub uses
+    except Exception:  # huggingface_hub may use one of several HTTP libraries
         constants.HF_HUB_OFFLINE = True
     try:
         yield
@@ -192,7 +186,7 @@ def _loaded(config: TaskConfig, source: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Why ``load_dataset`` failed: what it says of the data in full, of anything else the first line."""
+    """Return why ``load_dataset`` failed: a message about the data in full, of any other the first line."""
     if type(error).__name__.startswith("DatasetGeneration") and isinstance(error.__cause__, Exception):
         error = error.__cause__
     text = " ".join(str(error).split())[:300] if isinstance(error, ValueError) else first_line(error)
@@ -207,16 +201,9 @@ def _gym(name: str, options: dict[str, Any]) -> Rows:
         hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
         raise InputError(f"gym:{name}: reasoning-gym has no such dataset; {hint}")
     try:
-        # Unseeded, reasoning-gym makes new prompts at every call, and a resumed run would not find its own.
+        # Without a seed, reasoning-gym makes new prompts at every call, and a resumed run would not find its own.
         dataset = gym.create_dataset(name, **{"seed": 0, **options})
     except (TypeError, ValueError, AssertionError) as error:
         options_known = ", ".join(known[name][1].__dataclass_fields__)
         raise InputError(f"gym:{name}: bad options: {first_line(error)}; its options are {options_known}") from None
-    return ((f"gym:{name}: row {index + 1}", dataset[index]) for index in range(len(dataset)))
-
-
-def _skills(config: TaskConfig) -> Rows:
-    from pacedrl.tasks.skills import skill_rows
-
-    rows = skill_rows(config.split, **config.options)
-    return ((f"skills: row {number}", row) for number, row in enumerate(rows, start=1))
+    return numbered(f"gym:{name}", map(dataset.__getitem__, range(len(dataset))))

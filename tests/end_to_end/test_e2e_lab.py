@@ -212,7 +212,7 @@ def processes_of(folder: Path) -> list[int]:
         (["--recipes", "grpo,grpo"], "a name occurs twice"),
         ([], "nothing to compare: name recipes with --recipes"),
         (["--recipes", "grpo", "--baseline", "paced"], "--baseline: 'paced' is not compared; there are grpo"),
-        (["--recipes", "grpo", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["--recipes", "grpo", "--seeds", "0"], "--seeds: expected more than 0, got 0"),
         (["--recipes", "grpo", "--final-k", "2,4"], "--final-k: expected whole numbers from 1, with 1 among them"),
         (
             ["--recipes", "grpo", "--count", "heldd"],

@@ -308,4 +308,4 @@ def test_ctrl_c_ends_the_verb(short_run: Path) -> None:
     wrong = [sys.executable, "-m", "pacedrl.cli", "watch", __file__]
     done = subprocess.run(wrong, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "is a file; watch wants the folder of a run" in done.stderr
+    assert "is a file; watch needs the folder of a run" in done.stderr

@@ -1,4 +1,4 @@
-"""Files of rows, and a verifier that does what it is told."""
+"""Fixtures: files of rows, and a verifier that does what the completion says."""
 
 import json
 import textwrap
@@ -11,7 +11,7 @@ from pacedrl.tasks.pool import Job
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a file into the test's own folder; its path."""
+    """Write a file into the test's own folder and return its path."""
 
     def write(name, content):
         path = tmp_path / name
@@ -23,13 +23,13 @@ def write(tmp_path):
 
 @pytest.fixture
 def rows_file(write):
-    """A JSONL file of the rows given."""
+    """Return a function that writes rows to a JSONL file."""
     return lambda *rows: write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory):
-    """The file of a verifier that does what the completion says."""
+    """Return the file of a verifier that does what the completion says."""
     path = tmp_path_factory.mktemp("judges") / "judges.py"
     path.write_text(textwrap.dedent(JUDGES), encoding="utf-8")
     return path
@@ -37,5 +37,5 @@ def judges(tmp_path_factory):
 
 @pytest.fixture
 def behave(judges):
-    """Jobs for it."""
+    """Return a function that makes jobs for it, one for each text."""
     return lambda *texts: [Job(f"{judges}:behave", prompt(), text) for text in texts]

@@ -1,4 +1,4 @@
-"""A verifier that does what it is told, and what tests of its processes look at."""
+"""A verifier that does what the completion says, and helpers for tests of its processes."""
 
 import sys
 import time
@@ -77,12 +77,12 @@ def until(condition, seconds=10.0):
 
 
 def pids(pool):
-    """The processes that the pool started: on Linux they are the guardians of those that judge."""
+    """Return the processes that the pool started: on Linux they are the guardians of those that judge."""
     return [worker._process.pid for worker in pool._workers]
 
 
 def judging_pids(pool):
-    """The processes that judge."""
+    """Return the processes that judge."""
     if sys.platform != "linux":
         return pids(pool)
     return [int(Path(f"/proc/{pid}/task/{pid}/children").read_text()) for pid in pids(pool)]

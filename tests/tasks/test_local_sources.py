@@ -1,4 +1,4 @@
-"""Folders, shards, patterns, lists of files, saved data sets, and files of more kinds."""
+"""Tests of folders, shards, patterns, lists of files, saved data sets, and more kinds of files."""
 
 import bz2
 import gzip
@@ -30,7 +30,7 @@ def _here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def repo(tmp_path):
-    """A repository of a data set as it lies on the hub: shards in a folder, two splits."""
+    """Make a data set's repository as on the hub: shards in a folder, two splits."""
     folder = tmp_path / "repo"
     (folder / "data").mkdir(parents=True)
     for name, rows in [("train-0-of-2", TRAIN[:3]), ("train-1-of-2", TRAIN[3:]), ("test-0-of-1", TEST)]:

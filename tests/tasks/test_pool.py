@@ -1,4 +1,4 @@
-"""Real verifier processes: order, time limits, crashes, and what is left behind."""
+"""Tests of real verifier processes: order, time limits, crashes, and what is left behind."""
 
 import contextlib
 import os
@@ -113,7 +113,7 @@ def test_a_killed_job_takes_its_own_children_with_it(behave, tmp_path):
 
 
 def own_children() -> set[str]:
-    """Pids of this process's children, zombies included."""
+    """Return the pids of this process's children, including zombies."""
     found: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the thread has just ended; its children are another's now

@@ -1,4 +1,4 @@
-"""Verifier processes that run out of memory, die or are stuck: replaced, and nothing left behind after many jobs."""
+"""Tests of verifier processes that run out of memory, die or are stuck: they are replaced and leave nothing behind."""
 
 import gc
 import os
@@ -37,12 +37,12 @@ def test_a_job_is_not_lost_with_a_process_that_died_before_it_began(behave):
         pool.start()
         real = pool_module._Worker.hand
 
-        def hand_to_the_dying(self, index, job, number):
-            if index == 1 and not handed:
+        def hand_to_the_dying(self, number, job):
+            if number == 1 and not handed:
                 handed.append(self._process.pid)
                 self._process.kill()
                 self._process.wait()
-            real(self, index, job, number)
+            real(self, number, job)
 
         handed = []
         pool_module._Worker.hand = hand_to_the_dying

@@ -1,4 +1,4 @@
-"""What a verifier leaves or does beside its verdict: processes, messages, exceptions and imports of its own."""
+"""Tests of what a verifier does apart from its verdict: processes, messages, exceptions and imports of its own."""
 
 import os
 import sys
@@ -134,7 +134,7 @@ STRAYS = """
 
 @pytest.fixture(scope="module")
 def strays(tmp_path_factory):
-    """A job for the function of that name."""
+    """Return a function that makes a job for the function of a name."""
     folder = tmp_path_factory.mktemp("strays")
     (folder / "strays.py").write_text(textwrap.dedent(STRAYS), encoding="utf-8")
     (folder / "slow_module.py").write_text("import time, slow_part\ntime.sleep(0.7)\n", encoding="utf-8")

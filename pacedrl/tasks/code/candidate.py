@@ -1,13 +1,11 @@
-"""Runs a completion's code inside a sandbox: takes requests from a pipe, answers with plain data.
+"""Runs a completion's code inside a sandbox: takes requests from a pipe and answers with plain data.
 
-This file is shown to the sandbox alone, without the rest of the package but for ``values`` and ``names``. It
-shares its process with hostile code: nothing that it sends is trusted.
+It shares its process with hostile code, so nothing that it sends is trusted.
 
-The first message says what to run. Each further one is the standard input of one run of a program, or a request
-``[operation, arguments, keywords]``, where the operation is a function of ours or of the modules ``operator`` and
-``builtins``. Answers are ``["value", value]``, ``["error", ...]`` as ``describe`` has it or ``["output", text]``.
-
-Where tests may use objects that are no plain data, these stay here, and a reference to them is sent (see ``Objects``).
+The first message says what to run. Each later one is the standard input of one run of a program, or a request
+``[operation, arguments, keywords]``, where the operation is a function of this file or of the modules ``operator`` and
+``builtins``. Answers are ``["value", value]`` or ``["error", ...]``, followed by what ``describe`` gives.
+If tests may use objects that are not plain data, these stay here, and references to them are sent.
 """
 
 from __future__ import annotations
@@ -23,10 +21,9 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any
 
-from pacedrl.tasks.code.names import compiled
+from pacedrl.tasks.code.implicit_imports import SYNTAX_TREE, compiled
 from pacedrl.tasks.code.values import (
     LONGEST_MESSAGE,
-    Sender,
     decode,
     describe,
     encode,
@@ -37,11 +34,9 @@ from pacedrl.tasks.code.values import (
     send_items,
 )
 
-_SYNTAX_TREE = 0x400  # ast.PyCF_ONLY_AST, without the import
-
 
 def main(seal: Callable[[], None]) -> None:
-    """Serve standard input and output; they are the null device to the code that is run."""
+    """Serve standard input and output, which are the null device for the code that is run."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     send(answers, "ready")
@@ -54,7 +49,7 @@ def main(seal: Callable[[], None]) -> None:
     try:
         code = compiled(assemble(**job["code"]), "<completion>")
     except BaseException as error:  # whatever the compiler raises on malformed text
-        return send(answers, _described(error))
+        return send(answers, ["error", *describe(error)])
     if job["serves"] == "runs":
         return _serve_runs(code, requests, answers, seal)
     seal()
@@ -62,10 +57,10 @@ def main(seal: Callable[[], None]) -> None:
 
 
 def assemble(text: str, prompt: str, entry_point: str | None) -> str:
-    """The program that ``text`` makes: as it stands, behind ``prompt``, or as the body that ``prompt`` lacks.
+    """Make a program of ``text``: as it stands, placed after ``prompt``, or as the body that ``prompt`` lacks.
 
     ``prompt`` is source that ends in the head of ``entry_point``, or prose, or empty. Text that defines ``entry_point``
-    (or a class ``Solution``) is put behind the prompt, whose imports and helpers it may use. Other text continues the
+    (or a class ``Solution``) comes after the prompt, whose imports and helpers it may use. Other text continues the
     prompt: all of it, or all of it indented, or what comes before its first line that is not indented.
     """
     if entry_point is None or _defines(text, entry_point):
@@ -79,14 +74,14 @@ def assemble(text: str, prompt: str, entry_point: str | None) -> str:
 
 
 def closed(prompt: str) -> str:
-    """The prompt as a program: its last function may lack a body; nothing where it is prose."""
+    """Return the prompt as a program, with a body for its last function if that lacks one; nothing for prose."""
     return next((source for source in (prompt, f"{prompt}\n    pass\n") if _compiles(source)), "")
 
 
 def _defines(text: str, name: str) -> bool:
-    """Whether the text defines or assigns ``name``, or ``Solution``."""
+    """Tell whether the text defines or assigns ``name``, or ``Solution``."""
     try:
-        statements = compile(text, "<completion>", "exec", _SYNTAX_TREE, dont_inherit=True).body
+        statements = compile(text, "<completion>", "exec", SYNTAX_TREE, dont_inherit=True).body
     except (SyntaxError, ValueError):
         return False
     targets = [target for statement in statements for target in getattr(statement, "targets", ())]
@@ -97,7 +92,7 @@ def _defines(text: str, name: str) -> bool:
 def _compiles(text: str) -> bool:
     try:
         compile(text, "<completion>", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError):  # the latter for null bytes
+    except (SyntaxError, ValueError):  # ValueError for null bytes
         return False
     return True
 
@@ -108,25 +103,26 @@ def _serve_requests(code: Any, requests: IO[bytes], answers: IO[bytes], keeps_ob
     try:
         exec(code, module.__dict__)
     except BaseException as error:
-        if not (isinstance(error, SystemExit) and error.code in (None, 0)):  # exit() ends a script, and is no failure
-            return send(answers, _described(error))
+        if not (isinstance(error, SystemExit) and error.code in (None, 0)):  # exit() ends a script without failure
+            return send(answers, ["error", *describe(error)])
     send(answers, ["value", None])
-    objects = Objects(module)
-    send_other: Sender = objects.send if keeps_objects else send_items
-    own: dict[str, Callable[..., Any]] = {**_OWN, "find": lambda name: _find(module, name)}
+    objects = KeptObjects(module)
+    own: dict[str, Callable[..., Any]] = {
+        "find": objects.find,
+        "take": lambda iterator, count: list(itertools.islice(iterator, count)),
+        "awaited": _awaited,
+        "copy": copy.copy,
+        "deepcopy": copy.deepcopy,
+    }
     while True:
         operation, arguments, keywords = receive(requests)
         try:
             function = own.get(operation) or getattr(operator, operation, None) or getattr(builtins, operation)
             value = function(*decode(arguments, objects.receive), **decode(keywords, objects.receive))
-            answer = ["value", encode(value, send_other)]
+            answer = ["value", encode(value, objects.send if keeps_objects else send_items)]
         except BaseException as error:  # SystemExit too
-            answer = _described(error)
+            answer = ["error", *describe(error)]
         send(answers, answer)
-
-
-def _take(iterator: Any, count: int) -> list[Any]:
-    return list(itertools.islice(iterator, count))
 
 
 def _awaited(coroutine: Any) -> Any:
@@ -135,19 +131,21 @@ def _awaited(coroutine: Any) -> Any:
     return asyncio.run(coroutine)
 
 
-_OWN: dict[str, Callable[..., Any]] = {"take": _take, "awaited": _awaited, "copy": copy.copy, "deepcopy": copy.deepcopy}
-
-
-class Objects:
-    """The values that stay here: objects that the tests refer to by index, and functions of the module, by name."""
+class KeptObjects:
+    """The values that stay here: objects that the tests refer to by index, and the module's functions, by name."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
         self._kept: list[Any] = []
-        self._places: dict[int, int] = {}  # of each object in this list, by its id
+        self._places: dict[int, int] = {}  # the index in that list, by an object's id
+
+    def find(self, name: str) -> Any:
+        """Return a function of the module, or a method of LeetCode's class ``Solution``."""
+        namespace = vars(self._module)
+        return namespace[name] if name in namespace else getattr(namespace["Solution"](), name)
 
     def send(self, value: Any) -> Any:
-        """An iterable that is no iterator as its items, an exception as ``describe`` has it; else a reference."""
+        """Encode other values: iterables except iterators as items, exceptions described, all else as references."""
         if isinstance(value, collections.deque):
             return {"deque": send_items(value)}
         if isinstance(value, BaseException):
@@ -161,10 +159,10 @@ class Objects:
         return {tag: place}
 
     def receive(self, tag: str, content: Any) -> Any:
-        """The value for a name, a reference that ``send`` gave, a list of items (as an iterator), and the like."""
+        """Return the value of a name, of a reference that ``send`` gave, of items (an iterator), and the like."""
         match tag:
             case "name":
-                return _find(self._module, content)
+                return self.find(content)
             case "object":
                 return self._kept[content]
             case "items":
@@ -176,19 +174,9 @@ class Objects:
         return range(*content)
 
 
-def _find(module: Any, name: str) -> Any:
-    """A function of the module, or a method of the class ``Solution`` that LeetCode's problems ask for."""
-    namespace = vars(module)
-    return namespace[name] if name in namespace else getattr(namespace["Solution"](), name)
-
-
-def _described(error: BaseException) -> list[Any]:
-    return ["error", *describe(error)]
-
-
 def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callable[[], None]) -> None:
-    """A process for each run, forked so that Python need not start again."""
-    gc.freeze()  # so that none of them goes through what is here when it ends
+    """Fork a process for each run, so that Python need not start again."""
+    gc.freeze()  # so that no child's garbage collection goes through what exists by now
     send(answers, ["value", None])
     while True:
         text = receive(requests)
@@ -204,16 +192,15 @@ def _serve_runs(code: Any, requests: IO[bytes], answers: IO[bytes], seal: Callab
             printed = file.read(LONGEST_MESSAGE // 8)  # in JSON a byte may take six
             complete = not file.read(1)
         if complete and os.waitpid(child, 0)[1] == 0:
-            send(answers, ["output", printed.decode("utf-8", "replace")])
+            send(answers, ["value", printed.decode("utf-8", "replace")])
         else:
-            return send(answers, ["error", ["Exception"], "too much output" if not complete else "it failed"])
+            return send(answers, ["error", ["Exception"], "it failed" if complete else "too much output"])
 
 
 def _run(code: Any, text: str, output: int, seal: Callable[[], None]) -> None:
-    """Become the program. The caller returns at once, so that the process ends as a script does.
+    """Become the program. The caller must return at once, so that the process ends as a script does.
 
-    That is after its other threads, with what ``atexit`` registered done and what was printed written; its exit code
-    is 0 where it ended by itself or by ``exit()``, and another where it raised or said so.
+    Its other threads end first, ``atexit`` functions run, and output is written; the exit code is that of a script.
     """
     with open("input", "w+b", buffering=0) as file:  # in the sandbox's empty /tmp
         file.write(text.encode("utf-8", "surrogatepass"))
@@ -226,7 +213,7 @@ def _run(code: Any, text: str, output: int, seal: Callable[[], None]) -> None:
     sys.modules["__main__"] = module
     for name in ("stdin", "stdout"):
         setattr(sys, f"__{name}__", getattr(sys, name))
-        if hasattr(builtins, name):  # it was provided without an import
+        if hasattr(builtins, name):  # the program uses it without an import
             setattr(builtins, name, getattr(sys, name))
     seal()
     exec(code, module.__dict__)

@@ -1,12 +1,9 @@
-"""When what a program prints, or what a function returns, is what was expected.
-
-This file is shown to the sandbox of the tests (see ``driver``), so it imports the standard library only. Both
-sides of a comparison are built by us: no code of a completion runs here.
+"""Decides whether what a program prints, or a function returns, is what was expected. No code of a completion runs.
 
 Whole numbers are compared exactly, however long they are; only numbers with a fraction have a tolerance. A number that
 is printed with a point or an exponent passes for a whole number if it is within ``TOLERANCE`` of it, computed exactly:
-"3.0" passes for "3", but "1e18" does not for "1000000000000000001". Of results, 3.0 equals 3 and True equals 1, as in
-Python.
+"3.0" passes for "3", but "1e18" does not for "1000000000000000001". For results of functions, 3.0 equals 3 and True
+equals 1, as in Python.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from fractions import Fraction
 from typing import Any
 
 TOLERANCE = 1e-6
-"""Absolute, for floating-point numbers that a function returns; relative too, for those that a program prints."""
+"""For floating-point numbers: absolute for those that a function returns, also relative for those that are printed."""
 
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _WHOLE = re.compile(r"[-+]?[0-9]+")
@@ -31,14 +28,14 @@ _WRITTEN_AS_TEXT = (Fraction, Decimal, datetime.date, datetime.time, datetime.ti
 
 
 def prints_the_same(printed: str, expected: str) -> bool:
-    """Whether two outputs agree, but for space at the end of lines and of the whole, and the last digits of floats."""
+    """Tell whether outputs agree, except space at the ends of lines and of the whole, and last digits of floats."""
     lines, expected_lines = ([line.rstrip() for line in text.rstrip().split("\n")] for text in (printed, expected))
-    if lines == expected_lines:
+    return len(lines) == len(expected_lines) and all(map(_lines_agree, lines, expected_lines))
+
+
+def _lines_agree(line: str, expected_line: str) -> bool:
+    if line == expected_line:
         return True
-    return len(lines) == len(expected_lines) and all(map(_tokens_agree, lines, expected_lines))
-
-
-def _tokens_agree(line: str, expected_line: str) -> bool:
     tokens, expected = line.split(), expected_line.split()
     return len(tokens) == len(expected) and all(map(_token_agrees, tokens, expected))
 
@@ -61,32 +58,32 @@ def _token_agrees(token: str, expected: str) -> bool:
 
 
 def _is_whole(number: Decimal) -> bool:
-    """Whether it is a whole number of a size at which floats still have a fraction."""
+    """Tell whether it is a whole number, small enough that floats of its size still have a fraction."""
     return abs(number) < _EXACT_IN_FLOAT and number == number.to_integral_value()
 
 
 def returns_the_same(value: Any, expected: Any) -> bool:
-    """Whether a result agrees with one that was written as JSON, which has neither tuples nor dates.
+    """Tell whether a result agrees with one that was written as JSON, which has neither tuples nor dates.
 
-    Text that is expected may also be how Python writes a result that JSON does not have, such as "[Fraction(1, 2)]".
+    Expected text may also be Python's ``repr`` of a result that JSON does not have, such as "[Fraction(1, 2)]".
     """
     if isinstance(expected, str) and not isinstance(value, str | int | float | None) and repr(value) == expected:
         return True
-    expected = _as_json(expected, None)  # it may come from a column that is no JSON
+    expected = _as_json(expected, None)  # it may come from a column that is not JSON
     return same(_as_json(value, expected), expected)
 
 
 def _as_json(value: Any, expected: Any) -> Any:
-    """``value`` as it would be written where ``expected`` stands: sequences as lists, keys as strings.
+    """Return ``value`` as it would be written in place of ``expected``: sequences as lists, keys as strings.
 
-    Where a string is expected, numbers that JSON does not have and times are written in any usual way.
+    If a string is expected, times and numbers that JSON does not have may be written in any usual way.
     """
     if isinstance(value, list | tuple | collections.deque):
         parts = expected if isinstance(expected, list) and len(expected) == len(value) else [None] * len(value)
         return [_as_json(*pair) for pair in zip(value, parts, strict=True)]
     if isinstance(value, dict):
         items = expected if isinstance(expected, dict) else {}
-        keys = [key if isinstance(key, str) else _as_key(key) for key in value]
+        keys = [json.dumps(key) if isinstance(key, bool | int | float | None) else str(key) for key in value]
         written = {key: _as_json(item, items.get(key)) for key, item in zip(keys, value.values(), strict=True)}
         return written if len(written) == len(value) else None  # two keys are written alike
     if isinstance(expected, str) and isinstance(value, _WRITTEN_AS_TEXT):
@@ -95,12 +92,8 @@ def _as_json(value: Any, expected: Any) -> Any:
     return value
 
 
-def _as_key(key: Any) -> str:
-    return json.dumps(key) if isinstance(key, bool | int | float | None) else str(key)
-
-
 def same(value: Any, expected: Any, atol: float = TOLERANCE) -> bool:
-    """Equality, but floats may differ by ``atol`` and 1e-7 of their size, wherever they stand, and NaN equals NaN."""
+    """Tell whether both are equal. Floats inside may differ by ``atol`` and 1e-7 of their size; NaN equals NaN."""
     if value == expected:
         return True
     if isinstance(expected, float) and isinstance(value, int | float | Fraction | Decimal):

@@ -1,16 +1,14 @@
-"""Runs a row's tests inside a sandbox, against a candidate that lives in another one, and reports what came of them.
+"""Runs a row's tests inside a sandbox, against a candidate in another sandbox, and reports the outcome.
 
-This file is shown to the sandbox without the rest of the package but for the other ``code_`` modules. Test code comes
-from the dataset and is trusted to be honest, not to be harmless. What the candidate says is trusted in nothing: its
-answers become values of built-in types, built here, so that no comparison runs its code; and once it broke the protocol
-(it ended, wrote garbage, sent too much) no test can make it pass.
+Test code comes from the dataset and is trusted to be honest, not to be harmless. Nothing that the candidate says is
+trusted: its answers become values of built-in types, built here, so that no comparison runs its code; and once it broke
+the protocol (it ended, wrote garbage, sent too much) no test can make it pass. An argument that the candidate changes
+in place stays unchanged here: tests see what it returns and raises.
 
 The job is one JSON object on standard input. The report is lines of JSON on standard output, each with the job's token:
 ``started`` when the tests are usable and the candidate is about to run, then ``passed``; or ``unusable`` with a reason.
-``started`` is the seconds that a canonical solution took, 0 where there is none; beside it stands ``known``, what it
-answered, for the next job with these tests, or None where that is longer than ``LONGEST_KNOWN``.
-
-Arguments that the candidate changes in place stay unchanged here: tests see what it returns and raises.
+``started`` is the number of seconds that a canonical solution took, 0 if there is none. The same line has ``known``,
+its answers, to be sent with the next job of these tests, or None if they are longer than ``LONGEST_KNOWN``.
 """
 
 from __future__ import annotations
@@ -23,18 +21,19 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from pacedrl.tasks.code import evalplus
 from pacedrl.tasks.code.candidate import closed
+from pacedrl.tasks.code.candidate_process import CandidateProcess, UnusableError
 from pacedrl.tasks.code.compare import prints_the_same, returns_the_same
-from pacedrl.tasks.code.evalplus import Cases
-from pacedrl.tasks.code.names import SOURCES, compiled, provide
-from pacedrl.tasks.code.objects import Remote
-from pacedrl.tasks.code.remote import Candidate, UnusableError
+from pacedrl.tasks.code.implicit_imports import SOURCES, compiled, provide
+from pacedrl.tasks.code.proxies import RemoteObject, same_object
 from pacedrl.tasks.code.values import decode, send
 
 LONGEST_KNOWN = 256 << 10
-"""Bytes of a canonical solution's answers worth remembering. Longer ones are had again as fast as they are read."""
+"""Bytes of a canonical solution's answers worth remembering. Longer ones are computed as fast as they are read."""
 
-Judge = Callable[[Candidate], bool]
+Test = Callable[[CandidateProcess], bool]
+"""Whether a candidate passes; it may also raise, which is a failure."""
 
 _SERVES = {"program": "runs", "code": "objects", "operations": "objects"}  # all others: values
 _HIDDEN = {"__class__", "__dict__", "__doc__", "__module__"}  # attributes that any object has, here as there
@@ -43,7 +42,7 @@ _BUILT_IN = frozenset(dir(builtins)) | {"__name__"}
 
 
 def main(seal: Callable[[], None], read: int, write: int) -> None:
-    """Judge the job on standard input; the candidate's answers come from ``read``, its requests go to ``write``."""
+    """Run the job on standard input; the candidate's answers come from ``read``, its requests go to ``write``."""
     with os.fdopen(0, "rb", closefd=False) as file:
         job = json.load(file)
     report_to = os.fdopen(os.dup(1), "wb")
@@ -55,95 +54,96 @@ def main(seal: Callable[[], None], read: int, write: int) -> None:
         send(report_to, {"token": job["token"], **what})
 
     seal()
-    candidate = Candidate(os.fdopen(read, "rb"), os.fdopen(write, "wb"))
+    candidate = CandidateProcess(os.fdopen(read, "rb"), os.fdopen(write, "wb"))
     try:
-        judge, known = _prepare(job["tests"])
+        test, known = _prepare(job["tests"])
         candidate.await_ready()
-        report(started=known["seconds"] if known else 0.0, known=known if _is_short(known) else None)
-        report(passed=_passes(judge, candidate, job))
+        is_short = known is not None and sum(len(answer or "") for answer in known["answers"]) <= LONGEST_KNOWN
+        report(started=known["seconds"] if known else 0.0, known=known if is_short else None)
+        report(passed=_passes(test, candidate, job))
     except UnusableError as error:
         report(unusable=str(error)[:500])
 
 
-def _prepare(tests: dict[str, Any]) -> tuple[Judge, dict[str, Any] | None]:
-    """What judges, and what is known of the canonical solution, where there is one."""
-    kinds = {"program": _prepare_program}
-    kinds |= {"calls": _prepare_calls, "operations": _prepare_operations, "code": _prepare_code}
+def _prepare(tests: dict[str, Any]) -> tuple[Test, dict[str, Any] | None]:
+    """Return the test, and the answers and time of the canonical solution, None if there is no such solution."""
+    kinds = {"program": _program_test, "calls": _calls_test, "operations": _operations_test, "code": _code_test}
     try:
         if tests["kind"] == "evalplus":
-            cases = Cases(tests)
-            return (lambda candidate: cases.judge(candidate.call)), cases.known
+            test, known = evalplus.prepare(tests)
+            return (lambda candidate: test(candidate.call)), known
         return kinds[tests["kind"]](tests), None
     except Exception as error:  # test code and canonical solutions may raise anything
-        raise UnusableError(f"the row's tests do not work: {type(error).__name__}: {error}") from None
+        raise _do_not_work(error) from None
 
 
-def _is_short(known: dict[str, Any] | None) -> bool:
-    return known is not None and sum(len(answer or "") for answer in known["answers"]) <= LONGEST_KNOWN
+def _do_not_work(error: BaseException) -> UnusableError:
+    return UnusableError(f"the row's tests do not work: {type(error).__name__}: {error}")
 
 
-def _passes(judge: Judge, candidate: Candidate, job: dict[str, Any]) -> bool:
+def _passes(test: Test, candidate: CandidateProcess, job: dict[str, Any]) -> bool:
     try:
         candidate.load(job["code"], _SERVES.get(job["tests"]["kind"], "values"))
     except BaseException:  # whatever the completion's own definitions raise
         return False
     try:
-        passed = judge(candidate)
+        passed = test(candidate)
     except UnusableError:
         raise
     except BaseException as error:  # a failed assertion, a lost candidate, a result the tests choke on, SystemExit
         if candidate.asked or candidate.lost:
             return False
-        raise UnusableError(f"the row's tests do not work: {type(error).__name__}: {error}") from None
+        raise _do_not_work(error) from None
     if not candidate.asked:
         raise UnusableError("the row's tests never call the function that they test")
     return passed and candidate.may_pass
 
 
-def _prepare_program(tests: dict[str, Any]) -> Judge:
+def _program_test(tests: dict[str, Any]) -> Test:
     pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
     return lambda candidate: all(prints_the_same(candidate.run(given), expected) for given, expected in pairs)
 
 
-def _prepare_calls(tests: dict[str, Any]) -> Judge:
-    def judge(candidate: Candidate) -> bool:
+def _calls_test(tests: dict[str, Any]) -> Test:
+    def test(candidate: CandidateProcess) -> bool:
         for arguments, readings in zip(tests["inputs"], tests["outputs"], strict=True):
             value = candidate.call(tests["name"], *decode(arguments))
             if not any(returns_the_same(value, expected) for expected in decode(readings)):
                 return False
         return True
 
-    return judge
+    return test
 
 
-def _prepare_operations(tests: dict[str, Any]) -> Judge:
-    """Each case makes an object of the class that its first operation names, and then calls methods of it."""
+def _operations_test(tests: dict[str, Any]) -> Test:
+    """Make a test whose cases each create an object, of the class that the first operation names, and call methods."""
     cases = [decode(case) for case in tests["cases"]]
     results = [(name, value) for names, _, expected in cases for name, value in zip(names, expected, strict=True)]
-    judged = {name for name, value in results if value is not None}  # all others return nothing, or it is not known
+    compared = {name for name, value in results if value is not None}  # others return nothing, or it is not known
 
-    def judge(candidate: Candidate) -> bool:
+    def test(candidate: CandidateProcess) -> bool:
         candidate.objects_used = True
         for (kind, *names), (first, *rest), (_, *expected) in cases:
             instance = candidate.named_class(kind)(*first)
             for name, arguments, result in zip(names, rest, expected, strict=True):
                 value = getattr(instance, name)(*arguments)
-                if name in judged and not returns_the_same(value, result):
+                if name in compared and not returns_the_same(value, result):
                     return False
         return True
 
-    return judge
+    return test
 
 
-def _prepare_code(tests: dict[str, Any]) -> Judge:
-    """Test code in which some names are the candidate's; all others are its own, the prompt's, or make it unusable."""
+def _code_test(tests: dict[str, Any]) -> Test:
+    """Make a test of code in which some names are the candidate's; all others must be its own or the prompt's."""
     namespace: dict[str, Any] = {"__name__": "tests"}
     exec(compiled(closed(tests["prompt"]), "<prompt>"), namespace)
     exec(compiled(tests["setup"], "<setup>"), namespace)
     tree = ast.parse(tests["code"])
     name = (tests["name"] or "").partition("(")[0].partition(".")[0] or None  # the class, of Solution().method
-    functions, classes = _split(_free_names(tree) - (namespace.keys() - {name}), name)
-    provide(_free_names(tree) - functions - classes)
+    free = _free_names(tree)
+    functions, classes = _tested_names(free - (namespace.keys() - {name}), name)
+    provide(free - functions - classes)
     nodes = list(ast.walk(tree))
     extended = _names(base for node in nodes if isinstance(node, ast.ClassDef) for base in node.bases) & classes
     if extended:
@@ -161,24 +161,24 @@ def _prepare_code(tests: dict[str, Any]) -> Judge:
 
         random.seed(0)
 
-    def judge(candidate: Candidate) -> bool:
+    def test(candidate: CandidateProcess) -> bool:
         candidate.objects_used = tests["says_class"]
         candidate.exceptions = {name: type(name, (Exception,), {}) for name in caught}
         namespace.update({name: functools.partial(candidate.call, name) for name in functions})
         namespace.update({name: candidate.named_class(name) for name in classes - caught})
         namespace.update(candidate.exceptions)
         if classes:
-            namespace.update({name: _looking_outside(candidate, name) for name in ("type", "vars", "dir")})
-            namespace[_SAME_OBJECT] = _same_object
+            namespace.update({name: _for_proxies(candidate, name) for name in ("type", "vars", "dir")})
+            namespace[_SAME_OBJECT] = same_object
         candidate.asked = False  # the tests have not asked for anything yet
         exec(code, namespace)
         return True
 
-    return judge
+    return test
 
 
 class _Identity(ast.NodeTransformer):
-    """Makes ``a is b`` a call of ``_same_object``: one object of the candidate's may be two here."""
+    """Makes ``a is b`` a call of ``same_object``: one object of the candidate's may have two proxies."""
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
@@ -188,25 +188,22 @@ class _Identity(ast.NodeTransformer):
         return call if isinstance(node.ops[0], ast.Is) else ast.UnaryOp(ast.Not(), call)
 
 
-def _same_object(left: Any, right: Any) -> bool:
-    both = isinstance(left, Remote) and isinstance(right, Remote)
-    return left is right or (both and left.same_object(right))
-
-
-def _looking_outside(candidate: Candidate, name: str) -> Callable[..., Any]:
-    """The built-in function ``name``, which also takes objects of the candidate's."""
+def _for_proxies(candidate: CandidateProcess, name: str) -> Callable[..., Any]:
+    """Return the built-in function ``name``, made to take objects of the candidate's too."""
     function = getattr(builtins, name)
     return lambda *arguments: (
-        candidate.ask(name, *arguments) if any(isinstance(each, Remote) for each in arguments) else function(*arguments)
+        candidate.ask(name, *arguments)
+        if any(isinstance(each, RemoteObject) for each in arguments)
+        else function(*arguments)
     )
 
 
-def _split(free: set[str], name: str | None) -> tuple[set[str], set[str]]:
+def _tested_names(free: set[str], name: str | None) -> tuple[set[str], set[str]]:
     """Choose, from the names that the tests do not define, the tested function (if there is one) and classes.
 
-    A name with a capital letter counts as a class, and there may be several. Raises NameError if names are left that
-    nothing defines, or if there is no name at all. The usual names of ``names`` are the candidate's only where
-    there is no other.
+    A name with a capital letter counts as a class, and there may be several. A name that programs may use without an
+    import is the candidate's only if there is no other. Raises NameError if names are left that nothing defines, or if
+    there is no name at all.
     """
     own = (free - SOURCES.keys()) | (free & {name}) or {key for key in free if key[0].islower()} or free
     classes = {key for key in own if key.lstrip("_")[:1].isupper()}
@@ -218,23 +215,19 @@ def _split(free: set[str], name: str | None) -> tuple[set[str], set[str]]:
 
 
 def _free_names(tree: ast.AST) -> set[str]:
-    """Names that are read somewhere and bound nowhere; scopes are not told apart."""
+    """Return the names that are read somewhere and bound nowhere; scopes are not told apart."""
     read: set[str] = set()
     bound = set(_BUILT_IN)
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name, ctx=ast.Load()):
                 read.add(name)
-            case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                bound.add(name)
-            case ast.AsyncFunctionDef(name=name) | ast.MatchMapping(rest=str(name)):
-                bound.add(name)
-            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.MatchMapping(rest=str(name)):
                 bound.add(name)
             case ast.alias(name=name, asname=asname):
                 bound.add(asname or name.partition(".")[0])
-            case ast.ExceptHandler(name=str(name)):
-                bound.add(name)
+            case _:  # functions, classes, caught exceptions and patterns have a name
+                bound.add(getattr(node, "name", ""))
     return read - bound
 
 

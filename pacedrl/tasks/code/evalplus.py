@@ -1,11 +1,9 @@
-"""Judges a candidate by EvalPlus' rows: on each input it must return what the canonical solution returns.
+"""Tests a candidate by EvalPlus' rows: on each input it must return what the canonical solution returns.
 
-This file is shown to the sandbox of the tests (see ``driver``), so it imports the standard library only.
-
-Two departures from EvalPlus 0.3.1. The types of inputs, which JSON does not have, are read off the row's assertions,
-where EvalPlus keeps a table by hand: of MBPP+'s 378 rows seven have tuples where EvalPlus has lists, or the reverse,
-or 1 for 1+0j. And an input is not asked where the canonical solution itself runs out of the sandbox's memory or returns
-more than a message may hold.
+There are two departures from EvalPlus 0.3.1. First, the types of inputs that JSON does not have are read from the row's
+assertions, while EvalPlus keeps a table by hand: in seven of MBPP+'s 378 rows, EvalPlus has lists where the assertions
+have tuples, or the reverse, or 1 for 1+0j. Second, an input is skipped if the canonical solution itself runs out of the
+sandbox's memory on it, or returns more than a message may hold.
 """
 
 from __future__ import annotations
@@ -20,49 +18,46 @@ from typing import Any, NamedTuple
 
 from pacedrl.tasks.code.candidate import assemble
 from pacedrl.tasks.code.compare import TOLERANCE, same
-from pacedrl.tasks.code.names import compiled
+from pacedrl.tasks.code.implicit_imports import compiled
 from pacedrl.tasks.code.values import LONGEST_MESSAGE, decode, encode, send_items
 
-Agreement = Callable[[Any, Any, list[Any]], bool]
-"""Whether a result agrees with the canonical solution's, given the arguments."""
-
-# What EvalPlus itself compares otherwise: as sets, and by whether there is a result at all.
+# Functions whose results EvalPlus compares as sets, and functions for which it only compares whether there is a result.
 _LISTS_LIKE_SETS = ("similar_elements", "common_in_nested_lists", "intersection_array", "find_dissimilar", "Diff")
-_COMPARED_AS_SETS = frozenset([*_LISTS_LIKE_SETS, "find_char_long", "extract_singly", "larg_nnum"])
-_COMPARED_AS_TRUTH = frozenset(["check_str", "text_match_three", "text_starta_endb"])
+_COMPARED_AS_SETS = (*_LISTS_LIKE_SETS, "find_char_long", "extract_singly", "larg_nnum")
+_COMPARED_AS_TRUTH = ("check_str", "text_match_three", "text_starta_endb")
 
 
-class Cases:
-    """A row's inputs and what the canonical solution returns on them."""
+def prepare(tests: dict[str, Any]) -> tuple[Callable[[Callable[..., Any]], bool], dict[str, Any]]:
+    """Return a test, and what is known of the canonical solution: its ``answers`` and the ``seconds`` they took.
 
-    def __init__(self, tests: dict[str, Any]) -> None:
-        """Ask the canonical solution, unless ``tests["known"]`` is what ``known`` once gave. Its exceptions pass."""
-        self._name = tests["name"]
-        namespace: dict[str, Any] = {"__name__": "canonical"}
-        source = assemble(tests["canonical"], tests["prompt"], self._name)
-        exec(compiled(source, "<canonical>"), namespace)
-        types = _argument_types(tests["assertion"], self._name, tests["base"])
-        self._inputs = [encode(_typed_arguments(row, types)) for row in tests["inputs"]]
-        known = tests.get("known")
-        if known is None:
-            start = time.perf_counter()
-            answers = [_answer(namespace[self._name], given) for given in self._inputs]
-            known = {"answers": answers, "seconds": time.perf_counter() - start}
-        self.known: dict[str, Any] = known
-        """``answers`` of the canonical solution as JSON texts, None for inputs not to ask; ``seconds`` they took."""
-        if not any(known["answers"]):
-            raise ValueError("the canonical solution's results are all too large for the sandbox")
-        self._agrees = _agreement(self._name, float(tests["atol"]), namespace)
+    The test tells whether ``call(name, *arguments)`` agrees with the canonical solution on all inputs. An answer is a
+    JSON text, or None for an input to skip. The canonical solution is run unless ``tests["known"]`` is what an earlier
+    call returned; its exceptions pass through.
+    """
+    name = tests["name"]
+    namespace: dict[str, Any] = {"__name__": "canonical"}
+    exec(compiled(assemble(tests["canonical"], tests["prompt"], name), "<canonical>"), namespace)
+    types = _argument_types(tests["assertion"], name, tests["base"])
+    inputs = [encode(_typed_arguments(row, types)) for row in tests["inputs"]]
+    known = tests.get("known")
+    if known is None:
+        start = time.perf_counter()
+        answers = [_answer(namespace[name], given) for given in inputs]
+        known = {"answers": answers, "seconds": time.perf_counter() - start}
+    if not any(known["answers"]):
+        raise ValueError("the canonical solution's results are all too large for the sandbox")
+    atol = max(float(tests["atol"]), TOLERANCE)
 
-    def judge(self, call: Callable[..., Any]) -> bool:
-        """Whether ``call(name, *arguments)`` agrees with the canonical solution on all inputs; its exceptions pass."""
-        for given, answer in zip(self._inputs, self.known["answers"], strict=True):
-            if answer is None:
-                continue
-            arguments = decode(given)
-            if not self._agrees(call(self._name, *arguments), decode(json.loads(answer)), arguments):
-                return False
+    def test(call: Callable[..., Any]) -> bool:
+        for given, answer in zip(inputs, known["answers"], strict=True):
+            if answer is not None:
+                arguments = decode(given)
+                value, expected = call(name, *arguments), decode(json.loads(answer))
+                if not _agrees(name, value, expected, arguments, atol, namespace):
+                    return False
         return True
+
+    return test, known
 
 
 def _answer(canonical: Callable[..., Any], given: Any) -> str | None:
@@ -70,22 +65,19 @@ def _answer(canonical: Callable[..., Any], given: Any) -> str | None:
         answer = json.dumps(encode(canonical(*decode(given)), send_items))
     except MemoryError:
         return None
-    return answer if len(answer) < LONGEST_MESSAGE - 100 else None  # the message says that it is a value
+    return answer if len(answer) < LONGEST_MESSAGE - 100 else None  # the message also says that it is a value
 
 
-def _agreement(name: str, atol: float, namespace: dict[str, Any]) -> Agreement:
-    """EvalPlus' own exceptions, by the name of the function, and equality up to ``atol`` for all others."""
+def _agrees(name: str, value: Any, expected: Any, arguments: list[Any], atol: float, namespace: dict[str, Any]) -> bool:
+    """Tell whether a result agrees with the canonical solution's: up to ``atol``, but some functions as in EvalPlus."""
     if name == "find_zero":  # any zero will do
-        return lambda value, expected, arguments: abs(namespace["poly"](*arguments, value)) <= max(atol, TOLERANCE)
+        return bool(abs(namespace["poly"](*arguments, value)) <= atol)
     if name in _COMPARED_AS_SETS:
-        return lambda value, expected, arguments: set(value) == set(expected)
+        return set(value) == set(expected)
     if name in _COMPARED_AS_TRUTH:
-        return lambda value, expected, arguments: _truth(value) == _truth(expected)
-    equal: Agreement = lambda value, expected, arguments: same(value, expected, max(atol, TOLERANCE))  # noqa: E731
-    if name in _OTHER_READINGS:
-        other = _OTHER_READINGS[name]
-        return lambda value, expected, arguments: equal(value, expected, arguments) or value == other(*arguments)
-    return equal
+        return _truth(value) == _truth(expected)
+    other_reading = _OTHER_READINGS.get(name)
+    return same(value, expected, atol) or (other_reading is not None and value == other_reading(*arguments))
 
 
 def _truth(value: Any) -> bool:
@@ -93,18 +85,18 @@ def _truth(value: Any) -> bool:
 
 
 def _pyramid_surface(edge: float, height: float) -> int:
-    """Where "height" is that of the apex above the base, not of a side's triangle."""
+    """Compute it with "height" read as that of the apex above the base, not as that of a side's triangle."""
     return round(edge**2 + 2 * edge * math.hypot(edge / 2, height))
 
 
 def _digit_distance(first: int, second: int) -> int:
-    """Where the shorter number is filled with zeros, and nothing of the longer one left out."""
+    """Compute it with the shorter number filled up with zeros, so that no digit of the longer one is left out."""
     digits = max(len(str(first)), len(str(second)))
     pairs = zip(str(first).zfill(digits), str(second).zfill(digits), strict=True)
     return sum(abs(int(left) - int(right)) for left, right in pairs)
 
 
-_OTHER_READINGS: dict[str, Callable[..., Any]] = {
+_OTHER_READINGS: dict[str, Callable[..., int]] = {
     "surface_Area": _pyramid_surface,
     "digit_distance_nums": _digit_distance,
 }
@@ -120,10 +112,10 @@ class _Type(NamedTuple):
 
 
 def _argument_types(assertions: str, name: str, inputs: list[list[Any]]) -> list[_Type | None]:
-    """Of each argument, what the calls in ``assertions`` say of its type. Empty where they say nothing.
+    """Return each argument's type, as far as the calls in ``assertions`` tell it; empty if they tell nothing.
 
-    Inputs are JSON, in which tuples and sets are lists and complex numbers strings; the same calls are written out in
-    the row's assertions, in Python.
+    Inputs are JSON, in which tuples and sets are lists and complex numbers strings; the row's assertions have the same
+    calls in Python.
     """
     types: list[_Type | None] = []
     for arguments, row in zip(_literal_calls(assertions, name), inputs, strict=False):
@@ -134,7 +126,7 @@ def _argument_types(assertions: str, name: str, inputs: list[list[Any]]) -> list
 
 
 def _literal_calls(assertions: str, name: str) -> list[list[Any]]:
-    """The arguments of each call, none where they are expressions."""
+    """Return the arguments of each call, none if they are expressions."""
     found = []
     for node in ast.walk(ast.parse(assertions)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
@@ -146,14 +138,14 @@ def _literal_calls(assertions: str, name: str) -> list[list[Any]]:
 
 
 def _type_of(value: Any) -> _Type:
-    items = value.values() if isinstance(value, dict) else value
     if isinstance(value, dict | list | tuple | set):
+        items = value.values() if isinstance(value, dict) else value
         return _Type(type(value), functools.reduce(_merged, map(_type_of, items), None))
     return _Type(complex if isinstance(value, int | float | complex) else type(value))
 
 
 def _merged(left: _Type | None, right: _Type | None) -> _Type | None:
-    """Where two types differ, that of a container, and rather one that JSON does not have; no number, but a string."""
+    """Merge two types. Containers win, among them those that JSON does not have; then strings, before numbers."""
     if left is None or right is None:
         return left or right
     rank = (complex, str, dict, list, set, tuple)
@@ -176,16 +168,18 @@ def _typed_arguments(row: list[Any], types: list[_Type | None]) -> list[Any]:
 
 
 def _number(value: Any) -> Any:
-    """The number that a string holds, in place of the string: complex numbers come as strings."""
+    """Return the number that a string holds: complex numbers come as strings. Other values stay as they are."""
+    if not isinstance(value, str):
+        return value
     try:
-        number = complex(value) if isinstance(value, str) else value
+        number = complex(value)
     except ValueError:
         return value
-    return number.real if isinstance(value, str) and "j" not in value else number
+    return number if "j" in value else number.real
 
 
 def _typed(value: Any, known: _Type | None) -> Any:
-    """Lists become what is known of them; deeper than that they stay lists, but for those that nest."""
+    """Convert lists to the known types. Deeper lists, whose type is unknown, stay lists unless the type nests."""
     if known is None:
         return value
     content = known.content

@@ -1,11 +1,11 @@
-"""Reads tests that are pairs of inputs and outputs, in the forms that public data sets have them.
+"""Reads tests that are pairs of inputs and outputs, in the forms of public data sets.
 
-A pair tests a program, which reads the input and prints the output; a function, named by ``fn_name`` or by a row's
-``metadata`` (LiveCodeBench's form), whose arguments and result these are; or a class, where the input is two lists, as
-in LeetCode's design problems: operations, the first of which is the class, and the arguments of each. The output is
-then the list of what each operation returned.
+A pair tests one of three things. A program reads the input and prints the output. A function, named by ``fn_name`` or
+by a row's ``metadata`` (LiveCodeBench's form), takes the input as arguments and returns the output. For a class, as in
+LeetCode's design problems, the input is two lists: operations, beginning with the class, and the arguments of each; the
+output is the list of what each operation returned.
 
-Inputs and outputs of functions and classes are values, or text: JSON, or a literal of Python's.
+Inputs and outputs of functions and classes are values, or text: JSON, or a Python literal.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from typing import Any
 from pacedrl.errors import JudgeError
 from pacedrl.tasks.code.values import NotPlainDataError, encode
 
-Operations = tuple[list[str], list[list[Any]]]
-
 
 def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
-    """The tests that ``value`` holds, as ``driver`` takes them; None where it holds none.
+    """Return the tests that ``value`` holds, as ``driver`` takes them; None if it holds none.
 
-    JudgeError where they are incomplete or hold what no sandbox can be sent. ``columns`` are the whole row.
+    ``columns`` are the whole row's. Raises JudgeError if the tests are incomplete or no sandbox can be sent them.
     """
     value = _json(value)
     if isinstance(value, dict) and "test_cases" in value:
@@ -40,10 +38,9 @@ def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
         raise JudgeError("the row's 'inputs' and 'outputs' are not two lists of the same length, of at least one")
     name = value.get("fn_name")
     pairs = list(zip(inputs, outputs, strict=True))
-    operations = [None if value.get("reads_input") else _operations(given, output, name) for given, output in pairs]
-    if all(operations):
-        cases = [_encoded(_case(each, output)) for each, output in zip(operations, outputs, strict=True) if each]
-        return {"kind": "operations", "cases": cases}
+    cases = [None if value.get("reads_input") else _operations(given, output, name) for given, output in pairs]
+    if all(cases):
+        return {"kind": "operations", "cases": [_encoded(_complete(case)) for case in cases if case]}
     if not name:
         return {"kind": "program", "inputs": list(map(_text, inputs)), "outputs": list(map(_text, outputs))}
     are_wrapped = all(isinstance(output, list) and len(output) == 1 for output in outputs)
@@ -55,7 +52,7 @@ def find_pairs(value: Any, columns: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check_signature(source: str) -> None:
-    """Raise JudgeError where a function's head or task says that JSON cannot hold what it takes or gives back."""
+    """Raise JudgeError if a function's head or task shows that JSON cannot hold what it takes or returns."""
     if node := re.search(r"\b(TreeNode|ListNode)\b", source):
         raise JudgeError(f"the row's function takes or returns a {node[0]}, which inputs and outputs cannot hold")
     if re.search("do not return anything", source, re.IGNORECASE):
@@ -63,7 +60,7 @@ def check_signature(source: str) -> None:
 
 
 def _as_lists(items: list[dict[str, Any]], columns: dict[str, Any]) -> dict[str, Any]:
-    """Pairs that are a dict each, as two lists; ``reads_input`` says that a program is tested for certain."""
+    """Convert pairs that are a dict each to two lists; ``reads_input`` says that they surely test a program."""
     names = {_function_name(item) or _function_name(columns) for item in items}
     name = names.pop() if len(names) == 1 else None
     kinds = {str(item.get("testtype") or item.get("type")) for item in items}
@@ -87,58 +84,53 @@ def _function_name(row: dict[str, Any]) -> str | None:
 
 
 def _arguments(value: Any) -> list[Any]:
-    """Arguments as a list, or as lines of text."""
+    """Return arguments that are a list, or lines of text."""
     return value if isinstance(value, list) else [_readings(line)[-1] for line in _text(value).splitlines()]
 
 
-def _operations(value: Any, output: Any, name: str | None) -> Operations | None:
-    """Operations and their arguments, if that is what an input is: of the class ``name``, where it is known.
+def _operations(value: Any, output: Any, name: str | None) -> tuple[list[str], list[list[Any]], Any] | None:
+    """Return operations of the class ``name``, if known, with their arguments and results; None for other inputs.
 
-    Where it is not, they may as well be what a program reads. A class is then told by its capital letter, and by the
-    null that stands for it in the output.
+    If no name is known, the lists may also be what a program reads. A class is then recognized by its capital letter,
+    and by the null in its place in the output.
     """
     if isinstance(value, str) and not value.lstrip().startswith("["):  # a program's input may be long
         return None
-    arguments = _arguments(value)
-    if len(arguments) == 1 and isinstance(arguments[0], list):
-        arguments = arguments[0]
-    if len(arguments) != 2 or not all(isinstance(part, list) for part in arguments):
+    parts = _unwrapped(_arguments(value))
+    if len(parts) != 2 or not all(isinstance(part, list) for part in parts):
         return None
-    names, calls = arguments
+    names, calls = parts
     if not names or not all(isinstance(each, str) and each.isidentifier() for each in names):
         return None
     if len(calls) != len(names) or not all(isinstance(call, list) for call in calls):
         return None
-    results = _results(output)
+    results = _unwrapped(_readings(output)[-1])  # some data sets put the list of results into another one
     is_class = names[0][0].isupper() and isinstance(results, list) and bool(results) and results[0] is None
-    return (names, calls) if name == names[0] or (name is None and is_class) else None
+    return (names, calls, results) if name == names[0] or (name is None and is_class) else None
 
 
-def _results(output: Any) -> Any:
-    """What each operation returned; some data sets put that list into another one."""
-    results = _readings(output)[-1]
-    is_wrapped = isinstance(results, list) and len(results) == 1 and isinstance(results[0], list)
-    return results[0] if is_wrapped else results
-
-
-def _case(operations: Operations, output: Any) -> list[Any]:
-    names, calls = operations
-    results = _results(output)
+def _complete(case: tuple[list[str], list[list[Any]], Any]) -> list[Any]:
+    names, _, results = case
     if not isinstance(results, list) or len(results) != len(names):
         raise JudgeError(f"the row tests {len(names)} operations of {names[0]}, but has no list of as many results")
-    return [names, calls, results]
+    return list(case)
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return the list that is the only item of ``value``, if there is one, else ``value``."""
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) else value
 
 
 def _outputs(value: Any, is_text: bool) -> list[Any]:
-    """What a function may return: the value, or what text says.
+    """Return what a function may return: the value, or what text says.
 
-    Text beside arguments that are no text may be meant as the string that it is.
+    If the arguments are no text (``is_text``), text may also be meant as the string that it is.
     """
     return _readings(value) if is_text or not isinstance(value, str) else [value, *_readings(value)]
 
 
 def _readings(value: Any) -> list[Any]:
-    """What text says: as JSON; where it is no JSON, the text itself and, if it is one, Python's literal."""
+    """Return what text says: as JSON; if it is not JSON, the text itself and, if it is one, the Python literal."""
     if not isinstance(value, str):
         return [value]
     with contextlib.suppress(ValueError, RecursionError):
@@ -149,7 +141,7 @@ def _readings(value: Any) -> list[Any]:
 
 
 def _json(value: Any) -> Any:
-    """What a JSON string says; any other value itself."""
+    """Return what a JSON string says; any other value as it is."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
             return _loads(value)
@@ -170,4 +162,4 @@ def _encoded(value: Any) -> Any:
     try:
         return encode(value)
     except NotPlainDataError as error:
-        raise JudgeError(f"the row's tests hold a value of type {error}, which is no plain data") from None
+        raise JudgeError(f"the row's tests hold a value of type {error}, which is not plain data") from None

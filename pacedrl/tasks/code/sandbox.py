@@ -1,17 +1,15 @@
-"""Runs a Python program that nobody trusts: in namespaces of its own, under resource limits, with nothing to see.
+"""Runs an untrusted Python program: in namespaces of its own, under resource limits, with nothing to see.
 
     with start("bubblewrap", [Path("program.py")], Limits(), requests, answers, errors) as process:
         process.wait(10.0)
 
-A program is a file that defines ``main(seal, *descriptors)``: ``seal()`` sets the limit on processes and is for the
-program to call before it runs what it does not trust. The other files are modules that the first one imports as
-``pacedrl.tasks.code.NAME``; nothing else of this package, and no installed package but numpy, can be imported.
+A program is a file that defines ``main(seal, *descriptors)`` and calls ``seal()``, which limits its processes, before
+it runs untrusted code. It imports the other files as ``pacedrl.tasks.code.NAME``, and no package but numpy.
 
-``bubblewrap`` shows the program the standard library, the system's shared libraries and time zones, read-only and
-without any folder of installed packages, and an empty /tmp to work in. There is no network, no /proc, no environment,
-no process but its own, and a filter on system calls (see ``seccomp``). All of it ends with whoever started it.
-``rlimits`` is for machines that allow no namespaces: resource limits, an empty environment and a temporary directory
-hinder accidents, not malice.
+``bubblewrap`` shows the program the standard library, shared libraries and time zones, all read-only, and an empty
+/tmp. There is no network, no /proc, no environment and no other process, and a filter forbids system calls (see
+``seccomp``). All of it ends with the process that started it. ``rlimits`` is for machines that allow no namespaces:
+resource limits, an empty environment and a temporary directory prevent accidents, not malice.
 """
 
 from __future__ import annotations
@@ -37,17 +35,16 @@ from pacedrl.tasks.code import seccomp
 
 Mode = Literal["bubblewrap", "rlimits"]
 
-TEMPORARY_MB = 64
-"""Size of the sandbox's /tmp in MiB; it is memory."""
-
+_TEMPORARY_MB = 64  # the size of the sandbox's /tmp, which is kept in memory
+_PYTHON = Path(os.path.realpath(sys.executable))  # not a virtual environment's link to it
 _PROBE_LIMIT_S = 30.0
-_DYNAMIC_UIDS = range(61184, 65520)  # systemd's, for users that exist as long as a process does
+_DYNAMIC_UIDS = range(61184, 65520)  # systemd's range for users that exist as long as a process does
 
-# -S leaves out the folders of packages, and exit() and quit() with them. The digits of an integer need no limit of
-# their own where time has one.
-# The limits are set here, inside, because a limit on processes counts those of a user in a namespace. Packages of the
-# names that the modules know themselves by stand in for the real ones, whose imports would take seconds. Bubblewrap's
-# programs die with their parent anyway; others ask Linux for it, each process for itself.
+# Python's option -S leaves out the folders of packages, and also exit() and quit(), which site.setquit() adds again.
+# The digits of an integer need no limit, because time has one. The limits are set here, inside, because a limit on
+# processes counts those of a user in a namespace. Empty packages stand in for the real ones of these names, whose
+# imports would take seconds. Bubblewrap's programs die with their parent anyway; others ask Linux for it, each process
+# for itself.
 _START = """
 import os, resource, site, sys
 inside, modules, packages, uid, limits, processes, descriptors = {settings!r}
@@ -87,9 +84,9 @@ def main(seal):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of each process: CPU seconds, address space in MiB, size of a file in MiB and open files; of all: processes.
+    """Limits of each process: CPU seconds, MiB of address space, MiB of a file, open files; and a number of processes.
 
-    Threads count as processes. A process past ``cpu_s`` is killed; everything else past a limit is an error inside.
+    Threads count as processes. A process that exceeds ``cpu_s`` is killed; exceeding another limit is an error inside.
     """
 
     cpu_s: int = 10
@@ -100,9 +97,9 @@ class Limits:
 
 
 def check(mode: Mode) -> None:
-    """Raise InputError, saying why and what to do, when this machine cannot run programs in this ``mode``.
+    """Raise InputError, saying why and what to do, if this machine cannot run programs in this ``mode``.
 
-    Tries it once a process: whether namespaces can be had is not written anywhere.
+    The first call tries it, because nothing else tells whether the machine allows namespaces.
     """
     reason = _why_not() if mode == "bubblewrap" else None
     if reason is not None:
@@ -126,53 +123,54 @@ def start(
     inherited: Sequence[int] = (),
     numpy: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``files[0]``'s ``main(seal, *inherited)`` in a sandbox; the block's end kills it and all that it started.
+    """Run ``main(seal, *inherited)`` of ``files[0]`` in a sandbox; the block's end kills it and all that it started.
 
-    Killed in ``rlimits`` mode are the process and its group: one that left the group stays. The descriptors are handed
-    down as they are, and no others. ``numpy`` makes numpy importable where it is installed.
+    In ``rlimits`` mode, the block's end kills the process and its group, but no process that left the group. The
+    program gets the ``inherited`` descriptors and no others. ``numpy`` makes numpy importable if it is installed.
     """
+    inside = mode == "bubblewrap"
+    packages = _numpy_paths() if numpy else []
+    command = _python_command(inside, files, packages, limits, inherited)
+    descriptors = list(inherited)
+    folder = None
     with contextlib.ExitStack() as stack:
-        folder = filter_from = None
-        if mode == "bubblewrap":
+        if inside:
             file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
             file.write(seccomp.system_call_filter(platform.machine()))
             file.seek(0)
-            filter_from = file.fileno()
+            descriptors.append(file.fileno())
+            command = [*_namespaces(), "--seccomp", str(file.fileno()), *_file_system(files, packages), "--", *command]
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pacedrl-", ignore_cleanup_errors=True))
-        process = subprocess.Popen(
-            _command(mode, files, limits, inherited, filter_from, numpy),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=inherited if filter_from is None else [*inherited, filter_from],
-            cwd=folder,
-            env={},
-            process_group=0 if mode == "rlimits" else None,  # with bubblewrap it shares the fate of the caller's group
+        process = stack.enter_context(
+            subprocess.Popen(
+                command,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=descriptors,
+                cwd=folder,
+                env={},
+                process_group=None if inside else 0,  # bubblewrap stays in the caller's group and ends with it
+            )
         )
         try:
             yield process
         finally:
-            _kill(process, whole_group=mode == "rlimits")
+            if not inside:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, 9)
+            process.kill()  # bubblewrap's end is that of the first process in its namespace, and so of all in it
+            process.wait()
 
 
-def _kill(process: subprocess.Popen[bytes], whole_group: bool) -> None:
-    if whole_group:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-    process.kill()  # bubblewrap's end is that of the first process in its namespace, and with it of all
-    process.wait()
-
-
-def _command(
-    mode: Mode, files: Sequence[Path], limits: Limits, inherited: Sequence[int], filter_from: int | None, numpy: bool
+def _python_command(
+    inside: bool, files: Sequence[Path], packages: Sequence[Path], limits: Limits, inherited: Sequence[int]
 ) -> Sequence[str]:
-    inside = mode == "bubblewrap"
-    packages = _numpy_paths() if numpy else []
     settings = (
         inside,
         ["/program"] if inside else [str(path.parent) for path in files],
-        sorted({str(Path("/packages") if inside else path.parent) for path in packages}),
+        sorted({"/packages" if inside else str(path.parent) for path in packages}),
         secrets.choice(_DYNAMIC_UIDS) if inside and os.geteuid() == 0 else None,
         [
             ("RLIMIT_CPU", limits.cpu_s),
@@ -184,19 +182,7 @@ def _command(
         limits.processes,
         list(inherited),
     )
-    code = _START.format(settings=settings, program=files[0].stem)
-    python = [str(_python()), "-I", "-S", "-B", "-c", code]
-    if not inside:
-        return python
-    compiled = [Path(importlib.util.cache_from_source(str(path))) for path in files]  # saves a few milliseconds
-    shown = [(path, Path("/program") / path.name) for path in files]
-    shown += [(path, Path("/program/__pycache__") / path.name) for path in compiled if path.exists()]
-    shown += [(path, Path("/packages") / path.name) for path in packages]
-    filtered = ["--seccomp", str(filter_from)]
-    return [*_namespaces(), *filtered, *_binds(shown), "--size", str(TEMPORARY_MB << 20), *_WRITABLE, *python]
-
-
-_WRITABLE = ("--perms", "1777", "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/", "--")
+    return [str(_PYTHON), "-I", "-S", "-B", "-c", _START.format(settings=settings, program=files[0].stem)]
 
 
 @functools.cache
@@ -207,15 +193,19 @@ def _namespaces() -> Sequence[str]:
     if os.geteuid() != 0:
         user = ("--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534")
         return (*alone, *user, "--cap-drop", "ALL")
-    # Root needs no user namespace to make the others. And inside one it would still be root to the kernel, which does
-    # not limit root's processes. So the program becomes a user of its own, and loses all capabilities by that. That
-    # user could make user namespaces, which only the other branch turns off; the system call filter forbids them.
+    # Root needs no user namespace to make the others. Inside one it would still be root to the kernel, which does not
+    # limit root's processes. So the program becomes a user of its own, and thereby loses all capabilities. That user
+    # could make user namespaces, which only the other branch turns off; the system call filter forbids them.
     return (*alone, "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
 
 
-def _binds(shown: Sequence[tuple[Path, Path]]) -> Sequence[str]:
-    """Arguments that show what ``_system`` names, four devices and ``shown``, pairs of where and where to."""
-    everything = [*_system(), *shown]
+def _file_system(files: Sequence[Path], packages: Sequence[Path]) -> Sequence[str]:
+    """Return arguments that show what ``_system`` names, four devices, the program's files and ``packages``."""
+    compiled = [Path(importlib.util.cache_from_source(str(path))) for path in files]  # saves a few milliseconds
+    everything = [(path, path) for path in _system()]
+    everything += [(path, Path("/program") / path.name) for path in files]
+    everything += [(path, Path("/program/__pycache__") / path.name) for path in compiled if path.exists()]
+    everything += [(path, Path("/packages") / path.name) for path in packages]
     parents = {parent for _, there in everything for parent in there.parents} - {Path("/")}
     arguments: list[str] = []
     for parent in sorted([*parents, Path("/dev")]):
@@ -225,27 +215,27 @@ def _binds(shown: Sequence[tuple[Path, Path]]) -> Sequence[str]:
         arguments += ["--symlink", os.readlink(here), str(there)] if is_link else ["--ro-bind", str(here), str(there)]
     for device in ("null", "zero", "random", "urandom"):
         arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    for folder in _packages():  # nothing is in them for the program
+    for folder in _packages():  # they are empty for the program
         arguments += ["--tmpfs", folder, "--remount-ro", folder]
-    return arguments
+    temporary = ["--size", str(_TEMPORARY_MB << 20), "--perms", "1777", "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    return [*arguments, *temporary, "--remount-ro", "/"]
 
 
 @functools.cache
-def _system() -> Sequence[tuple[Path, Path]]:
-    """Python's executable and library folders, the system's shared libraries, and time zones; links stay links."""
-    paths = [*_shared_libraries(), *(path for path in map(Path, _OTHER_FILES) if path.exists())]
+def _system() -> Sequence[Path]:
+    """Return Python's executable and library folders, the system's shared libraries, and time zones, as they are."""
+    others = (Path("/etc/ld.so.cache"), Path("/usr/share/zoneinfo"))
+    paths = [*_shared_libraries(), *(path for path in others if path.exists())]
     library = Path(sys.base_prefix) / "lib"
-    own = [library] if library != Path("/usr/lib") else []  # which holds far more than Python
-    for path in (*own, Path(sysconfig.get_path("stdlib")), _python()):
-        paths += [] if _covered(path, paths) else [path]
-    return [(path, path) for path in paths]
-
-
-_OTHER_FILES = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
+    own = [library] if library != Path("/usr/lib") else []  # /usr/lib holds far more than Python
+    for path in (*own, Path(sysconfig.get_path("stdlib")), _PYTHON):
+        if not any(path.is_relative_to(shown) for shown in paths):
+            paths.append(path)
+    return paths
 
 
 def _shared_libraries() -> list[Path]:
-    """The folders of the system's shared libraries: those of the machine's kind, else all that /usr/lib holds."""
+    """Return the folders of the system's shared libraries: those of the machine's kind, or else all of /usr/lib."""
     folders = [Path("/usr/lib64"), Path("/lib64")]
     for parent in (Path("/usr/lib"), Path("/lib")):
         folders += [parent] if parent.is_symlink() else sorted(parent.glob(f"{platform.machine()}-linux-*"))
@@ -255,33 +245,24 @@ def _shared_libraries() -> list[Path]:
 
 
 _PACKAGES = ("site-packages", "dist-packages", "node_modules", "_bundled")
-"""Names of folders of installed packages; in the last one pip waits to be installed."""
+"""Names of folders of installed packages; the last one holds the pip that venv installs."""
 
 
 @functools.cache
 def _packages() -> Sequence[str]:
-    """The folders of installed packages in what ``_system`` shows, of any program's, each by its real path."""
-    shown = [path for path, _ in _system() if not path.is_symlink()]
+    """Return the folders of installed packages, of any program, in what ``_system`` shows, each by its real path."""
+    shown = [path for path in _system() if not path.is_symlink()]
     found = set()
     for root in shown:
         for folder, names, _ in os.walk(root):
             found |= {Path(os.path.realpath(os.path.join(folder, name))) for name in names if name in _PACKAGES}
             names[:] = [name for name in names if name not in _PACKAGES]
-    return sorted(str(folder) for folder in found if _covered(folder, shown))
-
-
-def _covered(path: Path, by: Sequence[Path]) -> bool:
-    return any(path.is_relative_to(other) for other in by)
-
-
-def _python() -> Path:
-    """The executable itself, not a virtual environment's link to it."""
-    return Path(os.path.realpath(sys.executable))
+    return sorted(str(folder) for folder in found if any(folder.is_relative_to(root) for root in shown))
 
 
 @functools.cache
 def _numpy_paths() -> Sequence[Path]:
-    """numpy's folder and that of its libraries; empty where it is not installed."""
+    """Return numpy's folder and that of its libraries; nothing if it is not installed."""
     spec = importlib.util.find_spec("numpy")
     if spec is None or spec.origin is None:
         return []
@@ -291,8 +272,8 @@ def _numpy_paths() -> Sequence[Path]:
 
 @functools.cache
 def _why_not() -> str | None:
-    """The reason in one line why a bubblewrap sandbox does not work here, None when it does."""
-    if not seccomp.knows(platform.machine()):
+    """Return the reason in one line why a bubblewrap sandbox does not work here; None if it does."""
+    if platform.machine() not in seccomp.MACHINES:
         return f"on {platform.machine()} it is not known which system calls to forbid"
     if shutil.which("bwrap") is None:
         return "there is no program 'bwrap' (on Debian and Ubuntu: apt-get install bubblewrap)"
@@ -309,7 +290,7 @@ def _why_not() -> str | None:
 
 
 def last_line(file: IO[bytes]) -> str:
-    """The last line of what a program wrote to the temporary ``file``, at most 200 characters."""
+    """Return the last line of what a program wrote to the temporary ``file``, at most 200 characters."""
     file.seek(0)
     lines = file.read().decode("utf-8", "replace").strip().splitlines()
     return lines[-1][:200] if lines else ""

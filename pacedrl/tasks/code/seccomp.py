@@ -1,12 +1,12 @@
-"""Which system calls a sandboxed program may make: a classic BPF program for Linux' seccomp.
+"""Decides which system calls a sandboxed program may make: a classic BPF program for Linux' seccomp.
 
-Calls that no solution needs fail with EPERM; all others work. Forbidden are those that
+Calls that no solution needs fail with EPERM; all others work. A call is forbidden if it
 
-- reach into another process, for example the one that ends the sandbox;
-- make namespaces, in which an unprivileged user has all capabilities and with them far more of the kernel within reach;
-- keep memory that the limit on a process' address space does not count;
-- open a socket other than a Unix one: some families, for example vsock, are not separated by a network namespace;
-- only administrators use, or are known for holes in the kernel.
+- reaches into another process, for example the one that ends the sandbox;
+- makes namespaces, where an unprivileged user has all capabilities and so can reach far more of the kernel;
+- keeps memory that the limit on a process' address space does not count;
+- opens a socket other than a Unix one: a network namespace does not separate some families, for example vsock;
+- is for administrators only, or known for holes in the kernel.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 import errno
 import struct
 
-# The machine's number in the kernel ("audit architecture"), and the column of the tables below that is the machine's.
-_MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+# By the name that ``platform.machine()`` gives: the number in the kernel ("audit architecture"), and the column below.
+MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
-# Numbers on x86_64 and aarch64; None where the machine has no such call.
+# Numbers on x86_64 and aarch64; None if the machine has no such call.
 _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     # Other processes.
     "ptrace": (101, 117),
@@ -72,7 +72,7 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "modify_ldt": (154, None),
     "uselib": (134, None),
     "lookup_dcookie": (212, 18),
-    # The machine's.
+    # The machine itself.
     "iopl": (172, None),
     "ioperm": (173, None),
     "init_module": (175, 105),
@@ -104,45 +104,32 @@ _SECOND_NUMBERS = 0x40000000  # where x86_64 has a second set of numbers for the
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in what the kernel shows; of the argument, its lower half
-_VERDICTS = {
-    "allow": 0x7FFF0000,
-    "refuse": 0x00050000 | errno.EPERM,
-    "unknown": 0x00050000 | errno.ENOSYS,
-    "kill": 0x80000000,
-}
-
-
-def knows(machine: str) -> bool:
-    """Whether there is a filter for this machine, named as ``platform.machine()`` does."""
-    return machine in _MACHINES
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_REFUSE, _UNKNOWN = (0x00050000 | error for error in (errno.EPERM, errno.ENOSYS))
 
 
 def system_call_filter(machine: str) -> bytes:
-    """The program for ``bwrap --seccomp``. KeyError for a machine that it does not know."""
-    audit, column = _MACHINES[machine]
-    forbidden = [numbers[column] for numbers in _FORBIDDEN.values() if numbers[column] is not None]
-    checks = [
-        (_LOAD, _ARCHITECTURE, None, None),
-        (_EQUAL, audit, None, "kill"),
-        (_LOAD, _NUMBER, None, None),
-        (_AT_LEAST, _SECOND_NUMBERS, "refuse", None),
-        *((_EQUAL, number, "refuse", None) for number in forbidden),
-        # Its flags are in memory, where a filter cannot look. The C library takes clone where there is no clone3.
-        (_EQUAL, _CLONE3, "unknown", None),
-        (_EQUAL, _CLONE[column], "clone", None),
-        (_EQUAL, _SOCKET[column], "socket", None),
-        (_EQUAL, _SOCKETPAIR[column], "socket", "allow"),
+    """Return the program for ``bwrap --seccomp``. Raises KeyError for a machine that it does not know."""
+    audit, column = MACHINES[machine]
+    # Each instruction is an operation, how many instructions to skip if it is true and if it is false, and a value.
+    program = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_EQUAL, 1, 0, audit),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER),
+        (_AT_LEAST, 0, 1, _SECOND_NUMBERS),
+        (_RETURN, 0, 0, _REFUSE),
     ]
-    labels = {"clone": len(checks), "socket": len(checks) + 2}
-    checks += [
-        (_LOAD, _FIRST_ARGUMENT, None, None),
-        (_ANY_BIT, _CLONE_NEW, "refuse", "allow"),
-        (_LOAD, _FIRST_ARGUMENT, None, None),
-        (_EQUAL, _AF_UNIX, "allow", "refuse"),
-    ]
-    labels |= {verdict: len(checks) + n for n, verdict in enumerate(_VERDICTS)}
-    program = b""
-    for n, (code, value, then, otherwise) in enumerate(checks):
-        jumps = [labels[label] - n - 1 if label else 0 for label in (then, otherwise)]
-        program += struct.pack("=HBBI", code, *jumps, value)
-    return program + b"".join(struct.pack("=HBBI", _RETURN, 0, 0, verdict) for verdict in _VERDICTS.values())
+    for numbers in _FORBIDDEN.values():
+        if (number := numbers[column]) is not None:
+            program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
+    # The flags of clone3 are in memory, where a filter cannot look. The C library uses clone if there is no clone3.
+    program += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _UNKNOWN)]
+    for number, test, skipped, value in (
+        (_CLONE[column], _ANY_BIT, (0, 1), _CLONE_NEW),
+        (_SOCKET[column], _EQUAL, (1, 0), _AF_UNIX),
+        (_SOCKETPAIR[column], _EQUAL, (1, 0), _AF_UNIX),
+    ):
+        program += [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, _FIRST_ARGUMENT), (test, *skipped, value)]
+        program += [(_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in [*program, (_RETURN, 0, 0, _ALLOW)])

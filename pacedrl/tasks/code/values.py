@@ -1,11 +1,10 @@
 """Values and messages between the two sandboxes of a verdict on code.
 
-This file is shown to both sandboxes, so it imports the standard library only, and of that only what every verdict
-needs. A message is a line of JSON. Whatever arrives becomes a value of one of the types below, built anew, so that
-comparing it runs no code of the sender's: this is what makes a verdict safe.
+A message is a line of JSON. Whatever arrives becomes a value of one of the types below, built anew, so that comparing
+it runs no code of the sender's: this is what makes a verdict safe. Imports stay few: every verdict pays for them.
 
 "Plain data" is None, numbers (Fraction and Decimal too), strings, bytes, dates and times, the built-in containers and
-those of ``collections``, built-in types such as ``int``, and numpy's arrays where numpy is there.
+those of ``collections``, built-in types such as ``int``, and numpy's arrays if numpy is installed.
 """
 
 from __future__ import annotations
@@ -20,27 +19,25 @@ from typing import IO, Any
 LONGEST_MESSAGE = 16 << 20
 """Bytes of a line. A longer answer is a failure; so is printing more than an eighth of it in a run."""
 MOST_ITEMS = 1 << 20
-"""Items that an iterable may give, where all of them are wanted."""
+"""Most items that are taken from an iterable that is sent."""
 
 _SMALL = 1 << 63  # larger integers are sent in hexadecimal, which takes time proportional to their length
 _SCALARS = {str, int, float, bool, type(None)}
+_DICTS = {"Counter": collections.Counter, "OrderedDict": collections.OrderedDict, "dict": dict}
+_SEQUENCES = {"tuple": tuple, "set": set, "frozenset": frozenset}
 _MODULES_OF_ITERABLES = {"builtins", "itertools", "collections", "collections.abc", "array"}
-
-
 _LONGEST_TEXT = 1000  # of an exception
 
 Exceptions = dict[str, type[Exception]]
 """Classes by name."""
+Sender = Callable[[Any], Any]
+"""Encodes a value that is not plain data; it may raise NotPlainDataError."""
+Receiver = Callable[[str, Any], Any]
+"""Decodes a tag and its content that are not plain data; it may raise anything."""
 
 
 class NotPlainDataError(TypeError):
     """A value that cannot be sent; the message names its type."""
-
-
-Sender = Callable[[Any], Any]
-"""What is sent for a value that is no plain data; it may raise NotPlainDataError."""
-Receiver = Callable[[str, Any], Any]
-"""What arrives for a tag and its content that are no plain data; it may raise anything."""
 
 
 def refuse(value: Any) -> Any:
@@ -50,9 +47,9 @@ def refuse(value: Any) -> Any:
 
 
 def encode(value: Any, send_other: Sender = refuse) -> Any:
-    """``value`` as JSON: strings, numbers, None and lists as they are, all else as ``{tag: ...}``.
+    """Return ``value`` as JSON: strings, numbers, None and lists as they are, all else as ``{tag: ...}``.
 
-    Subclasses are sent as the type they extend, a match of a regular expression as True. RecursionError where the
+    Subclasses are sent as the type they extend, a match of a regular expression as True. Raises RecursionError if the
     value is nested too deeply.
     """
     if isinstance(value, bool) or value is None:
@@ -70,9 +67,9 @@ def encode(value: Any, send_other: Sender = refuse) -> Any:
         return {tag: [[encode(key, send_other), encode(item, send_other)] for key, item in value.items()]}
     if type(value) is not tuple and isinstance(value, tuple) and hasattr(value, "_fields"):
         return {"namedtuple": [type(value).__name__, list(value._fields), encode(list(value), send_other)]}
-    for kind in (tuple, set, frozenset):
+    for tag, kind in _SEQUENCES.items():
         if isinstance(value, kind):
-            return {kind.__name__: encode(list(value), send_other)}
+            return {tag: encode(list(value), send_other)}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
@@ -84,7 +81,7 @@ def encode(value: Any, send_other: Sender = refuse) -> Any:
 
 
 def _encode_of_library(value: Any) -> Any:
-    """Types of the library that are told by name, so that nothing is imported; None for any other."""
+    """Encode types of the library, recognized by name so that nothing is imported; None for any other."""
     for kind in type(value).__mro__:
         match kind.__module__, kind.__name__:
             case "re", "Match":  # MBPP's tests take it for a truth value
@@ -105,7 +102,7 @@ def _encode_of_library(value: Any) -> Any:
 
 
 def _is_json(items: list[Any]) -> bool:
-    """Whether JSON says them as they are: most lists that are long hold numbers or strings."""
+    """Tell whether the items are JSON as they are; most long lists hold numbers or strings."""
     kinds = set(map(type, items))
     return kinds <= _SCALARS and (
         int not in kinds or all(-_SMALL < item < _SMALL for item in items if type(item) is int)
@@ -113,14 +110,14 @@ def _is_json(items: list[Any]) -> bool:
 
 
 def is_iterable(value: Any) -> bool:
-    """Whether it is an iterator, range, view or the like of Python's own, which are sent as their items."""
+    """Tell whether it is an iterator, range, view or the like of Python's own, which are sent as their items."""
     return type(value).__module__ in _MODULES_OF_ITERABLES and hasattr(type(value), "__iter__")
 
 
 def send_items(value: Any, send_other: Sender | None = None) -> Any:
-    """A ``Sender`` that sends an iterable as the list of its items; ValueError for more than MOST_ITEMS.
+    """Encode an iterable as the list of its items. Raises ValueError for more than MOST_ITEMS.
 
-    What among the items is no plain data goes to ``send_other``, and to this function where there is none.
+    ``send_other`` encodes those items that are not plain data; by default it is this function.
     """
     if not is_iterable(value):
         refuse(value)
@@ -130,83 +127,65 @@ def send_items(value: Any, send_other: Sender | None = None) -> Any:
     return encode(items, send_other or send_items)
 
 
-def receive_none(tag: str, content: Any) -> Any:
+def refuse_tag(tag: str, content: Any) -> Any:
     """Raise ValueError."""
     raise ValueError(f"no plain data: {tag}")
 
 
-def decode(message: Any, receive_other: Receiver = receive_none) -> Any:
-    """The value that ``encode`` turned into ``message``, new at every call. A forged message may raise anything."""
+def decode(message: Any, receive_other: Receiver = refuse_tag) -> Any:
+    """Return the value that ``encode`` turned into ``message``, new at every call. A forged one may raise anything."""
     if isinstance(message, list):
-        known = set(map(type, message)) <= _SCALARS
-        return message[:] if known else [decode(item, receive_other) for item in message]
+        is_json = set(map(type, message)) <= _SCALARS
+        return message[:] if is_json else [decode(item, receive_other) for item in message]
     if not isinstance(message, dict):
         return message
     ((tag, content),) = message.items()
-    build = _BUILD.get(tag)
-    return receive_other(tag, content) if build is None else build(content, receive_other)
+    match tag:
+        case "tuple" | "set" | "frozenset":
+            return _SEQUENCES[tag](decode(content, receive_other))
+        case "dict" | "Counter" | "OrderedDict":
+            return _DICTS[tag]({decode(key, receive_other): decode(item, receive_other) for key, item in content})
+        case "int":
+            return int(content, 16)
+        case "complex":
+            return complex(*content)
+        case "bytes":
+            return bytes.fromhex(content)
+        case "namedtuple":
+            name, fields, values = content
+            return collections.namedtuple(name, fields)(*decode(values, receive_other))
+    return _decode_of_library(tag, content, receive_other)
 
 
-def _decode_type(name: str, receive_other: Receiver) -> type:
-    kind = getattr(builtins, name)
-    if not isinstance(kind, type):
-        raise ValueError(f"no type: {name}")
-    return kind
+def _decode_of_library(tag: str, content: Any, receive_other: Receiver) -> Any:
+    """Decode rarer types, whose modules are imported when the first value arrives."""
+    match tag:
+        case "type" if isinstance(kind := getattr(builtins, content), type):
+            return kind
+        case "Fraction":
+            import fractions
 
+            return fractions.Fraction(*decode(content))
+        case "Decimal":
+            import decimal
 
-def _decode_namedtuple(content: Any, receive_other: Receiver) -> Any:
-    name, fields, values = content
-    return collections.namedtuple(name, fields)(*decode(values, receive_other))
+            return decimal.Decimal(content)
+        case "datetime" | "date" | "time" | "timedelta":
+            import datetime
 
+            kind = getattr(datetime, tag)
+            return kind(*content) if tag == "timedelta" else kind.fromisoformat(content)
+        case "ndarray":
+            import numpy
 
-def _decode_array(content: Any, receive_other: Receiver) -> Any:
-    import numpy
-
-    return numpy.array(decode(content[0]), dtype=content[1])
-
-
-def _decode_of_library(tag: str) -> Callable[[Any, Receiver], Any]:
-    """A function that builds a value of the standard library. It imports the module when the first value arrives."""
-
-    def build(content: Any, receive_other: Receiver) -> Any:
-        import datetime
-        import decimal
-        import fractions
-
-        match tag:
-            case "Fraction":
-                return fractions.Fraction(*decode(content))
-            case "Decimal":
-                return decimal.Decimal(content)
-            case "timedelta":
-                return datetime.timedelta(*content)
-        return getattr(datetime, tag).fromisoformat(content)
-
-    return build
-
-
-_DICTS = {"Counter": collections.Counter, "OrderedDict": collections.OrderedDict, "dict": dict}
-_BUILD: dict[str, Callable[[Any, Receiver], Any]] = {
-    "int": lambda digits, _: int(digits, 16),
-    "dict": lambda items, other: {decode(key, other): decode(item, other) for key, item in items},
-    "Counter": lambda items, other: collections.Counter(_BUILD["dict"](items, other)),
-    "OrderedDict": lambda items, other: collections.OrderedDict(_BUILD["dict"](items, other)),
-    "tuple": lambda items, other: tuple(decode(items, other)),
-    "set": lambda items, other: set(decode(items, other)),
-    "frozenset": lambda items, other: frozenset(decode(items, other)),
-    "namedtuple": _decode_namedtuple,
-    "complex": lambda parts, _: complex(*parts),
-    "bytes": lambda digits, _: bytes.fromhex(digits),
-    "type": _decode_type,
-    "ndarray": _decode_array,
-    **{tag: _decode_of_library(tag) for tag in ("Fraction", "Decimal", "datetime", "date", "time", "timedelta")},
-}
+            return numpy.array(decode(content[0]), dtype=content[1])
+    return receive_other(tag, content)
 
 
 def describe(error: BaseException) -> list[Any]:
-    """An exception as the names of its types, its arguments, its text, and those of its attributes that are plain data.
+    """Describe an exception by the names of its types, its arguments, its text, and its attributes that are plain data.
 
-    Its text stands for arguments that are no plain data. A class whose ``__str__`` raises makes this raise, too.
+    The arguments are left out unless they are plain data. A class whose ``__str__`` raises makes this function raise.
     """
     text = str(error)
     arguments = _encoded([error.args]) if len(text) <= _LONGEST_TEXT else []
@@ -216,7 +195,7 @@ def describe(error: BaseException) -> list[Any]:
 
 
 def _encoded(values: list[Any]) -> list[Any]:
-    """The values as ``encode`` has them; empty where they are no plain data."""
+    """Return the values encoded; nothing if they are not plain data."""
     try:
         return [encode(value) for value in values]
     except (NotPlainDataError, RecursionError):
@@ -224,9 +203,9 @@ def _encoded(values: list[Any]) -> list[Any]:
 
 
 def rebuild(known: Exceptions, types: list[str], arguments: list[Any], text: str, attributes: list[Any]) -> Exception:
-    """The exception that ``describe`` had, of the first of its types that is ``known`` or built in.
+    """Rebuild the exception that ``describe`` got, as the first of its types that is ``known`` or built in.
 
-    It ends no iteration, and no process.
+    The text stands in for missing arguments. The result ends no iteration and no process.
     """
     values = decode(arguments[0]) if arguments else (text,)
     for name in types:
@@ -235,7 +214,7 @@ def rebuild(known: Exceptions, types: list[str], arguments: list[Any], text: str
             continue
         try:
             error = kind(*values)
-            if str(error)[:_LONGEST_TEXT] != text:  # its class has a text of its own
+            if str(error)[:_LONGEST_TEXT] != text:  # its class makes its own text
                 error = type(name, (kind,), {"__str__": lambda self: text})(*values)
         except TypeError:  # it needs other arguments; its base class may not
             continue
@@ -245,13 +224,13 @@ def rebuild(known: Exceptions, types: list[str], arguments: list[Any], text: str
 
 
 def send(file: IO[bytes], message: Any) -> None:
-    """Write one message. OSError where nobody reads."""
+    """Write one message. Raises OSError if nobody reads."""
     file.write(json.dumps(message).encode("ascii") + b"\n")
     file.flush()
 
 
 def receive(file: IO[bytes]) -> Any:
-    """Read one message. EOFError at the end and where it is too long, ValueError where it is no JSON."""
+    """Read one message. Raises EOFError at the end and for a message too long, ValueError for one that is not JSON."""
     line = file.readline(LONGEST_MESSAGE)
     if not line.endswith(b"\n"):
         raise EOFError

@@ -1,6 +1,6 @@
 """Judges Python code by a row's tests. The code is hostile: whatever it does, it earns its reward by passing them.
 
-Four kinds of tests are told by a row's columns, in this order:
+A row's columns tell which of four kinds of tests it has, tried in this order:
 
 - EvalPlus: ``base_input``, ``plus_input``, ``canonical_solution``, ``entry_point``, ``atol``;
 - HumanEval: ``test``, which defines ``check(candidate)``, and ``entry_point``; or any other test code in ``test``;
@@ -9,8 +9,8 @@ Four kinds of tests are told by a row's columns, in this order:
   ``{"inputs": [...], "outputs": [...]}`` of a program, or of the function or class ``fn_name``; or a list of
   ``{"input": ..., "output": ...}``. See ``pairs``.
 
-Two sandboxes are started for every completion. In one the completion's code runs, knowing nothing of the tests; in the
-other the tests, which reach that code through pipes, in plain data. See ``candidate`` and ``driver``.
+Two sandboxes are started for every completion. One runs the completion's code, which knows nothing of the tests; the
+other runs the tests, which reach that code through pipes, in plain data. See ``candidate`` and ``driver``.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ import os
 import re
 import secrets
 import select
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from pacedrl.errors import JudgeError
-from pacedrl.tasks.code import candidate, compare, driver, evalplus, names, objects, remote, sandbox, values
+from pacedrl.tasks.code import driver, sandbox
 from pacedrl.tasks.code.blocks import extract
 from pacedrl.tasks.code.pairs import check_signature, find_pairs
 from pacedrl.tasks.code.sandbox import Mode
@@ -42,37 +44,38 @@ PAIR_COLUMNS = ("input_output", "test_cases", "tests", "ground_truth", "verifica
 START_LIMIT_S = 5.0
 """Seconds until the tests are read and both sandboxes running. Later is an error."""
 CANONICAL_LIMIT_S = 60.0
-"""Seconds more that an EvalPlus row's canonical solution may take on all inputs. Longer is an error."""
+"""Additional seconds that an EvalPlus row's canonical solution may take on all inputs. Longer is an error."""
 CANONICAL_FACTOR = 4.0
-"""How much longer a completion may take than the canonical solution, where that is more than ``timeout_s``."""
+"""A completion may take this many times as long as the canonical solution, if that is more than ``timeout_s``."""
 
 _LONGEST_REPORT = 2 * driver.LONGEST_KNOWN  # bytes
 _REMEMBERED = 256  # rows
-_CANDIDATE = [Path(str(module.__file__)) for module in (candidate, names, values)]
-_DRIVER = [Path(str(module.__file__)) for module in (driver, compare, evalplus, objects, remote)] + _CANDIDATE
-_IDENTIFIER = re.compile(r"\w+")
-_CALLED = re.compile(r"(\w+)\s*\(")
+_FOLDER = Path(__file__).parent
+# The files of either sandbox: they import one another and the standard library only.
+_CANDIDATE_FILES = [_FOLDER / f"{name}.py" for name in ("candidate", "implicit_imports", "values")]
+_DRIVER_NAMES = ("driver", "candidate_process", "compare", "evalplus", "proxies")
+_DRIVER_FILES = [*(_FOLDER / f"{name}.py" for name in _DRIVER_NAMES), *_CANDIDATE_FILES]
 
 
 @dataclass(frozen=True)
 class CodeSettings:
-    """How a completion's code is run."""
+    """Settings of the sandboxes that run a completion's code."""
 
     sandbox: Mode = "bubblewrap"
     """See ``pacedrl.tasks.code.sandbox``."""
     timeout_s: float = 4.0
-    """Wall-clock seconds for all tests of a completion; past it the reward is 0. Where an EvalPlus row's canonical
-    solution needs more than a quarter of it, four times what that needs, as EvalPlus does, but not above
+    """Wall-clock seconds for all tests of a completion; past them the reward is 0. If an EvalPlus row's canonical
+    solution needs more than a quarter of that, the limit is four times what it needs, as in EvalPlus, but at most
     ``CANONICAL_LIMIT_S``. A verdict may take ``START_LIMIT_S`` more, and the canonical solution's time."""
     memory_mb: int = 1024
-    """Address space in MiB of each process, of which the completion may start a few."""
+    """Address space in MiB of each process; the completion may start a few."""
 
 
 def code_reward(prompt: Prompt, text: str, settings: CodeSettings) -> float:
-    """1.0 when the code in ``text`` passes all tests of the row in time, else 0.0.
+    """Return 1.0 if the code in ``text`` passes all tests of the row in time, else 0.0.
 
-    JudgeError when the row has no tests, they do not work, or the sandboxes do not start; whatever happens once the
-    code runs is its own doing. ``sandbox.check`` should have been called before.
+    Call ``sandbox.check`` first. Raises JudgeError if the row has no tests, they do not work, or the sandboxes do not
+    start. Once the code runs, it is responsible for whatever happens.
     """
     tests = find_tests(prompt)
     name = prompt.columns.get("entry_point")
@@ -81,37 +84,27 @@ def code_reward(prompt: Prompt, text: str, settings: CodeSettings) -> float:
         "prompt": _prompt_source(prompt) if name else "",
         "entry_point": name,
     }
-    row = _row_key(tests, settings) if tests["kind"] == "evalplus" else None
+    row = hashlib.sha256(_as_text([tests, settings.memory_mb])).digest() if tests["kind"] == "evalplus" else None
     known = _answers.get(row) if row else None
-    asked_s = CANONICAL_LIMIT_S if row and known is None else 0.0
-    token = secrets.token_hex(16)
-    job = {"token": token, "code": code, "tests": tests | ({"known": known} if known else {})}
-    with tempfile.TemporaryFile() as errors, _judging(job, settings, errors) as descriptor:
-        report = _Report(descriptor, token)
-        first = report.line(START_LIMIT_S + asked_s)
+    start_limit_s = START_LIMIT_S + (CANONICAL_LIMIT_S if row and known is None else 0.0)
+    job = {"token": secrets.token_hex(16), "code": code, "tests": tests | ({"known": known} if known else {})}
+    with tempfile.TemporaryFile() as errors, _judging(job, settings, errors) as report:
+        first = report.line(start_limit_s)
         if "started" not in first:
-            raise JudgeError(_why_not_started(first, errors))
+            reason = sandbox.last_line(errors) or "nothing happened for too long, or a process was killed"
+            raise JudgeError(first.get("unusable") or f"the tests did not start: {reason}")
         if row and first["known"]:
-            _remember(row, first["known"])
+            _answers.setdefault(row, first["known"])
+            if len(_answers) > _REMEMBERED:
+                del _answers[next(iter(_answers))]
         last = report.line(max(settings.timeout_s, min(CANONICAL_FACTOR * first["started"], CANONICAL_LIMIT_S)))
         if "unusable" in last:
             raise JudgeError(last["unusable"])
         return float(last.get("passed") is True)
 
 
-def _why_not_started(first: dict[str, Any], errors: IO[bytes]) -> str:
-    if "unusable" in first:
-        return str(first["unusable"])
-    reason = sandbox.last_line(errors) or "nothing happened for too long, or a process was killed"
-    return f"the tests did not start: {reason}"
-
-
-# What canonical solutions answered, of the rows judged last: the completions of a group are judged one by one.
 _answers: dict[bytes, dict[str, Any]] = {}
-
-
-def _row_key(tests: dict[str, Any], settings: CodeSettings) -> bytes:
-    return hashlib.sha256(_as_text([tests, settings.memory_mb])).digest()
+"""Canonical solutions' answers for the rows judged last, because the completions of a group are judged one by one."""
 
 
 def _as_text(job: Any) -> bytes:
@@ -121,23 +114,17 @@ def _as_text(job: Any) -> bytes:
         raise JudgeError(f"the row's tests cannot be sent to the sandbox: {error}") from None
 
 
-def _remember(row: bytes, known: dict[str, Any]) -> None:
-    _answers.setdefault(row, known)
-    if len(_answers) > _REMEMBERED:
-        del _answers[next(iter(_answers))]
-
-
 def _wanted(tests: dict[str, Any]) -> set[str]:
-    """Names that the tests may call, one of which a completion's code defines."""
+    """Return names that the tests may call; the completion's code defines one of them."""
     if tests["kind"] == "operations":
         return {names[0] for names, _, _ in tests["cases"]}
     if tests.get("name"):
-        return {"Solution", *_IDENTIFIER.findall(tests["name"])[:1]}
-    return set(_CALLED.findall(tests.get("code", "")))
+        return {"Solution", *re.findall(r"\w+", tests["name"])[:1]}
+    return set(re.findall(r"(\w+)\s*\(", tests.get("code", "")))
 
 
 def find_tests(prompt: Prompt) -> dict[str, Any]:
-    """The row's tests as ``driver`` takes them. JudgeError where there are none or they are incomplete."""
+    """Return the row's tests as ``driver`` takes them. Raises JudgeError if there are none or they are incomplete."""
     columns = prompt.columns
     name = columns.get("entry_point")
     if isinstance(columns.get("base_input"), list) and columns.get("canonical_solution"):
@@ -189,46 +176,37 @@ def _code(prompt: Prompt, setup: str, code: str) -> dict[str, Any]:
 
 
 def _prompt_source(prompt: Prompt) -> str:
-    """The row's own prompt, or what is fenced in it: code that completions may continue. It may be prose as well."""
+    """Return the row's own prompt, or what is fenced in it: code that completions may continue, or prose."""
     source = prompt.columns.get("prompt")
     return extract(source if isinstance(source, str) else prompt.question)
 
 
 @contextlib.contextmanager
-def _judging(job: dict[str, Any], settings: CodeSettings, errors: IO[bytes]) -> Iterator[int]:
-    """Both sandboxes at work on ``job``; gives the descriptor of the driver's report. Their end is the block's."""
+def _judging(job: dict[str, Any], settings: CodeSettings, errors: IO[bytes]) -> Iterator[_ReportReader]:
+    """Run both sandboxes on ``job`` until the block ends; give the driver's report."""
     mode = settings.sandbox
-    longest_s = (
-        START_LIMIT_S + settings.timeout_s + (2 * CANONICAL_LIMIT_S if job["tests"]["kind"] == "evalplus" else 0)
-    )
-    limits = sandbox.Limits(cpu_s=math.ceil(longest_s), memory_mb=settings.memory_mb)
+    canonical_s = 2 * CANONICAL_LIMIT_S if job["tests"]["kind"] == "evalplus" else 0
+    cpu_s = math.ceil(START_LIMIT_S + settings.timeout_s + canonical_s)
+    limits = sandbox.Limits(cpu_s=cpu_s, memory_mb=settings.memory_mb)
     numpy = any("numpy" in job["tests"].get(part, "") for part in ("setup", "code"))
     with contextlib.ExitStack() as stack:
-        report, report_to = _pipe(stack)
-        requests, requests_to = _pipe(stack)
-        answers, answers_to = _pipe(stack)
         task = stack.enter_context(tempfile.TemporaryFile())
         task.write(_as_text(job))
         task.seek(0)
-        reach = [answers.fileno(), requests_to.fileno()]
-        for start in (
-            sandbox.start(mode, _CANDIDATE, limits, requests, answers_to, errors, numpy=numpy),
-            sandbox.start(mode, _DRIVER, limits, task, report_to, errors, inherited=reach, numpy=numpy),
-        ):
-            stack.enter_context(start)
-        for end in (report_to, requests, requests_to, answers, answers_to):
-            end.close()  # so that each process sees the end of the other, and this one of the report
-        yield report.fileno()
+        start = partial(sandbox.start, mode, limits=limits, stdout=subprocess.PIPE, stderr=errors, numpy=numpy)
+        candidate = stack.enter_context(start(_CANDIDATE_FILES, stdin=subprocess.PIPE))
+        assert candidate.stdin
+        assert candidate.stdout
+        reach = [candidate.stdout.fileno(), candidate.stdin.fileno()]
+        tests = stack.enter_context(start(_DRIVER_FILES, stdin=task, inherited=reach))
+        assert tests.stdout
+        candidate.stdin.close()  # so that the candidate and the driver notice each other's end
+        candidate.stdout.close()
+        yield _ReportReader(tests.stdout.fileno(), job["token"])
 
 
-def _pipe(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
-    """The end to read from and the end to write to."""
-    read, write = os.pipe()
-    return stack.enter_context(open(read, "rb", buffering=0)), stack.enter_context(open(write, "wb", buffering=0))
-
-
-class _Report:
-    """The driver's report, read line by line."""
+class _ReportReader:
+    """Reads the driver's report line by line."""
 
     def __init__(self, descriptor: int, token: str) -> None:
         self._descriptor = descriptor
@@ -236,7 +214,7 @@ class _Report:
         self._received = b""
 
     def line(self, limit_s: float) -> dict[str, Any]:
-        """The next line; empty where it takes longer, is missing, too long, or not the driver's."""
+        """Return the next line; nothing if it takes longer, is missing or too long, or is not the driver's."""
         deadline = time.monotonic() + limit_s
         while b"\n" not in self._received:
             ready, _, _ = select.select([self._descriptor], [], [], max(deadline - time.monotonic(), 0.0))

@@ -1,27 +1,17 @@
-"""Which sandboxes this machine has, and which processes run in them."""
+"""Tells which sandboxes this machine has, and which processes run in them."""
 
 from pathlib import Path
 
 import pytest
 
-from pacedrl.errors import InputError
 from pacedrl.tasks.code import sandbox
 
-
-def without_bubblewrap():
-    try:
-        sandbox.check("bubblewrap")
-    except InputError as error:
-        return str(error)
-    return None
-
-
-needs_bubblewrap = pytest.mark.skipif(without_bubblewrap() is not None, reason=str(without_bubblewrap()))
+needs_bubblewrap = pytest.mark.skipif(sandbox._why_not() is not None, reason=str(sandbox._why_not()))
 both_modes = pytest.mark.parametrize("mode", [pytest.param("bubblewrap", marks=needs_bubblewrap), "rlimits"])
 
 
 def processes(mark):
-    """Pids of the processes on this machine, inside sandboxes too, whose command line holds ``mark``."""
+    """Return the pids of the processes on this machine, inside sandboxes too, whose command line holds ``mark``."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:

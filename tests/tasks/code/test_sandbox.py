@@ -1,4 +1,4 @@
-"""What a program in a sandbox can see and do, and that nothing of it is left afterwards."""
+"""Tests of what a program in a sandbox can see and do, and that it leaves nothing behind."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pool_helpers import until
 from sandbox_helpers import both_modes, needs_bubblewrap, processes
 
 from pacedrl.errors import InputError
@@ -24,7 +25,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="a program outli
 
 @pytest.fixture
 def program(tmp_path):
-    """Writes a program whose ``main`` runs the given statements; its name is told by every process it starts."""
+    """Write a program whose ``main`` runs the given statements; its name is in the command line of its processes."""
 
     def write(body):
         file = tmp_path / f"program_{os.getpid()}_{time.monotonic_ns()}.py"
@@ -35,7 +36,7 @@ def program(tmp_path):
 
 
 def run(mode, file, limits=Limits(), stdin=b"", seconds=20.0):  # noqa: B008 - it is frozen
-    """Exit code, what it printed, and the last line of its errors."""
+    """Return the exit code, what it printed, and the last line of its errors."""
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         given.write(stdin)
         given.seek(0)
@@ -43,13 +44,6 @@ def run(mode, file, limits=Limits(), stdin=b"", seconds=20.0):  # noqa: B008 - i
             code = process.wait(seconds)
         out.seek(0)
         return code, out.read().decode(), sandbox.last_line(errors)
-
-
-def until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @both_modes
@@ -154,7 +148,7 @@ def test_a_killed_parent_takes_the_program_along(mode, program, tmp_path):
         """),
         encoding="utf-8",
     )
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path]), "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, str(script)], env=env) as parent:
         until(lambda: processes(file.stem) - {os.getpid()}, 60)
@@ -237,7 +231,7 @@ CANNOT = [
     "os.listdir('/root/.ssh')",
     f"os.listdir({str(Path(__file__).parent)!r})",
     "open('/hostile_here', 'w')",
-    "open(sys.modules['pacedrl.tasks.' + PROGRAM].__file__, 'a')",
+    "open(sys.modules['pacedrl.tasks.code.' + PROGRAM].__file__, 'a')",
     "open(os.__file__, 'a')",
     "open('/dev/hostile_here', 'w')",
     "os.symlink('/etc/passwd', '/tmp/p') or open('/tmp/p').read()",

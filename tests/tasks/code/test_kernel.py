@@ -1,4 +1,4 @@
-"""What a completion cannot get from the kernel, in both ways in which a sandbox is made: verdicts on real programs."""
+"""Tests of what the kernel refuses to completions, in both kinds of bubblewrap sandbox: verdicts on real programs."""
 
 import os
 import platform
@@ -8,11 +8,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from code_helpers import reward
 from sandbox_helpers import needs_bubblewrap
 
 from pacedrl.tasks.code import sandbox
-from pacedrl.tasks.code.verifier import CodeSettings, code_reward
-from pacedrl.types import Prompt
+from pacedrl.tasks.code.verifier import CodeSettings
 
 pytestmark = needs_bubblewrap
 EPERM, ENOSYS = 1, 38
@@ -21,7 +21,7 @@ NEW_USER, NEW_NETWORK, NEW_MOUNT = 0x10000000, 0x40000000, 0x20000
 
 @pytest.fixture(autouse=True, params=["a user of its own", "a user namespace"])
 def way(request, monkeypatch):
-    """Root's sandbox has no user namespace, everybody else's has one; root can have that, too."""
+    """Run each test in both kinds: root's sandbox has no user namespace, other users' have one; root can make both."""
     if request.param == "a user of its own":
         if os.geteuid() != 0:
             pytest.skip("only root can start a sandbox without a user namespace")
@@ -36,9 +36,8 @@ def way(request, monkeypatch):
 
 
 def passes(text, *tests, **limits):
-    """Whether all tests pass."""
-    prompt = Prompt("key", "task", "Solve it.", None, {"test_list": list(tests)})
-    return code_reward(prompt, text, CodeSettings(timeout_s=20.0, **limits)) == 1.0
+    """Tell whether all tests pass."""
+    return reward(text, test_list=list(tests), settings=CodeSettings(timeout_s=20.0, **limits)) == 1.0
 
 
 CALL = (
@@ -167,7 +166,7 @@ def test_memory_is_limited_wherever_it_is_kept():
 
 
 def installed():
-    """The folders of the base interpreter's installed packages, and of the system's."""
+    """Return the folders of the base interpreter's installed packages, and of the system's."""
     base = {"base": sys.base_prefix, "platbase": sys.base_prefix}
     folders = {sysconfig.get_path(name, vars=base) for name in ("purelib", "platlib")}
     folders |= {"/usr/lib/python3/dist-packages", *site.getsitepackages()}

@@ -1,4 +1,4 @@
-"""Results that are no plain numbers, strings and lists: judged as what they are, or an error that names the type."""
+"""Tests of results other than numbers, strings and lists: they are judged, or an error names their type."""
 
 import datetime
 import decimal
@@ -24,12 +24,12 @@ def returning(expression):
 
 
 def asserted(expression, expected):
-    """The reward for returning ``expression`` where a test asserts that ``expected`` is returned."""
+    """Return the reward for returning ``expression`` where a test asserts that ``expected`` is returned."""
     return reward(returning(expression), test_imports=IMPORTS, test_list=[f"assert f() == {expected}"])
 
 
 def paired(expression, expected):
-    """The same where the expected result is a pair's output."""
+    """Return the same if the expected result is a pair's output."""
     return reward(returning(expression), {"fn_name": "f", "inputs": [[]], "outputs": [expected]})
 
 
@@ -88,7 +88,7 @@ ITERABLES = [
 
 
 def as_list(expression):
-    """What the items of the iterables in ``ITERABLES`` are, also of those that they hold."""
+    """Return the items of an iterable in ``ITERABLES``, and of the iterables in it."""
     namespace = {}
     exec("\n".join([*IMPORTS, f"value = {expression}"]), namespace)
 

@@ -1,4 +1,4 @@
-"""What counts as a completion's code, and the kinds of tests."""
+"""Tests of what counts as a completion's code, and of the kinds of tests that a row can have."""
 
 import json
 

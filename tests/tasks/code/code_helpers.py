@@ -1,4 +1,4 @@
-"""Judging code in tests."""
+"""Helpers that judge code in tests."""
 
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code.verifier import CodeSettings, code_reward

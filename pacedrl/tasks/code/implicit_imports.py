@@ -1,11 +1,9 @@
-"""Names that programs may use without importing them, as LiveCodeBench's harness lets them.
+"""Names that programs may use without importing them, as in LiveCodeBench's harness.
 
-Models write ``List[int]`` and ``deque()`` and leave the imports out, because many data sets' prompts imply them. The
-names are those that LiveCodeBench imports, but for names that are more likely a mistake than meant. They come after the
-built-in ones: whatever a program defines or imports itself wins, and no built-in name, such as ``pow``, is replaced.
-Where a module and something in it have one name, such as ``bisect``, the name is the module's.
-
-This file is shown to the sandboxes, so it imports the standard library only.
+Models write ``List[int]`` and ``deque()`` without the imports, because many data sets' prompts imply them. The names
+are those that LiveCodeBench imports, except names that are more likely a mistake than meant. They come after the
+built-in names: whatever a program defines or imports itself wins, and no built-in name, such as ``pow``, is replaced.
+If a module and something in it have the same name, such as ``bisect``, the name means the module.
 """
 
 from __future__ import annotations
@@ -16,10 +14,6 @@ from collections.abc import Collection
 from types import CodeType
 from typing import Any
 
-MODULES = (
-    "bisect collections copy datetime functools heapq io itertools json math operator random re statistics string "
-    "sys typing"
-)
 MEMBERS = {
     "bisect": "bisect_left bisect_right insort insort_left insort_right",
     "collections": "ChainMap Counter OrderedDict UserDict defaultdict deque namedtuple",
@@ -55,18 +49,16 @@ MEMBERS = {
         "NoReturn Optional Protocol Sequence Set Sized Tuple Type TypeVar TypedDict Union cast overload"
     ),
 }
-SOURCES = {name: module for module, names in MEMBERS.items() for name in names.split()} | dict.fromkeys(
-    MODULES.split(), ""
-)
+SOURCES = {name: module for module, names in MEMBERS.items() for name in names.split()} | dict.fromkeys(MEMBERS, "")
 """Maps each name to the module that it is imported from, or to "" if it is a module itself."""
 
-_SYNTAX_TREE = 0x400  # ast.PyCF_ONLY_AST: importing ast takes longer than this whole file
+SYNTAX_TREE = 0x400  # ast.PyCF_ONLY_AST: importing ast takes longer than this whole file
 
 
 def compiled(source: str, where: str) -> CodeType:
-    """Compile a program and provide the names that it reads. Whatever the compiler raises passes."""
-    tree = compile(source, where, "exec", _SYNTAX_TREE, dont_inherit=True)
-    provide(names_read(tree))
+    """Compile a program and provide the names that it reads. Exceptions of the compiler pass through."""
+    tree = compile(source, where, "exec", SYNTAX_TREE, dont_inherit=True)
+    provide(_names_read(tree))
     code: CodeType = compile(tree, where, "exec", dont_inherit=True)
     return code
 
@@ -80,8 +72,8 @@ def provide(names: Collection[str]) -> None:
             setattr(builtins, name, value)
 
 
-def names_read(tree: Any) -> set[str]:
-    """All names in a syntax tree, wherever they stand; those of attributes are none."""
+def _names_read(tree: Any) -> set[str]:
+    """Return all names in a syntax tree, wherever they stand, except names of attributes."""
     names = set()
     rest = [tree]
     while rest:

@@ -1,4 +1,4 @@
-"""Rows that test a class, or a function that a function returned: the objects stay with the candidate."""
+"""Tests of rows that test a class, or a function that a function returned: objects stay with the candidate."""
 
 import pytest
 from code_helpers import reward
@@ -292,7 +292,7 @@ def test_objects_that_a_function_returns_have_items():
 
 
 def test_a_function_s_result_is_not_looked_at_twice():
-    """An object that gives another answer each time would meet properties that no list has."""
+    """Otherwise an object that gives another answer each time could pass tests that no list passes."""
     text = (
         "class Sorted:\n"
         "    def __init__(self, items): self.items = items\n"

@@ -1,11 +1,11 @@
-"""Names that a program need not import, and how a program ends."""
+"""Tests of names that a program need not import, and of how a program ends."""
 
 import builtins
 
 import pytest
 from code_helpers import SETTINGS, reward
 
-from pacedrl.tasks.code.names import MEMBERS, SOURCES
+from pacedrl.tasks.code.implicit_imports import MEMBERS, SOURCES
 
 NINE = {"inputs": ["3\n"], "outputs": ["9\n"]}
 

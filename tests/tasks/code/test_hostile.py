@@ -1,4 +1,4 @@
-"""Completions that want the reward without the work, or the machine: 0 for each, in time, and nothing left behind."""
+"""Completions that cheat or attack the machine: each gets 0 in time, and leaves nothing behind."""
 
 import os
 import signal
@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from code_helpers import reward
+from pool_helpers import until
 from sandbox_helpers import both_modes, needs_bubblewrap, processes
 
 from pacedrl.tasks.code import sandbox
 from pacedrl.tasks.code import verifier as code
-from pacedrl.tasks.code.verifier import CodeSettings, code_reward
-from pacedrl.types import Prompt
+from pacedrl.tasks.code.verifier import CodeSettings
 
 TIMEOUT_S = 1.0
 FIRST_ANSWER, SECOND_ANSWER = 7_654_321, 8_765_432
@@ -25,31 +26,24 @@ MARK = f"hostile_{os.getpid()}"  # in the environment, the sandboxes' command li
 
 @pytest.fixture(autouse=True)
 def nothing_left(monkeypatch):
-    """Around every test: the same processes, descriptors and files in the temporary directory after it as before."""
+    """Check after every test that it left no process, descriptor or file in the temporary directory."""
     monkeypatch.setenv("MARK", MARK)
     monkeypatch.setattr(sandbox, "_START", f"{sandbox._START}# {MARK}")
     before = processes(MARK), sorted(os.listdir("/proc/self/fd"))
     yield
-    deadline = time.monotonic() + 5
-    while processes(MARK) - before[0]:
-        assert time.monotonic() < deadline, "processes were left behind"
-        time.sleep(0.02)
+    until(lambda: not processes(MARK) - before[0], 5)
     assert sorted(os.listdir("/proc/self/fd")) == before[1]
     assert not [name for name in os.listdir("/tmp") if MARK in name]
 
 
 def judged(text, mode="bubblewrap", **row):
-    """The reward, for functions by default; it must come within the limits."""
-    row = row or {"test_list": TESTS}
+    """Return the reward, by default for tests of a function, and check that it comes within the limits."""
+    text = textwrap.dedent(text).replace("REPOSITORY", str(Path(__file__).parents[3]))
     settings = CodeSettings(mode, timeout_s=TIMEOUT_S, memory_mb=512)
     start = time.monotonic()
-    reward = code_reward(
-        Prompt("key", "task", "Solve it.", row.pop("answer", None), row),
-        textwrap.dedent(text).replace("REPOSITORY", str(Path(__file__).parents[2])),
-        settings,
-    )
+    verdict = reward(text, settings=settings, **row or {"test_list": TESTS})
     assert time.monotonic() - start < TIMEOUT_S + code.START_LIMIT_S
-    return reward
+    return verdict
 
 
 FORGERIES = {
@@ -294,7 +288,7 @@ PROGRAMS = {
     "forged answers": """
         import os
         for fd in range(256):
-            try: os.write(fd, b'["output", "7654321"]\\n["output", "8765432"]\\n')
+            try: os.write(fd, b'["value", "7654321"]\\n["value", "8765432"]\\n')
             except OSError: pass
     """,
     "patched runner": """
@@ -353,7 +347,7 @@ def test_no_completion_meets_what_another_left():
 @needs_bubblewrap
 @pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
 def test_a_killed_worker_takes_everything_along(tmp_path):
-    """As the pool does it: SIGKILL to the worker's process group while a completion with a daemon runs."""
+    """Kill the worker's process group, as the pool does, while a completion with a daemon runs."""
     script = tmp_path / "worker.py"
     daemon = NAMESPACED["a daemon"].replace("return 0", "time.sleep(1000)")
     script.write_text(
@@ -365,15 +359,9 @@ def test_a_killed_worker_takes_everything_along(tmp_path):
         encoding="utf-8",
     )
     before = processes(MARK)
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     with subprocess.Popen([sys.executable, str(script)], env=env, start_new_session=True) as worker:
-        deadline = time.monotonic() + 60
-        while len(processes(MARK) - before) < 5:  # two bwraps, their programs, and the daemon at least
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: len(processes(MARK) - before) >= 5, 60)  # two bwraps, their programs, and the daemon at least
         os.killpg(worker.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while processes(MARK) - before:
-        assert time.monotonic() < deadline, "processes were left behind"
-        time.sleep(0.02)
+    until(lambda: not processes(MARK) - before, 5)

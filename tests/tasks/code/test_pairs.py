@@ -1,4 +1,4 @@
-"""Pairs of inputs and outputs, in the forms that public data sets have them."""
+"""Tests of pairs of inputs and outputs, in the forms of public data sets."""
 
 import json
 

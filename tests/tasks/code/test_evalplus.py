@@ -1,4 +1,4 @@
-"""EvalPlus' rows, and the canonical solutions of three public data sets."""
+"""Tests of EvalPlus' rows, and of the canonical solutions of three public data sets."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""Which part of a completion is its code."""
+"""Tests of which part of a completion is its code."""
 
 import pytest
 from code_helpers import reward
