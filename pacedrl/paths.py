@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Paths as users write them, and atomic writes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ AnyPath = TypeVar("AnyPath", str, Path)
 
 
 def expand_home(path: AnyPath) -> AnyPath:
-    """``~`` or ``~user`` at the start becomes that user's home folder; anything else stays as it is."""
+    """Replace a leading ``~`` or ``~user`` with that user's home folder."""
     return type(path)(os.path.expanduser(path))
 
 
-def home_path(text: str) -> Path:
-    """A path given on the command line."""
-    return expand_home(Path(text))
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file atomically: after a crash, it holds the old or the new text."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

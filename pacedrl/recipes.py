@@ -1,16 +1,18 @@
-"""The one table of methods: a recipe's name → its selection, estimator, gate, objective and replay.
+"""The table of methods: each recipe sets selection, estimator, gate, objective and replay.
 
-A recipe is a set of values for the configuration; what the user's own configuration says goes before it. What a recipe
-does not name keeps the defaults. All share sampler, learner and schedule; only the number of optimiser steps on a
-step's rollouts (``optimizer.mini_batches``) is the paper's own for dapo and gspo: to compare at equal steps, set it.
+A recipe is a set of values for the configuration. User settings override the recipe, and settings that the recipe does
+not name keep their defaults. All recipes share the sampler, the learner and the schedule. Only dapo and gspo also set
+``optimizer.mini_batches``, the number of optimiser steps per step, as their papers do; set it yourself to compare
+recipes at equal numbers of optimiser steps.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pacedrl.errors import did_you_mean
 
 Settings = dict[str, dict[str, Any]]
 
@@ -19,7 +21,7 @@ DEFAULT_RECIPE = "paced"
 
 @dataclass(frozen=True)
 class Recipe:
-    """``settings`` are sections of the configuration (`pacedrl.config.Config`)."""
+    """A method: its one-line summary, its source, and its settings by section of `pacedrl.config.Config`."""
 
     summary: str
     paper: str
@@ -28,25 +30,25 @@ class Recipe:
 
 PACED_RL = "arXiv 2602.12642"
 
-# Selection: which prompts come next, and the estimator it goes by.
+# Selection of prompts, with the estimator that it uses.
 UNIFORM: Settings = {"selection": {"method": "uniform"}, "estimator": {"name": "none"}, "gate": {"name": "none"}}
 UNIFORM_WITH_Z: Settings = UNIFORM | {"estimator": {"name": "partition"}}
 NEAREST: Settings = {"selection": {"method": "nearest"}, "estimator": {"name": "partition"}, "gate": {"name": "none"}}
 
-# Objective, and whether past completions are replayed.
+# Objective, with or without replay.
 GRPO: Settings = {"objective": {"name": "grpo"}, "replay": {"enabled": False}}
 BALANCE: Settings = {"objective": {"name": "trajectory_balance"}, "replay": {"enabled": False}}
 BALANCE_WITH_REPLAY: Settings = {"objective": {"name": "trajectory_balance"}, "replay": {"enabled": True}}
 
 RECIPES: dict[str, Recipe] = {
-    "grpo": Recipe("group z-scored advantage, clipped ratio, uniform prompts", "arXiv 2402.03300", UNIFORM | GRPO),
+    "grpo": Recipe("z-scored group advantage, clipped ratio, uniform prompts", "arXiv 2402.03300", UNIFORM | GRPO),
     "dr_grpo": Recipe(
-        "GRPO without the biases of std and length: centred advantage, constant length",
+        "GRPO without the std and length biases: centred advantage, division by a constant length",
         "arXiv 2503.20783",
         UNIFORM | GRPO | {"objective": {"name": "grpo", "scale_by_std": False, "aggregation": "constant"}},
     ),
     "dapo": Recipe(
-        "GRPO with dynamic sampling (drop unmixed groups, refill), clip-higher, token mean",
+        "GRPO with dynamic sampling (groups of equal rewards are replaced), clip-higher, mean over tokens",
         "arXiv 2503.14476",
         UNIFORM
         | GRPO
@@ -57,7 +59,7 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "gspo": Recipe(
-        "GRPO with one importance ratio a sequence",
+        "GRPO with one importance ratio per sequence",
         "arXiv 2507.18071",
         UNIFORM
         | GRPO
@@ -72,12 +74,12 @@ RECIPES: dict[str, Recipe] = {
         UNIFORM | GRPO | {"gate": {"name": "lilo"}},
     ),
     "mopps": Recipe(
-        "GRPO on prompts whose draw from a Beta posterior of counts is nearest to 0.5",
+        "GRPO on prompts chosen by Thompson sampling: the draw from their Beta posterior is nearest to 0.5",
         "arXiv 2507.04632",
         UNIFORM | GRPO | {"selection": {"method": "thompson"}, "estimator": {"name": "counts"}},
     ),
     "flowrl": Recipe(
-        "trajectory balance to the initial policy, length-normalised, z-scored rewards, Z at the policy's rate",
+        "length-normalised trajectory balance to the initial policy, z-scored rewards, log Z at the policy's rate",
         "arXiv 2509.15207",
         UNIFORM
         | {
@@ -87,13 +89,17 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "gflowrl": Recipe(
-        "FlowRL with the group's own log Z, capped weight and clipped gap",
+        "FlowRL with log Z estimated from the group, a capped importance weight and a clipped gap",
         "arXiv 2607.13394",
         UNIFORM | {"objective": {"name": "gflowrl"}, "replay": {"enabled": False}},
     ),
-    "tb": Recipe("PACED-RL's objective alone: learned log Z, uniform prompts", PACED_RL, UNIFORM_WITH_Z | BALANCE),
+    "tb": Recipe(
+        "PACED-RL's objective alone: trajectory balance with a learned log Z, uniform prompts",
+        PACED_RL,
+        UNIFORM_WITH_Z | BALANCE,
+    ),
     "tb_groupmean": Recipe(
-        "trajectory balance with the group-mean log Z (VarGrad, TBA)",
+        "trajectory balance with log Z estimated from the group (VarGrad, TBA)",
         "arXiv 2503.18929",
         UNIFORM | BALANCE | {"objective": {"name": "trajectory_balance", "log_z": "group_mean"}},
     ),
@@ -109,9 +115,9 @@ RECIPES: dict[str, Recipe] = {
         PACED_RL,
         NEAREST | BALANCE_WITH_REPLAY | {"selection": {"method": "noise"}},
     ),
-    "paced_grpo": Recipe("PACED-RL's selection on GRPO", PACED_RL, NEAREST | GRPO),
+    "paced_grpo": Recipe("GRPO with PACED-RL's selection of prompts", PACED_RL, NEAREST | GRPO),
     "paced_plus": Recipe(
-        "ours: log Z and counts combined, most learnable prompts, exploration, cooldown, blended baseline, replay",
+        "ours: log Z combined with counts, most learnable prompts, exploration, cooldown, blended baseline, replay",
         "this project",
         BALANCE_WITH_REPLAY
         | {
@@ -122,7 +128,7 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "oracle": Recipe(
-        "upper bound: PACED-RL with true accuracies in place of the estimates (single-answer tasks only)",
+        "upper bound: PACED-RL with true accuracies instead of estimates (only for tasks with one right answer)",
         "this project",
         NEAREST | BALANCE_WITH_REPLAY | {"estimator": {"name": "oracle"}},
     ),
@@ -130,15 +136,14 @@ RECIPES: dict[str, Recipe] = {
 
 
 def with_recipe(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration's tree with its recipe's values wherever it says nothing itself.
+    """The user's settings with the recipe's values filled in where the user set nothing.
 
-    A section in which the tree names another variant (``objective.name``) takes none of the recipe's values. Raises
-    ValueError for a recipe that does not exist.
+    If the user chose another variant of a section (``objective.name``), none of the recipe's values for that section
+    apply. Raises ValueError for an unknown recipe.
     """
     name = tree.get("recipe", DEFAULT_RECIPE)
     if not isinstance(name, str) or name not in RECIPES:
-        close = difflib.get_close_matches(str(name), RECIPES, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(RECIPES)}"
+        hint = did_you_mean(str(name), RECIPES, before="") or f"there are {', '.join(RECIPES)}"
         raise ValueError(f"recipe: there is no recipe '{name}': {hint}")
     merged = dict(tree)
     for section, row in RECIPES[name].settings.items():

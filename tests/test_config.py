@@ -1,4 +1,4 @@
-"""The configuration: its defaults, the YAML file, overrides, and the way back."""
+"""Configurations: defaults, YAML files, overrides, and writing them back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pacedrl.errors import InputError
 EXAMPLES = sorted(
     path for path in (Path(__file__).parent.parent / "examples").rglob("*.yaml") if path.parent.name != "verl"
 )
-"""The one in examples/verl is verl's."""
+"""All but the one in examples/verl, which is a configuration of verl."""
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:
@@ -85,7 +85,7 @@ def test_overrides_change_only_what_they_name_and_the_last_one_wins(tmp_path: Pa
     assert config.data.train[0].options == {"a": 1, "b": 2}
 
 
-def test_one_task_need_not_be_a_list(tmp_path: Path) -> None:
+def test_a_single_task_counts_as_a_list(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("data:\n  train: {source: rows.csv}\n  eval: {source: held.csv}\n")
     config = load_config(file, ["data.train.limit=3"])
@@ -93,20 +93,20 @@ def test_one_task_need_not_be_a_list(tmp_path: Path) -> None:
     assert [task.source for task in config.data.eval] == ["held.csv"]
 
 
-def test_no_evaluation_may_be_said_by_null() -> None:
+def test_null_means_no_evaluation() -> None:
     assert parse_config({"data": {"eval": None}}).data.eval == []
     with pytest.raises(InputError, match=r"data.train: .*list"):
         parse_config({"data": {"train": None}})
 
 
-def test_one_of_several_tasks_cannot_be_overridden(tmp_path: Path) -> None:
+def test_an_override_cannot_choose_among_several_tasks(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("data: {train: [{source: a.csv}, {source: b.csv}]}\n")
     with pytest.raises(InputError, match=r"data\.train.*several"):
         load_config(file, ["data.train.limit=3"])
 
 
-def test_a_key_given_twice_is_refused_and_merging_is_not(tmp_path: Path) -> None:
+def test_duplicate_keys_are_refused_and_merge_keys_work(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("run: {steps: 5}\nmodel: {name: tiny}\nrun: {seed: 1}\n")
     with pytest.raises(InputError, match=r"c\.yaml: not valid YAML: 'run' is given twice .*line 3"):
@@ -145,7 +145,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path, content: str) -> None:
         ({"replay": {"capacity": 0}}, r"replay\.capacity"),
     ],
 )
-def test_a_bad_value_is_named_in_one_line(tree: dict[str, Any], message: str) -> None:
+def test_an_error_is_one_line_that_names_the_field(tree: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as raised:
         parse_config(tree, "mine.yaml")
     text = str(raised.value)
@@ -155,7 +155,7 @@ def test_a_bad_value_is_named_in_one_line(tree: dict[str, Any], message: str) ->
 
 
 @pytest.mark.parametrize("target", [0, 0.0, 1, 1.0, 0.25])
-def test_every_accuracy_is_a_possible_target(target: float) -> None:
+def test_target_accuracy_may_be_any_number_from_0_to_1(target: float) -> None:
     assert parse_config({"selection": {"target_accuracy": target}}).selection.target_accuracy == target
 
 
@@ -202,7 +202,7 @@ def test_a_function_that_other_processes_cannot_import_is_refused(function: Any)
 
 
 @pytest.mark.parametrize("file", ["/tmp/ipykernel_7/123.py", "<ipython-input-1-abc>", "<stdin>"])
-def test_a_function_of_a_notebook_cell_is_told_to_go_into_a_file(file: str) -> None:
+def test_the_error_for_a_function_in_a_notebook_suggests_a_file(file: str) -> None:
     cell: dict[str, Any] = {"__name__": "__main__"}
     exec(compile("def mine(completions, **_):\n    return [1.0]\n", file, "exec"), cell)
     with pytest.raises(InputError, match=r"%%writefile my_mine\.py\) and set the verifier to 'my_mine\.py:mine'"):

@@ -1,4 +1,4 @@
-"""Every setting is either free to change when a run is resumed, or must stay."""
+"""Which settings a resumed run may change, and which it must keep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FREE = {
     "SamplingConfig": "max_prompt_tokens batch_size servers server_timeout_s server_patience_s gpu_memory",
     "OptimizerConfig": "tokens_per_micro_batch gradient_checkpointing activation_offload",
 }
-"""Names of model and data: what they hold is compared when a run is resumed, not where it lies."""
+"""Names and paths of model and data are free, because a resumed run compares their contents instead."""
 KEPT = {
     "Config": "recipe",
     "RunConfig": "seed",
@@ -47,7 +47,7 @@ KEPT = {
 
 
 def sections(model: type[Section]) -> Iterator[type[Section]]:
-    """All classes of settings below ``model`` that are not free as a whole."""
+    """All section classes in ``model`` that are not free as a whole."""
     yield model
     for field in model.model_fields.values():
         if MAY_CHANGE not in field.metadata:
@@ -63,11 +63,11 @@ def _inner(annotation: Any) -> Iterator[type[Section]]:
 
 
 @pytest.mark.parametrize("model", list(sections(Config)), ids=lambda model: model.__name__)
-def test_every_setting_is_free_or_must_stay(model: type[Section]) -> None:
-    """A setting that is new belongs into one of the tables above, and if it is free its type is Free[...]."""
+def test_every_setting_is_listed_as_free_or_kept(model: type[Section]) -> None:
+    """Add a new setting to one of the tables above; the type of a free setting is Free[...]."""
     free, kept = FREE.get(model.__name__, "").split(), KEPT.get(model.__name__, "").split()
     settings = {name for name, field in model.model_fields.items() if not list(_inner(field.annotation))}
-    assert settings <= {*free, *kept}, f"say of each whether it may change: {settings - {*free, *kept}}"
+    assert settings <= {*free, *kept}, f"list these in FREE or KEPT: {settings - {*free, *kept}}"
     before = model()
     for name in free:
         assert list(changes(before, before.model_copy(update={name: "other"}))) == [], name
@@ -84,5 +84,5 @@ def test_every_setting_is_free_or_must_stay(model: type[Section]) -> None:
         ({"optimizer": {"betas": [0.9, 0.95]}}, ("optimizer.betas", (0.9, 0.999), (0.9, 0.95))),
     ],
 )
-def test_a_change_is_named_with_both_values(now: dict[str, Any], expected: tuple[str, Any, Any]) -> None:
+def test_changes_have_the_name_and_both_values(now: dict[str, Any], expected: tuple[str, Any, Any]) -> None:
     assert list(changes(Config(), parse_config(now))) == [expected]

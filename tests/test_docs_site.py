@@ -173,7 +173,7 @@ def test_the_configuration_reference_describes_every_setting(site: Path) -> None
 
 def test_the_reference_of_the_command_line_has_every_verb_and_option(site: Path) -> None:
     text = (site / "cli.html").read_text(encoding="utf-8")
-    for action in cli._parser()._actions:
+    for action in cli.build_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, verb in action.choices.items():
                 assert f'id="pacedrl-{name}"' in text

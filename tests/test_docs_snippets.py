@@ -140,7 +140,7 @@ def test_every_command_is_one_that_works(command: Command) -> None:
 
 
 def test_the_examples_of_help_work() -> None:
-    (verbs,) = (action.choices for action in cli._parser()._actions if action.dest == "verb")
+    (verbs,) = (action.choices for action in cli.build_parser()._actions if action.dest == "verb")
     examples = {name: verb.epilog for name, verb in verbs.items()}
     assert all(text and text.startswith("example: pacedrl ") for text in examples.values()), examples
     for text in examples.values():
@@ -203,13 +203,13 @@ def check(words: list[str]) -> None:
 def check_pacedrl(words: list[str]) -> None:
     """Fail unless the command line parses and its configuration, with its settings, is valid."""
     words = [PLACEHOLDERS.get(word, word).replace("$recipe", "paced") for word in words]
-    (verbs,) = (action.choices for action in cli._parser()._actions if action.dest == "verb")
+    (verbs,) = (action.choices for action in cli.build_parser()._actions if action.dest == "verb")
     if words == ["VERB", "--help"]:
         return
     assert words[0] in verbs, f"no such verb: {words[0]}"
     if len(words) == 1 and words[0] != "recipes":
         return  # a mention
-    options = cli._parse(words)
+    options = cli.parse(words)
     recipe = getattr(options, "recipe", None) or getattr(options, "name", None)
     assert recipe is None or recipe in RECIPES
     assert set(filter(None, (getattr(options, "recipes", None) or "").split(","))) <= set(RECIPES)

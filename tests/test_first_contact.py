@@ -1,4 +1,4 @@
-"""What somebody new meets: the bare command, --help, and messages that name a page."""
+"""The first contact: the command alone, --help, and messages that point to a page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from pacedrl.cli import FIRST_STEPS, _parse, _parser, main
+from pacedrl.cli import FIRST_STEPS, build_parser, main, parse
 from pacedrl.config import parse_config
 from pacedrl.errors import InputError, Page
 
@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    (action,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (action,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     return dict(action.choices)
 
 
-def test_the_bare_command_says_what_to_type_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_alone_prints_the_first_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", FIRST_STEPS)
@@ -40,7 +40,7 @@ def test_every_verb_has_an_example_that_parses(verb: str, capsys: pytest.Capture
     (example,) = re.findall(r"example: (pacedrl .*)", shown)
     program, *arguments = shlex.split(example)
     assert (program, arguments[0]) == ("pacedrl", verb)
-    options = _parse(arguments)
+    options = parse(arguments)
     assert options.verb == verb
     for path in vars(options).values():
         if isinstance(path, Path) and path.parts[0] == "examples":
@@ -76,14 +76,14 @@ def test_every_page_that_messages_name_is_there() -> None:
         ({"scale": {"shard": True}, "optimizer": {"activation_offload": True}}, "scale"),
     ],
 )
-def test_messages_name_the_page_that_says_more(tree: dict[str, object], page: str) -> None:
+def test_messages_point_to_a_page(tree: dict[str, object], page: str) -> None:
     with pytest.raises(InputError) as raised:
         parse_config(tree)
     assert str(raised.value).endswith(f" (see docs/{page}.md)")
     assert "\n" not in str(raised.value)
-    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # other processes are told
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # It crosses processes.
 
 
-def test_a_message_that_says_it_all_names_no_page() -> None:
+def test_a_message_without_a_page() -> None:
     with pytest.raises(InputError, match=r"\(got 0\)$"):
         parse_config({"run": {"steps": 0}})

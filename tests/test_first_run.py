@@ -1,4 +1,4 @@
-"""docs/first_run.md is walked as it stands, with fewer steps."""
+"""Follow docs/first_run.md as written, with fewer steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pacedrl.cli import _parse, main
+from pacedrl.cli import main, parse
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/first_run.md").read_text(encoding="utf-8")
 FEWER = ["run.steps=3", "sampling.prompts_per_step=4", "data.eval.limit=4", "data.train.limit=32", "verifier.workers=1"]
@@ -58,5 +58,5 @@ def test_the_page_on_the_first_run(
     assert yaml.safe_load(Path("runs/my/config.yaml").read_text())["data"]["train"][0]["verifier"] == "reward.py:reward"
     assert report[1:] == ["report", "runs/my"]
 
-    options = _parse(other[1:])
+    options = parse(other[1:])
     assert (options.verb, options.model) == ("init", "Qwen/Qwen2.5-1.5B-Instruct")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pacedrl.cli import _parse
+from pacedrl.cli import parse
 from pacedrl.config import Config, load_config
 
 OVERRIDES = {
@@ -55,7 +55,7 @@ def test_in_the_configuration(override: str, home: Path) -> None:
     assert OVERRIDES[override](load_config(None, [override])) == f"{home}/x"
 
 
-def test_in_a_quoted_value_of_a_file_named_with_it_and_of_python(home: Path) -> None:
+def test_in_yaml_files_and_in_python(home: Path) -> None:
     (home / "c.yaml").write_text("run: {dir: '~/a b'}\nmodel: {name: \"~/m\"}\n")
     config = load_config(Path("~/c.yaml"))
     assert (config.run.dir, config.model.name) == (home / "a b", f"{home}/m")
@@ -64,7 +64,7 @@ def test_in_a_quoted_value_of_a_file_named_with_it_and_of_python(home: Path) -> 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_on_the_command_line(command: str, home: Path) -> None:
-    value = getattr(_parse(command.split()), COMMANDS[command])
+    value = getattr(parse(command.split()), COMMANDS[command])
     assert str(value[0] if isinstance(value, list) else value) == f"{home}/x"
 
 

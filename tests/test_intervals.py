@@ -22,7 +22,7 @@ def test_one_seed_has_no_interval() -> None:
 
 
 @given(SEEDS)
-def test_intervals_hold_the_mean_and_no_more_than_the_seeds(values: list[float]) -> None:
+def test_intervals_contain_the_mean_and_lie_within_the_range_of_the_seeds(values: list[float]) -> None:
     interval = mean_interval(values)
     assert interval.mean == pytest.approx(np.mean(values))
     assert interval.low is not None
@@ -36,7 +36,7 @@ def test_intervals_hold_the_mean_and_no_more_than_the_seeds(values: list[float])
 
 
 @given(SEEDS, st.floats(0.1, 5), st.floats(-5, 5))
-def test_intervals_move_and_stretch_with_the_values(values: list[float], scale: float, shift: float) -> None:
+def test_intervals_shift_and_scale_with_the_values(values: list[float], scale: float, shift: float) -> None:
     interval = mean_interval(values)
     moved = mean_interval([scale * value + shift for value in values])
     for end in ("mean", "low", "high"):
@@ -45,7 +45,7 @@ def test_intervals_move_and_stretch_with_the_values(values: list[float], scale: 
 
 @pytest.mark.parametrize(("seeds", "least"), [(2, 0.92), (3, 0.92), (4, 0.92), (5, 0.92), (10, 0.93)])
 def test_95_percent_intervals_cover_about_95_percent(seeds: int, least: float) -> None:
-    """The plain percentile interval, within the same test, shows what the expansion is for."""
+    """The plain percentile interval, computed beside it, covers less: that is why it is expanded."""
     rng = np.random.default_rng(1)
     covered = plain = 0
     trials = 400
@@ -67,7 +67,7 @@ def test_two_seeds_give_students_interval() -> None:
     assert (interval.mean, interval.low, interval.high) == pytest.approx((2.0, 2.0 - 12.706, 2.0 + 12.706))
 
 
-def test_paired_differences_forget_what_seeds_have_in_common() -> None:
+def test_paired_differences_remove_what_seeds_have_in_common() -> None:
     hard = [0.0, 5.0, -3.0, 9.0, 1.0]  # seeds differ far more than methods do
     better = [value + 1.0 + noise for value, noise in zip(hard, (0.1, -0.1, 0.0, 0.05, -0.05), strict=True)]
     difference = paired_difference(better, hard)

@@ -1,4 +1,4 @@
-"""The table of recipes: what each says, how it is overridden, and how it is listed."""
+"""Recipes: their settings, how user settings override them, and how they are listed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_defaults_are_the_papers_recipe() -> None:
     assert Config() == Config(recipe="paced")
 
 
-# selection, estimator, gate, objective (and its log Z), replay, optimiser steps a batch, reference, log Z needed
+# selection, estimator, gate, objective, replay, mini-batches, whether reference and log Z are needed
 TABLE = {
     "grpo": ("uniform", "none", "none", "grpo", False, 1, False, False),
     "dr_grpo": ("uniform", "none", "none", "grpo", False, 1, False, False),
@@ -58,7 +58,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_recipe_is_made_of(name: str) -> None:
+def test_settings_of_each_recipe(name: str) -> None:
     config = Config(recipe=name)
     assert TABLE[name] == (
         config.selection.method,
@@ -91,7 +91,7 @@ def test_what_a_recipe_is_made_of(name: str) -> None:
         ("paced_plus", {"beta": 0.05, "log_z": "blended"}),
     ],
 )
-def test_the_papers_values(name: str, said: dict[str, Any]) -> None:
+def test_values_from_the_papers(name: str, said: dict[str, Any]) -> None:
     objective = Config(recipe=name).objective.model_dump()
     assert {field: objective[field] for field in said} == said
     assert Config(recipe="lilo").gate.model_dump() == {"name": "lilo", "oversample": 4}
@@ -104,7 +104,7 @@ def test_a_resolved_recipe_reads_back_as_itself(name: str) -> None:
     assert parse_config(yaml.safe_load(yaml.safe_dump(dump_config(config)))) == config
 
 
-def test_the_configuration_goes_before_the_recipe() -> None:
+def test_user_settings_override_the_recipe() -> None:
     config = Config.model_validate(
         {"recipe": "dapo", "objective": {"clip_high": 0.5}, "optimizer": {"learning_rate": 1e-4}}
     )
@@ -112,13 +112,13 @@ def test_the_configuration_goes_before_the_recipe() -> None:
     assert (config.optimizer.mini_batches, config.optimizer.learning_rate) == (16, 1e-4)
 
 
-def test_another_variant_takes_nothing_from_the_recipes() -> None:
+def test_another_variant_ignores_the_recipes_values() -> None:
     config = Config.model_validate({"recipe": "dapo", "objective": {"name": "gflowrl"}})
     assert config.objective.name == "gflowrl"
     assert config.gate.name == "dynamic"
 
 
-def test_sections_given_as_objects_say_only_what_was_set_on_them() -> None:
+def test_section_objects_override_only_the_fields_set_on_them() -> None:
     config = Config(recipe="dapo", optimizer=OptimizerConfig(learning_rate=1e-5), objective=GrpoConfig(clip_high=0.4))
     assert (config.optimizer.mini_batches, config.optimizer.learning_rate) == (16, 1e-5)
     assert (config.objective.aggregation, config.objective.clip_high) == ("token_mean", 0.4)
@@ -127,7 +127,7 @@ def test_sections_given_as_objects_say_only_what_was_set_on_them() -> None:
     assert Config(recipe="dapo", objective=GFlowRlConfig()).objective == GFlowRlConfig()
 
 
-def test_sizes_of_a_buffer_do_not_turn_replay_on() -> None:
+def test_setting_the_buffer_size_does_not_enable_replay() -> None:
     assert not Config.model_validate({"recipe": "tb", "replay": {"capacity": 32}}).replay.enabled
 
 
@@ -142,7 +142,7 @@ def test_sizes_of_a_buffer_do_not_turn_replay_on() -> None:
         ({"selection": {"method": "thompson"}}, "selection.method: 'thompson' needs a posterior"),
         (
             {"recipe": "paced_plus", "partition": {"z_score_rewards": True}},
-            "partition.z_score_rewards: only trajectory",
+            "partition.z_score_rewards: needs trajectory balance",
         ),
         ({"objective": {"log_z": "blended"}}, "objective.log_z: 'blended' needs a posterior"),
         ({"objective": {"name": "tb"}}, "objective.name: unknown 'tb'; expected one of 'trajectory_balance', 'grpo'"),
@@ -152,12 +152,12 @@ def test_sizes_of_a_buffer_do_not_turn_replay_on() -> None:
         ({"recipe": "paced_plus", "estimator": {"discont": 1}}, "did you mean 'estimator.discount'?"),
         ({"recipe": "paced_plus", "estimator": {"prior_strength": "x"}}, "estimator.prior_strength: input should be"),
         ({"gate": {"oversample": 3}}, "unknown key 'gate.oversample' of gate.name = none"),
-        ({"recipe": "flowrl", "estimator": {"name": "partition"}}, "FlowRL's, fitted to z-scored rewards, holds none"),
+        ({"recipe": "flowrl", "estimator": {"name": "partition"}}, "fits log Z to z-scored rewards, which hold none"),
         ({"objective": {"name": "grpo"}}, "replay.enabled: replay, on in recipe 'paced' or in the config, needs"),
         ({"gate": {"name": "lilo", "oversample": 1}}, "gate.oversample: input should be greater than or equal to 2"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(tree: dict[str, Any], said: str) -> None:
+def test_invalid_combinations_are_refused_in_one_line(tree: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as error:
         parse_config(tree, "c.yaml")
     assert str(error.value).startswith("c.yaml: ")
@@ -165,14 +165,14 @@ def test_what_does_not_fit_is_refused_in_one_line(tree: dict[str, Any], said: st
     assert "\n" not in str(error.value)
 
 
-def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_has_one_line_per_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == NAMES
     assert all(RECIPES[name].paper in line for name, line in zip(NAMES, lines, strict=True))
 
 
-def test_a_named_recipe_is_printed_resolved(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_complete_configuration_of_a_recipe_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "gspo"]) == 0
     assert parse_config(yaml.safe_load(capsys.readouterr().out)) == Config(recipe="gspo")
     assert main(["recipes", "gsp"]) == 2

@@ -1,4 +1,4 @@
-"""``python -m pacedrl.cli``, which ``torchrun`` and ``accelerate launch`` start."""
+"""``python -m pacedrl.cli``, for ``torchrun`` and ``accelerate launch``."""
 
 import sys
 

@@ -1,10 +1,8 @@
-"""The configuration. Its defaults ARE the paper's recipe (arXiv 2602.12642)."""
+"""The configuration. Its defaults are the paper's recipe (arXiv 2602.12642)."""
 
 from pacedrl.config.config import Config
 from pacedrl.config.load import apply_override, config_tree, dump_config, load_config, parse_config
 from pacedrl.config.method import (
-    CombinedEstimatorConfig,
-    CountsEstimatorConfig,
     DynamicGateConfig,
     FlowRlConfig,
     GateConfig,
@@ -12,14 +10,11 @@ from pacedrl.config.method import (
     GrpoConfig,
     LiloGateConfig,
     ObjectiveConfig,
-    PartitionConfig,
     ReplayConfig,
     SelectionConfig,
     TrajectoryBalanceConfig,
 )
 from pacedrl.config.sections import (
-    DataConfig,
-    EvalConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
@@ -28,12 +23,8 @@ from pacedrl.config.sections import (
 )
 
 __all__ = [
-    "CombinedEstimatorConfig",
     "Config",
-    "CountsEstimatorConfig",
-    "DataConfig",
     "DynamicGateConfig",
-    "EvalConfig",
     "FlowRlConfig",
     "GFlowRlConfig",
     "GateConfig",
@@ -43,7 +34,6 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
-    "PartitionConfig",
     "ReplayConfig",
     "SamplingConfig",
     "SelectionConfig",

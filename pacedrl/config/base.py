@@ -1,4 +1,4 @@
-"""What all sections of the configuration have in common."""
+"""The base class and the field types that all sections of the configuration share."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 HomePath = Annotated[Path, AfterValidator(expand_home)]
-"""A path; ``~`` is the home folder."""
+"""A path in which a leading ``~`` stands for the home folder."""
 HomeText = Annotated[str, AfterValidator(expand_home)]
-"""A path or a name of another kind; ``~`` at the start is the home folder."""
+"""Text that may be a path, in which a leading ``~`` stands for the home folder."""
 
 MAY_CHANGE = "may change when a run is resumed"
 Value = TypeVar("Value")
 Free = Annotated[Value, MAY_CHANGE]
-"""The type of a setting that a resumed run may change: it alters memory, speed, places or what is reported, but not
-what a step computes. A setting of any other type must stay as it was."""
+"""Type of a setting that a resumed run may change, because it affects memory, speed, locations or reporting, but not
+what a step computes. All other settings must keep their values."""
 
 
 class Section(BaseModel):
-    """Unknown keys are errors; nothing changes after validation."""
+    """A section of the configuration: it rejects unknown keys and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def changes(before: Section, now: Section, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Settings that must stay and differ: dotted name, value before, value now, as plain values."""
+    """Yield each differing setting that a resumed run must keep: its dotted name, old value and new value."""
     for name, field in type(now).model_fields.items():
         old, new = getattr(before, name), getattr(now, name)
         if MAY_CHANGE in field.metadata or old == new:

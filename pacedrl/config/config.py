@@ -36,10 +36,11 @@ from pacedrl.recipes import DEFAULT_RECIPE, with_recipe
 
 
 class Config(Section):
-    """A whole run. What it does not say, its recipe says (`pacedrl.recipes`), then the defaults."""
+    """The configuration of a run. User settings override the recipe (`pacedrl.recipes`), and both the defaults."""
 
     recipe: str = DEFAULT_RECIPE
-    """The method: a row of settings, where this configuration sets none itself. `pacedrl recipes` lists them."""
+    """Name of the method, which stands for a set of settings; user settings override the recipe. `pacedrl recipes`
+    lists all recipes."""
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -58,14 +59,14 @@ class Config(Section):
     checkpoint: Free[CheckpointConfig] = CheckpointConfig()
     tracking: Free[TrackingConfig] = TrackingConfig()
     versions: Free[dict[str, str]] = {}
-    """What a run was made with: written into its config.yaml, not read."""
+    """Versions of Python and of the main packages, recorded in the run's config.yaml. Ignored when read."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in_the_recipe(cls, tree: Any) -> Any:
         if not isinstance(tree, dict):
             return tree
-        return with_recipe({name: _as_said(value) for name, value in tree.items()})
+        return with_recipe({name: _set_fields(value) for name, value in tree.items()})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -83,17 +84,22 @@ class Config(Section):
             raise ValueError("objective.log_z: 'blended' needs a posterior; set estimator.name to counts or combined")
         if not objective.log_z_is_accuracy and estimator in ("partition", "combined"):
             raise ValueError(
-                f"estimator.name: '{estimator}' reads accuracy off log Z, and FlowRL's, fitted to z-scored rewards, "
-                "holds none; set estimator.name to counts or none"
+                f"estimator.name: '{estimator}' estimates accuracy from log Z, but this objective fits log Z to z-scored "
+                "rewards, which hold none; set estimator.name to counts or none"
             )
         if self.partition.z_score_rewards and not (objective.reads_log_z and objective.log_z_is_accuracy):
-            raise ValueError("partition.z_score_rewards: only trajectory balance with objective.log_z=learned heeds it")
+            raise ValueError(
+                "partition.z_score_rewards: needs trajectory balance with objective.log_z=learned; set it to false"
+            )
         if self.sampling.ahead and estimator == "oracle":
-            raise ValueError("sampling.ahead: the oracle's accuracies are of the present policy; set it to false")
+            raise ValueError("sampling.ahead: the oracle needs the accuracies of the current policy; set it to false")
         if (self.sampling.engine == "vllm_server") != bool(self.sampling.servers):
-            raise ValueError("sampling.servers: name them for sampling.engine=vllm_server, and only for it")
+            raise ValueError("sampling.servers: list servers if, and only if, sampling.engine=vllm_server")
         if self.scale.shard and self.optimizer.activation_offload:
-            raise ValueError("optimizer.activation_offload: not with scale.shard, whose gathered weights it would move")
+            raise ValueError(
+                "optimizer.activation_offload: cannot be combined with scale.shard, because it would also offload the "
+                "gathered weights; set one of them to false"
+            )
         if self.replay.enabled and (not objective.can_replay or estimator == "none"):
             raise ValueError(
                 f"replay.enabled: replay, on in recipe '{self.recipe}' or in the config, needs trajectory balance "
@@ -103,13 +109,13 @@ class Config(Section):
 
     @property
     def needs_partition(self) -> bool:
-        """Whether anything reads log Z."""
+        """Whether the objective or the estimator uses log Z_φ."""
         return self.objective.reads_log_z or self.estimator.name in ("partition", "combined")
 
 
-def _as_said(value: Any) -> Any:
-    """A section given as an object, as the mapping of what was set on it: the rest is for the recipe to say."""
+def _set_fields(value: Any) -> Any:
+    """A section object as a mapping of the fields that were set on it, so that the recipe fills in the others."""
     if not isinstance(value, Section):
         return value
-    said = value.model_dump(exclude_unset=True)
-    return said | {"name": value.name} if hasattr(value, "name") and "name" not in said else said
+    fields = value.model_dump(exclude_unset=True)
+    return {"name": value.name} | fields if hasattr(value, "name") else fields

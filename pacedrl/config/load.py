@@ -1,4 +1,4 @@
-"""Reading a configuration from YAML and the command line; errors of one line that name file and field."""
+"""Read a configuration from YAML and the command line, with one-line errors that name the file and the field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pacedrl.errors import InputError, Page
 from pacedrl.paths import expand_home
 
 VARIANTS = ("objective", "estimator", "gate")
-"""Sections whose ``name`` says which settings they have."""
+"""Sections whose ``name`` field selects a variant with its own settings."""
 PAGES: dict[str, Page] = {
     "recipe:": "recipes",
     "scale.": "scale",
@@ -24,19 +24,19 @@ PAGES: dict[str, Page] = {
     "estimator.name": "configuration",
     "gate.name": "configuration",
 }
-"""Where more is said of a setting that was given a wrong value."""
+"""Documentation page to point to, by the beginning of the error message."""
 
 
 def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply ``section.key=value`` overrides (values parsed as YAML) and validate.
 
-    Raises InputError with one line that names the file and the field.
+    Raises InputError with a one-line message that names the file and the field.
     """
     return parse_config(config_tree(path, overrides), str(path) if path is not None else "config")
 
 
 def config_tree(path: Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The YAML file (nothing without one) with the overrides applied, not validated yet."""
+    """Read the YAML file, if there is one, and apply the overrides, without validation."""
     tree = _read_yaml(path) if path is not None else {}
     for override in overrides or []:
         apply_override(tree, override)
@@ -44,7 +44,7 @@ def config_tree(path: Path | None, overrides: list[str] | None = None) -> dict[s
 
 
 def parse_config(tree: dict[str, Any], where: str = "config") -> Config:
-    """Validate a plain mapping; InputError names ``where`` and the first offending field."""
+    """Validate a plain mapping. Raises InputError that names ``where`` and the first invalid field."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -53,12 +53,12 @@ def parse_config(tree: dict[str, Any], where: str = "config") -> Config:
 
 
 def dump_config(config: Config) -> dict[str, Any]:
-    """The whole configuration as plain YAML-ready values."""
+    """The complete configuration as plain values that can be written as YAML."""
     return config.model_dump(mode="json")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML's readers silently keep the last."""
+    """A YAML loader that refuses duplicate keys; PyYAML's loaders silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -83,7 +83,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one ``section.key=value`` in the tree; InputError where it reads otherwise or meets a list of several."""
+    """Set one ``section.key=value`` in the tree.
+
+    A list of one element counts as that element. Raises InputError for any other form, and for a path through a list of
+    several elements.
+    """
     dotted, equals, text = override.partition("=")
     if not equals:
         raise InputError(f"override '{override}': expected section.key=value, e.g. run.steps=10")
@@ -104,7 +108,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _page(problem: str) -> Page | None:
-    """The page that says more, by the setting that the message begins with."""
+    """The documentation page for an error message."""
     if problem.startswith("unknown key"):
         return "configuration"
     return next((page for setting, page in PAGES.items() if problem.startswith(setting)), None)
@@ -113,7 +117,7 @@ def _page(problem: str) -> Page | None:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     location = problem["loc"]
-    # pydantic names the variant between the section and its field: objective.grpo.clip_low
+    # pydantic puts the variant between the section and its field: objective.grpo.clip_low
     path = [*location[:1], *location[2:]] if len(location) > 2 and location[0] in VARIANTS else list(location)
     field = ".".join(map(str, path))
     if problem["type"] == "extra_forbidden":
@@ -121,7 +125,7 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "union_tag_invalid":
         return f"{field}.name: unknown '{problem['ctx']['tag']}'; expected one of {problem['ctx']['expected_tags']}"
     message = problem["msg"].removeprefix("Value error, ")
-    if not path:  # of the whole configuration; the message names the field
+    if not path:  # A check across sections: its message names the field.
         return message
     return f"{field}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"
 
@@ -133,18 +137,15 @@ def _nearest(location: tuple[int | str, ...], path: list[int | str]) -> str:
         section = _section_of(section, name, str(location[1]) if name in VARIANTS else None)
     known = list(section.model_fields)
     of_variant = len(path) < len(location)
-    # A key of another variant is no misspelling of one of this.
+    # The key may belong to another variant, so only a close match counts as a misspelling.
     close = difflib.get_close_matches(unknown, known, n=3, cutoff=0.6 if of_variant else 0.4)
     if close:
-        # Of those that are equally close the one that begins like it: 'sampler' is no 'scale'.
-        nearest = max(close, key=lambda name: (_likeness(unknown, name), name[:3] == unknown[:3]))
+        # A tie goes to the key with the same first letters: 'sampler' means 'sampling', not 'scale'.
+        likeness = {name: difflib.SequenceMatcher(None, name, unknown).ratio() for name in close}
+        nearest = max(close, key=lambda name: (likeness[name], name[:3] == unknown[:3]))
         return f": did you mean '{'.'.join([*parents, nearest])}'?"
     where = f" of {location[0]}.name = {location[1]}" if of_variant else ""
     return f"{where}: known keys are {', '.join(known)}"
-
-
-def _likeness(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, other, one).ratio()
 
 
 def _section_of(section: type[BaseModel], name: str, variant: str | None) -> type[BaseModel]:

@@ -1,7 +1,7 @@
 """Settings of the method: objective, selection, estimator, gate, log Z, replay.
 
-The defaults ARE the paper's recipe (arXiv 2602.12642); `pacedrl.recipes` has the others. Where the paper is silent the
-docstring of the field says so.
+The defaults are the paper's recipe (arXiv 2602.12642); `pacedrl.recipes` has the others. A field's docstring says so
+where the paper does not state a value.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pydantic import Field
 from pacedrl.config.base import NonNegative, Positive, Probability, Section
 
 POSTERIORS = ("counts", "combined")
-"""Estimators that give a distribution, not only a number."""
+"""Estimators that give a posterior distribution of a prompt's accuracy, not only a point estimate."""
 
 
 class ObjectiveSection(Section):
-    """What the rest of the configuration asks of an objective; `pacedrl.training.objectives` computes it."""
+    """Properties of an objective that other parts depend on; `pacedrl.training.objectives` computes its loss."""
 
     @property
     def partition_beta(self) -> float:
-        """β of the log Z that is fitted beside this objective. Without a β of its own, only β·log Z is read."""
+        """β of the log Z fitted alongside this objective. Objectives without β may use any: only β·log Z is read."""
         return 0.05
 
     @property
@@ -31,7 +31,7 @@ class ObjectiveSection(Section):
 
     @property
     def log_z_is_accuracy(self) -> bool:
-        """Whether β·log Z, fitted beside this objective, estimates accuracy."""
+        """Whether β·log Z, fitted alongside this objective, estimates accuracy."""
         return True
 
     @property
@@ -46,19 +46,21 @@ class ObjectiveSection(Section):
 
     @property
     def can_replay(self) -> bool:
-        """Whether a replayed completion, which has no group beside it, has an advantage."""
+        """Whether a replayed completion, which has no group, has an advantage."""
         return False
 
 
 class TrajectoryBalanceConfig(ObjectiveSection):
-    """Trajectory balance against the behaviour policy (PACED-RL)."""
+    """Trajectory balance with the behaviour policy as the reference (PACED-RL)."""
 
     name: Literal["trajectory_balance"] = "trajectory_balance"
     beta: Annotated[float, Field(gt=0.0)] = 0.05
-    """β, the temperature of the KL-regularised objective: rewards are divided by it, and β·log Z estimates accuracy."""
+    """β, the temperature of the KL-regularised objective. Rewards are divided by β, and β·log Z(x) estimates the
+    policy's accuracy on prompt x."""
     log_z: Literal["learned", "group_mean", "blended"] = "learned"
-    """``learned``: log Z_φ (the paper). ``group_mean``: the group's own (VarGrad). ``blended``: the accuracy estimate
-    and the group's other completions, weighted by their variances (ours); wants an estimator with a posterior."""
+    """The baseline. ``learned``: log Z_φ, a network's output for the prompt (the paper). ``group_mean``: estimated from
+    the completions of the group (VarGrad). ``blended``: the accuracy estimate and the mean reward of the group's other
+    completions, weighted by their inverse variances (ours); needs ``estimator.name`` counts or combined."""
 
     @property
     def partition_beta(self) -> float:
@@ -78,25 +80,27 @@ class TrajectoryBalanceConfig(ObjectiveSection):
 
 
 class GrpoConfig(ObjectiveSection):
-    """The GRPO family: a group-relative advantage and a clipped importance ratio."""
+    """GRPO and its variants: a group-relative advantage and a clipped importance ratio."""
 
     name: Literal["grpo"] = "grpo"
     scale_by_std: bool = True
-    """Divide the advantage by the group's standard deviation; Dr. GRPO does not."""
+    """Divide the advantage by the standard deviation of the group's rewards. Dr. GRPO sets false."""
     ratio: Literal["token", "sequence"] = "token"
-    """One importance ratio a token, or one a sequence (GSPO)."""
+    """One importance ratio per token, or one per sequence (GSPO)."""
     aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
-    """A sequence's token losses are divided by its length, by the batch's mean length (DAPO: the mean over all tokens)
-    or by ``sampling.max_new_tokens`` (Dr. GRPO)."""
+    """How token losses are averaged: within each sequence, then over sequences (``sequence_mean``); over all tokens of
+    the batch (``token_mean``, DAPO); or each sequence's sum divided by ``sampling.max_new_tokens``, then averaged over
+    sequences (``constant``, Dr. GRPO)."""
     clip_low: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    """The importance ratio is clipped below at 1 less this."""
+    """Lower bound of the importance ratio's clip range [1 − clip_low, 1 + clip_high]."""
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
-    """And above at 1 plus this."""
+    """Upper bound of the importance ratio's clip range [1 − clip_low, 1 + clip_high]."""
     kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
-    """Weight of the k3 divergence from the initial policy; above 0 costs a forward pass of it. GRPO's paper used 0.04,
-    later work 0."""
+    """Coefficient of the KL penalty towards the initial policy (k3 estimator). Above 0, each step also runs a forward
+    pass of the initial policy. The GRPO paper uses 0.04, later work 0."""
     sampler_weight_cap: Annotated[float, Field(gt=0.0)] = 2.0
-    """Most that a token's loss is weighted by π_old/π_sampler, where sampler and trainer differ (vLLM)."""
+    """Upper bound of the importance weight π_old/π_sampler per token, which corrects for a sampler whose
+    log-probabilities differ from the trainer's (vLLM)."""
 
     @property
     def needs_reference(self) -> bool:
@@ -104,15 +108,15 @@ class GrpoConfig(ObjectiveSection):
 
 
 class FlowRlConfig(ObjectiveSection):
-    """FlowRL: length-normalised trajectory balance to the initial policy, z-scored rewards."""
+    """FlowRL: length-normalised trajectory balance with the initial policy as the reference and z-scored rewards."""
 
     name: Literal["flowrl"] = "flowrl"
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
-    """The paper's own β, 15, is the inverse of ours."""
+    """β: rewards are divided by it. FlowRL's paper multiplies by its β = 15 instead, so 1/15 here."""
     clip_low: Probability = 0.2
-    """The importance weight is clipped below at 1 less this."""
+    """Lower bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
-    """And above at 1 plus this."""
+    """Upper bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
 
     @property
     def partition_beta(self) -> float:
@@ -132,17 +136,18 @@ class FlowRlConfig(ObjectiveSection):
 
 
 class GFlowRlConfig(ObjectiveSection):
-    """GFlowRL: FlowRL with the group's own log Z. The values are assumed; see `group_flow_balance`."""
+    """GFlowRL: FlowRL with log Z estimated from the group. The defaults are assumptions; see `group_flow_balance`."""
 
     name: Literal["gflowrl"] = "gflowrl"
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
-    """As FlowRL's."""
+    """β: rewards are divided by it, as for FlowRL."""
     weight_cap: Annotated[float, Field(gt=0.0)] = 2.0
-    """Most that the importance weight may be."""
+    """Upper bound of the importance weight π_θ/π_old."""
     gap_raise: Annotated[float, Field(gt=0.0)] = 10.0
-    """Largest gap with which a completion's probability is raised, in nats a token."""
+    """The flow gap δ is clipped to [−gap_raise, gap_lower], in nats per token. A negative gap raises the completion's
+    probability."""
     gap_lower: Annotated[float, Field(gt=0.0)] = 5.0
-    """Largest gap with which it is lowered."""
+    """Upper bound of the flow gap δ, in nats per token. A positive gap lowers the completion's probability."""
 
     @property
     def partition_beta(self) -> float:
@@ -159,52 +164,54 @@ ObjectiveConfig = Annotated[
 
 
 class SelectionConfig(Section):
-    """Which prompts next."""
+    """Which prompts are sampled next."""
 
     method: Literal["nearest", "uniform", "thompson", "learnability", "noise"] = "nearest"
-    """``nearest``: the P with the smallest |estimate − target| (the paper). ``uniform``: shuffled epochs. ``thompson``:
-    as nearest, with a draw from the posterior for the estimate. ``learnability``: the highest p(1 − p). ``noise``: a
-    control."""
+    """``nearest``: the prompts whose estimated accuracy is nearest to ``target_accuracy`` (the paper). ``uniform``: all
+    prompts in shuffled epochs. ``thompson``: like nearest, with a draw from the posterior in place of the estimate.
+    ``learnability``: the prompts with the highest p(1 − p). ``noise``: random scores, as a control."""
     target_accuracy: Probability = 0.5
-    """τ: prompts whose estimate is nearest to it are selected, by ``nearest`` and ``thompson``."""
+    """τ, the accuracy that ``nearest`` and ``thompson`` look for."""
     explore_fraction: Probability = 0.0
-    """Share of the batch drawn uniformly. The paper is silent; 0 is its letter."""
+    """Fraction of each step's prompts drawn uniformly at random. The paper does not mention exploration, so 0."""
     cooldown_steps: NonNegative = 0
-    """Steps a prompt rests after use. The paper is silent; 0 is its letter."""
+    """Number of steps for which a prompt is not selected again after use. The paper does not mention a cooldown, so
+    0."""
 
 
 class PartitionEstimatorConfig(Section):
-    """β·log Z: what similar prompts did (the paper)."""
+    """β·log Z(x), which generalises from the results of similar prompts (the paper)."""
 
     name: Literal["partition"] = "partition"
 
 
 class CountsEstimatorConfig(Section):
-    """A flat Beta prior and the prompt's own discounted results (MoPPS)."""
+    """A Beta posterior: a uniform prior, updated with the prompt's own results, older ones discounted (MoPPS)."""
 
     name: Literal["counts"] = "counts"
     discount: Probability = 0.5
-    """What is left of older results at each visit."""
+    """Factor by which a prompt's older results are multiplied each time it is sampled."""
 
 
 class CombinedEstimatorConfig(Section):
-    """β·log Z as the mean of a Beta prior, the prompt's own discounted results as evidence (ours)."""
+    """A Beta posterior: a prior with mean β·log Z, updated with the prompt's own discounted results (ours)."""
 
     name: Literal["combined"] = "combined"
     discount: Probability = 0.6
-    """What is left of older results at each visit."""
+    """Factor by which a prompt's older results are multiplied each time it is sampled."""
     prior_strength: Annotated[float, Field(gt=0.0)] | None = 4.0
-    """How many completions log Z's estimate is worth. null: learned from how far it is off."""
+    """Weight of the prior, as a number of completions. null: estimated during training from the error of log Z's
+    estimates."""
 
 
 class OracleEstimatorConfig(Section):
-    """The policy's true accuracy, computed: for tasks with one right answer (verifier ``exact``) only."""
+    """The policy's true accuracy, computed exactly. Only for tasks with one right answer (verifier ``exact``)."""
 
     name: Literal["oracle"] = "oracle"
 
 
 class NoEstimatorConfig(Section):
-    """No estimates, for methods that need none."""
+    """No accuracy estimates, for methods that need none."""
 
     name: Literal["none"] = "none"
 
@@ -220,31 +227,33 @@ EstimatorConfig = Annotated[
 
 
 class GateSection(Section):
-    """What the rest of the package asks of a gate."""
+    """Properties of a gate that other parts depend on."""
 
     @property
     def selection_factor(self) -> int:
-        """Prompts selected at once, as a multiple of ``sampling.prompts_per_step``."""
+        """Number of prompts selected at once, as a multiple of ``sampling.prompts_per_step``."""
         return 1
 
     @property
     def sampling_factor(self) -> int:
-        """Prompts sampled in a step at most, as a multiple of ``sampling.prompts_per_step``."""
+        """Maximum number of prompts that a step samples, as a multiple of ``sampling.prompts_per_step``."""
         return self.selection_factor
 
 
 class NoGateConfig(GateSection):
-    """Train on all that was sampled."""
+    """No gate: a step trains on every group that it samples."""
 
     name: Literal["none"] = "none"
 
 
 class DynamicGateConfig(GateSection):
-    """Dynamic sampling (DAPO): drop groups whose rewards are all equal and sample more until P are left."""
+    """Dynamic sampling (DAPO): drop groups whose rewards are all equal, and sample more prompts until
+    ``sampling.prompts_per_step`` groups remain."""
 
     name: Literal["dynamic"] = "dynamic"
     max_batches: Positive = 10
-    """Batches of P prompts sampled in a step at most; after that the step trains on what it has, and says so."""
+    """Maximum number of batches, of ``sampling.prompts_per_step`` prompts each, that a step samples. If groups are
+    still missing, the step logs a warning and trains on those it has."""
 
     @property
     def sampling_factor(self) -> int:
@@ -252,11 +261,11 @@ class DynamicGateConfig(GateSection):
 
 
 class LiloGateConfig(GateSection):
-    """Oversample and keep the P groups with the highest p(1 − p) (LILO)."""
+    """Oversample, and train on the ``sampling.prompts_per_step`` groups with the highest p(1 − p) (LILO)."""
 
     name: Literal["lilo"] = "lilo"
     oversample: Annotated[int, Field(ge=2)] = 4
-    """Times P prompts sampled in a step."""
+    """Oversampling factor: a step samples this many times ``sampling.prompts_per_step`` prompts."""
 
     @property
     def selection_factor(self) -> int:
@@ -267,44 +276,49 @@ GateConfig = Annotated[NoGateConfig | DynamicGateConfig | LiloGateConfig, Field(
 
 
 class PartitionConfig(Section):
-    """The learned log partition function and its own optimiser (the paper states neither; these are measured)."""
+    """The learned log partition function log Z_φ and its optimiser. The paper states neither; we tuned the defaults by
+    experiment."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] | None = 2e-3
-    """Of a matrix with fan-in 64; one with fan-in n learns at 64/n of it. null: the policy's own, for all (FlowRL)."""
+    """Learning rate of a weight matrix with fan-in 64; one with fan-in n uses 64/n times this rate. null: the policy's
+    learning rate for all parameters (FlowRL)."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """AdamW's."""
+    """Weight decay of AdamW."""
     fit_steps: Positive = 4
-    """Optimiser steps on each batch of rollouts."""
+    """Optimiser steps on each step's rollouts."""
     hidden_size: Positive | None = None
-    """Width; the embedding's own unless given."""
+    """Width of the hidden layers. null: the width of the prompt embedding."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """While it is fitted; estimates are made without."""
+    """Dropout rate during fitting. Estimates are computed without dropout."""
     prior_accuracy: Probability = 0.5
-    """Accuracy estimate of every prompt before anything was observed."""
+    """Accuracy estimate of every prompt before training."""
     embedding: Literal["mean", "last"] = "mean"
-    """Of a prompt: the initial policy's last hidden state, mean over its tokens or of the last one."""
+    """How a prompt is embedded: the initial policy's last hidden state, averaged over the prompt's tokens (``mean``) or
+    taken at its last token (``last``)."""
     projection: Positive | None = None
-    """Principal components of the embeddings that log Z reads; all of the embedding unless given. For very many
-    prompts."""
+    """Number of principal components of the embeddings that log Z reads, to save time with very many prompts. null:
+    the whole embedding."""
     rescore_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the prompts whose estimate is computed anew each step; below 1 the others' are up to 1/share steps
-    old."""
+    """Fraction of the prompts whose estimate is recomputed in each step. Below 1, estimates are up to
+    1/rescore_share steps old."""
     z_score_rewards: bool = False
-    """Fit log Z to rewards standardised in their group, as FlowRL does, and so to no accuracy: for an ablation."""
+    """Fit log Z to rewards z-scored within their group, as FlowRL does. log Z then no longer estimates accuracy: only
+    for an ablation."""
 
 
 class ReplayConfig(Section):
-    """Accuracy-estimation-error-prioritised replay of correct completions."""
+    """Replay of correct completions, prioritised by the error of their prompt's accuracy estimate."""
 
     enabled: bool = True
-    """Train on completions of earlier steps beside the fresh ones."""
+    """Train on correct completions of earlier steps in addition to the fresh ones."""
     capacity: Positive = 128
-    """Completions in the buffer."""
+    """Maximum number of completions in the buffer. When it is full, the oldest are removed."""
     admit: Positive = 64
-    """Completions of a step that enter the buffer, by descending priority; the oldest leave when it is full."""
+    """Maximum number of a step's completions that enter the buffer, those with the highest priority first."""
     max_age: Positive = 8
-    """Steps after which a completion leaves whatever the buffer's fill (the paper is silent)."""
+    """Number of steps after which a completion is removed from the buffer. The paper does not state it."""
     anchor: Literal["behaviour", "current"] = "behaviour"
-    """The μ of a replayed completion: its log-probs when it was sampled, or the policy's at the step's start."""
+    """The anchor μ in the loss of a replayed completion: its log-probabilities when it was sampled (``behaviour``), or
+    under the policy at the start of the step (``current``)."""
     train_partition: bool = False
-    """Whether replayed completions also fit log Z; they are all correct, so they push it upwards."""
+    """Fit log Z to replayed completions too. They are all correct, so they bias log Z upwards."""

@@ -1,6 +1,6 @@
 """Settings around the method: run, model, data, sampling, optimiser, verifiers, evaluation, checkpoints, trackers.
 
-The paper's values where it states them (section 5 and appendix); else the docstring of the field says so.
+The defaults are the paper's values (section 5 and appendix); a field's docstring says so where the paper states none.
 """
 
 from __future__ import annotations
@@ -10,111 +10,135 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from pacedrl.config.base import Free, HomePath, HomeText, NonNegative, Positive, Probability, Section
 
 
+def _reference(function: Any) -> Any:
+    """The reference ``file.py:name`` by which worker processes import a function; other values stay as they are.
+
+    Raises ValueError for a function that they could not import.
+    """
+    if not callable(function):
+        return function
+    name = getattr(function, "__qualname__", type(function).__name__)
+    if not inspect.isfunction(function) or "<" in name:
+        raise ValueError(f"{name} must be a function at the top level of a module: other processes import it by name")
+    # Notebook cells and interactive input have a pseudo file name, but no file.
+    file = Path(inspect.getfile(function))
+    if not file.is_file():
+        raise ValueError(
+            f"{name} is defined in a notebook cell or an interactive session, where worker processes cannot import it: "
+            f"put it in a file (begin its cell with %%writefile my_{name}.py) and set the verifier to "
+            f"'my_{name}.py:{name}'"
+        )
+    return f"{file}:{name}"
+
+
+VerifierName = Annotated[HomeText, BeforeValidator(_reference)]
+"""Name of a verifier, or the function itself."""
+
+
 class RunConfig(Section):
-    """Where the run lives and how long it is."""
+    """The run's folder, length, seed and device."""
 
     dir: Free[HomePath] = Path("runs/default")
-    """The run's folder. One that holds a checkpoint is resumed."""
+    """Folder of the run's logs and checkpoints. If it holds a checkpoint, the run is resumed from it."""
     steps: Free[Positive] = 150
-    """How many in all, those before a resumption included."""
+    """Total number of training steps, including those before a resume."""
     max_rollouts: Free[Positive | None] = None
-    """End with the step at which as many completions were generated, thrown away ones included, if that comes first."""
+    """Stop after the step in which the total number of generated completions, including discarded ones, reaches this.
+    null: only ``steps`` limits the run."""
     seed: NonNegative = 0
-    """Every random number is derived from it and from what the number is for."""
+    """Seed of all random numbers. Each random stream is derived from it and from the stream's purpose."""
     device: Free[Literal["auto", "cpu", "cuda"]] = "auto"
     """``auto``: the first GPU if there is one, else the CPU."""
     samples_per_step: Free[NonNegative] = 4
-    """Completions written to samples.jsonl each step."""
+    """Number of completions written to samples.jsonl in each step."""
 
 
 class LoraConfig(Section):
-    """Train a low-rank adapter in place of the whole model (needs the ``lora`` extra)."""
+    """Train a low-rank adapter (LoRA) instead of all weights. Needs the ``lora`` extra."""
 
     r: Positive = 16
     """Rank of the adapter."""
     alpha: Positive = 32
     """The adapter's output is scaled by alpha / r."""
     target_modules: str | list[str] = "all-linear"
-    """Names of the layers that are adapted; ``all-linear``: all but the output layer."""
+    """Names of the layers that get an adapter. ``all-linear``: all linear layers except the output layer."""
 
 
 class ModelConfig(Section):
     """Any causal language model that transformers can load."""
 
     name: Free[HomeText] = "tiny"
-    """A hub name, a local folder, or ``tiny``: the small pretrained model that ships with the package. A resumed run
-    needs the same weights, wherever they are."""
+    """Name of a model on the hub, a local folder, or ``tiny``, the small pretrained model in this package. A resumed
+    run needs the same weights, but they may have moved."""
     gguf_file: Free[str | None] = None
-    """A GGUF file inside ``name`` to load the weights from (needs the ``gguf`` extra)."""
+    """Name of a GGUF file inside ``name`` from which the weights are loaded. Needs the ``gguf`` extra."""
     trust_remote_code: Free[bool] = False
-    """Run Python code that the model's repository ships. Off unless you trust it."""
+    """Run Python code from the model's repository. Enable it only for a repository that you trust."""
     attn_implementation: Free[str | None] = None
-    """``eager``, ``sdpa`` or another of transformers'; transformers chooses unless given."""
+    """Attention implementation of transformers, such as ``eager`` or ``sdpa``. null: transformers chooses."""
     lora: LoraConfig | None = None
-    """Train an adapter; the whole model unless given."""
+    """Train a LoRA adapter. null: train all weights."""
 
 
 class RewardPartConfig(Section):
-    """Something added to the verdict when the policy is trained; accuracy is the verdict's alone."""
+    """A weighted reward that is added to the task verifier's reward in training. Accuracy ignores it."""
 
     name: str
-    """Logged as ``reward/part/NAME``."""
-    verifier: HomeText
-    """As in ``data.train.verifier``."""
+    """Name of this part in the logs: ``reward/part/NAME``."""
+    verifier: VerifierName
+    """The verifier that computes it, given as for ``data.train.verifier``."""
     weight: float
-    """Times the verifier's reward, in [0, 1]; may be negative."""
+    """Factor for the verifier's reward, which is in [0, 1]. May be negative."""
     options: dict[str, Any] = {}
-    """Of the built-in verifiers ``math`` and ``code``."""
-
-    @field_validator("verifier", mode="before")
-    @classmethod
-    def _function_by_reference(cls, value: Any) -> Any:
-        return _function_reference(value) if callable(value) else value
+    """Options of the built-in verifiers ``math`` and ``code``."""
 
 
 class TaskConfig(Section):
     """One set of prompts and the verifier that judges their completions."""
 
     source: HomeText | list[HomeText] = "skills"
-    """``skills``, ``gym:NAME`` (reasoning-gym), a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow; text also
-    as .gz, .bz2, .xz, .zst), a pattern (``data/train-*.parquet``), a folder of such files, a folder that
-    ``save_to_disk`` wrote, or a hub dataset; or a list of these. A local file or folder is used rather than a hub
-    dataset of the same name."""
+    """``skills`` (built-in string puzzles), ``gym:NAME`` (reasoning-gym), a file (.jsonl, .ndjson, .json, .csv, .tsv,
+    .parquet, .arrow; text files also compressed as .gz, .bz2, .xz, .zst), a pattern (``data/train-*.parquet``), a
+    folder of such files, a folder written by ``save_to_disk``, or a hub dataset; or a list of these. A local file or
+    folder takes precedence over a hub dataset of the same name."""
     name: str | None = None
-    """Shown in tables; the source's own name unless given."""
+    """Name of the task in tables and logs. null: the name of the source."""
     split: str = "train"
     """Split of a hub dataset or a folder; ``train`` or ``test`` of the built-in skills. Ignored for files."""
     columns: dict[Literal["prompt", "answer"], str] = {}
-    """Which columns hold the prompt and the answer, or dotted paths into them (``final_answer.0``). verl-style and
-    TRL-style rows need no mapping, nor do games whose answer is in several columns (``nums`` and ``target``)."""
+    """Columns that hold the prompt and the answer, or dotted paths into them (``final_answer.0``). Not needed for
+    verl-style and TRL-style rows, or for games whose answer is in several columns (``nums`` and ``target``)."""
     prompt_template: str | None = None
-    """Builds the prompt from columns, e.g. ``"{Body}. {Question}"``; the result is the user's message or the text."""
+    """Template that builds the prompt from columns, e.g. ``"{Body}. {Question}"``. The result is the user message of a
+    chat, or the plain-text prompt."""
     system_prompt: str | None = None
-    """A system message before the user's, through the chat template."""
+    """System message that precedes the user message. The prompt then goes through the chat template."""
     chat: bool = False
-    """Send a plain-text prompt as one user message through the chat template."""
+    """Send a plain-text prompt through the chat template, as one user message."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Variables for the chat template, such as ``{enable_thinking: false}``. A row's column of this name goes before
-    them, key by key. A row's column ``tools``, a list of JSON schemas, reaches the template as well."""
-    verifier: HomeText | None = None
+    """Variables for the chat template, such as ``{enable_thinking: false}``. A row's column of the same name overrides
+    them key by key. A row's column ``tools``, a list of JSON schemas, is passed to the template too."""
+    verifier: VerifierName | None = None
     """``math``, ``exact``, ``numeric``, ``code``, ``countdown``, ``knights_knaves``, ``gym``,
-    ``path/to/file.py:function`` or ``package.module:function``. From Python also a function itself, of TRL's signature
-    and at the top level of a module."""
+    ``path/to/file.py:function`` or ``package.module:function``. In Python, also the function itself, which needs TRL's
+    signature and must be defined at the top level of a module. null: ``exact`` for ``skills``, ``gym`` for
+    ``gym:NAME``, and ``math`` for other sources."""
     verifier_options: dict[str, Any] = {}
-    """Of the built-in verifiers ``math`` and ``code``."""
+    """Options of the built-in verifiers ``math`` and ``code``."""
     extra_rewards: list[RewardPartConfig] = []
-    """Added to the verdict when the policy is trained, each with its weight."""
+    """Weighted rewards that are added to the verifier's reward in training."""
     options: dict[str, Any] = {}
-    """Passed on to the source: reasoning-gym's dataset parameters, the skills' names and sizes, ``load_dataset``'s."""
+    """Arguments for the source: dataset parameters of reasoning-gym, names and sizes of the skills, or arguments of
+    ``load_dataset``."""
     skip: NonNegative = 0
-    """Rows left out at the start of the file."""
+    """Number of rows to skip at the start of the source."""
     limit: Positive | None = None
-    """Rows ``skip : skip + limit`` in file order."""
+    """Number of rows to read after ``skip``, in file order. null: all rows."""
 
     @field_validator("source", mode="before")
     @classmethod
@@ -124,31 +148,27 @@ class TaskConfig(Section):
             raise ValueError("must be the name of a source, or a list of such names")
         return value
 
-    @field_validator("verifier", mode="before")
-    @classmethod
-    def _function_by_reference(cls, value: Any) -> Any:
-        return _function_reference(value) if callable(value) else value
-
 
 class RewardConfig(Section):
-    """What is added to every task's reward when the policy is trained."""
+    """Length penalty that is added to the reward of every task in training."""
 
     overlong_buffer: NonNegative = 0
-    """DAPO's soft penalty: none up to ``sampling.max_new_tokens`` less this, then growing linearly; 0 turns it off."""
+    """Length in tokens over which DAPO's soft overlong penalty grows linearly from 0, ending at
+    ``sampling.max_new_tokens``. 0: no penalty."""
     overlong_penalty: Annotated[float, Field(gt=0.0)] = 1.0
-    """Taken off the reward of a completion of the full length."""
+    """Penalty that is subtracted from the reward of a completion of ``sampling.max_new_tokens`` tokens."""
 
 
 class DataConfig(Section):
-    """What to train on and what to hold out."""
+    """Tasks for training and for evaluation."""
 
     train: Free[list[TaskConfig]] = [TaskConfig()]
-    """One set of prompts, or a list of several. A resumed run needs the prompts that it was trained on, and what judges
-    them, wherever they come from."""
+    """Training task, or a list of them. A resumed run needs the same prompts and verifiers, but the files may have
+    moved."""
     eval: Free[list[TaskConfig]] = []
-    """Held-out sets, evaluated one by one."""
+    """Held-out task, or a list of them; each is evaluated separately."""
     overlong: Free[Literal["error", "drop"]] = "error"
-    """What to do with prompts of more than ``sampling.max_prompt_tokens`` tokens."""
+    """How prompts longer than ``sampling.max_prompt_tokens`` are handled: an error, or left out."""
 
     @field_validator("train", "eval", mode="before")
     @classmethod
@@ -159,40 +179,44 @@ class DataConfig(Section):
 
 
 class SamplingConfig(Section):
-    """Rollouts of a step: ``prompts_per_step`` × ``group_size`` completions."""
+    """Sampling of a step's rollouts: ``prompts_per_step`` × ``group_size`` completions."""
 
     prompts_per_step: Positive = 128
-    """P. The paper does not state it; 128 is ours."""
+    """P, the number of prompts per step. The paper does not state it; 128 is our choice."""
     group_size: Annotated[int, Field(ge=2)] = 8
-    """G. At G = 1 no group can be mixed and accuracy is observed as 0 or 1 only: refused."""
+    """G, the number of completions per prompt. 1 is refused, because a single completion allows no comparison within
+    its group."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """Divides the logits, both when sampling and when training."""
+    """Sampling temperature. Training divides the logits by it too."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Tokens are drawn from the likeliest with this much probability. Below 1 samples are slightly off-policy."""
+    """Nucleus sampling: tokens are drawn from the smallest set of most likely tokens with at least this probability.
+    Below 1, samples are slightly off-policy."""
     max_prompt_tokens: Free[Positive] = 1024
-    """Longest prompt; ``data.overlong`` says what becomes of longer ones."""
+    """Maximum prompt length in tokens; ``data.overlong`` says how longer prompts are handled."""
     max_new_tokens: Positive = 3072
-    """Longest completion; it is cut there."""
+    """Maximum completion length in tokens; longer completions are cut off."""
     stop: list[str] = []
-    """Tokens or strings, such as ``</answer>``, at which a completion ends, besides the model's end tokens and the end
-    of a turn in its chat template. The text that is judged ends before the string, its tokens with it. Evaluation
-    uses the same."""
+    """Tokens or strings, such as ``</answer>``, that end a completion, in addition to the model's end tokens and its
+    chat template's end of turn. The judged text ends before the string; the completion's tokens end with it. Evaluation
+    uses them too."""
     batch_size: Free[Positive] = 256
-    """Sequences decoded at once."""
+    """Maximum number of sequences decoded at the same time."""
     engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
-    """What draws the completions: the model itself, vLLM in the same process (needs the ``vllm`` extra), or servers."""
+    """Sampling engine: ``transformers``, ``vllm`` in the same process (needs the ``vllm`` extra), or ``vllm_server``,
+    the processes in ``servers``."""
     servers: Free[list[str]] = []
-    """URLs of ``vllm serve`` processes, started as docs/serving.md says, which this run has to itself."""
+    """URLs of ``vllm serve`` processes, started as docs/serving.md describes. No other run may use them."""
     server_timeout_s: Free[Annotated[float, Field(gt=0.0)]] = 1800.0
-    """How long a server may take over a prompt's completions; past it the prompt is asked of another."""
+    """Seconds that a server may take for the completions of one prompt. After that, the prompt is sent to another
+    server."""
     server_patience_s: Free[Annotated[float, Field(ge=0.0)]] = 600.0
-    """How long the run waits for a server when all are lost, before it ends."""
+    """Seconds that the run waits for a server to come back after all are lost. After that, the run stops."""
     gpu_memory: Free[Annotated[float, Field(gt=0.0, le=1.0)]] = 0.4
-    """Share of the GPU's memory for vLLM's weights and cache; the rest is for training."""
+    """Fraction of the GPU's memory for vLLM's weights and KV cache; training uses the rest."""
     ahead: bool = False
-    """Sample the next step's completions while this step trains: they come from the policy one step older, and their
-    prompts are chosen before this step's results are known. Trajectory balance allows for it. Costs a second copy of
-    the weights."""
+    """Sample the next step's completions while the current step trains. They come from a policy that is one step older,
+    and their prompts are selected before the current step's results are known. Trajectory balance corrects for the
+    older policy. Needs memory for a second copy of the weights."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -221,68 +245,71 @@ class OptimizerConfig(Section):
     """AdamW on the policy."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-6
-    """Of the policy, after the warm-up. The paper's, for models of 1.5B and more."""
+    """Learning rate of the policy after the warm-up. 1e-6 is the paper's, for models of 1.5B parameters and more;
+    smaller models need more."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
-    """AdamW's."""
+    """Weight decay of AdamW."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
-    """AdamW's."""
+    """β₁ and β₂ of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: ``constant``, or falling to 0 at ``run.steps``."""
+    """Learning-rate schedule after the warm-up. ``linear`` and ``cosine`` decay to 0 at ``run.steps``."""
     warmup_steps: NonNegative = 0
-    """Steps over which the learning rate rises from 0."""
+    """Number of steps in which the learning rate rises linearly from 0."""
     mini_batches: Positive = 1
-    """Parts that a step's completions are split into at random, each with an optimiser step of its own."""
+    """Number of random mini-batches into which a step's completions are split; each takes one optimiser step."""
     epochs: Positive = 1
-    """Passes over a step's completions."""
+    """Number of passes over a step's completions."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    """A longer gradient is shortened to this."""
+    """Maximum norm of the gradient; a larger gradient is scaled down to it."""
     tokens_per_micro_batch: Free[Positive] = 16384
-    """Tokens in one forward and backward pass: completions and their distinct prompts; on a model whose attention does
-    not let completions share a prompt, rows padded to the longest."""
+    """Maximum number of tokens in one forward and backward pass, counting completions and their distinct prompts. If
+    the model's attention cannot share a prompt among completions, rows are padded to the longest and padding counts."""
     gradient_checkpointing: Free[bool] = False
-    """Compute each layer's activations again in the backward pass: a third more time for a fraction of the memory."""
+    """Recompute each layer's activations in the backward pass. Takes about a third more time and much less memory."""
     activation_offload: Free[bool] = False
-    """Keep activations in the host's memory until the backward pass: for a GPU that is short of its own."""
+    """Keep activations in the host's memory until the backward pass, to save GPU memory."""
 
 
 class ScaleConfig(Section):
-    """What the processes of a run share, where ``torchrun`` or ``accelerate launch`` started several."""
+    """How work is divided among the processes that ``torchrun`` or ``accelerate launch`` started."""
 
     shard: bool = False
-    """Split weights, gradients and optimiser state among the processes (FSDP2), not the completions alone. With
-    ``sampling.engine`` transformers each also keeps the weights in one piece, to sample from."""
+    """Shard weights, gradients and optimiser state among the processes (FSDP2). false: only the completions are divided
+    among them. With ``sampling.engine: transformers``, each process also keeps a full copy of the weights for
+    sampling."""
 
 
 class VerifierConfig(Section):
-    """The processes that judge completions."""
+    """The worker processes that judge completions."""
 
     workers: Positive = 2
-    """How many completions are judged at once."""
+    """Number of worker processes, each of which judges one completion at a time."""
     timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
-    """Wall-clock seconds one completion may take; past it the worker is killed and the verdict is an error. The time
-    that modules take to load is not counted."""
+    """Wall-clock seconds that judging one completion may take. After that, the worker is killed and the verdict is an
+    error. Time for importing modules does not count."""
     memory_mib: Positive = 2048
-    """What a verifier may allocate beyond what its modules take; past it the verdict is an error."""
+    """MiB of memory that a verifier may allocate in addition to its imported modules. Beyond that, the verdict is an
+    error."""
     check_gold: bool = True
-    """Refuse to start when a verifier rejects every gold answer it is shown."""
+    """Refuse to start if a verifier rejects all gold answers that it is tried on."""
 
 
 class EvalConfig(Section):
     """Evaluation on ``data.eval`` during training."""
 
     every: NonNegative = 0
-    """Steps between evaluations; 0 evaluates at the start and the end only."""
+    """Number of steps between evaluations. 0: only at the start and the end."""
     every_rollouts: NonNegative = 0
-    """Evaluate also whenever as many more completions were generated: the same grid for recipes that generate more
-    of them a step."""
+    """Also evaluate each time this many more completions have been generated, so that recipes that generate different
+    numbers per step are evaluated at the same points. 0: never."""
     samples: Positive = 8
-    """Completions a prompt."""
+    """Number of completions per prompt."""
     k: Annotated[list[Positive], Field(min_length=1)] = [1, 8]
-    """The k of pass@k, each at most ``samples``."""
+    """Values of k for pass@k, each at most ``samples``."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    """0 decodes greedily."""
+    """Sampling temperature. 0: greedy decoding."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """As in ``sampling.top_p``."""
+    """Nucleus sampling, as for ``sampling.top_p``."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> EvalConfig:
@@ -292,43 +319,27 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Written whole or not at all; the last step is always kept."""
+    """Checkpoints, which are written atomically. The last step always gets one."""
 
     every: Positive = 25
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     keep: Positive = 2
-    """The newest ones that are kept."""
+    """Number of checkpoints to keep; older ones are deleted."""
 
 
 class TrackingConfig(Section):
-    """Trackers beside metrics.jsonl (needs the ``trackers`` extra)."""
+    """Experiment trackers that receive the metrics in addition to metrics.jsonl. Needs the ``trackers`` extra."""
 
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
-    """Each is told what metrics.jsonl is told."""
+    """The trackers to use."""
     project: str = "pacedrl"
-    """What trackers file the run under."""
+    """Name of the project under which trackers store the run."""
 
 
 def _names_a_server(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 (raises for one out of range)
+        parts.port  # noqa: B018 (raises ValueError for a port out of range)
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.path.strip("/") + parts.query
-
-
-def _function_reference(function: Any) -> str:
-    """Where verifier processes find a function: ``file.py:name``. Raises ValueError where they could not."""
-    name = getattr(function, "__qualname__", type(function).__name__)
-    if not inspect.isfunction(function) or "<" in name:
-        raise ValueError(f"{name} must be a function at the top level of a module: other processes import it by name")
-    # A cell of a notebook and a line at a prompt have a name like a file's, but no file.
-    file = Path(inspect.getfile(function))
-    if not file.is_file():
-        raise ValueError(
-            f"{name} is defined in a notebook cell or at a prompt, where the processes that judge cannot import it: "
-            f"put it in a file (begin its cell with %%writefile my_{name}.py) and set the verifier to "
-            f"'my_{name}.py:{name}'"
-        )
-    return f"{file}:{name}"

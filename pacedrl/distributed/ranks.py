@@ -46,7 +46,7 @@ class Ranks:
         """Whether this is rank 0, which makes the decisions, logs and saves."""
         return self.index == 0
 
-    def twin(self) -> Ranks:
+    def with_new_group(self) -> Ranks:
         """Return the same processes with a process group of their own, so that a second thread can use collectives."""
         return Ranks(self.index, self.count, _new_group() if self.count > 1 else None)
 
@@ -70,27 +70,27 @@ class Ranks:
         """Return whether ``flag`` is true on at least one process."""
         return any(self.gather(flag))
 
-    def decide(self, decision: Callable[[], Value]) -> Value:
+    def run_on_main(self, decision: Callable[[], Value]) -> Value:
         """Call ``decision`` on rank 0 and broadcast its result. An exception in it is raised on every process."""
         if self.count == 1:
             return decision()
         return cast(Value, _result(self.broadcast(_outcome(decision) if self.main else (None, None))))
 
-    def together(self, work: Callable[[], Value]) -> list[Value]:
+    def run_on_all(self, work: Callable[[], Value]) -> list[Value]:
         """Call ``work`` on every process and all-gather the results. An exception on one is raised on every process."""
         if self.count == 1:
             return [work()]
         return [_result(outcome) for outcome in self.gather(_outcome(work))]
 
-    def share(self, items: Sequence[Item], make: Callable[[Sequence[Item]], Sequence[Made]]) -> list[Made]:
+    def map(self, items: Sequence[Item], make: Callable[[Sequence[Item]], Sequence[Made]]) -> list[Made]:
         """Split the items equally among the processes, call ``make`` on each part and all-gather the results, in order.
 
         An exception on one process is raised on every process.
         """
-        own = items[self.part([1.0] * len(items))]
-        return [made for part in self.together(lambda: list(make(own)) if own else []) for made in part]
+        own = items[self.own_slice([1.0] * len(items))]
+        return [made for part in self.run_on_all(lambda: list(make(own)) if own else []) for made in part]
 
-    def part(self, costs: Sequence[float]) -> slice:
+    def own_slice(self, costs: Sequence[float]) -> slice:
         """Return this process's slice of a sequence whose items have these costs.
 
         The slices of all processes cover the sequence in order of rank and cost about the same.

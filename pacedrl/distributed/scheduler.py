@@ -42,7 +42,7 @@ class SharedScheduler:
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            return self.ranks.decide(lambda: getattr(self.scheduler, method)(*arguments, **named))
+            return self.ranks.run_on_main(lambda: getattr(self.scheduler, method)(*arguments, **named))
 
         return call
 

@@ -87,7 +87,7 @@ def evaluate(
             score_groups(pool, groups, {task.name: replace(task, parts=())})
             return groups
 
-        groups = (ranks or Ranks()).share(task.prompts, judged)
+        groups = (ranks or Ranks()).map(task.prompts, judged)
         if strict:
             require_judged(groups, {task.name: task})
         results.append(_result(task, groups, ks))

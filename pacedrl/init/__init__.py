@@ -1,1 +1,1 @@
-"""`pacedrl init`: a first configuration, written after a look at the data and the model."""
+"""`pacedrl init`: write a first configuration for the user's data and model."""

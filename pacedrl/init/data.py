@@ -1,4 +1,4 @@
-"""What there is to learn from: sources looked at, their columns, their verifier, and what is held out."""
+"""A look at the data: the columns and verifier of a source, and the prompts to hold out."""
 
 from __future__ import annotations
 
@@ -19,111 +19,107 @@ from pacedrl.tasks.sources import read_rows, split_names
 from pacedrl.types import Prompt
 
 LOOKED_AT = 1000
-"""Rows that columns and verifier are judged by."""
-HELD_OUT_SHARE, HELD_OUT_MOST = 5, 200
-"""One row in as many is held out, up to a number that is evaluated in reasonable time."""
+"""Number of rows from which columns and verifier are chosen."""
+HELD_OUT_ONE_IN, HELD_OUT_MAX = 5, 200
+"""One row in five is held out, up to a number that can be evaluated in reasonable time."""
 GENERATED, GENERATED_HELD_OUT = 2000, 100
-"""Rows asked of reasoning-gym and of the built-in skills."""
-FAR = 1_000_000
+"""Numbers of rows that reasoning-gym and the built-in skills generate."""
+HELD_OUT_SEED = 1_000_000
+"""A row's seed is the dataset's seed plus its number, so the seed of the held-out rows must be far from training's."""
 
-Settings = dict[str, Any]
-"""Of a task, as they are written: `pacedrl.config.TaskConfig`."""
+TaskSettings = dict[str, Any]
+"""Settings of a task as they are written to YAML; see `pacedrl.config.TaskConfig`."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a source."""
+    """The properties of a source."""
 
     rows: int
     columns: Columns
     choice: Choice | None
     chat: bool
     """Whether prompts are lists of messages."""
-    told: bool
-    """Whether they say themselves how to answer: a system message, or a word on boxes or tags."""
+    instructed: bool
+    """Whether prompts say how to answer: in a system message, or with a word about boxes or tags."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """``train`` and ``held_out`` as settings, the latter None where nothing can be spared; why, for comments."""
+    """The tasks to train and evaluate on; ``held_out`` is None if there are too few rows to hold any out."""
 
-    train: Settings
-    held_out: Settings | None
+    train: TaskSettings
+    held_out: TaskSettings | None
     split: str
+    """Where the held-out rows come from, as a comment in the configuration."""
     survey: Survey
-    """What was found in the training source."""
+    """The properties of the training source."""
     held_out_prompt: str | None = None
-    """The prompt's column in a held-out source of its own."""
+    """Column of the prompt in a separate held-out source."""
 
 
 def look(source: str, subset: str | None, held_out: str | None, prompt: str | None, answer: str | None) -> Data:
-    """Look at the training source, and at the held-out one if it is another.
+    """Look at the training source, and at the held-out source if it is another one.
 
-    ``subset`` is the configuration of a hub dataset, ``prompt`` and ``answer`` are columns that the user named. Raises
+    ``subset`` is the configuration of a hub dataset; ``prompt`` and ``answer`` are columns that the user named. Raises
     InputError for a source that cannot be read, is empty, or has no column that looks like a prompt.
     """
-    options = {"name": subset} if subset is not None else {}
-    if source == "skills" or source.startswith("gym:"):
-        train, rest, split = _generated(source)
-    else:
-        train, rest, split = ({"source": source} | ({"options": options} if options else {})), None, ""
+    train: TaskSettings = {"source": source}
+    if source == "skills":
+        train["options"] = {"size": GENERATED}
+    elif source.startswith("gym:"):
+        train["options"] = {"size": GENERATED, "seed": 0}
+    elif subset is not None:
+        train["options"] = {"name": subset}
     survey = _survey(TaskConfig(**train), prompt, answer)
-    train = _mapped(train, survey)
+    train = _with_columns(train, survey)
     if held_out is not None:
-        settings, column = _other(held_out, prompt, answer)
-        return Data(train, settings, "from a source of its own", survey, column)
-    if rest is not None:
-        return Data(train, _mapped(rest, survey), split, survey)
+        settings, column = _other_source(held_out, prompt, answer)
+        return Data(train, settings, "from a separate source", survey, column)
+    if source == "skills":
+        test = train | {"split": "test", "options": {"size": GENERATED_HELD_OUT}}
+        return Data(train, test, "the skills' own test split", survey)
+    if source.startswith("gym:"):
+        test = {**train, "options": {"size": GENERATED_HELD_OUT, "seed": HELD_OUT_SEED}}
+        return Data(train, test, "generated from other seeds than the training prompts", survey)
     if (name := _held_out_split(split_names(source, subset))) is not None:
-        return Data(
-            train, {**train, "split": name, "limit": HELD_OUT_MOST}, f"the dataset's own split '{name}'", survey
-        )
-    spared = min(survey.rows // HELD_OUT_SHARE, HELD_OUT_MOST)
-    if not spared:
+        test = {**train, "split": name, "limit": HELD_OUT_MAX}
+        return Data(train, test, f"the dataset's own split '{name}'", survey)
+    count = min(survey.rows // HELD_OUT_ONE_IN, HELD_OUT_MAX)
+    if not count:
         return Data(train, None, "", survey)
-    split = f"the first {spared} rows, which training skips; if the rows are sorted, shuffle them first"
-    return Data({**train, "skip": spared}, {**train, "limit": spared}, split, survey)
+    split = f"the first {count} rows, which training skips; if the rows are sorted, shuffle them first"
+    return Data({**train, "skip": count}, {**train, "limit": count}, split, survey)
 
 
 def require_verifier(data: Data) -> Choice:
-    """The proposed verifier; InputError where there was nothing to judge by."""
+    """The proposed verifier. Raises InputError if the data hold neither answers nor tests."""
     if data.survey.choice is None:
         raise InputError(
-            f"{data.train['source']}: no column looks like an answer, and none holds tests; say which with "
-            "--answer-column, or judge without by a function of your own with --reward FILE.py:function",
+            f"{data.train['source']}: no column looks like an answer, and none holds tests; name it with "
+            "--answer-column, or judge without answers with a function of your own: --reward FILE.py:function",
             docs="verifiers",
         )
     return data.survey.choice
 
 
-def _generated(source: str) -> tuple[Settings, Settings, str]:
-    if source == "skills":
-        train: Settings = {"source": source, "options": {"size": GENERATED}}
-        rest: Settings = {"source": source, "split": "test", "options": {"size": GENERATED_HELD_OUT}}
-        return train, rest, "the skills' own test split"
-    train = {"source": source, "options": {"size": GENERATED, "seed": 0}}
-    # A row's seed is the data set's plus its number, so the next seed would give nearly the same rows again.
-    rest = {"source": source, "options": {"size": GENERATED_HELD_OUT, "seed": FAR}}
-    return train, rest, "generated from seeds that training is far from"
-
-
-def _other(source: str, prompt: str | None, answer: str | None) -> tuple[Settings, str | None]:
-    """The settings of another source, and its prompt's column."""
-    settings: Settings = {"source": source}
+def _other_source(source: str, prompt: str | None, answer: str | None) -> tuple[TaskSettings, str | None]:
+    """The settings of a separate held-out source, and the column of its prompts."""
+    settings: TaskSettings = {"source": source}
     if source == "skills":
         settings["split"] = "test"
     elif not source.startswith("gym:") and (names := split_names(source, None)):
         settings["split"] = _held_out_split(names) or names[0]
     survey = _survey(TaskConfig(**settings), prompt, answer)
-    limit = {"limit": HELD_OUT_MOST} if survey.rows > HELD_OUT_MOST else {}
-    return _mapped(settings, survey) | limit, survey.columns.prompt
+    limit = {"limit": HELD_OUT_MAX} if survey.rows > HELD_OUT_MAX else {}
+    return _with_columns(settings, survey) | limit, survey.columns.prompt
 
 
 def _survey(task: TaskConfig, prompt: str | None, answer: str | None) -> Survey:
     rows = read_rows(task)
     first = list(islice(rows, LOOKED_AT))
     if not first:
-        raise InputError(f"{task.source}: holds no rows; expected one prompt a row")
+        raise InputError(f"{task.source}: holds no rows; expected one prompt per row")
     where, row = first[0]
     columns = find_columns(row, where, prompt, answer)
     looked_at = [_prompt(columns, row, where) for where, row in first]
@@ -133,13 +129,13 @@ def _survey(task: TaskConfig, prompt: str | None, answer: str | None) -> Survey:
         columns=columns,
         choice=_choice(task.source, looked_at),
         chat=isinstance(contents[0], list),
-        told=any(map(_tells_how_to_answer, contents)),
+        instructed=any(map(_says_how_to_answer, contents)),
     )
 
 
 def _prompt(columns: Columns, row: dict[str, Any], where: str) -> Prompt:
     if columns.prompt is None:
-        assert columns.template is not None  # find_columns
+        assert columns.template is not None  # guaranteed by find_columns
         content = fill(columns.template, row, where)
     else:
         content = value_at(row, columns.prompt, where)
@@ -154,13 +150,13 @@ def _answer(columns: Columns, row: dict[str, Any], where: str) -> Any:
 
 def _choice(source: object, prompts: Sequence[Prompt]) -> Choice | None:
     if source == "skills":
-        return Choice("exact", "the skills' answers are strings of digits, and the completion must equal them")
+        return Choice("exact", "the skills' answers are strings of digits, which the completion must equal")
     if str(source).startswith("gym:"):
-        return Choice("gym", "reasoning-gym's own scorer, which may give part of the reward")
+        return Choice("gym", "reasoning-gym's own scorer, which may give partial credit")
     return propose([replace(prompt, answer=None) if prompt.answer == "" else prompt for prompt in prompts])
 
 
-def _tells_how_to_answer(content: Any) -> bool:
+def _says_how_to_answer(content: Any) -> bool:
     messages = content if isinstance(content, list) else [{"content": content}]
     return any(
         isinstance(message, dict)
@@ -169,12 +165,12 @@ def _tells_how_to_answer(content: Any) -> bool:
     )
 
 
-def _mapped(settings: Settings, survey: Survey) -> Settings:
+def _with_columns(settings: TaskSettings, survey: Survey) -> TaskSettings:
     columns = survey.columns
-    made = settings | ({"columns": columns.mapping} if columns.mapping else {})
-    return made | ({"prompt_template": columns.template} if columns.template is not None else {})
+    mapped = settings | ({"columns": columns.mapping} if columns.mapping else {})
+    return mapped | ({"prompt_template": columns.template} if columns.template is not None else {})
 
 
 def _held_out_split(names: Sequence[str]) -> str | None:
-    """The split that is made for evaluation."""
+    """The split that is meant for evaluation, if there is one."""
     return next((name for name in ("test", "validation") if name in names), None)

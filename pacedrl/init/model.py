@@ -1,4 +1,4 @@
-"""What is known of a model without downloading anything: its tokenizer and how long its texts may be."""
+"""What a model on this machine tells without a download: its chat template, its context, the lengths of prompts."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from pacedrl.types import Prompt
 
 USER = {"role": "user", "content": "What the user says."}
 WEIGHTS = "model.safetensors"
-QUICKLY_LOADED = 2**31
-"""Models with at most this many bytes of weights are loaded and tried."""
+LOADED_BYTES = 2**31
+"""Models whose weights have at most this size are loaded as a check."""
 
 
 @dataclass(frozen=True)
-class KnownModel:
-    """A model that is on this machine. ``gguf_file`` is the one that its folder holds in place of a checkpoint."""
+class LocalModel:
+    """A model on this machine."""
 
     tokenizer: Any
     context: int | None
     gguf_file: str | None
+    """The GGUF file of a folder that holds one instead of a checkpoint."""
     where: str
-    """The folder or hub name that transformers loads it from."""
+    """The folder or hub name from which transformers loads it."""
 
     def require_trainable(self) -> None:
-        """Raise InputError where training would refuse to start. Large models are left to `pacedrl doctor`."""
+        """Raise InputError if training would refuse this model. Large models are left to `pacedrl doctor`."""
         folder = Path(self.where)
         file = folder / WEIGHTS if folder.is_dir() else try_to_load_from_cache(self.where, WEIGHTS)
-        if isinstance(file, str | Path) and Path(file).is_file() and Path(file).stat().st_size <= QUICKLY_LOADED:
+        if isinstance(file, str | Path) and Path(file).is_file() and Path(file).stat().st_size <= LOADED_BYTES:
             Policy.load(ModelConfig(name=self.where), torch.device("cpu"))
 
     @property
@@ -48,39 +49,39 @@ class KnownModel:
 
     @property
     def thinks(self) -> bool:
-        """Whether it reasons before it answers unless it is told otherwise."""
-        with contextlib.suppress(InputError):  # the rows' own messages will be refused, and the message name the row
+        """Whether it reasons before it answers by default."""
+        with contextlib.suppress(InputError):  # The check of the rows will refuse their messages and name the row.
             return self.chats and thinks(self.tokenizer, [USER], {})
         return False
 
     @property
     def can_stop_thinking(self) -> bool:
-        """Whether it thinks, and ``enable_thinking: false`` turns that off."""
+        """Whether it thinks by default and ``enable_thinking: false`` turns thinking off."""
         return self.thinks and has_thinking_switch(self.tokenizer)
 
     def takes_system_message(self) -> bool:
-        """Whether the chat template puts a system message before the model, which some refuse and some leave out."""
+        """Whether the chat template renders a system message; some refuse it, and some drop it."""
         text = "What the system says."
         chat = [{"role": "system", "content": text}, USER]
         with contextlib.suppress(InputError):
             return text in rendered(self.tokenizer, chat, {})
         return False
 
-    def longest(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Tokens of each prompt. InputError where there is no chat template for messages, or it refuses them."""
+    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each prompt. Raises InputError for messages without a chat template, or that it refuses."""
         return [len(prompt_ids(self.tokenizer, prompt)) for prompt in prompts]
 
     def answer_tokens(self, prompts: Sequence[Prompt]) -> int:
-        """Tokens of the longest gold answer, 0 without any."""
+        """Tokens of the longest gold answer, 0 if there are none."""
         answers = [str(prompt.answer) for prompt in prompts if prompt.answer is not None]
         ids = self.tokenizer(answers, add_special_tokens=False, verbose=False).input_ids if answers else []
         return max(map(len, ids), default=0)
 
 
-def known_model(name: str) -> KnownModel | None:
-    """The model if it is built in, a folder, or in the hub's cache; else None: nothing is downloaded.
+def local_model(name: str) -> LocalModel | None:
+    """The model if it is built in, a folder, or in the hub's cache, else None. Nothing is downloaded.
 
-    Raises InputError for a folder that holds no model.
+    Raises InputError for a folder without a model.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -103,4 +104,4 @@ def known_model(name: str) -> KnownModel | None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"--model: cannot read a model in the folder '{name}': {reason}") from None
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return KnownModel(tokenizer, context, options.get("gguf_file"), where)
+    return LocalModel(tokenizer, context, options.get("gguf_file"), where)

@@ -55,11 +55,11 @@ class CheckpointScores(BaseModel):
     """One checkpoint, by subset of the prompts; a subset without prompts is missing."""
 
     step: int
-    prompts: dict[str, int]
-    noise: dict[str, float]
+    prompts: dict[str, int] = {}
+    noise: dict[str, float] = {}
     """The mae of a perfect estimate: the error of a mean of S samples, with p smoothed by Jeffreys' prior."""
-    observed: dict[str, float]
-    scores: dict[str, dict[str, Scores]]
+    observed: dict[str, float] = {}
+    scores: dict[str, dict[str, Scores]] = {}
     """By estimator within each subset."""
     beta_kl: float | None
     """Mean β·KL(π_old‖π_θ) over the steps since the previous checkpoint: the theoretical error of β·log Z."""
@@ -99,35 +99,22 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
         require_whole(folder)
     if not folders:
         raise InputError(f"{run}: this run has no checkpoint yet; let it train for checkpoint.every steps first")
-    sampler = _CheckpointSampler(config, view)
-    scheduler = sampler.scheduler
-    groups, metrics = read_rows(run / "groups.jsonl"), read_rows(run / "metrics.jsonl")
-    reads_z = config.needs_partition and config.objective.log_z_is_accuracy
-    pairs: dict[str, dict[str, list[tuple[Floats, Floats]]]] = {subset: {} for subset in SUBSETS}
-    checkpoints = []
+    calibrator = _Calibrator(config, prompts, samples, view)
     steps = pairwise([0, *map(checkpoint_step, folders)])
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
-        for folder, (before, step) in zip(folders, steps, strict=True):
-            sampler.load(folder)
-            subsets = _subsets(scheduler, config.sampling.prompts_per_step, prompts, config.run.seed)
-            estimates = _estimates(scheduler, _last_means(groups, scheduler.keys, step), reads_z)
-            rewards = sampler.rewards(pool, sorted({row for rows in subsets.values() for row in rows}), samples, step)
-            # A prompt without a judged completion has no truth.
-            judged = {subset: [row for row in rows if rewards[row]] for subset, rows in subsets.items()}
-            judged = {subset: rows for subset, rows in judged.items() if rows}
-            kl = [row["kl/old_beta"] for row in metrics if before < row["step"] <= step]
-            checkpoints.append(_checkpoint_scores(step, judged, rewards, estimates, samples, kl))
-            for subset, rows in judged.items():
-                for name, values in estimates.items():
-                    pairs[subset].setdefault(name, []).append((values[rows], _means(rewards, rows)))
+        checkpoints = [
+            calibrator.measure(pool, folder, before, step)
+            for folder, (before, step) in zip(folders, steps, strict=True)
+        ]
     return Calibration(
         run=str(run),
         recipe=config.recipe,
         samples=samples,
-        left_out=sampler.unjudged / sampler.sampled,
+        left_out=calibrator.unjudged / calibrator.sampled,
         checkpoints=checkpoints,
         reliability={
-            subset: {name: _reliability(parts) for name, parts in named.items()} for subset, named in pairs.items()
+            subset: {name: _reliability(pairs) for name, pairs in named.items()}
+            for subset, named in calibrator.pairs.items()
         },
     )
 
@@ -137,16 +124,17 @@ def load_calibration(path: Path) -> Calibration:
     return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
 
 
-class _CheckpointSampler:
-    """The prompts, scheduler and sampler of a run, into which one checkpoint after the other is loaded."""
+class _Calibrator:
+    """Measures the checkpoints of a run one after the other, with its prompts, scheduler, sampler and logs."""
 
-    def __init__(self, config: Config, view: View) -> None:
-        self.config, self.view = config, view
+    def __init__(self, config: Config, prompts: int, samples: int, view: View) -> None:
+        self.config, self.most, self.samples, self.view = config, prompts, samples, view
         train, _ = load_tasks(config)
         self.device = resolve_device(config.run.device)
         policy = Policy.load(config.model, self.device)
-        self.tasks, self.prompt_ids = encode_tasks(policy, train, config)
-        self.prompts = unique_prompts(self.tasks)
+        tasks, self.prompt_ids = encode_tasks(policy, train, config)
+        self.tasks = {task.name: task for task in tasks}
+        self.prompts = unique_prompts(tasks)
         embeddings_NH = None
         if config.needs_partition:
             view.phase("embedding prompts", len(self.prompts))
@@ -154,27 +142,49 @@ class _CheckpointSampler:
             embeddings_NH = initial_embeddings(config, policy, ids, view.advance)
         self.scheduler = build_scheduler(config, [prompt.key for prompt in self.prompts], embeddings_NH)
         self.sampler = build_sampler(config, policy)
+        self.groups, self.metrics = (read_rows(config.run.dir / f"{log}.jsonl") for log in ("groups", "metrics"))
         self.sampled = self.unjudged = 0
         """Numbers of completions so far."""
+        self.pairs: dict[str, dict[str, list[tuple[Floats, Floats]]]] = {subset: {} for subset in SUBSETS}
+        """Estimates and observed accuracies so far, by subset and estimator."""
 
-    def load(self, folder: Path) -> None:
+    def measure(self, pool: VerifierPool, folder: Path, before: int, step: int) -> CheckpointScores:
+        """Load the checkpoint of ``step`` and score its estimates; ``before`` is the step of the previous one."""
         self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
         self.sampler.sync(Policy.load(self.config.model, self.device, folder))
+        subsets = _subsets(self.scheduler, self.config.sampling.prompts_per_step, self.most, self.config.run.seed)
+        reads_z = self.config.needs_partition and self.config.objective.log_z_is_accuracy
+        estimates = _estimates(self.scheduler, _last_means(self.groups, self.scheduler.keys, step), reads_z)
+        rewards = self._rewards(pool, sorted({row for rows in subsets.values() for row in rows}), step)
+        result = CheckpointScores(step=step, beta_kl=_mean_kl(self.metrics, before, step))
+        for subset, rows in subsets.items():
+            judged = [row for row in rows if rewards[row]]  # the others have no truth
+            if not judged:
+                continue
+            observed_P = np.array([np.mean(rewards[row]) for row in judged])
+            result.prompts[subset] = len(judged)
+            result.noise[subset] = _noise(observed_P, self.samples)
+            result.observed[subset] = float(observed_P.mean())
+            result.scores[subset] = {}
+            for name, estimate_N in estimates.items():
+                scores = _scores(estimate_N[judged], observed_P, [rewards[row] for row in judged])
+                result.scores[subset][name] = scores
+                self.pairs[subset].setdefault(name, []).append((estimate_N[judged], observed_P))
+        return result
 
-    def rewards(self, pool: VerifierPool, rows: Sequence[int], samples: int, step: int) -> dict[int, list[float]]:
+    def _rewards(self, pool: VerifierPool, rows: Sequence[int], step: int) -> dict[int, list[float]]:
         """Sample completions as in training, and return the rewards of those that could be judged, by prompt row."""
-        settings = replace(training_settings(self.config), group_size=samples)
+        settings = replace(training_settings(self.config), group_size=self.samples)
         prompts = [self.prompts[row] for row in rows]
-        self.view.phase(f"step {step}", len(prompts) * samples)
+        self.view.phase(f"step {step}", len(prompts) * self.samples)
         seed = (self.config.run.seed, "calibrate", step)
-        sampled = sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, advance=self.view.advance)
-        tasks = {task.name: task for task in self.tasks}
-        score_groups(pool, sampled, tasks)
-        require_judged(sampled, tasks)
-        judged = {row: group.rewards for row, group in zip(rows, sampled, strict=True)}
-        self.sampled += len(rows) * samples
-        self.unjudged += len(rows) * samples - sum(map(len, judged.values()))
-        return judged
+        groups = sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, advance=self.view.advance)
+        score_groups(pool, groups, self.tasks)
+        require_judged(groups, self.tasks)
+        rewards = {row: group.rewards for row, group in zip(rows, groups, strict=True)}
+        self.sampled += len(rows) * self.samples
+        self.unjudged += len(rows) * self.samples - sum(map(len, rewards.values()))
+        return rewards
 
 
 def _subsets(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -> dict[str, list[int]]:
@@ -219,34 +229,10 @@ def _last_means(groups: Sequence[Mapping[str, Any]], keys: Sequence[str], step: 
     return np.array([means.get(key, others) for key in keys])
 
 
-def _checkpoint_scores(
-    step: int,
-    subsets: Mapping[str, list[int]],
-    rewards: Mapping[int, list[float]],
-    estimates: Mapping[str, Floats],
-    samples: int,
-    kl: Sequence[float | None],
-) -> CheckpointScores:
-    observed = {subset: _means(rewards, rows) for subset, rows in subsets.items()}
-    known = [value for value in kl if value is not None]
-    return CheckpointScores(
-        step=step,
-        prompts={subset: len(rows) for subset, rows in subsets.items()},
-        noise={subset: _noise(observed_P, samples) for subset, observed_P in observed.items()},
-        observed={subset: float(observed_P.mean()) for subset, observed_P in observed.items()},
-        scores={
-            subset: {
-                name: _scores(estimate_N[rows], observed[subset], [rewards[row] for row in rows])
-                for name, estimate_N in estimates.items()
-            }
-            for subset, rows in subsets.items()
-        },
-        beta_kl=float(np.mean(known)) if known else None,
-    )
-
-
-def _means(rewards: Mapping[int, list[float]], rows: Sequence[int]) -> Floats:
-    return np.array([np.mean(rewards[row]) for row in rows])
+def _mean_kl(metrics: Sequence[Mapping[str, Any]], after: int, until: int) -> float | None:
+    values = [row["kl/old_beta"] for row in metrics if after < row["step"] <= until]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _noise(observed_P: Floats, samples: int) -> float:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -64,21 +62,19 @@ class RunResult(BaseModel):
 
     def measure(self, name: str, target: float, budget: float) -> float | None:
         """One of ``MEASURES``; None where the run has no such value. Costs and area end at ``budget`` rollouts."""
-        rollouts = self.curve.rollouts
+        curve = self.curve
         match name:
             case "rollouts_to_target":
-                return spent_to_reach(rollouts, self.curve.accuracy, target, budget)
+                return spent_to_reach(curve.rollouts, curve.accuracy, target, budget)
             case "tokens_to_target":
-                limit = float(np.interp(budget, rollouts, self.curve.tokens))
-                return spent_to_reach(self.curve.tokens, self.curve.accuracy, target, limit)
+                limit = float(np.interp(budget, curve.rollouts, curve.tokens))
+                return spent_to_reach(curve.tokens, curve.accuracy, target, limit)
             case "area":
-                return area(rollouts, self.curve.accuracy, budget)
+                return area(curve.rollouts, curve.accuracy, budget)
             case "final":
                 return self.pass_at_k[1]
-            case "distinct_correct" | "mixed_groups" | "estimate_mae":
-                value: float | None = getattr(self, name)
-                return value
-        raise KeyError(name)
+        value: float | None = getattr(self, name)
+        return value
 
     def reaches(self, target: float, budget: float) -> bool:
         """Whether the curve reached the target within the budget."""
@@ -106,12 +102,13 @@ def area(spent: Sequence[float], accuracy: Sequence[float], limit: float) -> flo
 
 def read_run(folder: Path, counted: Sequence[str] = ()) -> RunResult:
     """Read the result of a finished run; accuracy is the mean over the tasks ``counted``, by default over all."""
-    steps, evals = read_rows(folder / "metrics.jsonl"), read_rows(folder / "eval.jsonl")
+    steps, evals, groups = (read_rows(folder / f"{log}.jsonl") for log in ("metrics", "eval", "groups"))
     final = json.loads((folder / FINAL).read_text(encoding="utf-8"))
     tokens = {0: 0} | {row["step"]: int(row["tokens/generated"]) for row in steps}
     tasks = [result["task"] for result in final["results"]]
     curves = {task: [row[f"{task}/pass@1"] for row in evals] for task in tasks}
     counted = counted or tasks
+    ks = {int(k) for name in evals[0] if (k := name.rpartition("/pass@")[2]).isdigit()}
     errors = [row["accuracy/mae"] for row in steps if row["accuracy/mae"] is not None]
     figures = [result["figures"] for result in final["results"] if result["task"] in counted]
     return RunResult(
@@ -122,7 +119,7 @@ def read_run(folder: Path, counted: Sequence[str] = ()) -> RunResult:
             tasks=curves,
             pass_at_k={
                 k: [float(np.mean([row[f"{task}/pass@{k}"] for task in counted])) for row in evals]
-                for k in _other_ks(evals[0])
+                for k in sorted(ks - {1})
             },
         ),
         steps=steps[-1]["step"],
@@ -132,7 +129,7 @@ def read_run(folder: Path, counted: Sequence[str] = ()) -> RunResult:
             if name.startswith("pass@")
         },
         distinct_correct=float(np.mean([task["distinct_correct"]["mean"] for task in figures])),
-        mixed_groups=_mixed_groups(folder),
+        mixed_groups=float(np.mean([len(set(rewards) - {None}) > 1 for row in groups for rewards in row["rewards"]])),
         estimate_mae=float(np.mean(errors)) if errors else None,
         verifier_errors=sum(int(row["verifier/errors"]) for row in steps),
         left_out=max(
@@ -148,18 +145,3 @@ def seconds_at_evaluations(folder: Path) -> list[float]:
     for row in read_rows(folder / "metrics.jsonl"):
         elapsed[row["step"]] = elapsed[row["step"] - 1] + row["time/step"]
     return [round(elapsed[row["step"]], 2) for row in read_rows(folder / "eval.jsonl")]
-
-
-def _other_ks(row: dict[str, Any]) -> list[int]:
-    """The ks above 1 of an evaluation's pass@k."""
-    found = {int(match[1]) for name in row if (match := re.fullmatch(r".*/pass@(\d+)", name))}
-    return sorted(found - {1})
-
-
-def _mixed_groups(folder: Path) -> float:
-    mixed = [
-        len({reward for reward in rewards if reward is not None}) > 1
-        for row in read_rows(folder / "groups.jsonl")
-        for rewards in row["rewards"]
-    ]
-    return float(np.mean(mixed))

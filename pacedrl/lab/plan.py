@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pacedrl.config import Config, DynamicGateConfig, apply_override, config_tree, parse_config
-from pacedrl.errors import InputError
+from pacedrl.errors import InputError, did_you_mean
 from pacedrl.lab.measures import FINAL
+from pacedrl.paths import replace_text
 from pacedrl.recipes import RECIPES
 from pacedrl.rollouts.tasks import load_tasks, require_enough_prompts, unique_prompts
 from pacedrl.tasks.sources import default_name
 from pacedrl.training.folder_lock import FolderBusy, FolderLock
-from pacedrl.training.run_folder import refuse_another_run, replace_text
+from pacedrl.training.run_folder import refuse_another_run
 
+CONFIG = "comparison.yaml"
+"""File in a comparison's folder: the configuration that all runs have in common."""
+SETTINGS = "comparison.json"
 EVALUATIONS = 12
 """Evaluations during a run whose configuration does not say how often to evaluate."""
 _NAME = re.compile(r"\w[\w .+=-]*")
 
 Overrides = tuple[str, ...]
 """``section.key=value``, as on the command line."""
+Failures = Mapping[str, Mapping[int, str]]
+"""By variant and seed, why a run failed: the last line of its log."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,6 @@ class Plan:
     """The evaluation tasks whose mean accuracy is compared; all if empty."""
     folder: Path
 
-    @property
-    def config_path(self) -> Path:
-        """The file with the configuration that all runs have in common."""
-        return self.folder / "comparison.yaml"
-
-    @property
-    def _settings_path(self) -> Path:
-        return self.folder / "comparison.json"
-
     def runs(self) -> list[Run]:
         """All runs, seed by seed: a comparison that is cut short has all variants for the first seeds."""
         return [self._run(name, seed) for seed in self.seeds for name in self.variants]
@@ -94,8 +91,8 @@ class Plan:
         compared = {"variants": {name: list(own) for name, own in whole.variants.items()}, "seeds": list(whole.seeds)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_text(self._settings_path, json.dumps(self._settings() | compared, indent=2) + "\n")
-            replace_text(self.config_path, yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True))
+            replace_text(self.folder / SETTINGS, json.dumps(self._settings() | compared, indent=2) + "\n")
+            replace_text(self.folder / CONFIG, yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise InputError(
                 f"--out: cannot write to '{self.folder}' ({error.strerror}); choose another folder"
@@ -164,7 +161,7 @@ class Plan:
                 raise InputError(f"variant {name}: {error}") from None
 
     def _check_folder(self) -> None:
-        path, settings = self._settings_path, self._settings()
+        path, settings = self.folder / SETTINGS, self._settings()
         if not path.exists():
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise InputError(f"--out: '{self.folder}' exists and holds no comparison; choose another folder")
@@ -183,7 +180,7 @@ class Plan:
 
     def _recorded(self) -> dict[str, Any]:
         """The settings, variants and seeds that `write` wrote last into this folder."""
-        path = self._settings_path
+        path = self.folder / SETTINGS
         recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return recorded
 
@@ -216,6 +213,19 @@ class Plan:
         return (f"run.seed={seed}", *own)
 
 
+class RunQueue:
+    """The runs of a plan by state."""
+
+    def __init__(self, plan: Plan) -> None:
+        runs = plan.runs()
+        self.waiting = [run for run in runs if not run.finished]
+        self.running: dict[ForkServerProcess, tuple[Run, int]] = {}
+        """Process → its run and its slot, a number below ``jobs``."""
+        self.finished = [run for run in runs if run.finished]
+        self.failed: dict[str, dict[int, str]] = {name: {} for name in plan.variants}
+        """As `Failures`."""
+
+
 def read_variants(names: Sequence[str], file: Path | None) -> dict[str, Overrides]:
     """Overrides by name, of the recipes and variants that are named, or of all variants in the file.
 
@@ -229,8 +239,7 @@ def read_variants(names: Sequence[str], file: Path | None) -> dict[str, Override
     known = {name: (f"recipe={name}",) for name in RECIPES} | own
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            hint = did_you_mean(name, known, before="") or f"there are {', '.join(known)}"
             raise InputError(f"--recipes: there is no recipe or variant '{name}': {hint}", docs="recipes")
     if len(set(names)) < len(names):
         raise InputError("--recipes: a name occurs twice")

@@ -78,29 +78,24 @@ def variant_result(
 ) -> VariantResult:
     """Means and differences of one variant over its seeds."""
     ks = sorted(next(iter(runs.values())).pass_at_k) if runs else []
+    own, base = ({name: _known(part, name, target, budget) for name in MEASURES} for part in (runs, baseline))
     return VariantResult(
         overrides=list(overrides),
         runs=dict(runs),
         failures=dict(failures),
         reached=sum(run.reaches(target, budget) for run in runs.values()),
-        summary={name: _summary(name, list(runs.values()), target, budget) for name in MEASURES},
+        summary={name: mean_interval(list(own[name].values())) if own[name] else None for name in MEASURES},
         pass_at_k={k: mean_interval([run.pass_at_k[k] for run in runs.values()]) for k in ks},
-        versus_baseline={name: _difference(name, runs, baseline, target, budget) for name in MEASURES},
+        versus_baseline={name: _difference(own[name], base[name]) for name in MEASURES},
     )
 
 
-def _summary(name: str, runs: Sequence[RunResult], target: float, budget: float) -> Interval | None:
-    values = [value for run in runs if (value := run.measure(name, target, budget)) is not None]
-    return mean_interval(values) if values else None
+def _known(runs: Mapping[int, RunResult], name: str, target: float, budget: float) -> dict[int, float]:
+    """The measure by seed, for the runs that have it."""
+    values = {seed: run.measure(name, target, budget) for seed, run in runs.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
-def _difference(
-    name: str, runs: Mapping[int, RunResult], baseline: Mapping[int, RunResult], target: float, budget: float
-) -> Interval | None:
-    values = [
-        (run.measure(name, target, budget), baseline[seed].measure(name, target, budget))
-        for seed, run in runs.items()
-        if seed in baseline
-    ]
-    known = [(own, base) for own, base in values if own is not None and base is not None]
-    return paired_difference([own for own, _ in known], [base for _, base in known]) if known else None
+def _difference(own: Mapping[int, float], base: Mapping[int, float]) -> Interval | None:
+    seeds = [seed for seed in own if seed in base]
+    return paired_difference([own[seed] for seed in seeds], [base[seed] for seed in seeds]) if seeds else None

@@ -22,8 +22,6 @@ from typing import Any
 SERVER_KILLED = 255
 """multiprocessing's exit code for processes whose fork server was killed."""
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-
 
 def run_process(
     function: Callable[..., int | None], arguments: Sequence[Any], log: Path, environment: Mapping[str, str]
@@ -33,7 +31,8 @@ def run_process(
     Standard output and error go to ``log``; ``environment`` is added to the fork server's. Ctrl-C in the terminal does
     not reach the process. It is killed when this process ends.
     """
-    _CONTEXT.set_forkserver_preload(["pacedrl.lab.worker"])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pacedrl.lab.worker"])
     resource_tracker.ensure_running()  # now, because it unblocks SIGINT when it starts
     # The server and its forks inherit the mask: a SIGINT that follows a fork at once waits until the fork has its log.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -41,16 +40,16 @@ def run_process(
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return _CONTEXT.Process(target=_run, args=(function, arguments, log, environment))
+    return context.Process(target=_run, args=(function, arguments, log, environment))
 
 
 def interrupt(processes: Iterable[ForkServerProcess]) -> None:
     """Send SIGINT to the processes that were started, and wait until they have ended."""
-    started = [process for process in processes if process.pid is not None]
-    for process in started:
+    started = [(process.pid, process) for process in processes if process.pid is not None]
+    for pid, _ in started:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGINT)  # type: ignore[arg-type]
-    for process in started:
+            os.kill(pid, signal.SIGINT)
+    for _, process in started:
         process.join()
 
 

@@ -9,9 +9,8 @@ from rich.table import Table
 
 from pacedrl.intervals import Interval
 from pacedrl.lab.measures import MEASURES
-from pacedrl.lab.plan import Plan, Run
+from pacedrl.lab.plan import Plan, Run, RunQueue
 from pacedrl.lab.results import Results, VariantResult
-from pacedrl.lab.run_queue import RunQueue
 from pacedrl.logs import last_rows
 from pacedrl.view import left_out
 
@@ -47,10 +46,9 @@ class LiveTable:
         table = Table("variant", "finished", "failed", "running now", box=box.SIMPLE_HEAD)
         for name in self.plan.variants:
             finished = sum(run.variant == name for run in queue.finished)
-            failed = sum(variant == name for variant, _ in queue.failed)
             running = [run for run, _ in queue.running.values() if run.variant == name]
             now = ", ".join(f"seed {run.seed}: {self._done(run)}" for run in running)
-            table.add_row(name, f"{finished}/{len(self.plan.seeds)}", str(failed or ""), now)
+            table.add_row(name, f"{finished}/{len(self.plan.seeds)}", str(len(queue.failed[name]) or ""), now)
         return table
 
     def _done(self, run: Run) -> str:

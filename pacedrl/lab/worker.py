@@ -12,9 +12,9 @@ from pacedrl.config import load_config
 from pacedrl.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, InputError
 from pacedrl.evaluation.evaluate import evaluate
 from pacedrl.lab.measures import FINAL
+from pacedrl.paths import replace_text
 from pacedrl.rollouts.engines import evaluation_settings
 from pacedrl.tasks.pool import VerifierPool
-from pacedrl.training.run_folder import replace_text
 from pacedrl.training.trainer import Trainer, TrainingStopped
 
 

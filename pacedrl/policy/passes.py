@@ -27,7 +27,7 @@ def model_passes(policy: Policy, batch: Sequence[Completion], token_budget: int,
     passes = max(ranks.gather(len(groups))) if policy.sharded else len(groups)
     yield from groups
     for _ in range(passes - len(groups)):
-        policy.keep_in_step()
+        policy.dummy_pass()
 
 
 def _packed(batch: Sequence[Completion], token_budget: int) -> list[list[int]]:
@@ -71,7 +71,7 @@ def sequence_logprobs(
     ``tick`` is called before each micro-batch. The ``ranks`` divide the work, and all of them get the whole result.
     """
     ranks = ranks or Ranks()
-    own = batch[ranks.part([sequence.length for sequence in batch])]
+    own = batch[ranks.own_slice([sequence.length for sequence in batch])]
     logprobs: list[list[float]] = [[]] * len(own)
     for rows in model_passes(policy, own, token_budget, ranks):
         tick()

@@ -185,7 +185,7 @@ class Policy:
         mask_BT = torch.arange(max(lengths), device=self.device) < self._tensor(lengths)[:, None]
         return logprobs_BT, entropy_BT, mask_BT
 
-    def keep_in_step(self) -> None:
+    def dummy_pass(self) -> None:
         """Run a forward pass, and a backward pass with zero gradient, while other processes have more to compute."""
         logprobs_BT, _, _ = self.logprobs([[self.pad_id]], [[self.pad_id]])
         if logprobs_BT.requires_grad:

@@ -227,7 +227,7 @@ class Collector:
                 return self.scheduler.select(min(count, left), [*sampled, *exclude])
 
         def rollout(keys: list[str]) -> list[Group]:
-            return self.ranks.share(keys, own_rollout)
+            return self.ranks.map(keys, own_rollout)
 
         def own_rollout(keys: Sequence[str]) -> list[Group]:
             # Groups are judged as they finish, while others are still sampled; "verify" is the time left after that.

@@ -55,7 +55,7 @@ def save_checkpoint(
     root = run_dir / "checkpoints"
     final = root / f"step-{step:05d}"
     partial = root / f"partial-{final.name}"
-    if not ranks.decide(lambda: _begin(partial, final)):
+    if not ranks.run_on_main(lambda: _begin(partial, final)):
         return final
     weights = policy.trained_weights(keep=ranks.main)
 
@@ -75,8 +75,8 @@ def save_checkpoint(
             # Renamed first: if the deletion is interrupted, half a checkpoint must not look like a whole one.
             shutil.rmtree(old.rename(root / f"partial-{old.name}"))
 
-    ranks.together(write)
-    ranks.decide(finish)
+    ranks.run_on_all(write)
+    ranks.run_on_main(finish)
     return final
 
 

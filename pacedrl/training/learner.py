@@ -179,7 +179,7 @@ class Learner:
         """
         totals: Metrics = {}
         largest_gap = 0.0
-        own = batch[self.ranks.part([sequence.length for sequence in batch])]
+        own = batch[self.ranks.own_slice([sequence.length for sequence in batch])]
         size = BatchSize(len(batch), sum(len(sequence.token_ids) for sequence in batch))
         self.optimizer.zero_grad(set_to_none=True)
         with gradient_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing):

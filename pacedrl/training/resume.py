@@ -25,16 +25,16 @@ def claim(folder: RunFolder, ranks: Ranks, view: View) -> Path | None:
 
     Raises InputError if another process is working in the folder, or if a log or the checkpoint is damaged.
     """
-    if not ranks.decide(folder.claim):
+    if not ranks.run_on_main(folder.claim):
         view.warn(
             f"run.dir: the file system of '{folder.path}' has no locks: see to it yourself that no other process "
             "trains in this folder"
         )
-    ranks.decide(folder.require_readable_logs)
+    ranks.run_on_main(folder.require_readable_logs)
     newest = ranks.broadcast(list_checkpoints(folder.path)[-1:])
     if not newest:
         return None
-    ranks.decide(lambda: require_whole(newest[0]))
+    ranks.run_on_main(lambda: require_whole(newest[0]))
     return newest[0]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pacedrl.config import Config, config_tree, dump_config, load_config
 from pacedrl.config.base import changes
 from pacedrl.errors import InputError
 from pacedrl.logs import read_lines, read_rows
+from pacedrl.paths import replace_text
 from pacedrl.training.checkpoint import list_checkpoints
 from pacedrl.training.folder_lock import FolderBusy, FolderLock
 from pacedrl.version import __version__
@@ -152,13 +152,6 @@ def _read_config(path: Path) -> Config:
 def _versions() -> dict[str, str]:
     libraries = {library.__name__: str(library.__version__) for library in (torch, transformers, numpy)}
     return {"pacedrl": __version__} | libraries | {"python": platform.python_version()}
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _finite(value: Any) -> Any:

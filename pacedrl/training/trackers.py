@@ -13,7 +13,7 @@ from typing import Any
 
 from pacedrl.config import Config, dump_config
 from pacedrl.errors import InputError
-from pacedrl.training.run_folder import replace_text
+from pacedrl.paths import replace_text
 from pacedrl.training.wandb_login import wandb_is_ready
 
 RUN_ID = "trackers.json"

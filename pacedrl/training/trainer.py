@@ -88,7 +88,7 @@ class Trainer:
         self.config = config
         self.ranks = connect()
         self.view = view or SilentView(quiet=not self.ranks.main)
-        self.ranks.decide(lambda: require_trackers(config))
+        self.ranks.run_on_main(lambda: require_trackers(config))
         self.trackers = Trackers(config)
         self.folder = RunFolder(config, writes=self.ranks.main)
         with ExitStack() as undo:
@@ -363,7 +363,7 @@ class Trainer:
             config.run.seed,
             self.ranks,
         )
-        collecting = self.ranks.twin() if config.sampling.ahead else self.ranks
+        collecting = self.ranks.with_new_group() if config.sampling.ahead else self.ranks
         self.collector = Collector(
             config,
             shared(own, collecting),

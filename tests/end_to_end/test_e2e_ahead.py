@@ -101,7 +101,7 @@ def test_the_oracle_cannot_look_ahead(cli: CommandLine) -> None:
     cli.write("c.yaml", tiny_run(recipe="oracle", **AHEAD))
     result = cli("train", "c.yaml")
     assert result.code == 2
-    assert "sampling.ahead: the oracle's accuracies are of the present policy" in result.err
+    assert "sampling.ahead: the oracle needs the accuracies of the current policy" in result.err
 
 
 MANY: dict[str, Any] = {"partition": {"rescore_share": 0.25, "projection": 8}}

@@ -1,4 +1,4 @@
-"""Bad input: exit code 2, one line that says what is wrong and what to do, and nothing written."""
+"""Bad input: exit code 2, one line that says what is wrong and what to do, and no files written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def complaint(result: Result) -> str:
 
 
 def refusal(cli: CommandLine, *overrides: str, config: str = "c.yaml", **sections: Any) -> str:
-    """What training says to a bad configuration, of which it must leave no trace."""
+    """The message of training for a bad configuration, after which no new file may exist."""
     if not (cli.folder / config).exists():
         cli.write(config, tiny_run(**sections))
     before = {path.name for path in cli.folder.iterdir()}
@@ -41,7 +41,7 @@ def task(**settings: Any) -> dict[str, Any]:
     return {"train": [{"source": "rows.jsonl", "verifier": "exact", **settings}], "eval": []}
 
 
-def test_one_line_also_from_the_real_command(cli: CommandLine) -> None:
+def test_the_real_command_prints_one_line_too(cli: CommandLine) -> None:
     cli.write("c.yaml", tiny_run())
     line = complaint(cli("train", "c.yaml", "sampling.max_prompt_tokens=3", real=True))
     assert "sampling.max_prompt_tokens" in line
@@ -96,7 +96,7 @@ def test_missing_config_file(cli: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("content", ["a: [1, 2\n", "\tx: 1\n", "a: b: c\n", "just text\n", "- run\n", "\x00\x01"])
-def test_config_that_is_no_mapping(cli: CommandLine, content: str) -> None:
+def test_config_that_is_not_a_mapping(cli: CommandLine, content: str) -> None:
     cli.write("c.yaml", content)
     line = refusal(cli)
     assert "c.yaml" in line
@@ -105,7 +105,7 @@ def test_config_that_is_no_mapping(cli: CommandLine, content: str) -> None:
 
 @pytest.mark.parametrize("content", ["model:\n", "model: tiny\n", "data: []\n", "data: {train: [skills]}\n", "run:\n"])
 @pytest.mark.parametrize("verb", ["train", "eval", "doctor"])
-def test_section_that_is_no_mapping(cli: CommandLine, content: str, verb: str) -> None:
+def test_section_that_is_not_a_mapping(cli: CommandLine, content: str, verb: str) -> None:
     cli.write("c.yaml", content)
     arguments = ["tiny", "--config", "c.yaml", "--tasks", "skills"] if verb == "eval" else ["c.yaml"]
     if verb == "eval" and content.startswith("data"):
@@ -237,7 +237,7 @@ def test_unknown_skill(cli: CommandLine, settings: dict[str, Any], said: str) ->
     assert "known" in line
 
 
-def test_local_model_that_does_not_exist_or_is_none(cli: CommandLine) -> None:
+def test_local_model_that_does_not_exist_or_is_invalid(cli: CommandLine) -> None:
     assert "model.name: cannot load './nowhere'" in refusal(cli, "model.name=./nowhere")
     (cli.folder / "empty").mkdir()
     assert "model.name: cannot load './empty'" in refusal(cli, "model.name=./empty")
@@ -266,18 +266,18 @@ def test_hub_model_without_network_fails_quickly(cli: CommandLine) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpu_that_is_not_there(cli: CommandLine) -> None:
+def test_missing_gpu(cli: CommandLine) -> None:
     assert "run.device: 'cuda' asked for, but torch sees no GPU; use 'cpu' or 'auto'" in refusal(cli, "run.device=cuda")
 
 
-def test_more_prompts_a_step_than_there_are(cli: CommandLine) -> None:
+def test_too_few_prompts_for_a_step(cli: CommandLine) -> None:
     line = refusal(cli, "sampling.prompts_per_step=65")
     assert "sampling.prompts_per_step: 65" in line
     assert "only 64" in line
 
 
 @pytest.mark.parametrize("section", ["train", "eval"])
-def test_two_tasks_of_one_name(cli: CommandLine, section: str) -> None:
+def test_two_tasks_with_the_same_name(cli: CommandLine, section: str) -> None:
     twice = [{"source": "skills"}, {"source": "skills", "options": {"seed": 1}}]
     line = refusal(cli, data={"train": [{"source": "skills"}], "eval": [], section: twice})
     assert f"data.{section}: 2 tasks are called 'skills'" in line

@@ -117,7 +117,7 @@ def test_doctor_shows_a_prefill_and_the_reward_sees_the_new_text_alone(cli: Comm
     assert result.code == 0, result.out
     shown = "(chat template, continuing the assistant's message) '<user>0 + 4</s><assistant>It is'"
     assert shown in result.out
-    assert "gold answers were not tried, as verifier.check_gold is false" in result.out
+    assert "gold answers were not tried, because verifier.check_gold is false" in result.out
     (cli.folder / "seen.jsonl").unlink()
     assert cli("train", "c.yaml", "verifier.check_gold=false").code == 0
     for prompt, completion in cli.rows("seen.jsonl"):

@@ -40,7 +40,7 @@ def examine(cli: CommandLine, *overrides: str) -> tuple[int, str]:
 def test_the_doctor_says_where_completions_end(cli: CommandLine) -> None:
     chat_model(cli, "{% for m in messages %}{{ m.content }}<bos>{% endfor %}")
     code, out = examine(cli, "sampling.stop=[xy, <pad>]")
-    ends = "'<pad>', '<bos>' (the chat template's end of a turn), '<eos>', 'xy', or after 12 tokens"
+    ends = "'<pad>', '<bos>' (the chat template's end of turn), '<eos>', 'xy', or after 12 tokens"
     assert f"ok  completions end at {ends}" in out
     assert code == 0
 

@@ -38,7 +38,7 @@ def test_table_and_json_file(cli: CommandLine) -> None:
         assert f"{figures[name]['mean']:.2f}" in result.out
 
 
-def test_json_on_standard_output_is_nothing_but_json(cli: CommandLine) -> None:
+def test_standard_output_is_pure_json(cli: CommandLine) -> None:
     result = cli(*EVAL, "--tasks", "skills", "--samples", "4", "--k", "4", "--limit", "3", "--json", "-")
     assert result.code == 0, result.err
     assert set(json.loads(result.out)["results"][0]["figures"]) >= {"pass@4", "mean@4"}
@@ -54,7 +54,7 @@ def test_several_tasks_of_several_kinds(cli: CommandLine) -> None:
 
 
 @pytest.mark.parametrize(("model", "row"), [("tiny", 0), ("run/checkpoints/step-00006", -1)])
-def test_a_checkpoint_scores_what_its_run_said(full_run: FinishedRun, model: str, row: int) -> None:
+def test_a_checkpoint_scores_as_in_its_run(full_run: FinishedRun, model: str, row: int) -> None:
     result = full_run.cli("eval", model, "--config", "c.yaml", "--json", "-")
     assert result.code == 0, result.err
     (task,) = json.loads(result.out)["results"]
@@ -104,7 +104,7 @@ def test_result_that_cannot_be_written(cli: CommandLine) -> None:
         pytest.param(["doctor", "c.yaml"], marks=pytest.mark.slow),
     ],
 )
-def test_a_reader_that_leaves_early_sees_no_traceback(cli: CommandLine, arguments: list[str]) -> None:
+def test_a_closed_pipe_causes_no_traceback(cli: CommandLine, arguments: list[str]) -> None:
     cli.write("c.yaml", tiny_run(run={"steps": 1}))
     reader, writer = os.pipe()
     os.close(reader)
@@ -137,7 +137,7 @@ def test_the_example_is_ready_and_the_doctor_leaves_nothing_behind(cli: CommandL
     assert snapshot(cli.folder) == {}
 
 
-def test_the_doctor_leaves_a_run_alone(full_run: FinishedRun) -> None:
+def test_the_doctor_changes_nothing_in_a_run_folder(full_run: FinishedRun) -> None:
     before = snapshot(full_run.cli.folder)
     assert full_run.cli("doctor", "c.yaml").code == 0
     assert snapshot(full_run.cli.folder) == before
@@ -166,7 +166,7 @@ def test_the_doctor_lists_rejected_gold_answers(cli: CommandLine) -> None:
     assert code == 2
 
 
-def test_the_doctor_says_what_a_verifier_rewards_although_nothing_is_solved(cli: CommandLine) -> None:
+def test_the_doctor_finds_rewarded_completions_that_solve_nothing(cli: CommandLine) -> None:
     cli.write("lax.py", "def contains(completions, answer):\n    return [float(answer[0] in completions[0])]\n")
     code, out = examine(cli, ROWS, verifier="lax.py:contains")
     assert code == 0
@@ -202,7 +202,7 @@ def test_the_doctor_lists_overlong_prompts(cli: CommandLine) -> None:
     assert code == 0
 
 
-def test_the_doctor_fails_on_too_few_prompts_and_on_what_cannot_be_loaded(cli: CommandLine) -> None:
+def test_the_doctor_fails_on_too_few_prompts_and_on_unloadable_models_and_data(cli: CommandLine) -> None:
     code, out = examine(cli, ROWS, "sampling.prompts_per_step=9")
     assert (code, "fail  sampling.prompts_per_step: 9 prompts a step asked for" in out) == (2, True)
     code, out = examine(cli, ROWS, "recipe=lilo", "sampling.prompts_per_step=3")

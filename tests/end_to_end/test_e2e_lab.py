@@ -1,9 +1,10 @@
-"""Comparisons and calibration by the command line, with real runs."""
+"""Comparisons and calibration on the command line, with real runs."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -54,7 +55,7 @@ def compare(
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[CommandLine, Result]:
-    """GRPO twice, with other seeds the second time, LILO, and one that cannot run."""
+    """GRPO twice with different seeds, LILO, and a variant that cannot run."""
     cli = CommandLine(tmp_path_factory.mktemp("compared"))
     return cli, compare(cli, recipes="grpo,again,lilo,broken", real=True)
 
@@ -92,7 +93,7 @@ def test_results_are_those_of_the_runs_logs(compared: tuple[CommandLine, Result]
     assert (own.mean, own.low, own.high) == (0.0, 0.0, 0.0)
 
 
-def test_seeds_are_what_tells_runs_of_one_recipe_apart(compared: tuple[CommandLine, Result]) -> None:
+def test_runs_of_one_recipe_differ_by_their_seeds(compared: tuple[CommandLine, Result]) -> None:
     cli, _ = compared
     results = Results.load(cli.folder / "out/results.json")
     curves = [run.curve.accuracy for name in ("grpo", "again") for run in results.variants[name].runs.values()]
@@ -100,7 +101,7 @@ def test_seeds_are_what_tells_runs_of_one_recipe_apart(compared: tuple[CommandLi
     assert "seed: 71\n" in (cli.folder / "out/runs/again/seed1/config.yaml").read_text()
 
 
-def test_a_failure_is_reported_and_costs_the_others_nothing(compared: tuple[CommandLine, Result]) -> None:
+def test_a_failure_is_reported_and_does_not_affect_the_other_runs(compared: tuple[CommandLine, Result]) -> None:
     cli, result = compared
     assert result.code == 1
     assert "Traceback" not in result.err
@@ -114,7 +115,7 @@ def test_a_failure_is_reported_and_costs_the_others_nothing(compared: tuple[Comm
     assert "| lilo | 2/2 |" in page
 
 
-def test_the_page_opens_from_disk_and_says_who_won(compared: tuple[CommandLine, Result]) -> None:
+def test_the_page_embeds_its_figures_and_lists_all_variants(compared: tuple[CommandLine, Result]) -> None:
     cli, result = compared
     page = (cli.folder / "out/page.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 7
@@ -127,7 +128,7 @@ def test_the_page_opens_from_disk_and_says_who_won(compared: tuple[CommandLine, 
     assert "2 seeds, 96 rollouts each" in result.out
 
 
-def test_what_is_finished_is_not_repeated_and_more_can_be_added(compared: tuple[CommandLine, Result]) -> None:
+def test_finished_runs_are_not_repeated_and_variants_can_be_added(compared: tuple[CommandLine, Result]) -> None:
     cli, _ = compared
     shutil.copytree(cli.folder / "out", cli.folder / "more")
     before = {path: path.stat().st_mtime_ns for path in (cli.folder / "more").rglob("final.json")}
@@ -139,7 +140,9 @@ def test_what_is_finished_is_not_repeated_and_more_can_be_added(compared: tuple[
     del full["variants"]["broken"]
     assert shorter == full
     kept = (cli.folder / "more/results.json").read_bytes()
-    assert compare(cli, recipes="lilo", out="more", seeds=1).code == 0  # what it does not name is kept all the same
+    assert (
+        compare(cli, recipes="lilo", out="more", seeds=1).code == 0
+    )  # variants and seeds that it does not name are kept
     assert (cli.folder / "more/results.json").read_bytes() == kept
     with (cli.folder / "more/.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -172,7 +175,7 @@ def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_res
     command += ["--seeds", "2", "--final-k", "1,4", "--jobs", "2"]
     for variant, log, stop in (("grpo", "metrics.jsonl", "kill"), ("lilo", "eval.jsonl", "interrupt")):
         running = cli.start(*command, real=stop == "interrupt")
-        assert eventually(lambda: bool(processes_of(cli.folder)), 60)  # the logs may be of the round before
+        assert eventually(lambda: bool(processes_of(cli.folder)), 60)  # the logs may be those of the previous round
         path = cli.folder / f"out/runs/{variant}/seed0/{log}"
         assert eventually(lambda path=path: path.exists() and path.read_text().count("\n") >= 2, 60)  # type: ignore[misc]
         getattr(running, stop)()
@@ -185,13 +188,18 @@ def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_res
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Runs of a comparison in this folder that are still there."""
+    """The processes of a comparison's runs in this folder, without their fork server: each has its own session."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             line = (entry / "cmdline").read_bytes()
-            if b"pacedrl.lab.worker" in line and (entry / "cwd").resolve() == folder.resolve():
-                found.append(int(entry.name))
+            pid = int(entry.name)
+            if (
+                b"pacedrl.lab.worker" in line
+                and os.getsid(pid) == pid
+                and (entry / "cwd").resolve() == folder.resolve()
+            ):
+                found.append(pid)
         except OSError:
             continue
     return found
@@ -204,7 +212,7 @@ def processes_of(folder: Path) -> list[int]:
         (["--recipes", "grpo,grpo"], "a name occurs twice"),
         ([], "nothing to compare: name recipes with --recipes"),
         (["--recipes", "grpo", "--baseline", "paced"], "--baseline: 'paced' is not compared; there are grpo"),
-        (["--recipes", "grpo", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["--recipes", "grpo", "--seeds", "0"], "--seeds: expected more than 0, got 0"),
         (["--recipes", "grpo", "--final-k", "2,4"], "--final-k: expected whole numbers from 1, with 1 among them"),
         (
             ["--recipes", "grpo", "--count", "heldd"],
@@ -256,7 +264,7 @@ def test_calibration_is_measured_on_fresh_samples(cli: CommandLine) -> None:
     result = cli("calibrate", "run", "--prompts", "16", "--samples", "8")
     assert result.code == 0, result.err
     after = {path: path.read_bytes() for path in before}
-    assert after == before  # a run is looked at, not changed
+    assert after == before  # calibration does not change the run
     calibration = load_calibration(cli.folder / "run/calibration.json")
     assert [checkpoint.step for checkpoint in calibration.checkpoints] == [2, 4, 6]
     metrics = {row["step"]: row for row in cli.rows("run/metrics.jsonl")}
@@ -284,7 +292,7 @@ def test_calibration_is_measured_on_fresh_samples(cli: CommandLine) -> None:
     assert "data:image/svg+xml" in (cli.folder / "run/calibration.html").read_text()
 
 
-def test_calibrating_what_is_no_run_says_so(cli: CommandLine) -> None:
+def test_calibrating_a_folder_without_a_run_is_an_error(cli: CommandLine) -> None:
     assert "expected a run's folder" in cli("calibrate", "nothing").err
     cli.write("c.yaml", tiny_run(run={"steps": 1}))
     assert cli("train", "c.yaml").code == 0
@@ -294,8 +302,8 @@ def test_calibrating_what_is_no_run_says_so(cli: CommandLine) -> None:
     assert "this run has no checkpoint yet" in result.err
 
 
-def test_completions_nobody_could_judge_are_in_the_results(cli: CommandLine) -> None:
-    """A verifier that gives up on some answers: paid for, so said."""
+def test_unjudged_completions_are_counted_in_the_results(cli: CommandLine) -> None:
+    """The verifier cannot judge some completions; the results, the page and a warning say how many."""
     cli.write("picky.py", PICKY)
     rows = [{"prompt": f"copy:{i}=", "answer": str(i)} for i in range(1000, 9999, 562)]
     cli.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,14 +1,14 @@
-"""What the command line of `pacedrl eval` means."""
+"""The configuration that the arguments of `pacedrl eval` describe."""
 
 from __future__ import annotations
 
-from pacedrl.cli import _parser
+from pacedrl.cli import parse
+from pacedrl.cli.evaluate import eval_config
 from pacedrl.config import Config
-from pacedrl.evaluation.run import eval_config
 
 
 def parsed(*arguments: str) -> Config:
-    return eval_config(_parser().parse_args(["eval", *arguments]))
+    return eval_config(parse(["eval", *arguments]))
 
 
 def test_overrides_may_stand_before_or_after_the_tasks() -> None:

@@ -1,4 +1,4 @@
-"""`pacedrl init`: what it writes for which data, and that it trains as it is."""
+"""`pacedrl init`: the configuration it writes for various data, which trains without changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from pacedrl.assets import TINY_MODEL
 from pacedrl.cli import main
 from pacedrl.config import Config, load_config
-from pacedrl.init.yaml_text import Idea, Line, settings, text
+from pacedrl.init.template import Setting, Suggestion, yaml_text
 from pacedrl.tasks.datasets import load_task
 from pacedrl.training.trainer import Trainer
 
@@ -63,7 +63,7 @@ def written(*arguments: str) -> Config:
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that init refuses with, having written nothing."""
+    """The one-line message with which init refuses, without writing anything."""
     before = sorted(path.name for path in Path().iterdir())
     assert main(["init", *arguments]) == 2
     captured = capsys.readouterr()
@@ -97,7 +97,7 @@ def _own_reward() -> list[str]:
     return ["--data", jsonl(ROWS, "own.jsonl"), "--reward", "mine.py:score_it"]
 
 
-# How it is called, the verifier that is proposed, and the prompts that are left to train on.
+# Arguments, the expected verifier, and the expected number of training prompts.
 PLAIN: list[tuple[Callable[[], list[str]], str, int]] = [
     (lambda: ["--data", jsonl(ROWS)], "exact", 32),
     (_csv_file, "exact", 32),
@@ -109,7 +109,7 @@ CHATS: list[tuple[Callable[[], list[str]], str, int]] = [(_verl_file, "exact", 3
 
 
 @pytest.mark.parametrize("chats", [False, True])
-def test_what_is_written_passes_the_doctor_and_trains(
+def test_the_configuration_passes_the_doctor_and_trains(
     chats: bool, chat_model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees = []
@@ -122,7 +122,7 @@ def test_what_is_written_passes_the_doctor_and_trains(
         assert config.data.train[0].verifier == verifier
         assert isinstance(load_task(config.data.train[0]).prompts[0].content, list) == chats
         trees.append(yaml.safe_load(Path("c.yaml").read_text()))
-    # All of them in one run, to save the starting; tests/test_first_run.py trains one as it is.
+    # One run trains all of them, to save start-up time; tests/test_first_run.py trains one without changes.
     tree = trees[-1]
     tree["data"] = {part: [{**each["data"][part], "limit": 8} for each in trees] for part in ("train", "eval")}
     tree["sampling"] |= {"max_new_tokens": 8, "prompts_per_step": len(trees)}
@@ -143,9 +143,9 @@ def test_held_out_rows_are_not_trained_on() -> None:
     assert [prompt.content for prompt in train] == [row["question"] for row in ROWS[8:]]
 
 
-def test_rows_on_both_sides_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_counts_held_out_rows_that_are_also_training_rows(capsys: pytest.CaptureFixture[str]) -> None:
     written("--data", jsonl([*ROWS, *ROWS[:3]]))
-    assert "Careful: 3 held-out prompts are trained on as well" in capsys.readouterr().out
+    assert "Careful: 3 held-out prompts are also training prompts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("source", ["skills", "gym:chain_sum"])
@@ -155,11 +155,11 @@ def test_generated_rows_do_not_overlap(source: str) -> None:
     keys = {prompt.key for prompt in train}
     shared = [prompt.content for prompt in held_out if prompt.key in keys]
     assert len(held_out) == 100
-    # Of sums of few small terms there are not many: those that chance draws twice are rare.
+    # Sums of a few small terms repeat by chance, but rarely.
     assert len(shared) <= 2, shared
 
 
-def test_an_evaluation_file_of_its_own_with_columns_of_its_own() -> None:
+def test_a_separate_evaluation_file_with_other_columns() -> None:
     held_out = jsonl(({"input": row["question"], "answer": row["answer"]} for row in ROWS[:5]), "held.jsonl")
     config = written("--data", jsonl(ROWS), "--eval", held_out)
     (task,) = config.data.eval
@@ -168,13 +168,13 @@ def test_an_evaluation_file_of_its_own_with_columns_of_its_own() -> None:
     assert len(load_task(config.data.train[0]).prompts) == 40
 
 
-def test_too_few_rows_hold_none_out() -> None:
+def test_with_few_rows_none_are_held_out() -> None:
     config = written("--data", jsonl(ROWS[:4]))
     assert config.data.eval == []
     assert config.sampling.prompts_per_step == 1
 
 
-def test_compressed_files_and_columns_that_are_named() -> None:
+def test_compressed_files_and_named_columns() -> None:
     with gzip.open("rows.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps({"a": q, "b": a}) + "\n" for q, a in map(digits, range(1001, 1041)))
     config = written("--data", "rows.jsonl.gz", "--prompt-column", "a", "--answer-column", "b")
@@ -190,7 +190,7 @@ def test_plain_rows_for_a_chat_model_are_sent_as_messages(chat_model: str) -> No
     assert (config.sampling.max_prompt_tokens, config.sampling.max_new_tokens) == (496, 16)  # of a context of 512
 
 
-def test_rows_that_say_how_to_answer_are_told_nothing_more(chat_model: str) -> None:
+def test_rows_with_instructions_get_no_system_prompt(chat_model: str) -> None:
     rows = [{"prompt": f"What is {n} + 1? Use \\boxed{{}}.", "answer": f"\\frac{{{n}}}{{7}}"} for n in range(1, 30)]
     config = written("--data", jsonl(rows), "--model", chat_model)
     assert (config.data.train[0].verifier, config.data.train[0].system_prompt) == ("math", None)
@@ -199,7 +199,7 @@ def test_rows_that_say_how_to_answer_are_told_nothing_more(chat_model: str) -> N
     assert "\\boxed{}" in (config.data.train[0].system_prompt or "")
 
 
-def test_a_model_that_is_not_here_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_local_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     asked: list[Any] = []
     monkeypatch.setattr("socket.socket.connect", lambda *arguments: asked.append(arguments))
@@ -210,7 +210,7 @@ def test_a_model_that_is_not_here_is_not_fetched(monkeypatch: pytest.MonkeyPatch
     said = Path("c.yaml").read_text()
     assert "# chat: true" in said
     assert "not on this machine" in said
-    assert config.sampling.prompts_per_step == 8  # 32 prompts, four for each of a step
+    assert config.sampling.prompts_per_step == 8  # 32 prompts, at least four per prompt of a step
 
 
 def test_sizes_on_a_gpu_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_sizes_on_a_gpu_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.data.train[0].verifier == "numeric"
 
 
-def test_prompts_of_both_sides_fit() -> None:
+def test_the_prompt_limit_covers_training_and_held_out_prompts() -> None:
     long = [{"question": f"copy:{'1' * 90}{n}=", "answer": "0" * 30} for n in range(10)]
     config = written("--data", jsonl([*ROWS, *long]), "--eval", jsonl([long[0]], "held.jsonl"))
     assert (config.sampling.max_prompt_tokens, config.sampling.max_new_tokens) == (112, 48)
@@ -241,7 +241,7 @@ def test_prompts_beyond_the_context_are_dropped_or_refused(capsys: pytest.Captur
     assert "all 10 prompts are longer than the model's context" in complaint(capsys, "d.yaml", "--data", data)
 
 
-def test_a_hub_dataset_is_held_out_by_its_own_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_dataset_is_evaluated_on_its_own_split(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def load_dataset(source: str, split: str, **options: Any) -> list[dict[str, str]]:
@@ -266,7 +266,7 @@ def test_recipes(recipe: str) -> None:
     assert ("replay:" in Path("c.yaml").read_text()) == replays
 
 
-def test_the_reward_function_that_is_written_scores_exact_match(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_written_reward_function_scores_exact_match(capsys: pytest.CaptureFixture[str]) -> None:
     written("--data", jsonl(ROWS), "--reward", "mine.py:score_it")
     assert "edit mine.py" in capsys.readouterr().out
     functions: dict[str, Any] = {}
@@ -274,7 +274,7 @@ def test_the_reward_function_that_is_written_scores_exact_match(capsys: pytest.C
     chat = [{"role": "assistant", "content": "4"}]
     assert functions["score_it"](prompts=[""] * 3, completions=[" 12\n", "13", chat], answer=["12", 12, 4]) == [1, 0, 1]
     Path("mine.py").write_text("def score_it(completions, **_):\n    return [1.0 for _ in completions]\n")
-    written("--data", jsonl(ROWS), "--reward", "mine.py:score_it")  # takes it as it is
+    written("--data", jsonl(ROWS), "--reward", "mine.py:score_it")  # uses the existing file
     assert "return [1.0 for" in Path("mine.py").read_text()
 
 
@@ -285,7 +285,7 @@ def test_the_reward_function_that_is_written_scores_exact_match(capsys: pytest.C
         ("", ["--data", "rows.jsonl"], "rows.jsonl: holds no rows"),
         ("[1, 2]\n", ["--data", "rows.jsonl"], "rows.jsonl: line 1: expected an object"),
         ('{"q": "a", "a": "b"}\n', ["--data", "rows.jsonl"], "it has q, a; say which with --prompt-column"),
-        ('{"prompt": "a", "a": "b"}\n', ["--data", "rows.jsonl"], "say which with --answer-column, or judge"),
+        ('{"prompt": "a", "a": "b"}\n', ["--data", "rows.jsonl"], "name it with --answer-column, or judge"),
         ('{"prompt": "a", "a": "b"}\n', ["--data", "rows.jsonl"], "(see docs/verifiers.md)"),
         ('{"promt": "a"}\n', ["--data", "rows.jsonl", "--prompt-column", "prompt"], "did you mean 'promt'"),
         ('{"prompt": "a", "x": 1}\n', ["--data", "rows.jsonl", "--reward", "no.py:f"], "there is no no.py"),
@@ -311,7 +311,7 @@ def test_bad_input(content: str | None, arguments: list[str], said: str, capsys:
 
 def test_nothing_is_overwritten_without_force(capsys: pytest.CaptureFixture[str]) -> None:
     Path("c.yaml").write_text("mine")
-    assert "c.yaml: is there already" in complaint(capsys, "c.yaml")
+    assert "c.yaml: exists already" in complaint(capsys, "c.yaml")
     assert Path("c.yaml").read_text() == "mine"
     assert "no folder 'none'" in complaint(capsys, "none/c.yaml")
     assert "such as my.yaml" in complaint(capsys, "rows.jsonl")
@@ -329,13 +329,17 @@ def test_hostile_names_and_answers_stay_in_their_comments() -> None:
 
 def test_yaml_text_reads_back_as_its_settings() -> None:
     tree = {
-        "a": {"b": Line("x: y # z"), "c": Line([1, 8], "pass@k " * 30), "d": Idea({"r": 16}, "an adapter")},
-        "e": Line("two\nlines", "beside"),
-        "f": Line(1e-6),
-        "g": {"h": Line({"prompt": "a.b"}, ""), "i": Line("no")},
+        "a": {"b": Setting("x: y # z"), "c": Setting([1, 8], "pass@k " * 30), "d": Suggestion({"r": 16}, "an adapter")},
+        "e": Setting("two\nlines", "beside"),
+        "f": Setting(1e-6),
+        "g": {"h": Setting({"prompt": "a.b"}, ""), "i": Setting("no")},
     }
-    written_text = text(tree)
-    assert yaml.safe_load(written_text) == settings(tree)
-    assert settings(tree)["a"] == {"b": "x: y # z", "c": [1, 8]}
-    assert "  # d: {r: 16}" in written_text
-    assert all(len(line) <= 120 for line in written_text.splitlines())
+    text = yaml_text(tree)
+    assert yaml.safe_load(text) == {
+        "a": {"b": "x: y # z", "c": [1, 8]},
+        "e": "two\nlines",
+        "f": 1e-6,
+        "g": {"h": {"prompt": "a.b"}, "i": "no"},
+    }
+    assert "  # d: {r: 16}" in text
+    assert all(len(line) <= 120 for line in text.splitlines())

@@ -64,7 +64,7 @@ def asked(config: Config) -> list[Any]:
 
 
 @pytest.mark.parametrize("template", [REFUSES, DROPS])
-def test_a_template_without_system_messages_is_told_in_the_question(template: str, model: Callable[..., str]) -> None:
+def test_without_system_messages_the_question_has_the_instruction(template: str, model: Callable[..., str]) -> None:
     config = written("--data", rows(SUMS), "--model", model(template))
     instruction = "Think step by step, and put the final answer in \\boxed{}."
     assert asked(config) == [
@@ -79,9 +79,7 @@ def test_a_template_without_system_messages_is_told_in_the_question(template: st
     assert config.data.eval[0].columns == {}
 
 
-def test_rows_that_are_chats_are_left_alone_and_the_user_is_told(
-    model: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_chat_rows_stay_unchanged_with_a_warning(model: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     chats = [{"prompt": [{"role": "user", "content": row["problem"]}], "answer": row["answer"]} for row in SUMS]
     config = written("--data", rows(chats), "--model", model(REFUSES))
     assert asked(config)[1] == chats[0]["prompt"]
@@ -89,11 +87,11 @@ def test_rows_that_are_chats_are_left_alone_and_the_user_is_told(
     assert written("--data", "rows.jsonl", "--model", model(PLAIN)).data.train[0].system_prompt is not None
 
 
-def test_a_model_that_thinks_gets_room_for_it(model: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_thinking_model_gets_more_new_tokens(model: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     config = written("--data", rows(SUMS), "--model", model(SWITCH))
     text = Path("c.yaml").read_text()
     assert config.sampling.max_new_tokens == 256  # half of a context of 512; 512 where there is room
-    assert "room for thoughts before the answer" in text
+    assert "includes the model's thoughts" in text
     assert "# chat_template_kwargs: {enable_thinking: false}" in text
     assert config.data.train[0].chat_template_kwargs == {}
     capsys.readouterr()
@@ -137,7 +135,7 @@ def test_the_verifier_of_a_game_is_found(row: dict[str, Any], verifier: str) -> 
     assert config.data.train[0].prompt_template is None
 
 
-def test_an_evaluation_source_with_splits_is_held_out_by_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_held_out_source_uses_its_own_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for name, part in (("both/train", WORDS), ("both/validation", WORDS[:3]), ("one/train", WORDS[:4])):
         Path(name).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which verifier is proposed for which answers, and that it accepts them."""
+"""The verifier proposed for various answers, which must accept them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prompts(answers: list[Any], **columns: Any) -> list[Prompt]:
         ([{"names": ["Zoey"], "solution": [True]}], "knights_knaves", "knave"),
     ],
 )
-def test_the_answers_choose(answers: list[Any], verifier: str, why: str) -> None:
+def test_the_verifier_follows_from_the_answers(answers: list[Any], verifier: str, why: str) -> None:
     choice = propose(prompts(answers))
     assert choice is not None
     assert (choice.verifier, choice.caution) == (verifier, "")
@@ -46,7 +46,7 @@ def test_the_answers_choose(answers: list[Any], verifier: str, why: str) -> None
         assert judge(judge_it, prompt, gold).reward == 1.0
 
 
-def test_missing_answers_do_not_count_unless_all_are() -> None:
+def test_missing_answers_are_ignored_unless_all_are_missing() -> None:
     choice = propose(prompts([None, 3]))
     assert choice is not None
     assert choice.verifier == "numeric"
@@ -54,14 +54,14 @@ def test_missing_answers_do_not_count_unless_all_are() -> None:
     assert propose(prompts([{"some": "object"}])) is None
 
 
-def test_tests_choose_before_answers() -> None:
+def test_tests_take_precedence_over_answers() -> None:
     for columns in ({"test_list": ["assert f(1) == 2"]}, {"tests": '{"inputs": ["1"], "outputs": ["2"]}'}):
         choice = propose(prompts([None, "3"], **columns))
         assert choice is not None
         assert choice.verifier == "code"
 
 
-def test_long_texts_are_said_to_need_a_function() -> None:
+def test_long_texts_come_with_a_caution() -> None:
     choice = propose(prompts(["word " * 40, "3"]))
     assert choice is not None
     assert choice.verifier == "exact"

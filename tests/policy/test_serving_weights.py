@@ -31,8 +31,8 @@ CPU = torch.device("cpu")
             "{engine: vllm_server, servers: ['http://a:1', 'http://a:1/']}",
             r"sampling\.servers: a server is named twice",
         ),
-        ("{engine: vllm_server}", r"sampling\.servers: name them for sampling\.engine=vllm_server"),
-        ("{servers: ['http://a:1']}", r"sampling\.servers: name them for sampling\.engine=vllm_server, and only for"),
+        ("{engine: vllm_server}", r"sampling\.servers: list servers if, and only if, sampling\.engine=vllm_server"),
+        ("{servers: ['http://a:1']}", r"sampling\.servers: list servers if, and only if, sampling\.engine=vllm_server"),
     ],
 )
 def test_servers_that_make_no_sense_are_refused_in_one_line(

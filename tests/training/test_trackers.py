@@ -12,7 +12,7 @@ import pytest
 from accelerate.utils import LoggerType
 
 from pacedrl.config import Config, parse_config
-from pacedrl.doctor import findings
+from pacedrl.doctor import checks
 from pacedrl.errors import InputError
 from pacedrl.training.trackers import Trackers, require_trackers
 from pacedrl.training.trainer import Trainer
@@ -70,7 +70,7 @@ def test_without_a_login_doctor_and_train_say_so_first(wandb: Path, tmp_path: Pa
     with pytest.raises(InputError, match="wandb is not logged in: run `wandb login` or set WANDB_API_KEY"):
         Trainer(config(tmp_path))
     assert not (tmp_path / "run").exists()
-    first = next(findings(config(tmp_path, model={"name": "./none"})))
+    first = next(checks(config(tmp_path, model={"name": "./none"})))
     assert first.level == "fail"
     assert "wandb is not logged in" in first.text
 

@@ -70,7 +70,7 @@ class VllmServerSampler(Sampler):
             assert self.keeper is not None
             return self.keeper.publish(weights, tick)
 
-        self.version = self.ranks.decide(publish)
+        self.version = self.ranks.run_on_main(publish)
 
     def sample(
         self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None

@@ -1,4 +1,4 @@
-"""The processes of runs: output, environment, exit codes, interrupts, and the end of the process that started them."""
+"""Processes of runs: output, environment, exit codes, interrupts, and the end of the process that started them."""
 
 from __future__ import annotations
 
