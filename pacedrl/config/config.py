@@ -84,8 +84,8 @@ class Config(Section):
             raise ValueError("objective.log_z: 'blended' needs a posterior; set estimator.name to counts or combined")
         if not objective.log_z_is_accuracy and estimator in ("partition", "combined"):
             raise ValueError(
-                f"estimator.name: '{estimator}' estimates accuracy from log Z, but this objective fits log Z to z-scored "
-                "rewards, which hold none; set estimator.name to counts or none"
+                f"estimator.name: '{estimator}' estimates accuracy from log Z, but this objective fits log Z to "
+                "z-scored rewards, which hold none; set estimator.name to counts or none"
             )
         if self.partition.z_score_rewards and not (objective.reads_log_z and objective.log_z_is_accuracy):
             raise ValueError(
