@@ -88,9 +88,7 @@ class Config(Section):
                 "rewards, which hold none; set estimator.name to counts or none"
             )
         if self.partition.z_score_rewards and not (objective.reads_log_z and objective.log_z_is_accuracy):
-            raise ValueError(
-                "partition.z_score_rewards: needs trajectory balance with objective.log_z=learned; set it to false"
-            )
+            raise ValueError("partition.z_score_rewards: needs trajectory balance with objective.log_z=learned; set it to false")
         if self.sampling.ahead and estimator == "oracle":
             raise ValueError("sampling.ahead: the oracle needs the accuracies of the current policy; set it to false")
         if (self.sampling.engine == "vllm_server") != bool(self.sampling.servers):
