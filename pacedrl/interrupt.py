@@ -10,7 +10,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-EXIT_CODE = 130
+from pacedrl.errors import EXIT_INTERRUPTED
 
 
 class Interrupted(Exception):
@@ -47,6 +47,6 @@ class InterruptGuard:
         if self.requested:
             if hasattr(builtins, "__IPYTHON__"):
                 raise KeyboardInterrupt
-            os._exit(EXIT_CODE)
+            os._exit(EXIT_INTERRUPTED)
         self.requested = True
         sys.stderr.write("\nStopping: saving the state. Ctrl-C again exits at once.\n")

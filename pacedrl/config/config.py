@@ -84,11 +84,13 @@ class Config(Section):
             raise ValueError("objective.log_z: 'blended' needs a posterior; set estimator.name to counts or combined")
         if not objective.log_z_is_accuracy and estimator in ("partition", "combined"):
             raise ValueError(
-                f"estimator.name: '{estimator}' estimates accuracy from log Z, but this objective fits log Z to z-scored "
-                "rewards, which hold none; set estimator.name to counts or none"
+                f"estimator.name: '{estimator}' estimates accuracy from log Z, but this objective fits log Z to "
+                "z-scored rewards, which hold none; set estimator.name to counts or none"
             )
         if self.partition.z_score_rewards and not (objective.reads_log_z and objective.log_z_is_accuracy):
-            raise ValueError("partition.z_score_rewards: needs trajectory balance with objective.log_z=learned; set it to false")
+            raise ValueError(
+                "partition.z_score_rewards: needs trajectory balance with objective.log_z=learned; set it to false"
+            )
         if self.sampling.ahead and estimator == "oracle":
             raise ValueError("sampling.ahead: the oracle needs the accuracies of the current policy; set it to false")
         if (self.sampling.engine == "vllm_server") != bool(self.sampling.servers):
