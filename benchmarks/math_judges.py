@@ -1,4 +1,4 @@
-"""Which judge of mathematical answers is right: wrong answers accepted, right ones refused, errors, verdicts a second.
+"""Which judge of mathematical answers is right: wrong answers accepted, right ones refused, errors, speed.
 
     python benchmarks/math_judges.py                     # three minutes
     python benchmarks/math_judges.py --show ours         # and its mistakes, one a line

@@ -68,8 +68,8 @@ class Step:
 
 
 ASSUMED = {
-    # 80 GB GPUs, 3.35 TB/s of memory, 40% of 990 TFLOP/s in the update (6 FLOP a parameter and token, 8 with
-    # checkpointing), 20 µs of cache and sampling a row; 100 GB/s between devices; pickling a completion: 0.2 ms.
+    # 80 GB GPUs, 3.35 TB/s of memory, 40% of 990 TFLOP/s in the update (6 FLOP per parameter and token, 8 with
+    # checkpointing), 20 µs of cache and sampling per row; 100 GB/s between devices; pickling a completion: 0.2 ms.
     "1.5B": Costs(3e-3, 2e-5, 6 * 1.5e9 / 4e14, 0.05, 6e9, 1e11, 2e-4, 0.5),
     "7B": Costs(8e-3, 4e-5, 8 * 7.6e9 / 4e14, 0.2, 3e10, 1e11, 2e-4, 0.5),
 }

@@ -13,7 +13,7 @@ from pacedrl.errors import InputError
 
 RESAMPLES = 10_000
 FEWEST_RESAMPLED = 5
-"""Number of seeds from which the interval is a bootstrap."""
+"""Minimum number of seeds for a bootstrap interval."""
 
 
 class Interval(BaseModel):
@@ -30,7 +30,7 @@ class Interval(BaseModel):
 
 
 def scipy_stats() -> Any:
-    """Import scipy.stats. Raises InputError naming the extra where it is missing."""
+    """Import scipy.stats. Raises InputError naming the extra if it is missing."""
     try:
         from scipy import stats
     except ImportError:
@@ -70,5 +70,5 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Interval:
-    """Mean of the differences to the baseline, seed by seed. Raises ValueError where the numbers of seeds differ."""
+    """Mean of the differences to the baseline, seed by seed. Raises ValueError if the numbers of seeds differ."""
     return mean_interval([value - base for value, base in zip(values, baseline, strict=True)])

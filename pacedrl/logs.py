@@ -17,7 +17,7 @@ TAIL_BYTES = 1 << 17
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a log; none if the file does not exist. Raises InputError as `read_lines`."""
+    """All rows of a log; none if the file does not exist. Raises InputError like `read_lines`."""
     return [row for _, row in read_lines(path)]
 
 

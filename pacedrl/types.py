@@ -51,7 +51,7 @@ class Completion:
     """One sampled sequence. The sampler makes it; each stage of a training step fills in what it knows.
 
     - The sampler: ``token_ids`` are its own ids (the end token included when ``finish_reason == "stop"``), ``logprobs``
-      their log-probabilities under the behaviour policy, one float a token.
+      their log-probabilities under the behaviour policy, one float per token.
     - The verifier: ``reward`` lies in [0, 1]; it is None when the verifier could not judge, and ``error`` says why. An
       error is never a reward of zero. ``parts`` are weighted additions that shape what the policy is trained on;
       accuracy is estimated from the reward alone.

@@ -137,7 +137,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path, content: str) -> None:
         ({"run": {"steps": "many"}}, r"run\.steps"),
         ({"optimizer": {"betas": [0.9]}}, r"optimizer\.betas"),
         ({"optimizer": {"schedule": "step"}}, r"optimizer\.schedule: .*'constant', 'linear' or 'cosine'"),
-        ({"eval": {"k": [1, 9]}}, r"eval: k = 9 needs at least as many samples a prompt, not 8"),
+        ({"eval": {"k": [1, 9]}}, r"eval: k = 9 needs at least as many samples per prompt, not 8"),
         ({"eval": {"k": [0]}}, r"eval\.k\.0"),
         ({"sampling": {"group_size": 1}}, r"sampling\.group_size: .*greater than or equal to 2 \(got 1\)"),
         ({"selection": {"target_accuracy": 1.01}}, r"selection\.target_accuracy: .*less than or equal to 1"),

@@ -152,7 +152,10 @@ def test_setting_the_buffer_size_does_not_enable_replay() -> None:
         ({"recipe": "paced_plus", "estimator": {"discont": 1}}, "did you mean 'estimator.discount'?"),
         ({"recipe": "paced_plus", "estimator": {"prior_strength": "x"}}, "estimator.prior_strength: input should be"),
         ({"gate": {"oversample": 3}}, "unknown key 'gate.oversample' of gate.name = none"),
-        ({"recipe": "flowrl", "estimator": {"name": "partition"}}, "fits log Z to z-scored rewards, which hold none"),
+        (
+            {"recipe": "flowrl", "estimator": {"name": "partition"}},
+            "fits log Z to z-scored rewards, which do not show it",
+        ),
         ({"objective": {"name": "grpo"}}, "replay.enabled: replay, on in recipe 'paced' or in the config, needs"),
         ({"gate": {"name": "lilo", "oversample": 1}}, "gate.oversample: input should be greater than or equal to 2"),
     ],

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line. Overrides may stand anywhere; argparse alone finds them before the first option only."""
+    """Parse the command line. Overrides may come anywhere; argparse alone accepts them only before the first option."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     unknown = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]

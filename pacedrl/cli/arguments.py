@@ -28,14 +28,14 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(option: str, value: Number) -> Number:
-    """The value of a numeric option. Raises InputError for 0 and less."""
+    """Return the value of a numeric option. Raises InputError unless it is above 0."""
     if not value > 0:
         raise InputError(f"{option}: expected more than 0, got {value:g}")
     return value
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
-    """The numbers in ``1,8,32``. Raises InputError for any other form."""
+    """Return the numbers in ``1,8,32``. Raises InputError for any other form."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

@@ -74,8 +74,8 @@ def eval_config(options: argparse.Namespace) -> Config:
     model, data, settings = (tree.setdefault(section, {}) for section in ("model", "data", "eval"))
     overridden = any(text.startswith("model.gguf_file=") for text in options.overrides)
     if options.model != model.get("name") and not overridden and adapter_base(options.model) is None:
-        model.pop("gguf_file", None)  # It belongs to the model that the configuration names.
-    model |= {"name": options.model, "lora": None}  # An untrained adapter changes nothing.
+        model.pop("gguf_file", None)  # this file belongs to the model that the configuration names
+    model |= {"name": options.model, "lora": None}  # an untrained adapter changes nothing
     if tasks:
         data["eval"] = [{"source": source, "split": options.split} for source in tasks]
     if not data.get("eval"):

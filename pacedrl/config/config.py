@@ -36,7 +36,8 @@ from pacedrl.recipes import DEFAULT_RECIPE, with_recipe
 
 
 class Config(Section):
-    """The configuration of a run. User settings override the recipe (`pacedrl.recipes`), and both the defaults."""
+    """The configuration of a run. User settings override the recipe (`pacedrl.recipes`), which overrides the
+    defaults."""
 
     recipe: str = DEFAULT_RECIPE
     """Name of the method, which stands for a set of settings; user settings override the recipe. `pacedrl recipes`
@@ -85,7 +86,7 @@ class Config(Section):
         if not objective.log_z_is_accuracy and estimator in ("partition", "combined"):
             raise ValueError(
                 f"estimator.name: '{estimator}' estimates accuracy from log Z, but this objective fits log Z to "
-                "z-scored rewards, which hold none; set estimator.name to counts or none"
+                "z-scored rewards, which do not show it; set estimator.name to counts or none"
             )
         if self.partition.z_score_rewards and not (objective.reads_log_z and objective.log_z_is_accuracy):
             raise ValueError(

@@ -21,7 +21,8 @@ class ObjectiveSection(Section):
 
     @property
     def partition_beta(self) -> float:
-        """β of the log Z fitted alongside this objective. Objectives without β may use any: only β·log Z is read."""
+        """β of the log Z fitted alongside this objective. Any β will do if the objective has none: only β·log Z is
+        read."""
         return 0.05
 
     @property
@@ -112,7 +113,7 @@ class FlowRlConfig(ObjectiveSection):
 
     name: Literal["flowrl"] = "flowrl"
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
-    """β: rewards are divided by it. FlowRL's paper multiplies by its β = 15 instead, so 1/15 here."""
+    """β: rewards are divided by it. FlowRL's paper multiplies them by its β = 15, which is 1/15 here."""
     clip_low: Probability = 0.2
     """Lower bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
@@ -321,4 +322,4 @@ class ReplayConfig(Section):
     """The anchor μ in the loss of a replayed completion: its log-probabilities when it was sampled (``behaviour``), or
     under the policy at the start of the step (``current``)."""
     train_partition: bool = False
-    """Fit log Z to replayed completions too. They are all correct, so they bias log Z upwards."""
+    """Also fit log Z to replayed completions. They are all correct, so they bias log Z upwards."""

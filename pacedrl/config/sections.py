@@ -122,7 +122,7 @@ class TaskConfig(Section):
     """Send a plain-text prompt through the chat template, as one user message."""
     chat_template_kwargs: dict[str, Any] = {}
     """Variables for the chat template, such as ``{enable_thinking: false}``. A row's column of the same name overrides
-    them key by key. A row's column ``tools``, a list of JSON schemas, is passed to the template too."""
+    them key by key. A row's column ``tools``, a list of JSON schemas, is also passed to the template."""
     verifier: VerifierName | None = None
     """``math``, ``exact``, ``numeric``, ``code``, ``countdown``, ``knights_knaves``, ``gym``,
     ``path/to/file.py:function`` or ``package.module:function``. In Python, also the function itself, which needs TRL's
@@ -187,7 +187,7 @@ class SamplingConfig(Section):
     """G, the number of completions per prompt. 1 is refused, because a single completion allows no comparison within
     its group."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """Sampling temperature. Training divides the logits by it too."""
+    """Sampling temperature. Training also divides the logits by it."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Nucleus sampling: tokens are drawn from the smallest set of most likely tokens with at least this probability.
     Below 1, samples are slightly off-policy."""
@@ -198,7 +198,7 @@ class SamplingConfig(Section):
     stop: list[str] = []
     """Tokens or strings, such as ``</answer>``, that end a completion, in addition to the model's end tokens and its
     chat template's end of turn. The judged text ends before the string; the completion's tokens end with it. Evaluation
-    uses them too."""
+    also uses them."""
     batch_size: Free[Positive] = 256
     """Maximum number of sequences decoded at the same time."""
     engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
@@ -314,7 +314,7 @@ class EvalConfig(Section):
     @model_validator(mode="after")
     def _enough_samples(self) -> EvalConfig:
         if max(self.k) > self.samples:
-            raise ValueError(f"k = {max(self.k)} needs at least as many samples a prompt, not {self.samples}")
+            raise ValueError(f"k = {max(self.k)} needs at least as many samples per prompt, not {self.samples}")
         return self
 
 

@@ -1,7 +1,7 @@
-"""The rules that tell from a few figures of a run what is wrong, and the text of each.
+"""Rules that detect problems of a run from a few figures, and their messages.
 
-Warnings during training (`pacedrl.training.alarms`) apply a rule to the figures of one step; findings of the report
-(`pacedrl.report.findings`) apply it to those of many. A rule returns None where nothing is wrong. Its first argument is
+Warnings during training (`pacedrl.training.alarms`) apply a rule to the figures of one step, findings of the report
+(`pacedrl.report.findings`) apply it to those of many. A rule returns None if nothing is wrong. Its first argument is
 the resolved configuration, as in the run's config.yaml.
 """
 
@@ -23,9 +23,9 @@ Floats = NDArray[np.float64]
 
 Z_95 = 1.96
 RECENT_STEPS = 20
-"""Steps behind most findings: enough to average the noise of batches, few enough to describe the current policy."""
+"""Most findings use this many steps: enough to average out noise, few enough to describe the current policy."""
 FEWEST_STEPS = 50
-"""Before this step neither the policy nor log Z need have improved: in the demo log Z takes some 30 steps."""
+"""Before this step, a lack of improvement is no finding: in the demo, log Z takes some 30 steps."""
 TRUNCATED_SHARE = 0.5
 UNMIXED_STEPS = 5
 VERIFIER_ERROR_SHARE = 0.05
@@ -33,35 +33,36 @@ MISMATCH_NATS = 0.05
 """Mean |log-prob gap| per token between sampler and trainer. In float32 it is about 1e-6, in bfloat16 about 0.01."""
 SKIPPED_IN_A_ROW = 3
 CAPPED_SHARE = 0.1
-"""Share of steps. A gate that fails now and then costs little."""
+"""Share of steps above which a failing gate is a finding: one that fails now and then costs little."""
 SEEN_GAIN = 0.05
-"""Largest half-width of the interval of a change that would have shown a useful gain. A wider one shows nothing."""
+"""A useful gain of pass@1. An interval with a larger half-width could not have shown it, so it shows nothing."""
 SOLVED = 0.95
-"""Held-out accuracy above which a gain of that size is no longer possible."""
+"""Held-out accuracy above which a gain of `SEEN_GAIN` is no longer possible."""
 FORGOTTEN = 0.05
-"""Smallest drop of pass@1 that matters, if chance does not explain it."""
+"""A larger drop of pass@1 is a finding if chance does not explain it."""
 EXPLORED = 0.1
 """Share of prompts drawn uniformly that keeps every kind of prompt in training."""
 MISSED_ACCURACY = 0.25
-"""Root mean square error of the estimates, without the noise of the completions. An estimate of ½ for prompts whose
-accuracies are uniform over [0, 1] has an error of 0.29; the demo's estimates, after 50 steps, less than 0.2."""
+"""A larger root mean square error of the estimates, without the noise of the completions, is a finding. An estimate of
+½ for prompts whose accuracies are uniform over [0, 1] has an error of 0.29; the demo's estimates, after 50 steps, less
+than 0.2."""
 KL_ACCURACY = 0.02
-"""β·KL, in units of accuracy: five times the largest mean in the paper (0.004), still small beside the width of
-selection."""
+"""A larger β·KL, in units of accuracy, is a finding. It is five times the largest mean in the paper (0.004)."""
 STALE_SHARE = 0.4
-"""Share of the prompts. A stale estimate is wrong by little while the policy moves little, so a few do no harm."""
+"""Share of prompts. A stale estimate is off by little while the policy moves little, so a few do no harm."""
 REPLAYED_SHARE = 0.5
 LEFT_OF_ENTROPY = 0.1
 """Entropy has collapsed if it is below this share of its first value, ..."""
 MIXED_SHARE = 0.2
 """... at most this share of groups is mixed, and ..."""
 UNSOLVED_REWARD = 0.9
-"""... the mean reward is below this: a policy that is sure and right has little entropy, too."""
+"""... the mean reward is below this: a policy that is sure and right also has little entropy."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``id`` names its paragraph in symptoms.md; ``remedy`` names settings. ``bad`` stops or spoils the run."""
+    """A problem: ``id`` names its paragraph in symptoms.md, ``remedy`` the settings to change; ``bad`` spoils the
+    run."""
 
     id: str
     severity: Literal["bad", "warn"]
@@ -173,7 +174,7 @@ def entropy_collapse(config: Settings, first: float, now: float, mixed: float, r
     if now > LEFT_OF_ENTROPY * first or mixed > MIXED_SHARE or reward > UNSOLVED_REWARD:
         return None
     groups = f"{mixed:.0%} of groups mixed at a mean reward of {reward:.2f}"
-    text = f"Entropy has collapsed: {first:.2g} → {now:.2g} nats a token, {groups}"
+    text = f"Entropy has collapsed: {first:.2g} → {now:.2g} nats per token, {groups}"
     return Finding("entropy-collapse", "bad", text, f"go back to an earlier checkpoint, and {_calmer(config)}")
 
 
@@ -181,7 +182,7 @@ def sampler_trainer_gap(config: Settings, nats: float) -> Finding | None:
     """Sampler and trainer compute different log-probabilities from the same weights."""
     if not nats > MISMATCH_NATS:
         return None
-    text = f"Sampler and trainer disagree by {nats:.2g} nats a token (up to {MISMATCH_NATS} is rounding)"
+    text = f"Sampler and trainer disagree by {nats:.2g} nats per token (up to {MISMATCH_NATS} is rounding)"
     remedy = "set model.attn_implementation=eager, or train in higher precision"
     return Finding("sampler-trainer-gap", "bad", text, remedy)
 
@@ -202,7 +203,7 @@ def forgetting(config: Settings, changes: Mapping[str, Change]) -> Finding | Non
 def not_calibrated(
     config: Settings, step: int, error_P: Floats, variance_P: Floats, chance: float, samples: float
 ) -> Finding | None:
-    """Estimates miss the observed accuracies by more than chance explains and more than a rough estimate would.
+    """Estimates miss the observed accuracies by more than chance explains and by more than a rough estimate would.
 
     ``error_P`` is estimate − observed accuracy of each prompt, ``variance_P`` the unbiased variance of the observed
     accuracy, ``chance`` the mean |error| of perfect estimates, ``samples`` the mean number of completions per prompt.
@@ -215,7 +216,7 @@ def not_calibrated(
     what = "Z is" if estimator == "partition" else "Accuracy estimates are"
     text = (
         f"{what} not calibrated: MAE {np.abs(error_P).mean():.2f} after {step:,} steps ({chance:.2f} is what "
-        f"{samples:.0f} samples a prompt give by chance), bias {error_P.mean():+.2f}"
+        f"{samples:.0f} samples per prompt give by chance), bias {error_P.mean():+.2f}"
     )
     if estimator == "counts":
         remedy = "set estimator.name=combined, which also estimates prompts never drawn, or lower estimator.discount"
@@ -260,7 +261,8 @@ def replay_dominates(config: Settings, share: float) -> Finding | None:
 
 
 def gate_capped(config: Settings, capped: float, steps: int, kept: float, batches: float) -> Finding | None:
-    """The gate did not find enough groups in a share ``capped`` of ``steps``; ``kept`` and ``batches`` are means."""
+    """The gate did not find enough groups in the share ``capped`` of ``steps`` steps; ``kept`` and ``batches`` are
+    means."""
     if not capped > CAPPED_SHARE:
         return None
     wanted = _setting(config, "sampling", "prompts_per_step")

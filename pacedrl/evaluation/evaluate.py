@@ -30,7 +30,7 @@ class TaskResult:
     errors: int
     """Number of completions that the verifier could not judge; the figures leave them out."""
     completions: int
-    """Number of all completions."""
+    """Number of all completions, unjudged ones included."""
 
     @property
     def left_out(self) -> float:
@@ -38,11 +38,11 @@ class TaskResult:
         return self.errors / self.completions
 
     def as_dict(self) -> dict[str, Any]:
-        """Nested, for JSON."""
+        """Return nested mappings for JSON."""
         return asdict(self)
 
     def flat(self) -> dict[str, float]:
-        """Slash-named numbers: ``TASK/pass@1``, ``TASK/pass@1_low``, ``TASK/pass@1_high``, ..."""
+        """Return numbers with slash names: ``TASK/pass@1``, ``TASK/pass@1_low``, ``TASK/pass@1_high``, ..."""
         row: dict[str, float] = {}
         for name, estimate in self.figures.items():
             row[f"{self.task}/{name}"] = estimate.mean
@@ -78,7 +78,7 @@ def evaluate(
     completions of a task, or, with ``strict``, returned a reward outside [0, 1].
     """
     if max(ks) > settings.group_size:
-        raise ValueError(f"pass@{max(ks)} needs at least {max(ks)} samples a prompt, not {settings.group_size}")
+        raise ValueError(f"pass@{max(ks)} needs at least {max(ks)} samples per prompt, not {settings.group_size}")
     results = []
     for task in tasks:
 

@@ -11,7 +11,7 @@ from pacedrl.evaluation.evaluate import TaskResult
 from pacedrl.evaluation.metrics import Estimate
 from pacedrl.view import left_out
 
-EVALUATION_CAPTION = "means over prompts, 95% bootstrap intervals; distinct answers a prompt (correct ones)"
+EVALUATION_CAPTION = "means over prompts, 95% bootstrap intervals; distinct answers per prompt (correct ones)"
 
 
 def headline(step: int, results: Sequence[TaskResult]) -> str:
@@ -37,13 +37,13 @@ def evaluation_table(title: str, results: Sequence[TaskResult]) -> Table:
 
 
 def _with_interval(estimate: Estimate) -> str:
-    # Without leading zeros three such columns fit a terminal of 80.
+    # Without leading zeros, three such columns fit into 80 characters.
     low, high = (f"{bound:.2f}".removeprefix("0") for bound in (estimate.low, estimate.high))
     return f"{estimate.mean:.2f} {low}–{high}"
 
 
 def evaluation_notes(results: Sequence[TaskResult]) -> list[str]:
-    """What a reader of the table must also know, one line each."""
+    """Return one line on each task with truncated or unjudged completions."""
     truncated = [f"{r.task}: {r.truncated:.0%} of completions were cut at the limit" for r in results if r.truncated]
     errors = [
         f"{r.task}: the verifier failed on {r.errors:,} of {r.completions:,} completions ({r.left_out:.1%}); the "

@@ -29,7 +29,7 @@ class Columns:
     mapping: dict[str, str]
     """``data.*.columns``: the columns that a task would not find by itself."""
     others: list[str]
-    """Other columns of text, which the prompt may need as well."""
+    """Other text columns, which the prompt may also need."""
 
 
 def find_columns(row: Row, where: str, prompt: str | None, answer: str | None) -> Columns:

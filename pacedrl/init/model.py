@@ -1,4 +1,4 @@
-"""What a model on this machine tells without a download: its chat template, its context, the lengths of prompts."""
+"""Properties of a model that need no download: its chat template, its context, the lengths of prompts."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class LocalModel:
         return False
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Tokens of each prompt. Raises InputError for messages without a chat template, or that it refuses."""
+        """Count each prompt's tokens. Raises InputError if messages have no chat template, or if it refuses them."""
         return [len(prompt_ids(self.tokenizer, prompt)) for prompt in prompts]
 
     def answer_tokens(self, prompts: Sequence[Prompt]) -> int:
-        """Tokens of the longest gold answer, 0 if there are none."""
+        """Count the tokens of the longest gold answer; 0 if there are none."""
         answers = [str(prompt.answer) for prompt in prompts if prompt.answer is not None]
         ids = self.tokenizer(answers, add_special_tokens=False, verbose=False).input_ids if answers else []
         return max(map(len, ids), default=0)

@@ -167,7 +167,7 @@ def _columns_comment(draft: Draft) -> str:
 
 
 def _limit(held_out: TaskSettings, size: Sizes) -> TaskSettings:
-    """A lower limit on held-out rows, so that an evaluation takes no longer than a few steps."""
+    """Lower the limit on held-out rows, so that an evaluation takes no longer than a few steps."""
     return {"limit": size.held_out} if held_out.get("limit", 0) > size.held_out else {}
 
 

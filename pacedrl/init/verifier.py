@@ -131,7 +131,9 @@ def missing_file(spec: str) -> Path | None:
     if path.suffix != ".py" or path.exists():
         return None
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise InputError(f"--reward: '{name}' is no name of a function; expected FILE.py:function", docs="verifiers")
+        raise InputError(
+            f"--reward: '{name}' is not the name of a function; expected FILE.py:function", docs="verifiers"
+        )
     if not path.parent.is_dir():
         raise InputError(f"--reward: there is no folder '{path.parent}' to write {path.name} to; make it first")
     return path

@@ -46,7 +46,8 @@ NOT_APPLIED = {"beta": 0.0, "top_entropy_quantile": 1.0, "off_policy_mask_thresh
 
 @dataclass
 class _Row:
-    """A sequence of the batch. A completion that could not be judged has weight 0; it only keeps the rows numbered."""
+    """A sequence of the batch. A completion that could not be judged has weight 0; it only keeps the row numbers
+    right."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -73,9 +74,9 @@ class _Fresh:
 class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer with PACED-RL (arXiv 2602.12642): selection, trajectory balance and replay.
 
-    Before each generation the scheduler selects the prompts with its current estimates; of the data loader only the
-    length is used. The first reward function gives the verdict in [0, 1] whose mean is a prompt's accuracy. The other
-    reward functions only shape the reward the policy is trained on. A completion with the reward None is left out.
+    Before each generation the scheduler selects the prompts with its current estimates; only the data loader's length
+    is used. The first reward function gives the verdict in [0, 1] whose mean is a prompt's accuracy. The other reward
+    functions only shape the reward the policy is trained on. A completion with the reward None is left out.
     ``loss_type``, ``epsilon`` and ``scale_rewards`` have no effect. With vLLM, the behaviour policy's log-probabilities
     are vLLM's, and its importance sampling correction has no effect, because trajectory balance does not need it.
 

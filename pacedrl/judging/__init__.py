@@ -1,1 +1,1 @@
-"""The verb ``judge``: a verifier tried on completions that are there already."""
+"""The verb ``judge``: try a verifier on existing completions."""

@@ -1,4 +1,4 @@
-"""Reads a file whose rows contain a completion and, optionally, the reward that is expected for it."""
+"""Reads a file whose rows contain a completion and, optionally, its expected reward."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_candidates(config: TaskConfig, verifier: str, completion: str | None = 
     """
     rows = list(islice(read_rows(config), config.limit))
     if not rows:
-        raise InputError(f"{config.source}: holds no rows; expected one completion a row")
+        raise InputError(f"{config.source}: holds no rows; expected one completion per row")
     where, row = rows[0]
     column = completion or find_column("completion", row)
     if column is None:

@@ -32,8 +32,8 @@ BATCH = 16
 def judge(config: TaskConfig, completion: str | None, processes: VerifierConfig, out: str | None) -> None:
     """Judge every row of ``config.source`` in the verifier processes, as in training, and print a summary.
 
-    ``completion`` is the column of the completions; None: look for it. Verdicts are written as JSON lines to the file
-    ``out``, or to standard output if it is '-'. Raises InputError.
+    ``completion`` is the column of the completions; if None, it is guessed. Verdicts are written as JSON lines to the
+    file ``out``, or to standard output if it is '-'. Raises InputError.
     """
     verifier, source = str(config.verifier), Path(str(config.source))
     candidates = read_candidates(config, verifier, completion)

@@ -16,7 +16,7 @@ from pacedrl.text import plain
 from pacedrl.view import left_out
 
 SHOWN = 20
-"""At most this many disagreements, and as many reasons of errors, are listed."""
+"""Maximum number of disagreements, and of reasons of errors, that are listed."""
 SAME_REWARD = 1e-6
 KINDS = ("0", "between", "1")
 

@@ -48,11 +48,11 @@ class Scores(BaseModel):
     brier: float
     """Mean (p̂ − r)² over the sampled completions."""
     spearman: float | None
-    """Rank correlation of p̂ with p̄; None where either is constant."""
+    """Rank correlation of p̂ with p̄; None if either is constant."""
 
 
 class CheckpointScores(BaseModel):
-    """One checkpoint, by subset of the prompts; a subset without prompts is missing."""
+    """The scores at one checkpoint by subset of the prompts; empty subsets are missing."""
 
     step: int
     prompts: dict[str, int] = {}
@@ -158,7 +158,7 @@ class _Calibrator:
         rewards = self._rewards(pool, sorted({row for rows in subsets.values() for row in rows}), step)
         result = CheckpointScores(step=step, beta_kl=_mean_kl(self.metrics, before, step))
         for subset, rows in subsets.items():
-            judged = [row for row in rows if rewards[row]]  # the others have no truth
+            judged = [row for row in rows if rewards[row]]  # nothing is known about the others
             if not judged:
                 continue
             observed_P = np.array([np.mean(rewards[row]) for row in judged])
@@ -188,7 +188,7 @@ class _Calibrator:
 
 
 def _subsets(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -> dict[str, list[int]]:
-    """Rows of the prompts in each subset, at most ``most``; without the subsets that have none."""
+    """Return the rows of at most ``most`` prompts of each subset; empty subsets are left out."""
     rng = np.random.default_rng([seed, scheduler.step])
     # The oracle selects by the accuracies of the policy, which the scheduler's state does not hold.
     selected = [] if scheduler.estimator == "oracle" else [scheduler.index[key] for key in scheduler.select(count)]
@@ -198,7 +198,7 @@ def _subsets(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -
 
 
 def _estimates(scheduler: DifficultyScheduler, last_mean_N: Floats, reads_z: bool) -> dict[str, Floats]:
-    """Accuracy estimates of all prompts by each estimator, whichever of them the run selected by."""
+    """Estimate all prompts' accuracies by each estimator, not only by the one that the run used."""
     flat_N = np.full(len(scheduler.keys), FLAT_MEAN)
     estimates = {
         "counts (MoPPS)": scheduler.counts.posterior(flat_N, FLAT_STRENGTH).mean_N,

@@ -45,7 +45,7 @@ def compare(
     Raises InputError, and KeyboardInterrupt once the runs have saved their state. As the runs are started by
     multiprocessing, a script calls this below ``if __name__ == "__main__":``.
     """
-    require_page()  # before the runs rather than after them
+    require_page()  # both are needed after the runs; report a missing one now
     scipy_stats()
     plan.check()
     whole = plan.with_earlier()
@@ -93,7 +93,7 @@ def _run_all(plan: Plan, jobs: int, table: LiveTable) -> Failures:
 def _start(plan: Plan, queue: RunQueue, slot: int) -> None:
     run = queue.waiting.pop(0)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    run.log.write_bytes(b"")  # a process that fails before it opens its log leaves none of an earlier run
+    run.log.write_bytes(b"")  # in case the process fails before it opens its log: an earlier run's must not remain
     arguments = (plan.folder / CONFIG, plan.final_k, run.overrides)
     process = run_process(train_and_evaluate, arguments, run.log, _device(slot))
     queue.running[process] = (run, slot)  # before it starts, so that a Ctrl-C in between interrupts it
@@ -101,7 +101,7 @@ def _start(plan: Plan, queue: RunQueue, slot: int) -> None:
 
 
 def _failure(log: Path, code: int) -> str | None:
-    """Why a run failed; None if it did not."""
+    """Say why a run failed; None if it did not."""
     if code == 0:
         return None
     if code < 0:

@@ -1,4 +1,4 @@
-"""What a comparison runs: variants of one configuration, each with the same seeds and the same budget of rollouts."""
+"""The plan of a comparison: variants of one configuration, each with the same seeds and the same budget of rollouts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = "comparison.yaml"
 """File in a comparison's folder: the configuration that all runs have in common."""
 SETTINGS = "comparison.json"
 EVALUATIONS = 12
-"""Evaluations during a run whose configuration does not say how often to evaluate."""
+"""Number of evaluations during a run whose configuration does not say how often to evaluate."""
 _NAME = re.compile(r"\w[\w .+=-]*")
 
 Overrides = tuple[str, ...]
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """The run's standard output and error. Where it failed, the last line is the reason."""
+        """The run's standard output and error. If the run failed, the last line is the reason."""
         return self.folder.with_suffix(".log")
 
 
@@ -86,7 +86,7 @@ class Plan:
         self._check_folder()
 
     def write(self) -> None:
-        """Make the folder and write what its runs have in common. Raises InputError where it cannot be written."""
+        """Make the folder and write what its runs have in common. Raises InputError if it cannot be written."""
         whole = self.with_earlier()
         compared = {"variants": {name: list(own) for name, own in whole.variants.items()}, "seeds": list(whole.seeds)}
         try:
@@ -99,7 +99,7 @@ class Plan:
             ) from None
 
     def with_earlier(self) -> Plan:
-        """This plan, with the variants and seeds that earlier comparisons finished in its folder added."""
+        """Return this plan plus the variants and seeds that earlier comparisons finished in its folder."""
         recorded = self._recorded()
         earlier = {name: tuple(own) for name, own in recorded.get("variants", {}).items()}
         whole = replace(self, variants=earlier | dict(self.variants), seeds=[*recorded.get("seeds", []), *self.seeds])
@@ -113,13 +113,13 @@ class Plan:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other comparisons out of the folder. Raises InputError where another one runs in it."""
+        """Keep other comparisons out of the folder. Raises InputError if another one runs in it."""
         lock = FolderLock(self.folder)
         try:
             lock.take()
         except FolderBusy:
             raise InputError(
-                f"--out: another comparison is at work in '{self.folder}'; wait for it, or choose another folder"
+                f"--out: another comparison runs in '{self.folder}'; wait for it, or choose another folder"
             ) from None
         try:
             yield
@@ -227,7 +227,7 @@ class RunQueue:
 
 
 def read_variants(names: Sequence[str], file: Path | None) -> dict[str, Overrides]:
-    """Overrides by name, of the recipes and variants that are named, or of all variants in the file.
+    """Return overrides by name: those of the named recipes and variants, or of all variants in the file.
 
     The file is YAML: each name has a list of ``section.key=value``, in which ``{seed}`` stands for a run's seed. Raises
     InputError.

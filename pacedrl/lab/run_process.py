@@ -33,7 +33,7 @@ def run_process(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pacedrl.lab.worker"])
-    resource_tracker.ensure_running()  # now, because it unblocks SIGINT when it starts
+    resource_tracker.ensure_running()  # before SIGINT is blocked, because the tracker unblocks it when it starts
     # The server and its forks inherit the mask: a SIGINT that follows a fork at once waits until the fork has its log.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

@@ -18,7 +18,7 @@ SHOWN = ("rollouts_to_target", "area", "final", "mixed_groups", "estimate_mae")
 
 
 class LiveTable:
-    """The progress of each variant; where the output is no terminal, one line for each run that ends."""
+    """The progress of each variant; if the output is not a terminal, one line for each run that ends."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -61,7 +61,7 @@ class LiveTable:
 
 
 def results_table(results: Results) -> Table:
-    """Means and intervals over seeds; bold where the difference to the baseline is not zero."""
+    """Means and intervals over seeds; bold if the difference to the baseline is not zero."""
     seeds = "1 seed" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds"
     title = f"{seeds}, {results.rollouts:,} rollouts each, target {results.target:.3f}"
     table = Table("variant", "seeds", *(MEASURES[name] for name in SHOWN), title=title, box=box.SIMPLE_HEAD)
@@ -77,7 +77,7 @@ def results_table(results: Results) -> Table:
 
 
 def missing(variant: VariantResult) -> str:
-    """The note beside a variant's accuracies if completions are missing from them."""
+    """Return the note beside a variant's accuracies that leave out completions; empty if they leave out few."""
     return left_out(max((run.left_out for run in variant.runs.values()), default=0.0))
 
 

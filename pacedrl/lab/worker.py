@@ -36,7 +36,7 @@ def train_and_evaluate(config: Path, ks: Sequence[int], overrides: Sequence[str]
 
 
 def _evaluate(trainer: Trainer, ks: Sequence[int]) -> None:
-    """Write final.json, whole or not at all."""
+    """Evaluate the last policy with many samples, and write final.json atomically."""
     config = trainer.config
     settings = replace(evaluation_settings(config), group_size=max(ks))
     trainer.sampler.sync(trainer.policy)

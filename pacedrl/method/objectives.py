@@ -52,7 +52,7 @@ def group_relative_advantage(reward_B: Tensor, group_B: Tensor, scale_by_std: bo
 def group_mean_log_z(reward_B: Tensor, group_B: Tensor, beta: float, log_ratio_B: Tensor | float = 0.0) -> Tensor:
     """Return log Z(x) = mean_G(r/β − log-ratio), the minimiser of the sampled loss, shape [B].
 
-    It replaces a learned log Z.     With the log-ratio log π_θ − log μ it is VarGrad as in TBA (arXiv 2503.18929); we
+    It replaces a learned log Z. With the log-ratio log π_θ − log μ it is VarGrad as in TBA (arXiv 2503.18929); we
     compute the ratio once at the start of the batch, where it is 0 for μ = π_old. With mean_t(log π_old − log π_ref) it
     is GFlowRL's (arXiv 2607.13394).
     """

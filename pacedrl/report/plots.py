@@ -264,7 +264,7 @@ def time_plot(variants: Sequence[Variant]) -> Plot:
 
 
 def _mean_times(spent: Sequence[dict[str, Floats]], names: Sequence[str], labels: Sequence[str]) -> tuple[Any, str]:
-    figure, axes = new_axes("seconds a step, mean", "")
+    figure, axes = new_axes("seconds per step, mean", "")
     left = np.zeros(len(spent))
     for i, phase in enumerate(names):
         seconds = np.array([each[phase].mean() for each in spent])

@@ -38,7 +38,7 @@ SIGNALS: tuple[tuple[str, str, str], ...] = (
     ("accuracy, estimated", "accuracy/estimate_mean", ".3f"),
     ("accuracy, observed", "accuracy/observed_mean", ".3f"),
     ("estimate's error (MAE)", "accuracy/mae", ".3f"),
-    ("entropy, nats a token", "entropy", ".3f"),
+    ("entropy, nats per token", "entropy", ".3f"),
     ("length, tokens", "completion/length_mean", ".1f"),
     ("truncated", "completion/truncated", ".0%"),
 )

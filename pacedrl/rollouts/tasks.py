@@ -84,7 +84,7 @@ def require_enough_prompts(config: Config, available: int) -> None:
     if needed > available:
         times = f" × gate.oversample = {needed}" if oversample > 1 else ""
         raise InputError(
-            f"sampling.prompts_per_step: {config.sampling.prompts_per_step}{times} prompts a step asked for, but "
+            f"sampling.prompts_per_step: {config.sampling.prompts_per_step}{times} prompts per step asked for, but "
             f"data.train has only {available}; lower it or add prompts"
         )
 

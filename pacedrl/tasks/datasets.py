@@ -71,7 +71,7 @@ def load_task(config: TaskConfig) -> Task:
         prompts.setdefault(prompt.key, prompt)
     if not prompts:
         skipped = f" after skipping {config.skip}" if config.skip else ""
-        raise InputError(f"{config.source}: holds no rows{skipped}; expected one prompt a row")
+        raise InputError(f"{config.source}: holds no rows{skipped}; expected one prompt per row")
     return Task(name, list(prompts.values()), verifier, config.verifier_options, parts)
 
 

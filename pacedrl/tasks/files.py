@@ -89,7 +89,7 @@ def _jsonl(path: Path) -> Rows:
                 raise InputError(f"{where}: is not UTF-8 text; save the file as UTF-8") from None
             except json.JSONDecodeError as error:
                 raise InputError(
-                    f"{where}: not valid JSON ({error.msg} at column {error.colno}); expected one object a line"
+                    f"{where}: not valid JSON ({error.msg} at column {error.colno}); expected one object per line"
                 ) from None
 
 
@@ -127,7 +127,7 @@ def _table(value: Any, path: Path) -> Iterable[Any]:
             return [{column: cells[key] for column, cells in value.items()} for key in columns[0]]
         return list(value.values())  # "index": a name for each row
     found = f"several lists of rows ({', '.join(tables)})" if tables else f"keys {', '.join(list(value)[:8])}"
-    raise InputError(f"{path}: expected a list of rows, got an object with {found}; save one list of rows a file")
+    raise InputError(f"{path}: expected a list of rows, got an object with {found}; save one list of rows per file")
 
 
 def _object(row: Any, where: str) -> Row:

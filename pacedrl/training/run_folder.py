@@ -55,7 +55,7 @@ class RunFolder:
             return self._lock.take()
         except FolderBusy as holder:
             raise InputError(
-                f"run.dir: {holder} is at work in '{self.path}'; wait until it ends, or choose another folder with "
+                f"run.dir: {holder} is working in '{self.path}'; wait until it ends, or choose another folder with "
                 "run.dir=PATH"
             ) from None
         except OSError as error:

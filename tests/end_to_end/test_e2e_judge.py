@@ -227,7 +227,7 @@ def test_home_folders_and_a_verifier_that_is_stuck(cli: CommandLine) -> None:
             "--out: cannot write 'no/folder.jsonl' (No such file",
         ),
         (["rows.jsonl", "--verifier", "code", "--timeout-s", "3"], "--timeout-s: 3 s is too little for the code of"),
-        (["empty.jsonl"], "empty.jsonl: holds no rows; expected one completion a row"),
+        (["empty.jsonl"], "empty.jsonl: holds no rows; expected one completion per row"),
         (["no_completion.jsonl"], "no_completion.jsonl: line 1: no completion column (completion, response, "),
         (["number.jsonl"], "number.jsonl: line 2: the completion (column 'completion') is a int; expected text"),
         (["talk.jsonl"], "talk.jsonl: line 1: the completion (column 'completion') holds "),

@@ -149,7 +149,7 @@ def test_finished_runs_are_not_repeated_and_variants_can_be_added(compared: tupl
         busy = compare(cli, recipes="grpo", out="more")
     assert (busy.code, busy.err) == (
         2,
-        "pacedrl: --out: another comparison is at work in 'more'; wait for it, or choose another folder\n",
+        "pacedrl: --out: another comparison runs in 'more'; wait for it, or choose another folder\n",
     )
     refused = compare(cli, recipes="grpo", out="more", rollouts=ROLLOUTS + 16)
     assert refused.code == 2

@@ -86,7 +86,7 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def configured(name: str, **sections: Any) -> str:
-    """The configuration of a run called so, three prompts a step: among two processes the shares are not even."""
+    """The configuration of a run called so, three prompts per step: among two processes the shares are not even."""
     return str(yaml.safe_dump(tiny_run(name, **{"sampling": {"prompts_per_step": 3}} | sections)))
 
 

@@ -73,7 +73,7 @@ def test_the_overlong_penalty_is_of_the_length_alone(tmp_path: Path, monkeypatch
     (row,) = rows(tmp_path / "run")
     assert -2.0 <= row["reward/part/overlong"] < 0.0
     for sample in rows(tmp_path / "run", "samples.jsonl"):
-        tokens = len(sample["completion"]) + (sample["finish_reason"] == "stop")  # one token a character
+        tokens = len(sample["completion"]) + (sample["finish_reason"] == "stop")  # one token per character
         assert sample["parts"]["overlong"] == pytest.approx(-2.0 * min(max((tokens - 4) / 8, 0.0), 1.0))
 
 

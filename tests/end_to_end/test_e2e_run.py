@@ -263,7 +263,7 @@ def test_every_step_logs_where_the_estimates_of_the_whole_training_set_stood_bef
 
 
 def test_a_budget_of_rollouts_ends_a_run_and_sets_when_it_is_evaluated(cli: CommandLine) -> None:
-    # 4 prompts × 4 completions a step; LILO samples four times as many
+    # 4 prompts × 4 completions per step; LILO samples four times as many
     budget = {"run": {"steps": 99, "max_rollouts": 150}, "eval": {"every": 0, "every_rollouts": 40}}
     for recipe, a_step, evaluated in (("grpo", 16, [0, 48, 80, 128, 160]), ("lilo", 64, [0, 64, 128, 192])):
         folder = cli.folder / recipe

@@ -290,7 +290,11 @@ def test_the_written_reward_function_scores_exact_match(capsys: pytest.CaptureFi
         ('{"promt": "a"}\n', ["--data", "rows.jsonl", "--prompt-column", "prompt"], "did you mean 'promt'"),
         ('{"prompt": "a", "x": 1}\n', ["--data", "rows.jsonl", "--reward", "no.py:f"], "there is no no.py"),
         ('{"prompt": "a", "answer": 1}\n', ["--data", "rows.jsonl", "--reward", "exakt"], "did you mean 'exact'"),
-        ('{"prompt": "a", "answer": 1}\n', ["--data", "rows.jsonl", "--reward", "no.py:2f"], "'2f' is no name"),
+        (
+            '{"prompt": "a", "answer": 1}\n',
+            ["--data", "rows.jsonl", "--reward", "no.py:2f"],
+            "'2f' is not the name of a function",
+        ),
         ('{"prompt": "a", "answer": 1}\n', ["--data", "rows.jsonl", "--reward", "no/no.py:f"], "no folder 'no'"),
         ('{"prompt": "a", "answer": 1}\n', ["--data", "rows.jsonl", "--model", "./none"], "no folder './none'"),
         ('{"prompt": "a", "answer": 1}\n', ["--data", "rows.jsonl", "--model", "folder"], "in the folder 'folder'"),

@@ -151,7 +151,7 @@ def test_estimates_that_miss(run: RunLogs) -> None:
     missed = [abs(0.95 - sum(r) / 8) for row in rows for r in row["rewards"]]
     assert finding.id == "not-calibrated"
     assert f"Z is not calibrated: MAE {sum(missed) / len(missed):.2f} after 60 steps" in finding.text
-    assert "(0.07 is what 8 samples a prompt give by chance)" in finding.text  # of p = 0.95
+    assert "(0.07 is what 8 samples per prompt give by chance)" in finding.text  # of p = 0.95
     assert finding.remedy == "raise partition.learning_rate (0.002)"
     assert diagnose(with_groups(grown(run, 48), lambda row: {"accuracy_estimate": [0.95] * 8})) == []  # too early
 
@@ -175,14 +175,14 @@ def test_estimates_that_miss(run: RunLogs) -> None:
         (
             {"mismatch/logprob_mean": 0.2},
             "sampler-trainer-gap",
-            "disagree by 0.2 nats a token",
+            "disagree by 0.2 nats per token",
             "attn_implementation=eager",
         ),
         ({"gate/capped": 1.0, "gate/kept": 3.0}, "gate-capped", "kept only 3 groups", "gate.max_batches"),
         (
             {"entropy": 0.01, "reward/mixed_groups": 0.1, "reward/mean": 0.4},
             "entropy-collapse",
-            "0.01 nats a token, 10% of groups mixed at a mean reward of 0.40",
+            "0.01 nats per token, 10% of groups mixed at a mean reward of 0.40",
             "lower optimizer.learning_rate",
         ),
     ],

@@ -52,7 +52,7 @@ BAD_FILES = [
     ),
     ("a.jsonl", "[1]\n", 'line 1: expected an object such as {"prompt": ..., "answer": ...}, got a list'),
     ("a.jsonl", b'{"prompt": "a", "answer": 1}\n"\xff"\n', "line 2: is not UTF-8 text; save the file as UTF-8"),
-    ("a.jsonl", "", "a.jsonl: holds no rows; expected one prompt a row"),
+    ("a.jsonl", "", "a.jsonl: holds no rows; expected one prompt per row"),
     ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot read it: Not a gzipped file"),
     ("a.jsonl.gz", gzip.compress(b"x" * 100, mtime=0)[:-9], "a.jsonl.gz: cannot read it: Compressed file ended before"),
     ("a.json", "[]", "a.json: holds no rows"),
@@ -228,4 +228,4 @@ def test_dotted_paths_that_lead_nowhere(rows_file):
 
 
 def test_skipping_every_row(rows_file):
-    assert refusal(rows_file(ROW), skip=1).endswith("holds no rows after skipping 1; expected one prompt a row")
+    assert refusal(rows_file(ROW), skip=1).endswith("holds no rows after skipping 1; expected one prompt per row")

@@ -170,7 +170,7 @@ def test_json_that_holds_several_tables(write):
     path = write("rows.json", json.dumps({"train": TRAIN, "test": TEST}))
     assert refusal(str(path)) == (
         f"{path}: expected a list of rows, got an object with several lists of rows (train, test); save one list of "
-        "rows a file"
+        "rows per file"
     )
     assert "got an object with keys prompt, answer" in refusal(str(write("rows.json", json.dumps(TRAIN[0]))))
 

@@ -44,7 +44,7 @@ def test_a_good_step_says_nothing() -> None:
             "mismatch__logprob_mean",
             0.05,
             0.051,
-            "sampler and trainer disagree by 0.051 nats a token (up to 0.05 is rounding)",
+            "sampler and trainer disagree by 0.051 nats per token (up to 0.05 is rounding)",
         ),
         ("gate__capped", 0.0, 1.0, "the gate kept only 3 groups of 10 batches"),
         ("optim__skipped_updates", 0.0, 1.0, "the loss or its gradient was not finite"),
