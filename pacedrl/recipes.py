@@ -136,7 +136,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def with_recipe(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's settings with the recipe's values filled in where the user set nothing.
+    """Return the user's settings, with the recipe's values for whatever the user did not set.
 
     If the user chose another variant of a section (``objective.name``), none of the recipe's values for that section
     apply. Raises ValueError for an unknown recipe.

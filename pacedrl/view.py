@@ -1,4 +1,4 @@
-"""The console while a run goes on: progress bars, lines and warnings."""
+"""Console output during a run: progress bars, lines and warnings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ConsoleView:
     """
 
     LINES = 20
-    """Most lines per run if the output is not a terminal."""
+    """Maximum number of lines per run if the output is not a terminal."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet)

@@ -36,8 +36,7 @@ from pacedrl.recipes import DEFAULT_RECIPE, with_recipe
 
 
 class Config(Section):
-    """The configuration of a run. User settings override the recipe (`pacedrl.recipes`), which overrides the
-    defaults."""
+    """The configuration of a run: the user's settings, else the recipe's (`pacedrl.recipes`), else the defaults."""
 
     recipe: str = DEFAULT_RECIPE
     """Name of the method, which stands for a set of settings; user settings override the recipe. `pacedrl recipes`

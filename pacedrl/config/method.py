@@ -21,8 +21,7 @@ class ObjectiveSection(Section):
 
     @property
     def partition_beta(self) -> float:
-        """β of the log Z fitted alongside this objective. Any β will do if the objective has none: only β·log Z is
-        read."""
+        """β of the log Z fitted alongside this objective. Any β will do if it has none: only β·log Z is read."""
         return 0.05
 
     @property

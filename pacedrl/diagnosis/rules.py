@@ -61,8 +61,7 @@ UNSOLVED_REWARD = 0.9
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem: ``id`` names its paragraph in symptoms.md, ``remedy`` the settings to change; ``bad`` spoils the
-    run."""
+    """A problem: ``id`` names its paragraph in symptoms.md, ``remedy`` settings to change; ``bad`` spoils the run."""
 
     id: str
     severity: Literal["bad", "warn"]
@@ -261,8 +260,7 @@ def replay_dominates(config: Settings, share: float) -> Finding | None:
 
 
 def gate_capped(config: Settings, capped: float, steps: int, kept: float, batches: float) -> Finding | None:
-    """The gate did not find enough groups in the share ``capped`` of ``steps`` steps; ``kept`` and ``batches`` are
-    means."""
+    """The gate found too few groups in a share ``capped`` of ``steps`` steps; ``kept`` and ``batches`` are means."""
     if not capped > CAPPED_SHARE:
         return None
     wanted = _setting(config, "sampling", "prompts_per_step")

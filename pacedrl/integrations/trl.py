@@ -46,8 +46,7 @@ NOT_APPLIED = {"beta": 0.0, "top_entropy_quantile": 1.0, "off_policy_mask_thresh
 
 @dataclass
 class _Row:
-    """A sequence of the batch. A completion that could not be judged has weight 0; it only keeps the row numbers
-    right."""
+    """A sequence of the batch. A completion that could not be judged has weight 0; it only keeps row numbers right."""
 
     prompt_ids: list[int]
     completion_ids: list[int]

@@ -1,4 +1,4 @@
-"""What to train on: which prompts to sample next, which groups to keep, which past completions to replay."""
+"""Selection: which prompts to sample next, which groups to keep, which past completions to replay."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 class Pattern(Protocol):
-    """Which tokens attend to which."""
+    """Decides which tokens attend to which."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
         """Attend in one layer: [B, heads, queries, D] and [B, key-value heads, keys, D] → [B, heads, queries, D]."""
@@ -105,7 +105,7 @@ class _Rows:
 
 
 def _take(packed: Tensor, index_RT: Tensor) -> Tensor:
-    """[1, heads, N, D] → [R, heads, T, D]."""
+    """Take the tokens of each row: [1, heads, N, D] → [R, heads, T, D]."""
     # The backward pass of index_select adds whole rows, where that of indexing would sort every element.
     taken = packed[0].index_select(1, index_RT.flatten())
     return taken.view(len(taken), *index_RT.shape, -1).transpose(0, 1)

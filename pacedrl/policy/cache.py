@@ -59,7 +59,7 @@ class ColumnCache:
         rows = slice(self.rows, self.rows + len(lengths) * repeats)
         for own, new in zip(self.cache.layers, states, strict=True):
             for buffer, tensor in zip((own.keys, own.values), new, strict=True):
-                buffer[rows, :, self.first : self.end - width] = 0.0  # masked columns too, because 0 · inf is NaN
+                buffer[rows, :, self.first : self.end - width] = 0.0  # also masked columns, because 0 · inf is NaN
                 buffer[rows, :, self.end - width : self.end] = tensor.repeat_interleave(repeats, dim=0)
         length_P = torch.tensor(lengths, device=self.start_B.device)
         self.start_B[rows] = self.end - length_P.repeat_interleave(repeats)

@@ -29,7 +29,7 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 def resolve_device(name: str) -> torch.device:
     """Return the device; ``auto`` chooses the GPU if there is one. Raises InputError if ``cuda`` is not available."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("run.device: 'cuda' asked for, but torch sees no GPU; use 'cpu' or 'auto'")
+        raise InputError("run.device: 'cuda' needs a GPU, but torch sees none; use 'cpu' or 'auto'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -66,7 +66,7 @@ def sequence_logprobs(
     tick: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
 ) -> list[list[float]]:
-    """log π of every completion token: one list per sequence, in the order given.
+    """Compute log π of every completion token: one list per sequence, in the order given.
 
     ``tick`` is called before each micro-batch. The ``ranks`` divide the work, and all of them get the whole result.
     """
@@ -94,10 +94,10 @@ def true_accuracies(
     ranks: Ranks | None = None,
     stop: Sequence[str] = (),
 ) -> list[float]:
-    """The probability of each prompt's one right answer: the accuracy that sampling estimates, without its noise.
+    """Compute the probability of each prompt's one right answer, the accuracy that sampling estimates with noise.
 
     It holds for the verifier ``exact`` and untruncated sampling. It counts the answer as the tokenizer writes it,
-    followed by any end token, those in ``stop`` included. Other token sequences that decode to the same text, such as
+    followed by any end token, including those in ``stop``. Other token sequences that decode to the same text, such as
     those with surrounding spaces, are missed. So it is a lower bound, which is tight if the tokenizer has one way to
     write the answer.
     """

@@ -58,7 +58,7 @@ class Sampler(Protocol):
         ...
 
     def rest(self) -> None:
-        """Free the device's memory, if the sampler has much of its own. Nothing is sampled until the next `sync`."""
+        """Free the device's memory if the sampler occupies much of it. Nothing is sampled until the next `sync`."""
         return
 
     def sample(

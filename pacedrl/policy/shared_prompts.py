@@ -51,14 +51,14 @@ class SharedPromptPattern:
         return output_BHRD.reshape(batch, heads, 1, -1)
 
     def _by_prompt(self, rows: Tensor) -> Tensor:
-        """[B, heads, R, X] → [P, heads, G · R, X], with zeros where there is no row."""
+        """Group rows by prompt: [B, heads, R, X] → [P, heads, G · R, X], with zeros for missing rows."""
         prompts, size = len(self.prompt_bias), self.rows_a_prompt
         if self.place_B is not None:
             rows = rows.new_zeros(prompts * size, *rows.shape[1:]).index_copy_(0, self.place_B, rows)
         return rows.reshape(prompts, size, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, scores: Tensor, queries: int) -> Tensor:
-        """[P, heads, G · R, X] → [B, heads, R, X], where each row has R = ``queries``."""
+        """Undo `_by_prompt`: [P, heads, G · R, X] → [B, heads, R, X] with R = ``queries``."""
         prompts, heads, _, width = scores.shape
         rows = scores.reshape(prompts, heads, self.rows_a_prompt, queries, width).transpose(1, 2).flatten(0, 1)
         return rows if self.place_B is None else rows.index_select(0, self.place_B)
@@ -89,7 +89,7 @@ class PromptCache:
         for own, new in zip(self.layers, states, strict=True):
             for buffer, tensor in zip(own, new, strict=True):
                 before = self.width - tensor.shape[2]
-                buffer[count : len(self.lengths), :, :before] = 0.0  # masked columns too, because 0 · inf is NaN
+                buffer[count : len(self.lengths), :, :before] = 0.0  # also masked columns, because 0 · inf is NaN
                 buffer[count : len(self.lengths), :, before:] = tensor
 
     def remove(self, place: int) -> None:

@@ -1,1 +1,1 @@
-"""A run's page: what its logs say, drawn, and what to change."""
+"""The page of a run: plots of its logs, the problems found in them, and what to change."""

@@ -1,7 +1,7 @@
 """The sampled completions that a page holds.
 
-They are compressed into the page as JSON, which assets/completions.js reads. Whatever a model, a dataset or a verifier
-wrote stays data all the way: JSON here, ``textContent`` there.
+They are compressed into the page as JSON, which assets/completions.js reads. Text from a model, dataset or verifier is
+never read as HTML: it is JSON here, ``textContent`` there.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pacedrl.logs import Row
 Outcome = Literal["error", "none", "right", "wrong", "between"]
 
 LONGEST_TEXT = 131_072
-"""Characters of one text that are shown; samples.jsonl holds the rest."""
+"""Maximum number of characters of a text that are shown; samples.jsonl holds the rest."""
 FIRST_TRY = 1000
-"""Rows that are compressed first, to see how well they compress."""
+"""Number of rows that are compressed first, to see how well they compress."""
 
 
 class Sample(NamedTuple):
@@ -52,7 +52,7 @@ def completions_json(runs: Mapping[str, Sequence[Row]], budget: int) -> str:
 
 
 def outcome(row: Row) -> Outcome:
-    """Return what the verifier said: right is a reward of 1, wrong of 0; none if it neither judged nor failed."""
+    """Return the verdict in a word: "right" is a reward of 1, "wrong" of 0, "none" neither a reward nor an error."""
     if row.get("error") is not None:
         return "error"
     reward = _number(row.get("reward"))
@@ -62,7 +62,7 @@ def outcome(row: Row) -> Outcome:
 
 
 def _in_order_of_choice(samples: Sequence[Sample]) -> list[Sample]:
-    """Sort so that the first few, however many, hold all errors or as many of each run and outcome, spread evenly."""
+    """Sort so that any first n rows hold errors first, then equally many of each run and outcome, evenly spread."""
     kinds: dict[tuple[int, str], list[Sample]] = defaultdict(list)
     for sample in samples:
         kinds[sample.run, outcome(sample.row)].append(sample)
@@ -75,7 +75,7 @@ def _in_order_of_choice(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _spread(members: Sequence[Sample]) -> list[Sample]:
-    """Sort so that the first few, however many, lie evenly: by the reversed bits of their places."""
+    """Sort so that any first n are evenly spread: by the reversed bits of their positions."""
     bits = max((len(members) - 1).bit_length(), 1)
     places = sorted(range(len(members)), key=lambda place: int(f"{place:0{bits}b}"[::-1], 2))
     return [members[place] for place in places]
@@ -108,7 +108,7 @@ def _packed(shown: Sequence[Sample]) -> bytes:
 
 
 def _columns(shown: Sequence[Sample]) -> dict[str, list[Any]]:
-    """Arrange the rows by column, which compresses best; columns of prompts, keys and such hold places in ``texts``."""
+    """Arrange the rows by column, which compresses best; prompts, keys and the like are indices into ``texts``."""
     texts: list[Any] = []
     places: dict[tuple[str, str], int] = {}
 

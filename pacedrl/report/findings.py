@@ -1,7 +1,7 @@
-"""What the logs of a run say is wrong: the rules of `pacedrl.diagnosis.rules`, applied to their figures.
+"""The problems of a run: the rules of `pacedrl.diagnosis.rules`, applied to the figures in its logs.
 
 The figures are those of the latest ``RECENT_STEPS`` unless stated otherwise: a problem that has passed is no finding. A
-rule is skipped if the logs hold too little to tell.
+rule is skipped if the logs hold too little for it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pacedrl.report.run import Floats, RunLogs
 from pacedrl.report.series import chance_error, judged_prompts, replayed_share
 
 MISSED_PROMPTS = 50
-"""Fewest prompts that tell whether estimates are calibrated."""
+"""Minimum number of prompts for a finding about the calibration of estimates."""
 
 
 def diagnose(run: RunLogs) -> list[Finding]:
-    """Return all that the rules find, the worst first; nothing for a run without steps."""
+    """Return all findings, the worst first; none for a run without steps."""
     if not run.metrics:
         return []
     found = [finding for finding in _findings(run) if finding is not None]

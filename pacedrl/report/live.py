@@ -1,8 +1,8 @@
-"""Serves the page of runs that are still going on, on a local port (``pacedrl watch``).
+"""Serves the page of runs in progress on a local port (``pacedrl watch``).
 
 The page is built when it is asked for and a log has changed, so nothing happens while nobody looks. It is served on the
-loopback interface and only to requests that name this address: a web page elsewhere cannot reach it through a name of
-its own that resolves here. Nothing else is served.
+loopback interface, and only if the request's Host is this address, so that no other web page can read it by DNS
+rebinding. Nothing else is served.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pacedrl.report.pages import build_page
 from pacedrl.report.run_state import RunState, run_state, stamp
 
 INTERVAL_S = 3.0
-"""Least seconds between two builds of the page; a build that takes longer is followed by as long a pause."""
+"""Minimum seconds between two builds of the page; after a slower build, the pause is as long as the build took."""
 
 
 class LivePage:
@@ -29,7 +29,7 @@ class LivePage:
     def __init__(self, folders: Sequence[Path], interval_s: float = INTERVAL_S) -> None:
         self.folders = folders
         self.interval_s = interval_s
-        self._lock = threading.Lock()  # matplotlib, too, draws for one thread at a time
+        self._lock = threading.Lock()  # matplotlib also draws for one thread at a time
         self._text = ""
         self._stamp = ""
         self._due_at = 0.0
@@ -61,7 +61,7 @@ class LivePage:
         try:
             return report.render(ready, live=True)
         except InputError as error:
-            return _waiting(str(error))  # half of a run that is being synced; or what the reader must put right
+            return _waiting(str(error))  # the run is half synced, or the user must correct something
 
 
 def _waiting(reason: str) -> str:

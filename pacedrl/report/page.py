@@ -35,7 +35,7 @@ def render(folders: Sequence[Path], live: bool = False) -> str:
 
 
 def page(runs: Sequence[RunLogs], live: bool = False) -> str:
-    """Return the page of runs that are read already."""
+    """Return the page of runs that have been read."""
     require_page()
     name = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     facts = [_facts(run) for run in runs]

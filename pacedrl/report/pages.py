@@ -1,6 +1,6 @@
 """Builds every HTML page: one file that opens from disk and asks nothing of the network.
 
-Whatever stands in braces in a template is shown in one line and escaped, unless it is ``Markup``.
+Every value in a template is shown on one line and escaped, unless it is ``Markup``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 def require_page(hint: str = "") -> None:
-    """Raise InputError, which ends with ``hint``, where a library that pages need is missing."""
+    """Raise InputError, which ends with ``hint``, if a library that pages need is missing."""
     try:
         import markdown  # noqa: F401
         import matplotlib  # noqa: F401

@@ -14,17 +14,17 @@ from pacedrl.report.series import chance_error_by_step, smoothed, thinned, windo
 from pacedrl.report.style import DASHES, SERIES, SVG_DASHES, new_axes
 
 GRID_POINTS = 80
-"""Points of the mean over several seeds."""
+"""Number of points of the mean over several seeds."""
 SEEDS_NOTE = "thin: each run; band: 95% interval of the mean over seeds"
 
 
 Quantity = str | Callable[[RunLogs], Floats]
-"""A number for each row of metrics.jsonl: a metric, or computed from the logs."""
+"""A number for each row of metrics.jsonl: the name of a metric, or a function of the logs."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure of a single variant, or of several variants a figure for each quantity, by label."""
+    """One figure for a single variant; for several variants, one figure for each quantity, by label."""
 
     id: str
     title: str

@@ -19,7 +19,7 @@ from pacedrl.logs import Row, read_rows
 Floats = NDArray[np.float64]
 
 MOST_VARIANTS = 8
-"""Configurations on one page: as many as there are colours that everybody can tell apart."""
+"""Maximum number of configurations on one page: the number of colours that everybody can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def column(rows: Sequence[Row], name: str) -> Floats:
 
 
 def load_run(folder: Path) -> RunLogs:
-    """Read the folder of a run. Raises InputError if it holds no run, and as `read_rows`."""
+    """Read the folder of a run. Raises InputError if it holds no run, and like `read_rows`."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; expected that of a run, such as runs/demo")
     path = folder / "config.yaml"

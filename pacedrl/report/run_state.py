@@ -1,4 +1,4 @@
-"""How far a run has come and whether it still runs, judged by its folder alone: it may run elsewhere and be synced."""
+"""The progress of a run and whether it still runs, read from its folder alone: it may run elsewhere and be synced."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _settings(folder: Path) -> Row | None:
 
 
 def _stats(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """Return path and status of those files of the run that exist."""
+    """Return path and status of each file of the run that exists."""
     found = []
     for path in (folder / name for name in FILES):
         with suppress(OSError):

@@ -18,9 +18,9 @@ from pacedrl.report.run import Floats, RunLogs, column
 Indices = NDArray[np.intp]
 
 MOST_POINTS = 400
-"""Points of a drawn line: more than there are pixels."""
+"""Maximum number of points of a drawn line, more than it has pixels."""
 MOST_COLUMNS = 100
-"""Columns of the heat map."""
+"""Maximum number of columns of the heat map."""
 
 
 def thinned(y: Floats, points: int = MOST_POINTS) -> Indices:
@@ -166,7 +166,7 @@ def _wilson(share: Floats, count: Floats) -> tuple[Floats, Floats]:
 
 
 def estimate_histogram(groups: Sequence[Row], columns: int = MOST_COLUMNS) -> tuple[Floats, Floats] | None:
-    """Return the distribution of all prompts' estimates over time; None where no row has a histogram.
+    """Return the distribution of all prompts' estimates over time; None if no row has a histogram.
 
     The first array is the share of the prompts, [POOL_BINS + 2, columns], in bins from below 0 to above 1; the second
     are the steps at which the columns begin and end, [columns + 1]. A column is the mean over a stretch of steps.

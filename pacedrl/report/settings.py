@@ -10,7 +10,7 @@ from pacedrl.config import TaskConfig, dump_config, parse_config
 from pacedrl.report.run import RunLogs
 
 LONGEST = 200
-"""Characters of a value that are shown."""
+"""Maximum number of characters of a value that are shown."""
 
 
 def changed_settings(run: RunLogs) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from pacedrl.text import plain
 
 WIDTH, HEIGHT = 4.4, 2.8
-"""Inches; small, so that text is legible where a figure is as wide as a telephone."""
+"""Inches; small, so that text is legible if a figure is as wide as a phone."""
 
 FOREGROUND, MUTED, RULE, CARD = "#1b1f24", "#57606a", "#d8dee4", "#fefefe"
 SERIES = ("#0072b2", "#b84800", "#008f68", "#cc79a7", "#c98900", "#3a9bd3", "#1b1f25", "#6b7580")

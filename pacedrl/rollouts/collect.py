@@ -41,7 +41,7 @@ class Collected:
 
     sampled: list[Group] = field(default_factory=list)
     batches: int = 0
-    """How often the gate had prompts selected and sampled."""
+    """Number of times that the gate had prompts selected and sampled."""
     capped: bool = False
     """Whether the gate gave up with fewer than P groups to train on."""
     policy_step: int = 0
@@ -88,7 +88,7 @@ def sample_groups(
 
 
 def score_groups(pool: VerifierPool, groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
-    """Fill in the reward and the parts of every completion, or its error; ``tasks`` by name (``Prompt.task``).
+    """Fill in every completion's reward and parts, or its error; ``tasks`` are by name (``Prompt.task``).
 
     The verdict of the task's own verifier is the ``reward``: accuracy is estimated from it, gates decide by it, and
     evaluation reports it. Parts, each with a verifier and a weight, only shape what the policy is trained on. If a part
@@ -114,7 +114,7 @@ def score_groups(pool: VerifierPool, groups: Sequence[Group], tasks: Mapping[str
 
 
 def add_overlong_penalty(groups: Sequence[Group], limit: int, buffer: int, penalty: float) -> None:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13), as the part ``overlong``.
+    """Add DAPO's soft overlong penalty (arXiv 2503.14476, eq. 13) as the part ``overlong``.
 
     It is 0 for completions of up to ``limit − buffer`` tokens, −penalty for those of ``limit`` tokens, and linear in
     between.
@@ -162,7 +162,8 @@ class Scorer:
             future.result()
 
     def _score_waiting(self) -> None:
-        # Everything that has piled up goes to the pool at once; what arrives while the pool works goes next time.
+        # Everything that has piled up goes to the pool at once; what arrives while the pool works goes with the next
+        # call.
         groups, self._waiting = self._waiting, []
         if groups:
             score_groups(self.pool, groups, self.tasks)

@@ -1,4 +1,4 @@
-"""What samples a run's completions, and with which settings."""
+"""Builds the sampler of a run and the settings of its sampling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build_sampler(config: Config, policy: Policy, sharded: bool = False, ranks: 
 
 
 def require_an_end(config: Config, policy: Policy) -> None:
-    """Raise InputError if only the limit on its length would end a completion."""
+    """Raise InputError if nothing but the length limit would end a completion."""
     if not policy.ends(config.sampling.stop):
         raise InputError(
             "model.name: neither the model, its tokenizer nor its chat template names a token that ends a completion; "
@@ -36,7 +36,7 @@ def require_an_end(config: Config, policy: Policy) -> None:
 
 
 def training_settings(config: Config) -> SamplingSettings:
-    """Sampling settings of a training step."""
+    """Return the sampling settings of a training step."""
     sampling = config.sampling
     return SamplingSettings(
         sampling.group_size,
@@ -49,7 +49,7 @@ def training_settings(config: Config) -> SamplingSettings:
 
 
 def evaluation_settings(config: Config) -> SamplingSettings:
-    """Sampling settings of an evaluation."""
+    """Return the sampling settings of an evaluation."""
     own, sampling = config.eval, config.sampling
     return SamplingSettings(
         own.samples, sampling.max_new_tokens, own.temperature, own.top_p, sampling.batch_size, tuple(sampling.stop)

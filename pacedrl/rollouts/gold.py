@@ -12,7 +12,7 @@ from pacedrl.tasks.verifiers import BUILT_IN, OUT_OF_RANGE, Verdict, gold_comple
 from pacedrl.types import Prompt
 
 GOLD_SAMPLE = 32
-"""Gold answers of each task that are tried before training starts."""
+"""Maximum number of gold answers of each task that are tried before training starts."""
 GOLD_FORMS = ("{}", r"\boxed{{{}}}", "<answer>{}</answer>", "#### {}")
 """The usual forms in which a completion states an answer."""
 

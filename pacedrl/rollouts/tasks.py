@@ -84,13 +84,13 @@ def require_enough_prompts(config: Config, available: int) -> None:
     if needed > available:
         times = f" × gate.oversample = {needed}" if oversample > 1 else ""
         raise InputError(
-            f"sampling.prompts_per_step: {config.sampling.prompts_per_step}{times} prompts per step asked for, but "
+            f"sampling.prompts_per_step: a step needs {config.sampling.prompts_per_step}{times} prompts, but "
             f"data.train has only {available}; lower it or add prompts"
         )
 
 
 def require_oracle_tasks(config: Config, tasks: Sequence[Task]) -> None:
-    """Raise InputError if the oracle is asked for but a task has more than one right answer to a prompt."""
+    """Raise InputError if the estimator is the oracle but a task has more than one right answer to a prompt."""
     if config.estimator.name != "oracle":
         return
     other = [task for task in tasks if task.verifier != "exact"]

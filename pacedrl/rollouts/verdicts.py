@@ -1,4 +1,4 @@
-"""Errors of verifiers: what they say about a verifier, and when they stop a run before it starts."""
+"""Errors of verifiers: the commonest one, and errors because of which a run must not start."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pacedrl.types import Group
 def require_judged(groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
     """Raise InputError if a verifier returned a number outside [0, 1], or if no completion could be judged.
 
-    Such completions are left out of training, which would hide that the verifier is wrong. ``tasks`` by name, as given
-    to `score_groups`.
+    Such completions are left out of training, which would hide that the verifier is wrong. ``tasks`` are by name, as
+    for `score_groups`.
     """
     for group in groups:
         task = tasks[group.prompt.task]

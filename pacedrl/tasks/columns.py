@@ -25,7 +25,7 @@ NAMES: dict[Kind, tuple[str, ...]] = {
     "completion": ("completion", "response", "output", "generation"),
     "expected": ("expected",),
 }
-"""Names that are tried in this order, ignoring case, where the user names no column."""
+"""Names that are tried in this order, ignoring case, if the user names no column."""
 
 MORE_NAMES: dict[Kind, tuple[str, ...]] = {
     "prompt": ("input", "text", "task", "puzzle", "quiz", "user_prompt", "user"),

@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def after_thoughts(text: str) -> str:
-    """Return what follows the last ``</think>``, or "" where thoughts begin and do not end.
+    """Return what follows the last ``</think>``, or "" if thoughts begin but do not end.
 
     A completion without these tags is returned whole.
     """

@@ -28,10 +28,10 @@ GOLD_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
 """The fields of each game's gold answer, and the names that data sets use for them."""
 
 LONGEST_EXPRESSION = 300
-"""Most characters of a countdown expression; a longer expression is wrong."""
+"""Maximum length of a countdown expression in characters; a longer expression is wrong."""
 
 LONGEST_ROLES = 4_000
-"""Most characters of a knights-and-knaves answer; a longer answer is wrong."""
+"""Maximum length of a knights-and-knaves answer in characters; a longer answer is wrong."""
 
 _DEEPEST = 30  # nesting of parentheses
 _LARGEST = 10**9  # of the numbers in a gold answer

@@ -35,8 +35,8 @@ from pacedrl.types import Prompt
 
 CANCEL_LATENCY_S = 0.2
 START_LIMIT_S = 120.0
-"""Seconds for each of these: a process starts, it imports a verifier, a job imports what is not loaded yet.
-None of that counts as judging."""
+"""Time limit in seconds for each of these: starting a process, importing a verifier, and imports within a job. None of
+them counts as judging."""
 LONGEST_MESSAGE = 2**20
 
 # Not "-m pacedrl.tasks.worker" with a PYTHONPATH: that would leak into the programs that verifiers start.
@@ -142,7 +142,7 @@ class VerifierPool(contextlib.AbstractContextManager["VerifierPool"]):
                     self._wait(busy)
                     for worker in busy:
                         self._collect(worker, verdicts, waiting, returned)
-            except BaseException:  # Ctrl-C too: a job that is being judged now must not answer the next call's jobs
+            except BaseException:  # also Ctrl-C: a job that is being judged now must not answer the next call's jobs
                 self._discard([worker for worker in self._workers if not worker.idle])
                 raise
             return [verdicts[number] for number in numbers]

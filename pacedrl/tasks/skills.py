@@ -19,7 +19,7 @@ SPLITS = ("train", "test")
 MIN_DIGITS, MAX_DIGITS = 2, 8
 """Number of digits of an operand; all lengths in this range are equally likely."""
 MAX_ROWS = 100_000
-"""Most rows of one call: far fewer than distinct prompts, so that drawing without repetition always ends."""
+"""Maximum number of rows of a call, far below the number of distinct prompts, so that drawing always ends."""
 
 
 def _add(operands: str) -> str:

@@ -63,7 +63,7 @@ def is_local(source: str) -> bool:
 
 
 def default_name(source: str | list[str]) -> str:
-    """Return what a task is called unless the configuration names it."""
+    """Return a task's name unless the configuration gives one."""
     first = source[0] if isinstance(source, list) else source
     if first == "skills" or first.startswith("gym:") or not is_local(first):
         return first
@@ -71,7 +71,7 @@ def default_name(source: str | list[str]) -> str:
 
 
 def default_verifier(source: str | list[str]) -> str:
-    """Return the verifier of a task unless the configuration names one."""
+    """Return a task's verifier unless the configuration gives one."""
     first = source[0] if isinstance(source, list) else source
     if first.startswith("gym:"):
         return "gym"

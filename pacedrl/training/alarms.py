@@ -24,7 +24,7 @@ class Alarms:
 
     @property
     def must_stop(self) -> tuple[str, str] | None:
-        """Why training cannot go on and what to change; None while it can."""
+        """Say why training cannot continue and what to change; None if it can."""
         if self.skipped_steps >= SKIPPED_IN_A_ROW:
             return (
                 f"the loss was not finite in {SKIPPED_IN_A_ROW} steps in a row",
@@ -39,7 +39,7 @@ class Alarms:
         return None
 
     def check(self, metrics: Mapping[str, float], config: Mapping[str, Any], error: str | None = None) -> list[str]:
-        """Return the warnings that the metrics of this step give rise to and that were not given before.
+        """Return the warnings about the metrics of this step that were not given before.
 
         ``config`` is the resolved configuration as a tree; ``error`` is the verifier's commonest one in this step.
         """

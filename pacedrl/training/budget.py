@@ -1,4 +1,4 @@
-"""When a run ends, and when it is evaluated."""
+"""Decides when a run ends and when it is evaluated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def ends_at(config: Config, step: int, rollouts: int) -> bool:
 
 
 def steps_at_most(config: Config, step: int, rollouts: int) -> int:
-    """An upper bound of the run's last step; a gate that samples more than P·G completions per step ends it earlier."""
+    """Return an upper bound of the run's last step; a gate that samples more than P·G completions ends it earlier."""
     budget, sampling = config.run.max_rollouts, config.sampling
     if budget is None:
         return config.run.steps

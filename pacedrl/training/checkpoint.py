@@ -124,7 +124,7 @@ def require_whole(folder: Path) -> None:
         return
     others = [other for other in list_checkpoints(folder.parent.parent) if other != folder and _damage(other) is None]
     remedy = (
-        f"to go on from {others[-1].name}, the newest whole one, remove or rename that folder"
+        f"to continue from {others[-1].name}, the newest whole one, remove or rename that folder"
         if others
         else ("no other one is whole")
     )

@@ -1,4 +1,4 @@
-"""The policy's update: the batch it is made on, one or several optimiser steps, and what the scheduler learns of it."""
+"""The policy's update: its batch, one or several optimiser steps, and the rollouts that the scheduler observes."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ class Learner:
         policy: its trainable parameters are updated in place.
         config: learning rate, schedule, clipping, mini- and micro-batch size.
         total_steps: length of the run, for decaying schedules.
-        temperature: of sampling; log-probabilities are taken at the same.
-        loss: the objective's.
-        seed: of the split into mini-batches.
-        ranks: the processes among which the sequences of an optimiser step are shared out.
+        temperature: the sampling temperature, at which log-probabilities are computed.
+        loss: the objective's loss.
+        seed: seed of the split into mini-batches.
+        ranks: the processes among which the sequences of an optimiser step are divided.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Learner:
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
-            fused=True,  # one pass over the memory: a seventh of the time, on a CPU
+            fused=True,  # one pass over the memory takes a seventh of the time on a CPU
         )
 
     def update(self, batch: Sequence[Completion], step: int, tick: Callable[[], None] = lambda: None) -> Update:
@@ -153,7 +153,7 @@ class Learner:
         """
         if not batch:
             return Update(dict.fromkeys(METRICS, math.nan))
-        return_freed_memory()  # what sampling freed
+        return_freed_memory()  # that sampling freed
         self._fill_in_anchors(batch, tick)
         measured: list[Metrics] = []
         trained = skipped = 0
@@ -293,7 +293,7 @@ class Learner:
 
 
 def fresh_rollouts(groups: Sequence[Group], objective: Objective) -> Rollouts:
-    """What the scheduler observes of a step: all completions; the reward is NaN if the verifier failed.
+    """Return a step's completions as the scheduler observes them; the reward is NaN if the verifier failed.
 
     Groups that a gate dropped inform the estimates, but only completions that were trained on can enter replay.
     """

@@ -79,7 +79,7 @@ def believed(scheduler: Scheduler, groups: Sequence[Group]) -> Believed:
 
 
 def group_row(groups: Sequence[Group], believed: Believed) -> dict[str, Any]:
-    """For each prompt of a step its key, the estimate of its accuracy and its rewards (None for a verifier error).
+    """Return the key, the accuracy estimate and the rewards (None for a verifier error) of each prompt of a step.
 
     ``pool`` is the histogram of the estimates of all prompts, from which these were selected.
     """

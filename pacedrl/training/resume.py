@@ -49,8 +49,8 @@ def refuse_foreign(
     state = load_checkpoint_state(folder, "trainer")
     if state.get("format") != STATE_FORMAT:
         raise InputError(
-            f"{folder}: another version of pacedrl wrote this checkpoint, and this one cannot read its state; go "
-            "on with that version, or start another run with run.dir=PATH"
+            f"{folder}: another version of pacedrl wrote this checkpoint, and this one cannot read its state; "
+            "continue with that version, or start another run with run.dir=PATH"
         )
     if state["initial_policy"] != initial_policy:
         named = before.model.name

@@ -25,13 +25,13 @@ from pacedrl.version import __version__
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "groups.jsonl")
 MOST_SHOWN = 3
-"""Settings that a refusal names."""
+"""Maximum number of settings that a refusal names."""
 
 
 class RunFolder:
     """``config.yaml`` and the line-by-line ``LOGS`` in the folder of a run.
 
-    Making one changes nothing on disk. Of several processes only one ``writes``; the others' only looks. Raises
+    Making one changes nothing on disk. Of several processes only one ``writes``; the others only read. Raises
     InputError for a folder that holds a run of other settings.
     """
 
@@ -42,7 +42,7 @@ class RunFolder:
         self._lock = FolderLock(self.path)
         self._made = False
         self.before = refuse_another_run(self.path, config)
-        """The configuration that the run in the folder was started with; None where there is none."""
+        """The configuration that the run in the folder was started with; None if there is none."""
 
     def claim(self) -> bool:
         """Make and lock the folder; return False if its file system has no locks.
@@ -79,7 +79,7 @@ class RunFolder:
             self._lock.release(remove_folder=self._made)
 
     def open_at(self, step: int) -> None:
-        """Write the configuration; drop log lines of later steps and a half-written last line: they will come again."""
+        """Write the configuration; drop log lines of later steps and a half-written last line, which will be redone."""
         if not self.writes:
             return
         kept = {
@@ -113,7 +113,7 @@ def refuse_another_run(folder: Path, config: Config) -> Config | None:
     if not path.exists():
         if list_checkpoints(folder):
             raise InputError(
-                f"{path}: is missing, so that nobody knows with which settings this run was trained; put it back (a "
+                f"{path}: is missing, so the settings that this run was trained with are unknown; put it back (a "
                 "copy of the configuration that the run was started with will do), or start another run with "
                 "run.dir=PATH"
             )

@@ -93,7 +93,7 @@ class Trackers:
             try:
                 return str(json.loads(path.read_text(encoding="utf-8"))["run"])
             except (ValueError, KeyError, TypeError):
-                raise InputError(f"{path}: is damaged; remove it to go on in a new record of the trackers") from None
+                raise InputError(f"{path}: is damaged; remove it to continue in a new record of the trackers") from None
         run = secrets.token_hex(4)
         replace_text(path, json.dumps({"run": run}) + "\n")
         return run

@@ -267,7 +267,7 @@ def test_hub_model_without_network_fails_quickly(cli: CommandLine) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_missing_gpu(cli: CommandLine) -> None:
-    assert "run.device: 'cuda' asked for, but torch sees no GPU; use 'cpu' or 'auto'" in refusal(cli, "run.device=cuda")
+    assert "run.device: 'cuda' needs a GPU, but torch sees none; use 'cpu' or 'auto'" in refusal(cli, "run.device=cuda")
 
 
 def test_too_few_prompts_for_a_step(cli: CommandLine) -> None:

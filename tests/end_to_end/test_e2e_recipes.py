@@ -195,7 +195,7 @@ def test_the_oracle_knows_the_accuracy_that_sampling_shows(tmp_path: Path) -> No
     [
         ("oracle", {"sampling": {"top_p": 0.9}}, "top_p is 0.9"),
         ("oracle", {"data": {"train": [{"source": "skills", "verifier": "numeric"}]}}, "task skills has 'numeric'"),
-        ("lilo", {"sampling": {"prompts_per_step": 20}}, r"20 × gate.oversample = 80 prompts per step asked for"),
+        ("lilo", {"sampling": {"prompts_per_step": 20}}, r"20 × gate.oversample = 80 prompts, but"),
     ],
 )
 def test_what_a_recipe_cannot_do_is_refused(tmp_path: Path, recipe: str, sections: dict[str, Any], said: str) -> None:

@@ -177,7 +177,7 @@ def test_an_untied_head_trains_apart_from_the_embedding(copy: Path) -> None:
 def test_a_gpu_that_is_not_there_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == CPU
-    with pytest.raises(InputError, match=r"run\.device: 'cuda' asked for"):
+    with pytest.raises(InputError, match=r"run\.device: 'cuda' needs a GPU"):
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")

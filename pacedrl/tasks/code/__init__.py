@@ -1,1 +1,1 @@
-"""Whether code passes tests, run in a sandbox."""
+"""The verifier ``code``: runs code and its tests in sandboxes."""

@@ -120,7 +120,7 @@ def _serve_requests(code: Any, requests: IO[bytes], answers: IO[bytes], keeps_ob
             function = own.get(operation) or getattr(operator, operation, None) or getattr(builtins, operation)
             value = function(*decode(arguments, objects.receive), **decode(keywords, objects.receive))
             answer = ["value", encode(value, objects.send if keeps_objects else send_items)]
-        except BaseException as error:  # SystemExit too
+        except BaseException as error:  # also SystemExit
             answer = ["error", *describe(error)]
         send(answers, answer)
 

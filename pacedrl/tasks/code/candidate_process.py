@@ -1,8 +1,7 @@
 """The candidate's process, as tests see it: pipes call its functions, and its objects stay there.
 
-Nothing that the candidate says is trusted. A result
-becomes plain data, built here, wherever it can; otherwise it becomes one of the classes of ``proxies``. So only the
-expected value itself passes a test that expects a value.
+Nothing that the candidate says is trusted. A result becomes plain data, built here, if possible, else one of the
+classes of ``proxies``. So only the expected value itself passes a test that expects a value.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class CandidateProcess:
         self.lost = False
         """Whether it broke the protocol."""
         self.objects_used = False
-        """Whether the tests surely test a class: they use an object in a way in which nobody uses plain data."""
+        """Whether the tests surely test a class: they used an object as nobody uses plain data."""
         self.used_like_plain_data = False
         """Whether an object that the tests created met plain data, or a method that plain data have."""
         self.methods_used: set[str] = set()

@@ -28,7 +28,7 @@ _WRITTEN_AS_TEXT = (Fraction, Decimal, datetime.date, datetime.time, datetime.ti
 
 
 def prints_the_same(printed: str, expected: str) -> bool:
-    """Tell whether outputs agree, except space at the ends of lines and of the whole, and last digits of floats."""
+    """Tell whether outputs agree, ignoring space at the ends of lines and of the output, and last digits of floats."""
     lines, expected_lines = ([line.rstrip() for line in text.rstrip().split("\n")] for text in (printed, expected))
     return len(lines) == len(expected_lines) and all(map(_lines_agree, lines, expected_lines))
 
@@ -58,7 +58,7 @@ def _token_agrees(token: str, expected: str) -> bool:
 
 
 def _is_whole(number: Decimal) -> bool:
-    """Tell whether it is a whole number, small enough that floats of its size still have a fraction."""
+    """Tell whether the text is a whole number, small enough that floats of its size still have a fraction."""
     return abs(number) < _EXACT_IN_FLOAT and number == number.to_integral_value()
 
 

@@ -189,7 +189,7 @@ class _Identity(ast.NodeTransformer):
 
 
 def _for_proxies(candidate: CandidateProcess, name: str) -> Callable[..., Any]:
-    """Return the built-in function ``name``, made to take objects of the candidate's too."""
+    """Return the built-in function ``name``, extended to take objects of the candidate."""
     function = getattr(builtins, name)
     return lambda *arguments: (
         candidate.ask(name, *arguments)

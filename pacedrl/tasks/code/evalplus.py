@@ -69,7 +69,7 @@ def _answer(canonical: Callable[..., Any], given: Any) -> str | None:
 
 
 def _agrees(name: str, value: Any, expected: Any, arguments: list[Any], atol: float, namespace: dict[str, Any]) -> bool:
-    """Tell whether a result agrees with the canonical solution's: up to ``atol``, but some functions as in EvalPlus."""
+    """Tell whether a result agrees with the canonical solution's up to ``atol``; EvalPlus compares some otherwise."""
     if name == "find_zero":  # any zero will do
         return bool(abs(namespace["poly"](*arguments, value)) <= atol)
     if name in _COMPARED_AS_SETS:

@@ -1,9 +1,8 @@
 """Proxies for the candidate's objects, as tests see them: lists of items, iterators, and objects that stay there.
 
-A proxy never equals plain data. Operators combine a
-proxy with plain data only if the tests created its object, by calling a class by its name or by operators on such
-objects; the same holds for methods that plain data have. With any other object, such as one that a function returned
-where a number is expected, they make the verdict 0.
+A proxy never equals plain data. Operators combine a proxy with plain data only if the tests created its object, by
+calling a class by its name or by operators on such objects; the same holds for methods that plain data have. With any
+other object, such as one that a function returned where a number is expected, they make the verdict 0.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ class RemoteObject:
     """An object of the candidate's that is not plain data, such as a function that it returned.
 
     It can be called and has attributes, conversions such as ``str``, and the items that it gave when the tests first
-    looked at them: a value would not give others the next time. Operators combine it with other objects of the
+    looked at them, because a value would give the same items again. Operators combine it with other objects of the
     candidate's if the result is an object again.
     """
 
@@ -212,7 +211,7 @@ class RemoteObject:
         return kept["_known_items"]  # type: ignore[no-any-return]
 
     def _forget_items(self) -> None:
-        """Have the items looked at again: the object may have changed."""
+        """Forget the items, because the object may have changed."""
         vars(self).pop("_known_items", None)
 
     def _new_iterator(self) -> RemoteIterator:

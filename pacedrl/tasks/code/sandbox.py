@@ -1,4 +1,4 @@
-"""Runs an untrusted Python program: in namespaces of its own, under resource limits, with nothing to see.
+"""Runs an untrusted Python program in its own namespaces, under resource limits, with access to little else.
 
     with start("bubblewrap", [Path("program.py")], Limits(), requests, answers, errors) as process:
         process.wait(10.0)

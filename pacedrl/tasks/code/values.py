@@ -3,7 +3,7 @@
 A message is a line of JSON. Whatever arrives becomes a value of one of the types below, built anew, so that comparing
 it runs no code of the sender's: this is what makes a verdict safe. Imports stay few: every verdict pays for them.
 
-"Plain data" is None, numbers (Fraction and Decimal too), strings, bytes, dates and times, the built-in containers and
+"Plain data" is None, numbers (also Fraction and Decimal), strings, bytes, dates and times, the built-in containers and
 those of ``collections``, built-in types such as ``int``, and numpy's arrays if numpy is installed.
 """
 
@@ -19,7 +19,7 @@ from typing import IO, Any
 LONGEST_MESSAGE = 16 << 20
 """Bytes of a line. A longer answer is a failure; so is printing more than an eighth of it in a run."""
 MOST_ITEMS = 1 << 20
-"""Most items that are taken from an iterable that is sent."""
+"""Maximum number of items that are taken from an iterable that is sent."""
 
 _SMALL = 1 << 63  # larger integers are sent in hexadecimal, which takes time proportional to their length
 _SCALARS = {str, int, float, bool, type(None)}

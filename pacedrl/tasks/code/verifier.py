@@ -1,4 +1,4 @@
-"""Judges Python code by a row's tests. The code is hostile: whatever it does, it earns its reward by passing them.
+"""Judges Python code by a row's tests. The code is hostile: only passing the tests earns a reward.
 
 A row's columns tell which of four kinds of tests it has, tried in this order:
 
@@ -42,9 +42,9 @@ from pacedrl.types import Prompt
 PAIR_COLUMNS = ("input_output", "test_cases", "tests", "ground_truth", "verification_info")
 
 START_LIMIT_S = 5.0
-"""Seconds until the tests are read and both sandboxes running. Later is an error."""
+"""Seconds in which the tests must be read and both sandboxes started; beyond that, the verdict is an error."""
 CANONICAL_LIMIT_S = 60.0
-"""Additional seconds that an EvalPlus row's canonical solution may take on all inputs. Longer is an error."""
+"""Additional seconds that an EvalPlus row's canonical solution may take on all inputs; beyond that, an error."""
 CANONICAL_FACTOR = 4.0
 """A completion may take this many times as long as the canonical solution, if that is more than ``timeout_s``."""
 
@@ -64,7 +64,7 @@ class CodeSettings:
     sandbox: Mode = "bubblewrap"
     """See ``pacedrl.tasks.code.sandbox``."""
     timeout_s: float = 4.0
-    """Wall-clock seconds for all tests of a completion; past them the reward is 0. If an EvalPlus row's canonical
+    """Wall-clock seconds for all tests of a completion; beyond that, the reward is 0. If an EvalPlus row's canonical
     solution needs more than a quarter of that, the limit is four times what it needs, as in EvalPlus, but at most
     ``CANONICAL_LIMIT_S``. A verdict may take ``START_LIMIT_S`` more, and the canonical solution's time."""
     memory_mb: int = 1024

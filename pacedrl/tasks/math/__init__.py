@@ -1,1 +1,1 @@
-"""Whether a mathematical answer equals the gold answer."""
+"""The verifiers ``math`` and ``numeric``: compare an answer with the gold answer."""

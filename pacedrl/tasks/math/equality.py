@@ -27,7 +27,7 @@ from pacedrl.tasks.math.notation import (
 from pacedrl.tasks.math.values import proportional, same_values
 
 LONGEST_ANSWER = 500
-"""Most characters of an answer that is read as mathematics; a longer answer is compared as text."""
+"""Maximum length in characters of an answer read as mathematics; a longer answer is compared as text."""
 
 _RELATION, _INEQUALITY = re.compile(r"\\leq|\\geq|\\neq|<|>|="), re.compile(r"\\[lgn]eq|<|>")
 _FLIPPED = {r"\leq": r"\geq", r"\geq": r"\leq", "<": ">", ">": "<"}
@@ -58,11 +58,11 @@ class MathOptions:
     ``percent``: "value": a percent sign means a hundredth. "either": likewise, but an answer may leave out the sign of
     the gold answer (a gold 50% accepts 50%, 0.5 and 50; a gold 50 refuses 50%). "sign": it is a unit (50% is 50).
     ``units``: "lenient" accepts a missing unit, "strict" requires the gold answer's unit; different units never match.
-    ``tolerance``: relative tolerance in [0, 1) where one value is a decimal and neither is a whole number. None accepts
+    ``tolerance``: relative tolerance in [0, 1) if one value is a decimal and neither is a whole number. None accepts
     values that round to the decimal, up to 1e-6.
     ``ordered``: order matters in tuples. It never does in sets and bare lists.
     ``evaluated``: a plain number must be answered by a plain number: 9 + 9 is not accepted for 18.
-    ``last_number``: the last number counts where nothing is stated. It may be right by accident.
+    ``last_number``: the last number counts if no answer is stated. It may be right by accident.
     Raises ValueError for other values.
     """
 

@@ -17,7 +17,7 @@ from pacedrl.tasks.math.notation import levels, tidy
 from pacedrl.tasks.math.statements import final_answer, last_number, marked_answer
 
 NUMERIC_TOLERANCE = Fraction(1, 10**6)
-"""Relative tolerance of ``numeric`` where neither number is whole."""
+"""Relative tolerance of ``numeric`` if neither number is whole."""
 
 
 def numeric_reward(answer: Any, text: str) -> float:

@@ -90,7 +90,7 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
 
 
 def _ranges(texts: str) -> tuple[tuple[int, int], ...]:
-    """Ranges of the variables; piecewise functions get more, as they may differ only near a corner or far away."""
+    """Return ranges for the variables; more for piecewise functions, which may differ only near a corner or far off."""
     if not re.search(r"\||floor|ceil|max|min", texts):
         return _RANGES
     corners = [sign * int(number) for number in sorted(set(re.findall(r"\d{1,5}", texts)))[:10] for sign in (1, -1)]
@@ -98,7 +98,7 @@ def _ranges(texts: str) -> tuple[tuple[int, int], ...]:
 
 
 def _point(seed: str, ends: tuple[int, int]) -> defaultdict[str, Fraction]:
-    """Values of the variables: seeded by the texts: the same in every run, but no completion can aim at them."""
+    """Draw values of the variables, seeded by the texts: equal in every run, but no completion can aim at them."""
     rng = random.Random(seed)
     return defaultdict(lambda: Fraction(rng.randrange(1000 * ends[0], 1000 * ends[1]), 1009))
 

@@ -1,4 +1,4 @@
-"""What a training step asks of an objective."""
+"""The interface between a training step and its objective."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class BatchSize:
 class Objective(ABC):
     """Turns rewards into advantages and a loss, and says what log Z is fitted to.
 
-    Which parts of a run it needs (log Z, the initial policy, replay) is said by its section of the configuration
-    (`pacedrl.config.method.ObjectiveSection`).
+    Its section of the configuration (`pacedrl.config.method.ObjectiveSection`) says which parts of a run it needs (log
+    Z, the initial policy, replay).
     """
 
     beta: float = math.nan
@@ -57,7 +57,7 @@ class Objective(ABC):
         """One advantage per judged completion, float32 [B]; completions of one group are adjacent."""
 
     def replayed_advantages(self, replayed: Sequence[Completion], scheduler: Scheduler) -> Tensor:
-        """One advantage per replayed completion, float32 [B]; they have no group beside them."""
+        """One advantage per replayed completion, float32 [B]; such completions have no group."""
         raise NotImplementedError(f"{type(self).__name__} cannot replay; ObjectiveSection.can_replay should be False")
 
     @abstractmethod

@@ -47,7 +47,7 @@ class FlowRl(Objective):
         )
 
     def partition_targets(self, sampled: Sequence[Completion]) -> tuple[list[float], list[float] | None]:
-        """log Z is fitted to z-scored rewards and mean_t(log π_θ − log π_ref), of the completions trained on."""
+        """Fit log Z to z-scored rewards and mean_t(log π_θ − log π_ref) of the completions trained on."""
         scores = standardised(sampled, rewards_to_train_on(sampled)).tolist()
         pairs = [
             (0.0, math.nan)

@@ -47,7 +47,7 @@ class TrajectoryBalance(Objective):
         return trajectory_balance_advantage(reward_B, log_z_B, self.beta)
 
     def replayed_advantages(self, replayed: Sequence[Completion], scheduler: Scheduler) -> Tensor:
-        """The estimate alone is the baseline. It has seen these completions by now, as log Z has in the paper."""
+        """Take the estimate alone as the baseline. It has seen these completions by now, as log Z has in the paper."""
         keys, reward_B = [c.key for c in replayed], torch.tensor([c.total for c in replayed])
         if self.log_z == "learned":
             return scheduler.advantage(keys, reward_B)
