@@ -1,4 +1,4 @@
-"""Where the time of sampling and of an update goes, before and after: with transformers' own code, and with pacedrl's.
+"""Measure where the time of sampling and of an update goes: before, with transformers' own code, and after, with ours.
 
     python benchmarks/breakdown.py                   # SmolLM2-135M on 2 cores: about two minutes
 
@@ -30,7 +30,7 @@ KINDS = {
     "softmax and draw": ("softmax", "logsumexp", "exp", "multinomial", "sort", "cumsum", "gather", "scatter", "vecdot"),
     "copies": ("cat", "copy_", "clone", "index", "fill_", "zero_", "slice_backward"),
 }
-"""Parts of an operation's name."""
+"""Kind of operation → parts of the names of its operations."""
 REST = "the rest"
 NEW_TOKENS = 16
 Shares = dict[str, float]

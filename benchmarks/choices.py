@@ -1,4 +1,4 @@
-"""Measuring the choices behind sampling and learning, each alone: seconds of the alternative and of the choice.
+"""Measure each choice behind sampling and learning alone: seconds of the alternative and of the choice.
 
     python benchmarks/choices.py                    # half a minute on 2 cores
 

@@ -1,10 +1,10 @@
-"""How many code verdicts per second the verifier gives, and what share of the time starting sandboxes takes.
+"""Measure code verdicts per second, and the share of their time that starting sandboxes takes.
 
     python benchmarks/code_verifier.py                                  # three small tasks
     python benchmarks/code_verifier.py --data HumanEvalPlus.jsonl.gz    # rows of a file with their canonical solutions
     python benchmarks/code_verifier.py --sandbox rlimits
 
-Each verdict is timed as a whole, in a verifier process. The time to start a sandbox is that of verdicts on trivial
+Each verdict is timed as a whole, in a verifier process. The time to start a sandbox is the time of verdicts on trivial
 tests.
 """
 

@@ -1,4 +1,4 @@
-"""Sampling alone, three ways in one process: pacedrl's sampler, transformers' generate and its continuous batching.
+"""Compare three ways of sampling in one process: our sampler, transformers' generate and its continuous batching.
 
     python benchmarks/generate.py                    # SmolLM2-135M on 2 cores: some minutes
     python benchmarks/generate.py --rounds 5

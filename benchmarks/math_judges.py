@@ -1,7 +1,7 @@
-"""Which judge of mathematical answers is right: wrong answers accepted, right ones refused, errors, speed.
+"""Compare judges of mathematical answers: wrong answers accepted, right ones refused, errors, verdicts per second.
 
     python benchmarks/math_judges.py                     # three minutes
-    python benchmarks/math_judges.py --show ours         # and its mistakes, one a line
+    python benchmarks/math_judges.py --show ours         # also prints its mistakes, one per line
 
 The pairs are those of the tests (tests/tasks/math_pairs.py and math_kinds.py) and, where the data is at hand,
 MATH-500's gold answers: each as models write it, and spoilt (a sign, one more, a digit, an entry, a bracket, the unit).
@@ -99,7 +99,7 @@ def gold_forms() -> Iterator[tuple[str, str, bool]]:
 
 
 def spellings(gold: str) -> Iterator[str]:
-    """The same answer otherwise written."""
+    """Return other spellings of the same answer."""
     if r"\frac" in gold:
         yield gold.replace(r"\frac", r"\dfrac")
         yield gold.replace(r"\frac", r"\tfrac")
@@ -129,7 +129,7 @@ def spellings(gold: str) -> Iterator[str]:
 
 
 def spoilt(gold: str, rng: random.Random) -> Iterator[str]:
-    """Wrong answers made from the gold one."""
+    """Return wrong answers made from the gold one."""
     if gold != "0":
         yield gold[1:] if gold.startswith("-") else f"-{gold}" if re.match(r"\d|\\[dt]?frac", gold) else f"{gold} + 1"
     digits = [match.start() for match in re.finditer(r"\d", gold)]
@@ -218,7 +218,7 @@ JUDGES: dict[str, Callable[[str, str], bool]] = {
 
 
 def _verdict(judge: Callable[[str, str], bool], gold: str, text: str) -> bool | None:
-    """None for an error."""
+    """Return the judge's verdict; None for an error."""
     signal.alarm(LIMIT_S)
     try:
         return judge(gold, text)

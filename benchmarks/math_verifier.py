@@ -1,4 +1,4 @@
-"""How many math verdicts per second the verifier processes give, and how long the most expensive completions take.
+"""Measure math verdicts per second of the verifier processes, and the time of the most expensive completions.
 
     python benchmarks/math_verifier.py                   # about a minute
     python benchmarks/math_verifier.py --jobs 20000

@@ -1,4 +1,4 @@
-"""Peak memory and time of log-probabilities and their gradient: pacedrl's in chunks, and plain logits.
+"""Measure peak memory and time of log-probabilities and their gradient: ours in chunks, and from plain logits.
 
     python benchmarks/memory.py                      # 4,096 tokens, a vocabulary of 151,936: about two minutes, 11 GB
     python benchmarks/memory.py --tokens 1024

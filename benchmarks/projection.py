@@ -1,4 +1,4 @@
-"""What projecting embeddings, and rescoring a share of them per step, costs the estimate, replayed on a finished run.
+"""Measure how projecting embeddings, and rescoring a share of them per step, affects the estimates on a finished run.
 
     python benchmarks/projection.py runs/results/skills_skewed/runs/grpo/seed500
 

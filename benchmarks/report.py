@@ -1,4 +1,4 @@
-"""How long the page of a long run takes to build, and how large it is.
+"""Measure how long the page of a long run takes to build, and how large it is.
 
     python benchmarks/report.py                # 1,000 steps, 100 completions per step: under a minute
 
@@ -21,7 +21,7 @@ from pacedrl import Config, Trainer
 from pacedrl.report.page import render
 
 SHORT = 20
-"""Number of steps that are really trained."""
+"""Number of steps that are trained before the logs are extended."""
 WORDS = 100
 
 

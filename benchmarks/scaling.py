@@ -1,4 +1,4 @@
-"""How a step's time falls with the number of devices: a simulation, its formula, and a check against real runs.
+"""Simulate how a step's time falls with the number of devices, and check the formula against real runs.
 
     python benchmarks/scaling.py                  # the table for assumed GPUs
     python benchmarks/scaling.py --measure        # measured costs, one process per core; predictions beside real steps
@@ -11,7 +11,7 @@ takes
     update(n)    = fixed + token · (tokens of the busiest device) + 2 · weights · (n − 1)/n / bandwidth
     colocated:     T(N) = generate(N) + update(N) + driver
     served, ahead: T(N) = max(generate(S), update(N − S)) + weights / bandwidth + driver, with the best S
-    driver       = scheduler + exchange · P · G      which no device shares: it bounds the speed-up by T(1)/driver
+    driver       = scheduler + exchange · P · G      not divided: it bounds the speed-up by T(1)/driver
 
 The longest completion costs ``decode · max L`` on any number of devices; it and the driver limit scaling. Efficiency is
 T(1) / (N · T(N)) with the colocated T(1).

@@ -1,4 +1,4 @@
-"""How the time and memory of selection, observation and replay grow with the number of prompts.
+"""Measure how the time and memory of selection, observation and replay grow with the number of prompts.
 
     python benchmarks/scheduler.py              # 10^4, 10^5 and 10^6 prompts; some minutes, 4 GB of disk
     python benchmarks/scheduler.py --sizes 10000,100000 --steps 3

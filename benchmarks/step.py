@@ -1,4 +1,4 @@
-"""One training step of pacedrl and of TRL's GRPOTrainer: the same model, prompts, number of tokens and machine.
+"""Compare a training step with one of TRL's GRPOTrainer: the same model, prompts, number of tokens and machine.
 
     python benchmarks/step.py                        # SmolLM2-135M on 2 cores: about half an hour
     python benchmarks/step.py --steps 1 --checkpointing    # TRL with its defaults: slower, with less memory

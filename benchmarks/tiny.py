@@ -1,4 +1,4 @@
-"""Rollouts per second on the built-in tiny model, of pacedrl and of TRL's GRPOTrainer, sampling and training together.
+"""Measure rollouts per second on the built-in tiny model with pacedrl and TRL's GRPOTrainer, training included.
 
     python benchmarks/tiny.py                # 20 steps of 32 prompts × 8 completions on each side: some minutes
 

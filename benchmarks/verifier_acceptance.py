@@ -1,4 +1,4 @@
-"""How the verifiers judge right and corrupted answers, and how EvalPlus judges the same code in the same run.
+"""Measure how the verifiers judge right and corrupted answers, and how EvalPlus judges the same code in the same run.
 
     python benchmarks/verifier_acceptance.py                  # about 6 minutes; writes verifier_acceptance.json
     python benchmarks/verifier_acceptance.py --evalplus       # also runs EvalPlus: 10 minutes

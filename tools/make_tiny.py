@@ -38,7 +38,7 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 
 def make_tokenizer() -> Any:
-    """Make a tokenizer of one token per byte, which can encode any text and puts a BOS in front, as in pretraining."""
+    """Make a tokenizer of one token per byte, which can encode any text and puts a BOS first, as in pretraining."""
     alphabet = [PAD, BOS, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -85,7 +85,7 @@ def demonstration(skill: str, rng: random.Random, noise: float) -> tuple[str, st
 def pretrain(
     model: Any, tokenizer: Any, *, steps: int, seed: int, batch_size: int = 256, peak_lr: float = 4e-3
 ) -> None:
-    """Train next-token prediction of the demonstrations' answers by AdamW with warm-up and linear decay to zero."""
+    """Train the model to predict the demonstrations' answers, by AdamW with warm-up and linear decay to zero."""
     rng = random.Random(seed)
     names = list(NOISE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)

@@ -1,4 +1,4 @@
-"""Converts mathematics to MathML when the site is built, so that browsers render it without a script."""
+"""Converts mathematics to MathML when the site is built, so that browsers need no script to render it."""
 
 from __future__ import annotations
 
