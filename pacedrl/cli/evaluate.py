@@ -14,7 +14,7 @@ from pacedrl.paths import expand_home
 if TYPE_CHECKING:
     from pacedrl.config import Config
 
-HELP = "pass@k, mean@n and diversity of a model on tasks"
+HELP = "evaluate a model on tasks: pass@k, mean@n and diversity"
 EXAMPLE = "tiny sampling.max_new_tokens=16 --tasks skills --k 1,8 --limit 64"
 DEFAULT_SAMPLES = 8
 
