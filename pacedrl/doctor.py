@@ -108,7 +108,7 @@ def checks(config: Config) -> Iterator[Check]:
 
 
 def _failure(require: Callable[[], object]) -> Iterator[Check]:
-    """The failed check if ``require`` raises InputError."""
+    """Yield the failed check if ``require`` raises InputError."""
     try:
         require()
     except InputError as error:
@@ -323,7 +323,7 @@ def memory_estimate(policy: Policy, config: Config) -> float:
 
 
 def _layer_configs(text: Any) -> list[Any]:
-    """The configuration of each layer, whether the layers have their own or share one."""
+    """Return the configuration of each layer, also if all layers share one."""
     own = getattr(text, "per_layer_config", None)
     return list(own) if own else [text] * text.num_hidden_layers
 

@@ -32,13 +32,13 @@ def read_lines(path: Path) -> Iterator[tuple[str, Row]]:
     except FileNotFoundError:
         return
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8 text; mend or remove the line there") from None
+        raise InputError(f"{path}: byte {error.start} is not UTF-8 text; fix or remove the line there") from None
     for number, line in enumerate(lines, start=1):
         row = _row(line)
         if row is not None:
             yield line, row
         elif line and number < len(lines):
-            raise InputError(f"{path}, line {number}: expected a JSON object with a step; mend or remove the line")
+            raise InputError(f"{path}, line {number}: expected a JSON object with a step; fix or remove the line")
 
 
 def last_rows(path: Path) -> list[Row]:

@@ -25,7 +25,7 @@ Z_95 = 1.96
 RECENT_STEPS = 20
 """Most findings use this many steps: enough to average out noise, few enough to describe the current policy."""
 FEWEST_STEPS = 50
-"""Before this step, a lack of improvement is no finding: in the demo, log Z takes some 30 steps."""
+"""Before this step, a lack of improvement is not a finding: in the demo, log Z takes some 30 steps."""
 TRUNCATED_SHARE = 0.5
 UNMIXED_STEPS = 5
 VERIFIER_ERROR_SHARE = 0.05
@@ -110,7 +110,7 @@ def verifier_errors(config: Settings, errors: float, completions: float, example
         return None
     text = f"The verifier failed on {errors / completions:.0%} of completions, which are left out{example}"
     timeout = f"raise verifier.timeout_s ({_setting(config, 'verifier', 'timeout_s')}) if it timed out"
-    remedy = f"see the errors in samples.jsonl and mend the reward, {timeout}, or run `pacedrl doctor`"
+    remedy = f"see the errors in samples.jsonl and fix the reward, {timeout}, or run `pacedrl doctor`"
     return Finding("verifier-errors", "bad", text, remedy)
 
 

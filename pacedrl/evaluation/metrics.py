@@ -54,7 +54,7 @@ def bootstrap(values_P: Sequence[float], seed: int = 0) -> Estimate:
 
 
 def summarise(results: Sequence[PromptResult], ks: Sequence[int]) -> dict[str, Estimate]:
-    """The figures of one task.
+    """Compute the figures of one task.
 
     ``pass@k`` counts completions with full reward. ``mean@n`` is the mean reward of the n samples, partial credit
     included. ``distinct`` and ``distinct_correct`` are the numbers of different (correct) answers per prompt. A prompt

@@ -93,7 +93,7 @@ def look(source: str, subset: str | None, held_out: str | None, prompt: str | No
 
 
 def require_verifier(data: Data) -> Choice:
-    """The proposed verifier. Raises InputError if the data hold neither answers nor tests."""
+    """Return the proposed verifier. Raises InputError if the data hold neither answers nor tests."""
     if data.survey.choice is None:
         raise InputError(
             f"{data.train['source']}: no column looks like an answer, and none holds tests; name it with "

@@ -41,7 +41,7 @@ Tree = Mapping[str, "Setting | Suggestion | Tree"]
 
 
 def configuration(draft: Draft, size: Sizes) -> str:
-    """The text of the whole file."""
+    """Return the text of the whole file."""
     head = (
         f"{draft.model} on {shown(draft.data.train['source'])}, {_SIZED_FOR[size.machine]}. Written by pacedrl init.",
         f"All other settings are the recipe's: see pacedrl recipes {draft.recipe.recipe}.",

@@ -113,7 +113,7 @@ def _failure(log: Path, code: int) -> str | None:
 
 
 def _cores() -> int:
-    """CPU cores that this process may use."""
+    """Count the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -135,7 +135,7 @@ def _environment(jobs: int) -> Iterator[None]:
 
 
 def _device(slot: int) -> dict[str, str]:
-    """The variable that gives the runs of a slot their GPU."""
+    """Return the environment variable that assigns a GPU to the runs of a slot."""
     gpus = torch.cuda.device_count()
     if not gpus:
         return {}

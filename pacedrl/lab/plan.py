@@ -179,13 +179,13 @@ class Plan:
                 raise InputError(f"variant {run.variant}: {why}; delete that run, or give another --out") from None
 
     def _recorded(self) -> dict[str, Any]:
-        """The settings, variants and seeds that `write` wrote last into this folder."""
+        """Read the settings, variants and seeds that `write` last wrote into this folder."""
         path = self.folder / SETTINGS
         recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return recorded
 
     def _settings(self) -> dict[str, Any]:
-        """The settings that all comparisons in one folder share, as JSON gives them back."""
+        """Return the settings that all comparisons in one folder share, in the form that JSON returns."""
         return {"config": json.loads(json.dumps(self.tree)), "rollouts": self.rollouts, "final_k": list(self.final_k)}
 
     def _run(self, variant: str, seed: int) -> Run:

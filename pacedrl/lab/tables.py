@@ -82,7 +82,7 @@ def missing(variant: VariantResult) -> str:
 
 
 def measure_text(results: Results, name: str, measure: str) -> tuple[str, bool]:
-    """A variant's mean and interval of one measure, and whether it differs from the baseline's.
+    """Return a variant's mean and interval of one measure, and whether it differs from the baseline's.
 
     If only n of m seeds reached the target, its cost is written ``≥ mean (low–high) (n/m)``.
     """

@@ -1,7 +1,7 @@
 """The problems of a run: the rules of `pacedrl.diagnosis.rules`, applied to the figures in its logs.
 
-The figures are those of the latest ``RECENT_STEPS`` unless stated otherwise: a problem that has passed is no finding. A
-rule is skipped if the logs hold too little for it.
+The figures are those of the latest ``RECENT_STEPS`` unless stated otherwise: a problem that has passed is not reported.
+A rule is skipped if the logs hold too little for it.
 """
 
 from __future__ import annotations

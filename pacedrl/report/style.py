@@ -26,7 +26,7 @@ SVG_DASHES = ("none", "5 2", "1.5 1.5", "6 2 1.5 2", "none", "5 2", "1.5 1.5", "
 BLACK, BLUE, ORANGE, GREEN, PURPLE, GREY, LIGHT_GREY = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#999999", "#BBBBBB",
 )  # fmt: skip
-"""Okabe and Ito's colours and greys, of figures in files of their own."""
+"""Okabe and Ito's colours and greys, for figures in separate files."""
 
 _VARIABLES = {FOREGROUND: "--fg", MUTED: "--muted", RULE: "--line", CARD: "--card"} | {
     colour: f"--s{i}" for i, colour in enumerate(SERIES, start=1)
@@ -39,7 +39,7 @@ FILE: dict[str, Any] = {
     "axes.spines.right": False,
     "font.size": 9,
 }
-"""Style of figures in files of their own, black on white."""
+"""Style of figures in separate files, black on white."""
 PAGE: dict[str, Any] = FILE | {
     "text.parse_math": False,  # a dollar in the name of a run is a dollar
     "font.size": 9.5,
@@ -90,7 +90,7 @@ def new_axes(x: str, y: str) -> tuple[Any, Any]:
 
 
 def new_grid(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """Return a figure for a file of its own, in inches, and its panels as an array [rows, columns]."""
+    """Return a figure for a separate file, in inches, and its panels as an array [rows, columns]."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout=options.pop("layout", None))

@@ -31,7 +31,7 @@ def require_an_end(config: Config, policy: Policy) -> None:
     if not policy.ends(config.sampling.stop):
         raise InputError(
             "model.name: neither the model, its tokenizer nor its chat template names a token that ends a completion; "
-            "give a token or a string that does with sampling.stop"
+            "set sampling.stop to a token or string that ends one"
         )
 
 

@@ -21,7 +21,7 @@ def load_tasks(config: Config) -> tuple[list[Task], list[Task]]:
     for section, tasks in (("train", train), ("eval", held_out)):
         name, count = Counter(task.name for task in tasks).most_common(1)[0] if tasks else ("", 0)
         if count > 1:
-            raise InputError(f"data.{section}: {count} tasks are called '{name}'; give each a name of its own")
+            raise InputError(f"data.{section}: {count} tasks are called '{name}'; give each its own name")
     for task in [*train, *held_out]:
         for part in (task.correctness, *task.parts):
             require_time(part.verifier, part.options, config.verifier.timeout_s, "verifier.timeout_s", task.name)

@@ -1,4 +1,4 @@
-"""Errors of verifiers: the commonest one, and errors because of which a run must not start."""
+"""Errors of verifiers: the commonest one, and those that stop a run before it starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require_judged(groups: Sequence[Group], tasks: Mapping[str, Task]) -> None:
     if commonest is not None and all(completion.reward is None for completion in completions):
         raise InputError(
             f"none of {len(completions)} completions could be judged; the verifier's commonest error: {commonest}; "
-            "mend it and try it with `pacedrl judge` or `pacedrl doctor`",
+            "fix it and try it with `pacedrl judge` or `pacedrl doctor`",
             docs="verifiers",
         )
 

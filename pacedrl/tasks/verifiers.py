@@ -150,7 +150,7 @@ def _settings(spec: str, options: Mapping[str, Any]) -> MathOptions | CodeSettin
 
 
 def judge(verifier: Verifier, prompt: Prompt, text: str) -> Verdict:
-    """Run a verifier; its exceptions, and rewards that are no number in [0, 1], become error verdicts.
+    """Run a verifier; its exceptions, and rewards that are not numbers in [0, 1], become error verdicts.
 
     Exceptions include SystemExit and KeyboardInterrupt, so call this only in processes that do nothing else.
     Raises MemoryError, whose cause may be the process and not the verifier.

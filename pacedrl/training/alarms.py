@@ -20,7 +20,8 @@ class Alarms:
     unmixed_steps: int = 0
     skipped_steps: int = 0
     unjudged_steps: int = 0
-    """Steps in a row of which nothing was judged. It starts at 0 in a resumed run, whose first step must be judged."""
+    """Number of consecutive steps in which nothing was judged. It starts at 0 in a resumed run, whose first step must
+    be judged."""
 
     @property
     def must_stop(self) -> tuple[str, str] | None:
@@ -34,7 +35,7 @@ class Alarms:
         if self.unjudged_steps >= UNJUDGED_IN_A_ROW:
             return (
                 f"the verifier failed on every completion of {UNJUDGED_IN_A_ROW} steps in a row",
-                "See the errors in samples.jsonl, mend the verifier, and start the run again: it goes on from there",
+                "See the errors in samples.jsonl, fix the verifier, and start the run again: it resumes from there",
             )
         return None
 

@@ -13,7 +13,7 @@ from pacedrl.types import Completion, Group, Prompt
 
 
 def dump_collected(collected: Collected) -> dict[str, Any]:
-    """The state for a checkpoint: tensors and plain values, prompts by key; without the seconds it took."""
+    """Return the state for a checkpoint, without times: tensors and plain values, with prompts by key."""
     completions = [completion for group in collected.sampled for completion in group.completions]
     return {
         "keys": [group.prompt.key for group in collected.sampled],
@@ -49,7 +49,8 @@ def load_collected(
 
 
 def _dropped(state: Mapping[str, Any]) -> list[str | None]:
-    """Each group's reason. Older checkpoints hold the kept groups and the number of groups dropped per reason."""
+    """Return each group's reason for being dropped. Older checkpoints hold the kept groups and the number of groups
+    dropped per reason."""
     if isinstance(state["dropped"], list):
         return state["dropped"]
     reasons = Counter(state["dropped"]).elements()

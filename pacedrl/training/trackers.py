@@ -63,7 +63,7 @@ class Trackers:
         except Exception as error:  # each tracker fails in its own way, most often because of the network
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"tracking.trackers: {', '.join(names)} did not start ({reason}); mend that, or leave it out"
+                f"tracking.trackers: {', '.join(names)} did not start ({reason}); fix that, or leave it out"
             ) from error
         try:
             yield

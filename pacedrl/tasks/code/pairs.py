@@ -124,7 +124,7 @@ def _unwrapped(value: Any) -> Any:
 def _outputs(value: Any, is_text: bool) -> list[Any]:
     """Return what a function may return: the value, or what text says.
 
-    If the arguments are no text (``is_text``), text may also be meant as the string that it is.
+    If the arguments are not text (``is_text``), text may also be meant as a string.
     """
     return _readings(value) if is_text or not isinstance(value, str) else [value, *_readings(value)]
 

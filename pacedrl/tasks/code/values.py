@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 LONGEST_MESSAGE = 16 << 20
-"""Bytes of a line. A longer answer is a failure; so is printing more than an eighth of it in a run."""
+"""Maximum bytes of a line. A longer answer is a failure, as is printing more than an eighth of this in a run."""
 MOST_ITEMS = 1 << 20
 """Maximum number of items that are taken from an iterable that is sent."""
 
