@@ -1,4 +1,4 @@
-"""Imports run one way: no room of the package imports another that, directly or not, imports it."""
+"""Imports have one direction: no room of the package imports one that directly or indirectly imports it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pacedrl
 
 PACKAGE = Path(pacedrl.__file__).parent
 LOW_TO_HIGH = ("method", "tasks", "policy", "rollouts", "evaluation", "training", "report", "lab", "cli")
-"""Rooms of which none imports one to its right. The others (config, distributed, ...) have their place by need."""
+"""No room in this list imports one to its right. The others (config, distributed, ...) are checked for cycles only."""
 
 
 def rooms() -> dict[str, set[str]]:
-    """Each room (a folder, or a file beside the folders) and the rooms that it imports, in functions too."""
+    """Each room (a folder, or a file beside the folders) and the rooms that it imports, also inside functions."""
     found: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

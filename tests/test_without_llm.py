@@ -133,7 +133,7 @@ def test_training_makes_the_policy_right_more_often(paced: tuple[NDArray, NDArra
 
 
 def test_the_same_seed_gives_the_same_run(x_NF: torch.Tensor) -> None:
-    # All policies first: making one seeds torch, and a run that did not seed itself would live on that.
+    # Make all policies first, because making one seeds torch, which would hide that a run does not seed itself.
     first, again, other = (trained(x_NF, 5, seed, made) for seed, made in [(s, policy()) for s in (3, 3, 4)])
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)

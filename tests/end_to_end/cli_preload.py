@@ -1,4 +1,4 @@
-"""Imported once by the fork server of `cli_process`: all that the command line imports when it is used."""
+"""Imports all that the command line imports when it is used, once, in the fork server of `cli_process`."""
 
 import peft  # noqa: F401
 import rich.progress  # noqa: F401

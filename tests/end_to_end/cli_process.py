@@ -1,8 +1,8 @@
-"""pacedrl's command line in processes of its own, that tests can start, signal, kill and wait for.
+"""pacedrl's command line in separate processes, which tests can start, signal, kill and wait for.
 
-Two ways in: `command` is the real thing, a fresh interpreter running ``python -m pacedrl.cli``, whose imports take
-seconds. `forked` runs the same ``main`` in a real process too (its own pid, file descriptors, signals, exit code), but
-one that is forked from a server which has the libraries imported, so that a test can afford many.
+There are two ways: `command` starts a fresh interpreter with ``python -m pacedrl.cli``, whose imports take seconds.
+`forked` runs the same ``main`` in a real process (with its own pid, file descriptors, signals and exit code) that is
+forked from a server with the libraries imported, so that a test can start many.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import yaml
 
 LIMIT_S = 120.0
 SERVER_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-"""Read when the libraries are imported, so set for the server and all that it forks."""
+"""The libraries read these when they are imported, so they are set for the server and all that it forks."""
 Patch = Callable[[], None]
 
 
@@ -63,7 +63,7 @@ class Running:
         return self._err.read_text(encoding="utf-8")
 
     def wait(self, limit_s: float = LIMIT_S) -> Result:
-        """The result; negative codes are signals. Kills the process and fails when it takes too long."""
+        """Return the result; negative codes are signals. Kills the process and fails if it takes too long."""
         if isinstance(self.process, subprocess.Popen):
             try:
                 code = self.process.wait(limit_s)
@@ -80,7 +80,7 @@ class Running:
 
 
 class CommandLine:
-    """Starts command lines in ``folder``, with a cache of their own in it."""
+    """Starts command lines in ``folder``, with a separate cache in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,7 +119,7 @@ class CommandLine:
         return self.start(*arguments, real=real, patch=patch).wait(limit_s)
 
     def write(self, name: str, content: Any) -> str:
-        """A file in the folder: text as it is, other values as YAML; its name."""
+        """Write a file into the folder, text unchanged and other values as YAML, and return its name."""
         text = content if isinstance(content, str) else yaml.safe_dump(content)
         (self.folder / name).write_text(text, encoding="utf-8")
         return name
@@ -130,7 +130,7 @@ class CommandLine:
 
 
 def together(cli: CommandLine, processes: int, *arguments: str, patch: Patch | None = None) -> list[Running]:
-    """One command line in several forked processes, which are told of each other as torchrun tells those it starts."""
+    """Run one command line in several forked processes that find each other as those of torchrun do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -167,7 +167,7 @@ def tiny_run(run_dir: str = "run", **sections: Any) -> dict[str, Any]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """Pids of the verifier processes that process ``pid`` started, and of their guardians, that are still there."""
+    """Return the pids of the verifier processes of process ``pid``, and of their guardians, that still exist."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -181,7 +181,7 @@ def workers_of(pid: int) -> list[int]:
 
 
 def eventually(condition: Callable[[], bool], limit_s: float = 20.0) -> bool:
-    """Whether the condition comes true in time."""
+    """Whether the condition becomes true in time."""
     deadline = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A command line in a folder of its own, and runs that several tests look at."""
+"""A command line in a separate folder, and runs that several tests share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cli(tmp_path: Path) -> CommandLine:
 
 @pytest.fixture
 def trainer_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
-    """A real trainer of the tiny model, in a folder of its own."""
+    """A real trainer of the tiny model, in a separate folder."""
     monkeypatch.setenv("PACEDRL_CACHE", str(tmp_path / "cache"))
     torch.set_num_threads(1)
     made: list[Trainer] = []
@@ -45,7 +45,7 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
 
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """Twelve steps, not interrupted: what interrupted ones must equal."""
+    """Twelve uninterrupted steps, which interrupted runs must equal."""
     return _finished(tmp_path_factory.mktemp("long"), real=False, steps=12)
 
 

@@ -24,7 +24,7 @@ def kill_in_the_middle_of_a_row(log: str, row: int) -> Callable[[], None]:
 
 
 def loss_not_finite_in(*steps: int) -> Callable[[], None]:
-    """A patch for `CommandLine`: the loss of these steps (counted from 1; all without any) is NaN."""
+    """A patch for `CommandLine`: the loss of these steps (counted from 1; by default all) is NaN."""
     return partial(break_loss, frozenset(steps))
 
 
@@ -34,7 +34,7 @@ def gradient_not_finite(rank: int, step: int) -> Callable[[], None]:
 
 
 def break_loss(steps: frozenset[int], replace: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Make the loss of these updates NaN (of all, if none is named); one micro-batch an update is assumed."""
+    """Make the loss of these updates NaN (of all, if none is named); assumes one micro-batch per update."""
     from pacedrl.training.objectives import trajectory_balance
 
     original = trajectory_balance.trajectory_balance

@@ -1,4 +1,4 @@
-"""Sampling one step ahead; and estimates for very many prompts, rescored a share at a time. Both in real runs."""
+"""Real runs that sample one step ahead, and runs that rescore a share of the estimates per step."""
 
 from __future__ import annotations
 

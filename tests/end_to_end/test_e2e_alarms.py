@@ -1,4 +1,5 @@
-"""Verifiers that fail, completions that are cut, losses that are not finite: counted, said once, survived."""
+"""Failing verifiers, truncated completions and losses that are not finite: a run counts them, warns once, and
+continues."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def moody_rows(**counts: int) -> str:
 
 @pytest.fixture
 def moody(cli: CommandLine) -> dict[str, Any]:
-    """A run over prompts whose verifier misbehaves as their ``mood`` says; all of them in every step."""
+    """A run whose verifier misbehaves as each prompt's ``mood`` says; every step samples all prompts."""
     cli.write("moody.py", MOODY)
     task = {"source": "rows.jsonl", "verifier": "moody.py:reward"}
     return tiny_run(

@@ -37,7 +37,7 @@ def refusal(cli: CommandLine, *overrides: str, config: str = "c.yaml", **section
 
 
 def task(**settings: Any) -> dict[str, Any]:
-    """The data section of one training task read from a file, unless told otherwise."""
+    """The data section of one training task, by default read from a file."""
     return {"train": [{"source": "rows.jsonl", "verifier": "exact", **settings}], "eval": []}
 
 

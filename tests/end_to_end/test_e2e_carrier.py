@@ -1,4 +1,4 @@
-"""A completion carries all that is known of it: nothing is joined by object identity or by position in a list."""
+"""A completion carries all data about itself: nothing is joined by object identity or position in a list."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TrainerFactory = Callable[..., Trainer]
 
 
 def trained(trainer: Trainer) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The metrics of a run, without times, and what its replay buffer holds in the end."""
+    """Train; return the metrics without times, and the final content of the replay buffer."""
     trainer.train()
     rows = [
         {name: value for name, value in row.items() if not name.startswith("time/")}

@@ -1,4 +1,4 @@
-"""Chat templates as a user meets them: what doctor shows, and what every command says where a template refuses."""
+"""Chat templates: what doctor shows, and what each command says if a template refuses messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where completions end, as a user meets it: the doctor's lines, refusals, samples and pass@1."""
+"""Where completions end: in the doctor's lines, refusals, samples and pass@1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chat_model(cli: CommandLine, template: str, eos: str | None = "<eos>") -> st
 
 
 def examine(cli: CommandLine, *overrides: str) -> tuple[int, str]:
-    """What the doctor says of eight prompts, sent through the chat template."""
+    """Return the doctor's output on eight prompts, sent through the chat template."""
     cli.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
     task = {"source": "rows.jsonl", "verifier": "exact", "chat": True}
     cli.write("c.yaml", tiny_run(data={"train": [task], "eval": []}))
@@ -71,7 +71,7 @@ def test_a_model_that_never_ends_is_refused_until_something_does(cli: CommandLin
 def test_what_follows_the_end_is_not_part_of_the_answer(
     cli: CommandLine, template: str, overrides: list[str], right: float
 ) -> None:
-    """The tiny model copies numbers faithfully: where a 9 ends completions, one of two answers is 12."""
+    """The tiny model copies numbers faithfully; if a 9 ends completions, one of two answers is 12."""
     chat_model(cli, "{% for m in messages %}{{ m.content }}" + template + "{% endfor %}")
     cli.write("rows.jsonl", "".join(json.dumps({"prompt": f"copy:12{i}4=", "answer": "12"}) + "\n" for i in (9, 8)))
     cli.write("c.yaml", tiny_run(data={"eval": [{"source": "rows.jsonl", "verifier": "exact"}]}))

@@ -170,7 +170,7 @@ def test_a_verifier_reads_the_columns_it_names_and_needs_no_other(cli: CommandLi
     assert rewards(cli) == [1.0, 0.0]
     write(cli, {"text": {"said": "18"}, "gold": "18", "q": "9+9?"})
     named = ["--columns", "completion=text.said", "answer=gold", "--columns", "prompt=q"]
-    cli.write("module_of_judge.py", REWARDS)  # a name of its own: modules stay imported from test to test
+    cli.write("module_of_judge.py", REWARDS)  # a name used only here, because modules stay imported from test to test
     assert cli("judge", "rows.jsonl", "--verifier", "module_of_judge:same", *named, "--out", "verdicts.jsonl").code == 0
     assert rewards(cli) == [1.0]
 

@@ -188,7 +188,8 @@ def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_res
 
 
 def processes_of(folder: Path) -> list[int]:
-    """The processes of a comparison's runs in this folder, without their fork server: each has its own session."""
+    """Return the processes of a comparison's runs in this folder, without their fork server, which has its own
+    session."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

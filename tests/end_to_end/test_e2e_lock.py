@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder, however the one before ended."""
+"""Only one process at a time works in a run's folder, however the previous one ended."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_doctor_and_calibrate_and_init_know_it(trained: CommandLine) -> None:
 
 
 def adapter_from_elsewhere(folder: Path, base: Path | str, settings: Any = None) -> None:
-    """As peft alone saves one, with no tokenizer and nothing of ours. Its random weights ruin every answer."""
+    """An adapter as peft alone saves it, without a tokenizer or our files. Its random weights ruin every answer."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
     settings = settings or peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, lora_alpha=256)

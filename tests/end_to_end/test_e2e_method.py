@@ -68,7 +68,8 @@ def test_the_estimate_of_accuracy_calibrates(long_trained: Trainer) -> None:
 
 
 def test_the_final_estimate_agrees_with_held_out_accuracy(long_trained: Trainer) -> None:
-    """log Z never saw these prompts rolled out; embedded by the initial policy, it still knows how hard they are."""
+    """log Z never saw completions of these prompts, but estimates their difficulty from the initial policy's
+    embeddings."""
     from pacedrl.config import ModelConfig
     from pacedrl.policy.policy import Policy
 
@@ -113,7 +114,7 @@ def test_the_prompts_sampled_are_those_nearest_to_the_target(
         distance = {key: abs(p - target) for key, p in zip(trainer.scheduler.keys, estimate_N, strict=True)}
         others = [d for key, d in distance.items() if key not in selected]
         assert max(distance[key] for key in selected) <= min(others)
-    assert np.ptp(seen[-1][0]) > 0.01  # the estimates differ: the choice was no tie
+    assert np.ptp(seen[-1][0]) > 0.01  # the estimates differ, so the choice was not a tie
 
 
 def test_exploring_draws_prompts_that_pacing_would_not(

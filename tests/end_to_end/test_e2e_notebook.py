@@ -1,4 +1,4 @@
-"""From a notebook, or a prompt: everything but a reward without a file."""
+"""In a notebook or at a prompt everything works, except a reward that is not in a file."""
 
 from __future__ import annotations
 

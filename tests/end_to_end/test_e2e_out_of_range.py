@@ -1,4 +1,4 @@
-"""Rewards outside [0, 1] are refused before they hide anything; what is left out of a figure is said beside it."""
+"""Rewards outside [0, 1] are refused at once; figures say what share of completions they leave out."""
 
 from __future__ import annotations
 

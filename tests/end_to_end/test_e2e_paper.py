@@ -1,4 +1,4 @@
-"""The paper's configurations train, on stand-ins: a tiny random model of the architecture, rows of the same columns."""
+"""The paper's configurations train on a tiny random model of the architecture and rows with the same columns."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def load_dataset(source: str, split: str, name: str | None = None) -> datasets.D
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both of the paper's families are Qwen2's architecture."""
+    """A tiny model of Qwen2's architecture, which both of the paper's model families have."""
     folder = tmp_path_factory.mktemp("qwen2")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "pacedrl/assets/tiny")
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "

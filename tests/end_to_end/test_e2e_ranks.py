@@ -1,4 +1,4 @@
-"""Several processes do what one does: the same prompts, replay and parameters; stopped, resumed, and when one dies."""
+"""Several processes train as one does (prompts, replay, parameters), also after a stop, a resume or a death."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 SPLIT: dict[str, Any] = {"scale": {"shard": True}}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {"one": (1, {}), "two": (2, {}), "split": (2, SPLIT)}
-"""Processes, and what the configuration says of them."""
+"""Layout → number of processes and the settings of the layout."""
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -64,7 +64,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def finished(*launches: list[Running]) -> str:
-    """What was said in those that `together` started."""
+    """Wait for the processes that `together` started and return their output."""
     results = [running.wait() for launch in launches for running in launch]
     assert [result.code for result in results] == [0] * len(results), [result.err for result in results]
     return "".join(result.out for result in results)
@@ -80,19 +80,19 @@ def weights(folder: Path, step: int = 6) -> dict[str, Any]:
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """The largest of two runs' weights."""
+    """Return the largest difference between the weights of two runs."""
     assert one.keys() == other.keys()
     return max(float((tensor - other[name]).abs().max()) for name, tensor in one.items())
 
 
 def configured(name: str, **sections: Any) -> str:
-    """The configuration of a run called so, three prompts per step: among two processes the shares are not even."""
+    """The configuration of a run of this name with three prompts per step, which two processes cannot share equally."""
     return str(yaml.safe_dump(tiny_run(name, **{"sampling": {"prompts_per_step": 3}} | sections)))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four runs in three layouts: one of them by torchrun, in a script, the others by forks of the command line."""
+    """Four runs in three layouts, one started by torchrun in a script, the others as forks of the command line."""
     folder = tmp_path_factory.mktemp("ranks")
     for layout, (_, scale) in LAYOUTS.items():
         for run, sections in RUNS.items():
@@ -150,7 +150,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_bit_for_bit_with_the
     (trained / f"{half}.yaml").write_text(configured(half, recipe="paced", run={"steps": 2}, **scale))
     cli = CommandLine(trained)
     first = finished(together(cli, processes, "train", f"{half}.yaml"))
-    assert first.count(f"Run folder: {half}") == 1  # one of them speaks
+    assert first.count(f"Run folder: {half}") == 1  # only one process prints
     for count in (1, 2):
         subprocess.run(["cp", "-r", trained / half, trained / f"{half}-{count}"], check=True)
         finished(together(cli, count, "train", f"{half}.yaml", f"run.dir={half}-{count}", "run.steps=6"))
@@ -170,7 +170,7 @@ def test_a_policy_is_split_that_was_in_one_piece(trained: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [{}, SPLIT], ids=["whole", "split"])
 def test_four_processes(trained: Path, scale: dict[str, Any]) -> None:
-    """As one; killed in the middle; resumed on one, two and four."""
+    """Four train as one does; a run that is killed resumes on one, two and four."""
     name = "four-split" if scale else "four"
     (trained / f"{name}.yaml").write_text(configured(name, recipe="paced", **scale))
     finish(launch(trained, 4, "-m", "pacedrl.cli", "train", f"{name}.yaml"))
@@ -205,7 +205,7 @@ def test_a_gradient_of_nan_on_one_and_verifiers_slow_on_one(tmp_path: Path, scal
 
 
 def under_way(folder: Path, name: str) -> subprocess.Popen[str]:
-    """A long run of two processes that has come to its third step."""
+    """A long run of two processes that has reached its third step."""
     tree = tiny_run(name, recipe="paced", run={"steps": 400}, eval={"every": 0})
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     process = launch(folder, 2, "-m", "pacedrl.cli", "train", f"{name}.yaml")
@@ -222,7 +222,7 @@ def wait_for_steps(folder: Path, steps: int) -> None:
 
 
 def kill_one(process: subprocess.Popen[str]) -> None:
-    """Of the processes that were launched, the last."""
+    """Kill the last of the processes that were launched."""
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
 

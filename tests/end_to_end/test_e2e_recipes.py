@@ -208,7 +208,7 @@ def test_what_a_recipe_cannot_do_is_refused(tmp_path: Path, recipe: str, section
 
 
 def test_flowrls_log_z_learns_the_mean_of_what_is_left(tmp_path: Path) -> None:
-    """At the initial policy its best log Z is mean(r̂)/β, 0 in every group: z-scores say nothing of difficulty."""
+    """At the initial policy its best log Z is mean(r̂)/β, 0 in every group: z-scores do not contain difficulty."""
     trainer = trainer_of(tmp_path / "run", "flowrl", partition={"learning_rate": 2e-3})
     trainer.train()
     log_z = trainer.scheduler.log_z(list(trainer.prompts))

@@ -20,7 +20,7 @@ STEPS = 12
 
 
 def logs(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The three logs, without the only keys that may differ."""
+    """Return the three logs without the keys that may differ."""
     return {
         name: [
             {key: value for key, value in json.loads(line).items() if not key.startswith("time/")}
@@ -50,10 +50,10 @@ def kill_at_random(
 ) -> list[int]:
     """SIGKILL runs ``kills`` times, each after a delay drawn uniformly from ``delays``, and resume them.
 
-    Real processes are timed from their first word: before it they import libraries and touch nothing.
+    Delays of real processes count from their first output; before it, they only import libraries.
 
-    A run that ends before it is killed is compared with the reference, and another begun. Returns how many steps had
-    been logged at each kill.
+    A run that ends before it is killed is compared with the reference, and another one is started. Returns how many
+    steps had been logged at each kill.
     """
     rng = random.Random(20)
     landed: list[int] = []

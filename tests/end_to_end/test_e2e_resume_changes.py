@@ -163,7 +163,7 @@ def test_another_model_names_both(run: CommandLine) -> None:
 
 
 def test_a_checkpoint_that_does_not_say_how_prompts_were_read(run: CommandLine) -> None:
-    """As earlier versions wrote them: the settings of the data must stay as they were."""
+    """Earlier versions wrote such checkpoints; the settings of the data must then stay the same."""
     state = run.folder / "run" / "checkpoints" / "step-00002" / "state"
     trainer = load_state(state, "trainer")
     del trainer["prompts"]

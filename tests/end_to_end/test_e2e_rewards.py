@@ -1,4 +1,4 @@
-"""Composed rewards through the real loop: what they shape, and what they must not touch."""
+"""Composed rewards in the real loop: they change training, but not accuracies."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_parts_shape_the_policy_and_leave_accuracy_alone(tmp_path: Path, monkeyp
         monkeypatch.setattr(trainer.learner, "update", recorded)
         trainer.train()
     (before,), (after,) = rows(tmp_path / "plain"), rows(tmp_path / "shaped")
-    # The same seed samples the same completions: what is said of their correctness is the same, too.
+    # The same seed samples the same completions, so their verdicts are also the same.
     for name in ("reward/mean", "reward/mixed_groups", "accuracy/observed_mean", "accuracy/mae", "replay/admitted"):
         assert after[name] == before[name]
     assert torch.equal(plain.scheduler.log_z(list(plain.prompts)), shaped.scheduler.log_z(list(shaped.prompts)))

@@ -1,4 +1,4 @@
-"""A whole run by the command line, and what it leaves behind."""
+"""A whole run from the command line, and the files it writes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ METRICS = [
     "time/update",
     "time/step",
 ]
-"""The keys that design.md promises in every row of metrics.jsonl."""
+"""Keys that every row of metrics.jsonl must have."""
 
 
 def test_a_run_succeeds_and_ends_with_a_table(full_run: FinishedRun) -> None:
@@ -111,12 +111,12 @@ def test_the_figures_of_a_step_fit_together(full_run: FinishedRun) -> None:
         assert row["accuracy/observed_mean"] == pytest.approx(row["reward/mean"])
         assert row["accuracy/bias"] == pytest.approx(row["accuracy/estimate_mean"] - row["accuracy/observed_mean"])
         assert row["grad_norm"] > 0
-        # One update a batch: the sampler's policy is the trainer's, so its KL is 0 and their log-probs agree.
+        # With one update per batch, sampler and trainer have the same policy: the KL is 0 and log-probabilities agree.
         assert abs(row["kl/old"]) < 1e-3
         assert row["mismatch/logprob_max"] < 1e-4
         phases = sum(row[f"time/{name}"] for name in ("select", "generate", "verify", "update", "observe"))
         assert 0 < phases <= row["time/step"]
-    assert rows[0]["accuracy/estimate_mean"] == pytest.approx(0.5, abs=1e-6)  # the prior: nothing was observed yet
+    assert rows[0]["accuracy/estimate_mean"] == pytest.approx(0.5, abs=1e-6)  # the prior, before any result
     assert rows[-1]["accuracy/estimate_mean"] != pytest.approx(0.5, abs=1e-3)
 
 
@@ -258,7 +258,7 @@ def test_every_step_logs_where_the_estimates_of_the_whole_training_set_stood_bef
         assert pool["below"] + sum(pool["counts"]) + pool["above"] == 64
         bins = Counter(min(int(20 * estimate), 19) for estimate in row["accuracy_estimate"] if 0 <= estimate <= 1)
         assert all(count <= pool["counts"][i] for i, count in bins.items())
-    assert rows[0]["pool"]["counts"] == [0] * 10 + [64] + [0] * 9  # nothing known yet: all at the prior's ½
+    assert rows[0]["pool"]["counts"] == [0] * 10 + [64] + [0] * 9  # nothing is known yet, so all are at the prior ½
     assert [row["estimator/stale"] for row in full_run.cli.rows("run/metrics.jsonl")] == [0.0] * 6
 
 
@@ -270,7 +270,7 @@ def test_a_budget_of_rollouts_ends_a_run_and_sets_when_it_is_evaluated(cli: Comm
         cli.write(f"{recipe}.yaml", tiny_run(recipe, recipe=recipe, **budget))
         result = cli("train", f"{recipe}.yaml")
         assert result.code == 0
-        assert "step 2/10 " in result.err  # at most as many, not the 99 that the budget never lets come
+        assert "step 2/10 " in result.err  # at most as many, not the 99 that exceed the budget
         rows = cli.rows(f"{recipe}/metrics.jsonl")
         assert [row["rollouts/generated"] for row in rows] == [a_step * (n + 1) for n in range(-(-150 // a_step))]
         assert [row["rollouts/generated"] for row in cli.rows(f"{recipe}/eval.jsonl")] == evaluated

@@ -86,7 +86,7 @@ def test_greedy_accuracy_is_that_of_transformers_generation(run: Run, policy: Po
 def test_the_same_seed_gives_the_same_result_another_seed_another(run: Run) -> None:
     first = run([SORT, ADD], seed=1)
     assert run([SORT, ADD], seed=1) == first
-    assert run([ADD, SORT], seed=1) == first[::-1]  # a task's result does not depend on its neighbours
+    assert run([ADD, SORT], seed=1) == first[::-1]  # a task's result does not depend on the other tasks
     assert run([SORT, ADD], seed=2) != first
     figures = first[0].figures
     assert figures["pass@4"].mean > figures["pass@1"].mean > 0
@@ -99,7 +99,7 @@ def test_a_limit_too_low_is_reported_as_truncation(run: Run) -> None:
     [result] = run([COPY], settings, (1,))
     lengths = [len(prompt.answer) for prompt in COPY.prompts]
     assert result.truncated == pytest.approx(sum(length >= 4 for length in lengths) / 60)
-    right = sum(length <= 4 for length in lengths)  # four digits are all there, only their end is not
+    right = sum(length <= 4 for length in lengths)  # all four digits fit, but not the end token
     assert result.figures["pass@1"].mean == pytest.approx(right / 60, abs=0.05)
 
 

@@ -94,7 +94,7 @@ def test_figures_by_hand() -> None:
     means = {name: estimate.mean for name, estimate in figures.items()}
     assert means == pytest.approx(
         {
-            "pass@1": (0.5 + 0.0 + 0.5) / 3,  # full reward alone counts; what was not judged is no failure
+            "pass@1": (0.5 + 0.0 + 0.5) / 3,  # only full reward counts; an unjudged completion is not a failure
             "pass@2": (5 / 6 + 0.0 + 1.0) / 3,
             "pass@4": (1.0 + 0.0) / 2,  # the third prompt has two judged completions only
             "mean@4": (2.5 / 4 + 0.99 / 4 + 0.5) / 3,

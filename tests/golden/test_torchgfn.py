@@ -1,8 +1,8 @@
 """Trajectory balance equals torchgfn's losses on trajectories that torchgfn samples in a small hypergrid.
 
-Our δ = Σ_t (log π_θ − log μ) − A is theirs with log P_F for log π_θ, log P_B for log μ and A = log R − log Z. Beyond
-that they differ: torchgfn also trains P_B, where our μ is fixed, and log Z by the same loss, where ours is fitted apart
-by the same gradient. Its log-partition-variance loss (VarGrad) is ours with the batch's own mean for log Z.
+Our δ = Σ_t (log π_θ − log μ) − A is theirs with log P_F for log π_θ, log P_B for log μ and A = log R − log Z. Otherwise
+they differ: torchgfn also trains P_B, while our μ is fixed, and trains log Z by the same loss, while ours is fitted
+separately by the same gradient. Its log-partition-variance loss (VarGrad) is ours with the batch's own mean for log Z.
 """
 
 from __future__ import annotations

@@ -6,16 +6,17 @@ It is given our completions (through ``rollout_func``), the same reward function
 Where TRL, the papers and we differ:
 
 - Standard deviation of a group: the GRPO paper does not say which; TRL's is the sample's (n − 1) plus 1e-4, so is ours.
-- KL: the GRPO paper adds plain k3 to every token, and so do we. TRL has come to multiply it by the importance ratio
+- KL: the GRPO paper adds plain k3 to every token, and so do we. TRL now multiplies it by the importance ratio
   (DeepSeek-V3.2's ``use_bias_correction_kl``, on by default); off here.
 - DAPO: the paper's formula takes the mean over the tokens of one prompt's group, implementations over those of the
-  whole update. So do we, mini-batch by mini-batch; TRL divides each mini-batch by its share of the whole generation's
-  tokens. With one mini-batch, as here, the two are the same.
+  whole update. We do the latter, mini-batch by mini-batch; TRL divides each mini-batch by its share of the whole
+  generation's tokens. With one mini-batch, as here, the two are the same.
 - GSPO: the paper's is TRL's loss type "grpo" on sequence-level ratios; no difference, nor with Dr. GRPO.
-- π_old: a forward pass of the trainer's own, or π_θ itself where no step lies between, in both.
+- π_old: a forward pass of the trainer, or π_θ itself if no step lies in between, in both.
 - A completion that could not be judged enters no group's mean or deviation, in TRL as here. TRL then trains on it with
   advantage 0, so that it counts among the sequences and tokens that a loss is divided by; we leave it out.
-- Weight decay: transformers' trainer, hence TRL's, spares norms and biases, we do not; TRL's is told to decay all here.
+- Weight decay: transformers' trainer, and so TRL's, exempts norms and biases, we do not; TRL's is told to decay all
+here.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Runs:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
-    """Processes of a fork server of their own, which imports nothing."""
+    """Processes of a separate fork server, which imports nothing."""
     server = forkserver.ForkServer()  # type: ignore[attr-defined]
     server.set_forkserver_preload([])
     monkeypatch.setattr(forkserver, "set_forkserver_preload", lambda modules: None)
@@ -71,7 +71,7 @@ def gone(pid: int) -> bool:
 
 
 def test_each_has_its_own_exit_code_output_and_environment(runs: Runs) -> None:
-    """It has its own exit code or signal, output (that of its atexit handlers too) and environment."""
+    """Each has its own exit code or signal, output (also of its atexit handlers) and environment."""
     said = "import atexit, os, sys; atexit.register(print, 'ended'); print(os.environ['COLOUR'], os.environ['SIZE'])"
     ends = {said: 0, f"{said}; sys.exit(3)": 3, f"{said}; 1 / 0": 1, "import os; os.kill(os.getpid(), 9)": -9}
     for i, code in enumerate(ends):

@@ -157,7 +157,7 @@ def test_a_server_that_comes_back_is_given_the_current_weights_before_it_is_aske
     found = dict([next(groups)])
     fakes[0].die()
     synced = policy.frozen_copy()
-    change(policy)  # training goes on, but the server must get the synced weights
+    change(policy)  # training continues, but the server must get the synced weights
     threading.Timer(0.5, fakes[0].start).start()
     found |= drawn(groups)
     assert_drawn_from(synced, found, prompts)

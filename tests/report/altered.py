@@ -37,7 +37,7 @@ def tiny(folder: Path, **sections: Any) -> dict[str, Any]:
 
 
 def grown(run: RunLogs, steps: int) -> RunLogs:
-    """The run's rows over and over, numbered on, until there are so many steps; evaluations spread over them."""
+    """The run's rows, repeated and renumbered up to this number of steps, with evaluations spread over them."""
 
     def again(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         last = rows[-1]["step"]
@@ -65,7 +65,7 @@ def altered(run: RunLogs, change: Mapping[str, Any], since: int = 1) -> RunLogs:
 
 
 def held_out(run: RunLogs, task: str, *values: float, half: float = 0.01) -> RunLogs:
-    """The run with the pass@1 of one task replaced, one value an evaluation, and its interval."""
+    """The run with one task's pass@1 and its interval replaced, one value per evaluation."""
     name = f"{task}/pass@1"
     rows = [
         row | {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
@@ -80,7 +80,7 @@ def with_groups(run: RunLogs, change: Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def noisy(run: RunLogs, seed: int = 0) -> RunLogs:
-    """The run with every number of its metrics multiplied by about 1, so that no two stretches look alike."""
+    """The run with every number of its metrics multiplied by about 1, so that repeated rows differ."""
     rng = random.Random(seed)
     rows = [
         {
@@ -93,7 +93,7 @@ def noisy(run: RunLogs, seed: int = 0) -> RunLogs:
 
 
 def written(run: RunLogs, folder: Path) -> Path:
-    """The run's logs as a folder."""
+    """Write the run's logs into a folder and return it."""
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(run.config))
     logs = {"metrics": run.metrics, "eval": run.evals, "groups": run.groups, "samples": run.samples}

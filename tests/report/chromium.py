@@ -32,7 +32,7 @@ def short_run(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """One browser for all tests; they skip where there is none."""
+    """One browser for all tests, which are skipped if there is none."""
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("Chromium is not installed (apt-get install chromium)")
@@ -45,7 +45,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a page, waits for its completions, and fails the test that has it complain, ask or reach for the network.
+    """Open a page and wait for its completions; fail if it logs errors, opens dialogs or uses the network.
 
     What it did is in the page's ``complaints``.
     """

@@ -23,7 +23,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Trains the tiny model as `tiny` says, with changes; the run's folder. A run that had to stop is as good."""
+    """Train the tiny model as `tiny` says, with changes, and return the folder. The run may have had to stop."""
     base = tmp_path_factory.mktemp("runs")
 
     def run(name: str, **sections: Any) -> Path:
@@ -58,7 +58,7 @@ def run(folder: Path) -> RunLogs:
 
 @pytest.fixture(scope="session")
 def seeds(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The healthy run, and one with its rows a little altered as that of another seed."""
+    """The healthy run, and a copy with slightly altered rows as the run of another seed."""
     other = noisy(load_run(folder))
     config = other.config | {"run": other.config["run"] | {"seed": 1}}
     return [folder, written(replace(other, config=config), tmp_path_factory.mktemp("seeds") / "healthy-1")]

@@ -80,12 +80,12 @@ def rows(short_run: Path) -> list[Row]:
 
 
 def numbers(rows: Sequence[Row], passes: Callable[[Row], bool] = lambda row: True) -> list[int]:
-    """The lines in samples.jsonl of the rows that pass, from 1; newest first, as the browser has them by itself."""
+    """Return the lines in samples.jsonl (from 1) of the rows that pass, newest first, the browser's default order."""
     return sorted((n for n, row in enumerate(rows, 1) if passes(row)), key=lambda n: (-rows[n - 1]["step"], n))
 
 
 def shown(page: Any, count: int, of: int) -> list[int]:
-    """The lines that the list holds, once it says that it holds so many."""
+    """Return the lines in the list, once the page says that it has this many."""
     page.locator(f"[data-part=count]:text-is('{count} of {of} completions')").wait_for()
     listed: list[int] = page.evaluate(LISTED)
     return listed
@@ -226,7 +226,7 @@ UNSEEN = {
     10: ["U+D800"],
     12: ["+2994 marks"],
 }
-"""What stands for characters that cannot be seen, by place in HOSTILE."""
+"""Labels that are shown for invisible characters, by position in HOSTILE."""
 
 
 def hostile_row(place: int, text: str) -> Row:
@@ -249,7 +249,7 @@ def hostile_row(place: int, text: str) -> Row:
 
 @pytest.fixture(scope="session")
 def hostile_url(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page of a run whose name, prompts, completions, verdicts and all are hostile, beside a tame one."""
+    """The page of a run with a hostile name, prompts, completions and verdicts, and of a harmless run."""
     run = load_run(short_run)
     samples = [hostile_row(i, text) for i, text in enumerate(HOSTILE)]
     runs = [replace(run, name="".join(HOSTILE[i] for i in (1, 2, 7, 8)), samples=samples), replace(run, samples=[])]
@@ -316,7 +316,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(visit: Visit, url: str) -> 
 
 
 def long_log(count: int) -> list[Row]:
-    """As many rows of as many prompts, which compress badly; each hundredth failed, each tenth was right."""
+    """Many rows with distinct prompts, which compress badly; every hundredth failed, every tenth was right."""
     return [
         {
             "step": i // 20 + 1,

@@ -1,4 +1,4 @@
-"""Every rule fires on logs that show what it is about, says the figures, and is silent on a healthy run."""
+"""Every rule fires on logs with its problem, states the figures, and is silent on a healthy run."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_prompts_that_are_all_too_hard(train: Train, tmp_path: Path) -> None:
     assert "no-mixed-groups" not in {finding.id for finding in diagnose(unjudged)}  # neither too hard nor too easy
     assert diagnose(replace(run, metrics=run.metrics[:4])) == []  # as the alarm in training: five in a row
     once = altered(grown(run, 60), {"reward/mixed_groups": 0.5}, since=35)
-    assert "no-mixed-groups" not in {finding.id for finding in diagnose(once)}  # it was so, and is no more
+    assert "no-mixed-groups" not in {finding.id for finding in diagnose(once)}  # it was so earlier, but is no longer
 
 
 def test_no_rise_on_held_out_prompts(run: RunLogs) -> None:
@@ -196,7 +196,7 @@ def test_rules_on_one_metric(run: RunLogs, change: dict[str, float], id: str, te
     assert remedy in finding.remedy
     assert diagnose(altered(altered(long, change, since=10), long.metrics[-1] | change, since=61)) != []
     mended = altered(altered(long, change), {name: long.metrics[-1][name] for name in change}, since=30)
-    assert diagnose(mended) == []  # what is past is no finding
+    assert diagnose(mended) == []  # a problem that has passed is not a finding
 
 
 def test_remedies_name_what_the_run_can_change(run: RunLogs, grpo: Path) -> None:
@@ -241,7 +241,7 @@ def test_settings_named_in_remedies_and_in_the_guide_exist() -> None:
         variants = getattr(info.annotation, "__args__", None) or (info.annotation,)
         known[section] = {name for variant in variants for name in getattr(variant, "model_fields", {})}
     named = set(re.findall(r"(?<![/\w.])(" + "|".join(known) + r")\.([a-z_]+)\b(?!\(|\.py)", text))
-    named = {(section, name) for section, name in named if section != "run"}  # in the code that is a RunLogs
+    named = {(section, name) for section, name in named if section != "run"}  # in the code it is a RunLogs
     assert len(named) > 20
     assert [f"{section}.{name}" for section, name in sorted(named) if name not in known[section]] == []
 

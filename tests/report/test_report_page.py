@@ -1,4 +1,4 @@
-"""The page and the verb that writes it: whole, self-contained, inert, small."""
+"""The page and the verb that writes it: complete, self-contained, harmless and small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is drawn is what was logged."""
+"""Plots show what was logged."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def serving(*folders: Path) -> Iterator[PageServer]:
 
 
 def ask(server: PageServer, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
-    """Status and body of the answer to a request that is sent as it is."""
+    """Send a raw request and return the status and body of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     connection.putrequest(method, path, skip_host=True)
     for name, value in ({"Host": f"127.0.0.1:{server.server_port}"} | headers).items():
@@ -60,7 +60,7 @@ def ask(server: PageServer, path: str, method: str = "GET", **headers: str) -> t
 
 
 def up_to(run: Path, folder: Path, step: int, half: bool = False) -> Path:
-    """The run's folder as it was after so many steps; ``half``: with the next line of each log half-written."""
+    """The run's folder as it was after this many steps; ``half``: with the next line of each log half-written."""
     folder.mkdir(exist_ok=True)
     config = yaml.safe_load((run / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

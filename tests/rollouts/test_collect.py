@@ -1,4 +1,4 @@
-"""Gates: what is sampled, what is kept, and that everything sampled is accounted for."""
+"""Gates: which groups are sampled, which are kept, and that all sampled ones are counted."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_groups_are_judged_while_others_are_sampled(judges: Path) -> None:
         with Scorer(pool, tasks) as scorer:
             scorer.add(groups[0])
             deadline = time.monotonic() + 20
-            while any(c.reward is None for c in groups[0].completions):  # nobody waits: it happens by itself
+            while any(c.reward is None for c in groups[0].completions):  # it happens without a call of wait
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             scorer.add(groups[1])

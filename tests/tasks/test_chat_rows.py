@@ -1,4 +1,4 @@
-"""Rows with more than text for the chat template: histories with tool calls, tools, variables of the template."""
+"""Rows that pass the chat template more than text: tool calls, tools and template variables."""
 
 import json
 

@@ -72,7 +72,7 @@ def test_a_stuck_process_is_replaced_within_a_second(behave):
 
 
 def test_ten_thousand_jobs_leave_no_process_and_no_descriptor_behind(behave):
-    gc.collect()  # what earlier tests left open is not this one's to count
+    gc.collect()  # descriptors that earlier tests left open do not count
 
     def descriptors():
         return len(os.listdir("/proc/self/fd"))

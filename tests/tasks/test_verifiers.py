@@ -64,7 +64,7 @@ def verdict(spec, text, **row):
 
 
 def reward(function, **row):
-    """The verdict on a TRL function that is already at hand."""
+    """Return the verdict of a TRL function."""
     module = importlib.import_module("types").ModuleType("rewards_in_memory")
     module.function = function
     sys.modules["rewards_in_memory"] = module

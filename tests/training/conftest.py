@@ -13,7 +13,7 @@ from pacedrl.policy.policy import Policy
 
 @pytest.fixture
 def new_policy() -> Callable[[], Policy]:
-    """Makes policies of the test's own, all the same."""
+    """Makes equal policies that the test may change."""
     return lambda: Policy.load(ModelConfig(), torch.device("cpu"))
 
 

@@ -1,4 +1,4 @@
-"""Each warning's bound, from both sides; said once; three steps that are not finite end the run."""
+"""Each warning at its bound, from both sides, and only once; three steps that are not finite end the run."""
 
 from __future__ import annotations
 

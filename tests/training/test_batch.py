@@ -24,7 +24,7 @@ PROMPT_IDS = {"a": [1, 5], "b": [1, 6, 7], "c": [1]}
 
 @pytest.fixture
 def scheduler() -> DifficultyScheduler:
-    """Fitted a little, so that every prompt has a log Z of its own."""
+    """A scheduler that was fitted a little, so that prompts differ in log Z."""
     embeddings_NH = torch.eye(3, 4)
     made = DifficultyScheduler(["a", "b", "c"], embeddings_NH, beta=BETA, seed=3)
     for _ in range(5):
@@ -54,7 +54,7 @@ def training_batch(
 
 
 def trained(batch: Sequence[Completion], log_ratios: Sequence[float]) -> None:
-    """Fill in what the learner does."""
+    """Fill in the log-ratios, as the learner does."""
     for completion, log_ratio in zip(batch, log_ratios, strict=True):
         completion.log_ratio = log_ratio
 
@@ -119,7 +119,7 @@ def test_replayed_rollouts_keep_key_reward_and_ratio_together(
     trained(batch, [0.5, -0.5])
     rollouts = replayed_rollouts(batch)
     assert (rollouts.keys, rollouts.reward_B, rollouts.log_ratio_B) == (["c", "b"], [1.0, 1.0], [0.5, -0.5])
-    assert rollouts.token_ids is None  # so that the scheduler admits nothing of it a second time
+    assert rollouts.token_ids is None  # so that the scheduler does not admit it to replay again
 
 
 def test_nothing_judged_is_an_empty_batch(scheduler: DifficultyScheduler, groups: list[Group]) -> None:
@@ -135,7 +135,7 @@ def test_nothing_judged_is_an_empty_batch(scheduler: DifficultyScheduler, groups
 
 
 REFERENCES = [[-1.5, -0.7], [-1.0, -0.4], [-1.0, -0.3]]
-"""Of the three judged completions."""
+"""Reference log-probabilities of the three judged completions."""
 
 
 def reference(batch: Sequence[Completion]) -> list[list[float]]:

@@ -25,7 +25,7 @@ def on_disk(run_dir: Path) -> list[str]:
 
 
 def assert_whole(folder: Path, step: int) -> None:
-    """It can be resumed from."""
+    """Assert that a run can resume from the checkpoint."""
     Policy.load(ModelConfig(), torch.device("cpu"), folder)
     assert load_checkpoint_state(folder, "trainer") == {"step": step}
 

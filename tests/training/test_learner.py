@@ -26,12 +26,12 @@ CONFIG = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=1.0
 UNCLIPPED = CONFIG.model_copy(update={"max_grad_norm": 1e9})
 BALANCE = build_objective(Config()).loss
 EPS = 1e-3
-"""Adam's, where steps are compared: with its own it turns the rounding of next to no gradient into a whole step."""
+"""Adam's ε for comparing steps. With the usual 1e-8, Adam turns rounding errors of tiny gradients into whole steps."""
 TEXTS = [("sort:312=", "123"), ("copy:12=", "12"), ("add:1234567+7654321=", "8888888"), ("reverse:45=", "5")]
 
 
 def logprobs_of(policy: Policy, sequence: Completion, temperature: float) -> Tensor:
-    """[T, V] at the completion's tokens, through the model's own logits."""
+    """Compute log-probabilities [T, V] at the completion's tokens from the model's own logits."""
     ids = torch.tensor([[*sequence.prompt_ids, *sequence.token_ids]])
     logits = policy.model(input_ids=ids).logits[0, len(sequence.prompt_ids) - 1 : -1]
     return torch.log_softmax(logits / temperature, dim=-1)
@@ -42,7 +42,7 @@ def taken(logprobs_TV: Tensor, sequence: Completion) -> Tensor:
 
 
 def mixture(policy: Policy, temperature: float = 1.0) -> list[Completion]:
-    """Fresh sequences with anchors a little off the policy, replayed ones further off."""
+    """Fresh sequences with anchors near the policy, and replayed ones with anchors further away."""
     generator = torch.Generator().manual_seed(5)
     batch = []
     for i, (prompt, answer) in enumerate([*TEXTS, *TEXTS[:2]]):
@@ -57,7 +57,7 @@ def mixture(policy: Policy, temperature: float = 1.0) -> list[Completion]:
 
 
 def log_ratios(batch: Sequence[Completion]) -> list[float]:
-    """What an update filled in."""
+    """Return the log-ratios that an update filled in."""
     return [math.nan if sequence.log_ratio is None else sequence.log_ratio for sequence in batch]
 
 
@@ -71,7 +71,7 @@ def assert_same(left: Sequence[Tensor], right: Sequence[Tensor], atol: float = 0
 
 
 class ByHand:
-    """AdamW on the mean of δ², with nothing but formulas."""
+    """AdamW on the mean of δ², written out as formulas."""
 
     def __init__(self, policy: Policy, config: OptimizerConfig, temperature: float) -> None:
         self.policy, self.config, self.temperature = policy, config, temperature
@@ -376,7 +376,7 @@ def test_mini_batches_visit_everything_once_an_epoch_and_differ_between_steps(po
 
 
 def test_the_current_policy_as_anchor_is_that_of_the_steps_start(new_policy: NewPolicy) -> None:
-    """With several optimiser steps a batch, μ is not the policy of the moment."""
+    """With several optimiser steps per batch, μ is the policy before the first of them."""
     implicit, explicit = new_policy(), new_policy()
     batch = [replace(s, anchor_logprobs=None) for s in mixture(implicit)]
     own = [replace(s, anchor_logprobs=taken(logprobs_of(explicit, s, 1.0), s).tolist()) for s in batch]

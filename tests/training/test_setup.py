@@ -1,4 +1,4 @@
-"""What a run is built from: tasks, prompts of bearable length, the scheduler; and where their configuration goes."""
+"""Building a run: tasks, prompts within the length limit, the scheduler, and the settings that reach them."""
 
 from __future__ import annotations
 

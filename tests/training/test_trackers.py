@@ -1,4 +1,4 @@
-"""Trackers: a missing login is found before training, and a resumed run goes on in its own record."""
+"""Trackers: a missing login is found before training, and a resumed run continues its own record."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def init(**arguments):
         raise RuntimeError("no network\\nsecond line")
     return Run()
 """
-"""Takes the place of wandb, which wants a network: what accelerate calls of it."""
+"""Stand-in for wandb, which needs a network: the functions that accelerate calls."""
 
 
 @pytest.fixture
 def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The calls of ``wandb.init``, one a line; nobody is logged in."""
+    """The file of the calls of ``wandb.init``, one per line; nobody is logged in."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "wandb.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))

@@ -7,7 +7,7 @@ from pacedrl.types import Prompt
 DOUBLE = "def double(x):\n    return 2 * x\n"
 HEAD = 'import math\n\n\ndef double(x):\n    """Twice x."""\n'
 
-# The sandbox proper where it can be had; what is tested here does not depend on it.
+# The real sandbox if the machine has it; the tests here do not depend on it.
 SETTINGS = CodeSettings("rlimits" if sandbox._why_not() else "bubblewrap")
 
 

@@ -11,7 +11,7 @@ both_modes = pytest.mark.parametrize("mode", [pytest.param("bubblewrap", marks=n
 
 
 def processes(mark):
-    """Return the pids of the processes on this machine, inside sandboxes too, whose command line holds ``mark``."""
+    """Return the pids of processes on this machine, also in sandboxes, whose command line contains ``mark``."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -50,7 +50,7 @@ def test_exceptions_arrive_with_their_arguments(raised, expected):
     ],
 )
 def test_what_a_result_makes_of_later_arguments_is_its_own_doing(result):
-    """Such completions are wrong. An error would keep them out of training; it is for arguments that the tests make."""
+    """Such completions are wrong, not errors, which would keep them out of training."""
     text = f"import asyncio\ndef f(x): return {result}\n"
     for test in ("f(f(2)) == 4", "f([f(2)]) == 4", "f(map(str, [1])) and f(list(f(2))) == 4", "f(iter([f(2)])) == 4"):
         assert reward(text, test_list=[f"assert {test}"]) == 0.0, test

@@ -199,7 +199,7 @@ FORGERIES = {
                 except (OSError, ValueError): pass
     """,
 }
-# They need what only a namespace takes away, or hog the machine.
+# They need what only a namespace forbids, or use up the machine.
 NAMESPACED = {
     "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
     "fork bomb in the function": """

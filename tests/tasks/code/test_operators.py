@@ -203,7 +203,7 @@ def test_an_operator_on_a_result_cannot_be_made_up_for():
 
 
 def test_a_function_with_a_capital_letter_is_no_class():
-    """Operators on its results do not prove that the tests are of a class; attributes and the task's text do."""
+    """Operators on its results do not prove that the tests test a class; attributes and the task's text do."""
     test = "assert abs(Account(2) - 1024.0) < 1e-5"
     assert reward(OBLIGING, test=test) == 0.0
     assert reward("def Account(n): return 1024.0", test=test) == 1.0
