@@ -27,7 +27,7 @@ NAMES = """
 """.split()  # noqa: SIM905 - a column of names would be longer than the table below
 
 
-def test_all_are_there() -> None:
+def test_all_recipes_are_in_the_table() -> None:
     assert list(RECIPES) == NAMES
 
 

@@ -39,6 +39,6 @@ def test_parts_split_along_the_first_dimension_make_the_whole(rows: list[int], c
             assert joined["state"][i][name] is not tensor
 
 
-def test_a_split_policy_and_offloaded_activations_are_refused_together() -> None:
+def test_sharding_with_activation_offload_is_refused() -> None:
     with pytest.raises((InputError, ValidationError), match=r"activation_offload: cannot be combined"):
         parse_config({"scale": {"shard": True}, "optimizer": {"activation_offload": True}})

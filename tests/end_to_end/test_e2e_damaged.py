@@ -76,7 +76,9 @@ def assert_one_line(result: Result, *said: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE, ids=lambda value: getattr(value, "__name__", value))
-def test_a_run_does_not_go_on_from_it(run: CommandLine, name: str, damage: Callable[[Path], None]) -> None:
+def test_a_run_does_not_resume_from_a_damaged_checkpoint(
+    run: CommandLine, name: str, damage: Callable[[Path], None]
+) -> None:
     newest = run.folder / "run" / "checkpoints" / "step-00006"
     damage(newest / name)
     before = snapshot(run.folder / "run")
@@ -120,7 +122,7 @@ def test_calibrate_and_eval_say_so_as_well(run: CommandLine) -> None:
     ("log", "line"),
     [("metrics.jsonl", "{"), ("eval.jsonl", "[]"), ("groups.jsonl", "null"), ("samples.jsonl", '{"no": "step"}')],
 )
-def test_a_log_with_a_line_that_is_none(run: CommandLine, log: str, line: str) -> None:
+def test_a_log_with_a_broken_line_is_refused(run: CommandLine, log: str, line: str) -> None:
     path = run.folder / "run" / log
     first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([first, line, *rest]) + "\n")

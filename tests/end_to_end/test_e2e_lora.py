@@ -96,7 +96,7 @@ def test_an_adapter_from_elsewhere(trained: CommandLine) -> None:
         ("prompt tuning", "cannot merge the adapter 'bad'"),
     ],
 )
-def test_one_that_cannot_be_used_is_refused_in_one_line(cli: CommandLine, damage: str, said: str) -> None:
+def test_an_unusable_adapter_is_refused_in_one_line(cli: CommandLine, damage: str, said: str) -> None:
     folder = cli.folder / "bad"
     prompt_tuning = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     base = "/nowhere/base" if damage == "base" else TINY_MODEL

@@ -174,7 +174,7 @@ def test_what_is_replayed_is_what_was_sampled(
     assert np.abs(ratios).max() > 0.01  # the policy has moved since
 
 
-def test_replayed_completions_were_all_correct(trainer_of: TrainerFactory) -> None:
+def test_replayed_completions_are_correct(trainer_of: TrainerFactory) -> None:
     trainer = trainer_of(run={"steps": 4}, data={"eval": []})
     trainer.train()
     entries = trainer.scheduler.replay_buffer.entries

@@ -53,7 +53,7 @@ def test_every_command_refuses_them(cli: CommandLine, right: str, wrong: str, sa
     assert sum(said in line and line.startswith("fail") for line in doctor.out.splitlines()) == 2  # of both tasks
 
 
-def test_those_of_a_reward_part_are_refused_by_its_own_name(cli: CommandLine) -> None:
+def test_rewards_out_of_range_of_a_part_name_its_verifier(cli: CommandLine) -> None:
     cli.write("reward.py", REWARD.format(right="1.0", wrong="-1.0"))
     tree = config("exact")
     tree["data"]["train"][0]["extra_rewards"] = [{"name": "p", "verifier": "reward.py:reward", "weight": 0.1}]
@@ -61,7 +61,7 @@ def test_those_of_a_reward_part_are_refused_by_its_own_name(cli: CommandLine) ->
     assert_refused(cli("train", "c.yaml"), "reward.py:reward returned -1.0")
 
 
-def test_one_that_comes_hours_later_is_an_error_that_is_counted(cli: CommandLine) -> None:
+def test_a_reward_out_of_range_late_in_a_run_is_a_counted_error(cli: CommandLine) -> None:
     cli.write("reward.py", REWARD.format(right=1, wrong=0))
     cli.write("c.yaml", config("reward.py:late", run={"steps": 4}, eval={"every": 0}))
     result = cli("train", "c.yaml", patch=late_after_two_steps)

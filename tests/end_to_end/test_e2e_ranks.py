@@ -128,7 +128,7 @@ def test_two_processes_train_what_one_trains(trained: Path, run: str, layout: st
     assert (replayed[0] > 0) == (RUNS[run]["recipe"] == "paced")
 
 
-def test_a_policy_that_is_split_is_saved_in_one_piece_and_its_optimiser_in_two(trained: Path) -> None:
+def test_a_sharded_policy_is_saved_in_one_piece_and_its_optimiser_in_two(trained: Path) -> None:
     saved = trained / "paced-split/checkpoints/step-00006"
     whole = AutoModelForCausalLM.from_pretrained(saved)
     named = {name: parameter.detach() for name, parameter in whole.named_parameters()}
@@ -159,7 +159,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_bit_for_bit_with_the
 
 
 @pytest.mark.slow
-def test_a_policy_is_split_that_was_in_one_piece(trained: Path) -> None:
+def test_an_unsharded_checkpoint_resumes_as_a_sharded_policy(trained: Path) -> None:
     subprocess.run(["cp", "-r", trained / "paced-one", trained / "later"], check=True)
     shutil.rmtree(trained / "later/checkpoints/step-00006")
     finish(launch(trained, 2, "-m", "pacedrl.cli", "train", "paced-one.yaml", "run.dir=later", "scale.shard=true"))

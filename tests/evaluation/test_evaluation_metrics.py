@@ -105,7 +105,7 @@ def test_figures_by_hand() -> None:
     assert all(estimate.low <= estimate.mean <= estimate.high for estimate in figures.values())
 
 
-def test_a_prompt_alone_has_no_spread() -> None:
+def test_the_interval_of_one_prompt_has_no_width() -> None:
     assert summarise(RESULTS[:1], [2])["pass@2"] == Estimate(5 / 6, 5 / 6, 5 / 6)
 
 

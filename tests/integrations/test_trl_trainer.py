@@ -174,7 +174,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, model: Pat
         trainer_of(model, tmp_path / "half").train(resume_from_checkpoint=str(tmp_path / "half/checkpoint-2"))
 
 
-def test_what_nobody_could_judge_is_left_out(tmp_path: Path, model: Path) -> None:
+def test_unjudged_completions_are_not_observed(tmp_path: Path, model: Path) -> None:
     def picky(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float | None]:
         verdicts = right(completions, answer)
         return [None if i % 4 == 0 else verdict for i, verdict in enumerate(verdicts)]
@@ -214,7 +214,7 @@ def test_a_second_reward_shapes_the_policy_and_not_the_estimate(tmp_path: Path, 
         final([short, right], "wrong")
 
 
-def test_what_it_cannot_do_is_refused_before_training(tmp_path: Path, model: Path) -> None:
+def test_unsupported_settings_are_refused_before_training(tmp_path: Path, model: Path) -> None:
     with pytest.raises(InputError, match=r"GRPOConfig.beta: belongs to GRPO's loss .* is 0.04"):
         trainer_of(model, tmp_path, beta=0.04)
     with pytest.raises(InputError, match=r"must be a datasets.Dataset, not IterableDataset"):

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.slow
 # The names that verl's configuration asks for.
 
 
-def test_each_name_is_that_of_ours() -> None:
+def test_each_registered_name_is_ours() -> None:
     assert get_trainer_cls("paced") is PacedTrainer
     assert core_algos.get_policy_loss_fn("paced") is integration.trajectory_balance
     assert core_algos.get_adv_estimator_fn("paced") is integration.advantage
@@ -261,7 +261,7 @@ def named(batch: TensorDict) -> list[str]:
     return list(tensordict_utils.get(batch, "uid"))
 
 
-def test_each_batch_is_what_the_scheduler_names_then(configure: Configure) -> None:
+def test_each_batch_has_the_prompts_that_the_scheduler_selects(configure: Configure) -> None:
     trainer = ready(configure("data.dataloader_num_workers=8"))
     trainer.global_steps = 0
     for step in range(3):
@@ -293,7 +293,7 @@ def test_prompts_fetched_in_parts_are_all_different(configure: Configure) -> Non
     assert len(set(keys)) == len(keys) == PROMPTS + 2
 
 
-def test_a_scheduler_is_made_of_the_settings(configure: Configure) -> None:
+def test_the_scheduler_has_the_configured_settings(configure: Configure) -> None:
     overrides = ("trainer.v1.paced.beta=0.1", "+trainer.v1.paced.cooldown_steps=3", "+trainer.v1.paced.seed=7")
     one, two = ready(configure(*overrides)), ready(configure(*overrides))
     assert (one.scheduler.learner.beta, one.scheduler.cooldown_steps, one.scheduler.seed) == (0.1, 3, 7)
@@ -317,7 +317,7 @@ def test_a_scheduler_is_made_of_the_settings(configure: Configure) -> None:
         ("trainer.v1.paced.target_accuracy=1.5", r"trainer.v1.paced: target_accuracy must lie in \[0, 1\], got 1.5"),
     ],
 )
-def test_what_it_cannot_do_is_refused_before_training(configure: Configure, override: str, message: str) -> None:
+def test_unsupported_settings_are_refused_before_training(configure: Configure, override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ready(configure(override))
 

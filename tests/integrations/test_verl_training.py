@@ -178,7 +178,7 @@ def test_completions_with_a_tools_tokens_are_observed_and_not_replayed(
         assert [ids is None for ids in fresh.token_ids].count(True) == PROMPTS
 
 
-def test_what_nobody_could_judge_is_left_out(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unjudged_completions_are_not_observed(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, sampled = start("trainer.total_training_steps=1", "trainer.logger=[file]", failing=True)
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
     seen, _ = recorded(trainer.scheduler, monkeypatch)

@@ -136,7 +136,7 @@ def test_without_cooldown_a_prompt_may_recur_at_once() -> None:
     assert rested(used, step=5, cooldown_steps=1, at_least=1, rng=rng).tolist() == [1]
 
 
-def test_who_joins_early_is_drawn_at_random_from_the_equally_rested() -> None:
+def test_ties_among_the_longest_rested_prompts_are_broken_at_random() -> None:
     hits = np.zeros(12)
     for seed in range(600):
         hits[rested(np.full(12, 4), 5, 9, at_least=4, rng=np.random.default_rng(seed))] += 1

@@ -289,7 +289,7 @@ def test_hostile_text_neither_runs_nor_breaks_the_page(visit: Visit, hostile_url
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out_as_wcag_aa_asks(visit: Visit, url: str, scheme: str) -> None:
+def test_all_text_has_wcag_aa_contrast(visit: Visit, url: str, scheme: str) -> None:
     page = visit(url, scheme=scheme)
     page.locator("[name=search]").fill("1")
     page.locator("[data-part=completion] mark, [data-part=prompt] mark").first.wait_for()

@@ -209,7 +209,7 @@ def test_remedies_name_what_the_run_can_change(run: RunLogs, grpo: Path) -> None
     assert only(skipped).remedy == "lower optimizer.learning_rate (0.0002)"  # this objective has no beta
 
 
-def test_what_is_no_fault(run: RunLogs) -> None:
+def test_similar_figures_without_a_problem_give_no_finding(run: RunLogs) -> None:
     long = grown(run, 60)
     ahead = altered(long, {"mismatch/logprob_mean": 0.2, "rollouts/age": 1.0})
     assert diagnose(ahead) == []  # drawn by the policy of a step earlier

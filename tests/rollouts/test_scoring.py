@@ -68,7 +68,7 @@ def test_parts_are_added_by_weight_and_leave_the_verdict_alone(pool: VerifierPoo
     assert [c.total for c in groups[1].completions] == [1.0, 0.0]
 
 
-def test_a_part_that_fails_is_an_error_of_the_completion(pool: VerifierPool, judges: Path) -> None:
+def test_a_failing_reward_part_is_an_error_of_the_completion(pool: VerifierPool, judges: Path) -> None:
     tasks = {"t": Task("t", [], "exact", parts=(RewardPart("opinion", f"{judges}:broken", 1.0),))}
     (judged,) = groups = [group("t", "18")]
     score_groups(pool, groups, tasks)

@@ -62,7 +62,7 @@ def test_tools_may_be_objects_or_json_text(rows_file, tools):
     assert prompt.columns["tools"] == tools  # as in TRL, a reward function sees the column itself
 
 
-def test_a_rows_options_go_before_the_tasks(rows_file):
+def test_a_rows_options_override_the_tasks(rows_file):
     rows = [{"prompt": "a", "answer": "4"}, {"prompt": "b", "answer": "4", "chat_template_kwargs": {"x": 2}}]
     prompts = load(rows_file(*rows), chat=True, chat_template_kwargs={"x": 1, "y": 1})
     assert [prompt.template_options for prompt in prompts] == [{"x": 1, "y": 1}, {"x": 2, "y": 1}]
@@ -95,7 +95,7 @@ def test_messages_are_kept_whole_and_without_what_arrow_fills_in(tmp_path, rows_
         assert (prompt.content, prompt.template_options, prompt.question) == (chat, {"tools": tools}, "So?")
 
 
-def test_a_call_may_come_without_content_and_a_tool_may_say_nothing(rows_file):
+def test_tool_calls_without_content_and_empty_tool_results_are_kept(rows_file):
     for calls in ([CALL], json.dumps([CALL])):
         called = {"role": "assistant", "tool_calls": calls}
         (prompt,) = load(rows_file({"prompt": [USER, called, {**RESULT, "content": ""}], "answer": "4"}))

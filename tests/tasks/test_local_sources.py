@@ -82,7 +82,7 @@ def test_a_saved_dataset_is_read_by_its_splits(named):
     assert pairs("saved/train/*.arrow") == TRAIN
 
 
-def test_a_saved_part_is_read_whole_but_not_for_another(repo):
+def test_a_saved_split_is_read_only_under_its_own_name(repo):
     datasets.load_dataset("repo", split="train").save_to_disk("saved-one")
     assert pairs("saved-one") == pairs("saved-one", split="train") == TRAIN
     assert refusal("saved-one", split="test") == (
@@ -115,7 +115,7 @@ def test_a_url_is_refused():
 
 
 @pytest.mark.parametrize("source", [3, [], [3], "", None, {"train": "rows.csv"}])
-def test_what_is_no_source(source):
+def test_values_that_are_not_a_source_are_refused(source):
     with pytest.raises(
         InputError, match=r"data\.train\.0\.source: must be the name of a source, or a list of such names"
     ):

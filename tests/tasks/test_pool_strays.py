@@ -252,7 +252,7 @@ def test_exceptions_that_would_end_a_process_are_named_and_end_none(pool, strays
         ("f = max", "'f' does not say which arguments it takes; wrap it in a function of your own"),
     ],
 )
-def test_a_verifier_that_cannot_be_had_is_an_error_that_says_why(pool, tmp_path, code, error):
+def test_a_verifier_that_cannot_be_loaded_is_an_error_that_says_why(pool, tmp_path, code, error):
     file = tmp_path / "odd.py"
     file.write_text(code, encoding="utf-8")
     verdict, fine = pool.score([Job(f"{file}:f", prompt(), ""), *exact("18")])

@@ -29,7 +29,7 @@ def check(alarms: Alarms, **changes: float) -> list[str]:
     return alarms.check(GOOD | renamed, {"sampling": {"max_new_tokens": 64, "prompts_per_step": 4}})
 
 
-def test_a_good_step_says_nothing() -> None:
+def test_a_good_step_gives_no_warning() -> None:
     alarms = Alarms()
     assert check(alarms) == []
     assert alarms == Alarms()

@@ -292,7 +292,7 @@ def test_metrics_are_of_fresh_sequences_but_the_loss_is_of_all(policy: Policy, b
         assert metrics[name] == pytest.approx(float(value), rel=1e-3), name
 
 
-def test_a_batch_of_replay_alone_has_metrics_too(policy: Policy) -> None:
+def test_a_batch_of_replay_alone_has_all_metrics(policy: Policy) -> None:
     update = Learner(policy, CONFIG, 10, 1.0, BALANCE).update([s for s in mixture(policy) if s.replayed], 0)
     assert update.applied
     assert math.isnan(update.metrics["kl/old"])

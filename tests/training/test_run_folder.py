@@ -105,7 +105,7 @@ def test_another_runs_folder_is_refused_and_left_alone(tmp_path: Path, sections:
         {"verifier": {"workers": 7}},
     ],
 )
-def test_what_alters_no_step_may_change(tmp_path: Path, sections: dict[str, Any]) -> None:
+def test_settings_that_change_no_step_may_change(tmp_path: Path, sections: dict[str, Any]) -> None:
     RunFolder(config(tmp_path)).open_at(0)
     RunFolder(config(tmp_path, **sections)).open_at(0)
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())

@@ -111,7 +111,7 @@ def test_every_way_to_be_logged_in(
     ("variables", "netrc"),
     [({}, "machine github.com login user password key"), ({}, "machine"), ({"WANDB_BASE_URL": "https://my.org"}, None)],
 )
-def test_a_login_elsewhere_is_none(
+def test_a_login_to_another_host_does_not_count(
     wandb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], netrc: str | None
 ) -> None:
     for name, value in variables.items():
@@ -135,7 +135,7 @@ def test_a_resumed_run_goes_on_in_its_own_record(wandb: Path, tmp_path: Path, mo
     assert json.loads((tmp_path / "run" / "trackers.json").read_text()) == {"run": fresh}
 
 
-def test_one_that_does_not_start_is_named_before_training(
+def test_a_tracker_that_does_not_start_is_named_before_training(
     wandb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -199,7 +199,7 @@ def test_integers_may_be_long():
     assert reward(DOUBLE, **row) == 1.0
 
 
-def test_time_is_the_settings():
+def test_the_time_limit_is_that_of_the_settings():
     settings = CodeSettings(SETTINGS.sandbox, timeout_s=0.5)
     slow = "import time\ndef double(x):\n    time.sleep(1)\n    return 2 * x"
     row = {"test_list": ["assert double(2) == 4"]}
@@ -228,7 +228,7 @@ def test_decoding_twice_gives_two_values():
 
 
 @pytest.mark.parametrize("value", [object(), len, iter([]), range(3), {1: [print]}, (x for x in ())])
-def test_all_else_is_no_plain_data(value):
+def test_other_types_are_not_plain_data(value):
     with pytest.raises(NotPlainDataError):
         encode(value)
 

@@ -248,7 +248,7 @@ NAMESPACED = {
 
 @both_modes
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forgery_earns_nothing(mode, name):
+def test_a_forged_answer_earns_nothing(mode, name):
     assert judged(FORGERIES[name], mode) == 0.0
 
 
@@ -259,7 +259,7 @@ def test_an_attack_on_the_machine_earns_nothing(name):
 
 
 @both_modes
-def test_an_honest_solution_passes_after_all_that(mode):
+def test_an_honest_solution_passes(mode):
     honest = f"def solve(x): return {{3: {FIRST_ANSWER}}}.get(x, 'b') if not isinstance(x, list) else {SECOND_ANSWER}"
     assert judged(honest, mode) == 1.0
     noisy = f"import sys\nprint('hello')\nprint('oops', file=sys.stderr)\n{honest}\nprint(input) or exec('1')"

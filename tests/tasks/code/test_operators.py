@@ -196,7 +196,7 @@ def test_operators_on_a_result_that_is_no_value_make_the_verdict_0(value):
         assert reward(OBLIGING, test=f"r = {value}\nassert {wanted}") == 0.0, wanted
 
 
-def test_an_operator_on_a_result_cannot_be_made_up_for():
+def test_an_operator_on_a_result_makes_the_verdict_0_for_good():
     test = "try:\n    Solution().work(2) + 1\nexcept BaseException:\n    pass\nassert Solution().get('a') == 7"
     assert reward(OBLIGING, test=test) == 0.0
     assert reward(OBLIGING, test=test.replace(".work(2) + 1", ".work(2)")) == 1.0

@@ -313,12 +313,12 @@ def fresh_check(monkeypatch):
     return str(error.value)
 
 
-def test_a_missing_bubblewrap_is_said_and_not_worked_around(monkeypatch, tmp_path):
+def test_a_missing_bubblewrap_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "there is no program 'bwrap' (on Debian and Ubuntu: apt-get install bubblewrap)" in fresh_check(monkeypatch)
 
 
-def test_namespaces_that_cannot_be_had_are_said(monkeypatch, tmp_path):
+def test_namespaces_that_are_not_allowed_are_an_error(monkeypatch, tmp_path):
     bwrap = tmp_path / "bwrap"
     bwrap.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     bwrap.chmod(0o755)
