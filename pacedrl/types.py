@@ -57,7 +57,7 @@ class Completion:
       accuracy is estimated from the reward alone.
     - Its group: ``key`` and ``prompt_ids``, the key and the token ids of the prompt.
     - The objective: ``anchor_logprobs``, the log-probability of each token under μ (None: the trainer's own policy at
-      the start of the step); ``reference_logprobs``, those of the initial policy, where the objective reads them;
+      the start of the step); ``reference_logprobs``, those of the initial policy, if the objective reads them;
       ``advantage``, what the objective makes of the reward, such as r/β − log Z(x).
     - The learner: ``log_ratio``, Σ_t (log π_θ − log μ)_t when the sequence was last trained on. It is None if the
       sequence was not trained on, and 0 if the optimiser step was skipped because its gradient was not finite.

@@ -61,7 +61,7 @@ UNSOLVED_REWARD = 0.9
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem: ``id`` names its paragraph in symptoms.md, ``remedy`` settings to change; ``bad`` spoils the run."""
+    """A problem: ``id`` is its paragraph in symptoms.md, ``remedy`` what to change; ``bad`` stops or spoils the run."""
 
     id: str
     severity: Literal["bad", "warn"]
@@ -129,8 +129,8 @@ def truncated(config: Settings, share: float) -> Finding | None:
 def no_mixed_groups(config: Settings, unmixed: Sequence[bool], reward: float | None) -> Finding | None:
     """No group had different rewards in several steps in a row, either until now or in most of the recent steps.
 
-    ``unmixed`` says of each step whether it had no mixed group; ``reward`` is the mean reward of such steps, None where
-    it is unknown.
+    ``unmixed`` says of each step whether it had no mixed group; ``reward`` is the mean reward of such steps, None if it
+    is unknown.
     """
     recent = list(unmixed[-RECENT_STEPS:])
     in_a_row = max((len(list(group)) for flag, group in groupby(recent) if flag), default=0)
@@ -214,8 +214,8 @@ def not_calibrated(
     estimator = _setting(config, "estimator", "name")
     what = "Z is" if estimator == "partition" else "Accuracy estimates are"
     text = (
-        f"{what} not calibrated: MAE {np.abs(error_P).mean():.2f} after {step:,} steps ({chance:.2f} is what "
-        f"{samples:.0f} samples per prompt give by chance), bias {error_P.mean():+.2f}"
+        f"{what} not calibrated: MAE {np.abs(error_P).mean():.2f} after {step:,} steps ({chance:.2f} by chance "
+        f"with {samples:.0f} samples per prompt), bias {error_P.mean():+.2f}"
     )
     if estimator == "counts":
         remedy = "set estimator.name=combined, which also estimates prompts never drawn, or lower estimator.discount"

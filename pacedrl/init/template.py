@@ -111,7 +111,7 @@ def _tree(draft: Draft, size: Sizes) -> Tree:
             "k": Setting([1, size.eval_samples], "pass@k, up to samples"),
         }
     if draft.choice.verifier == "code":
-        tree["verifier"] = {"timeout_s": Setting(15, "4 s for the code itself, 5 s to start its sandboxes, and spare")}
+        tree["verifier"] = {"timeout_s": Setting(15, "4 s for the code, 5 s to start its sandboxes, and some spare")}
     return tree
 
 
@@ -142,7 +142,7 @@ def _task(draft: Draft, task: TaskSettings, why: str) -> dict[str, Any]:
     if not trains:
         return lines
     if draft.local is None and not draft.data.survey.chat:
-        hint = "uncomment, here and below, if the model has a chat template: it is not on this machine"
+        hint = "uncomment, here and below, if the model (not on this machine) has a chat template"
         lines["chat"] = Suggestion(True, hint)
     if draft.local is not None and draft.local.can_stop_thinking:
         hint = "uncomment, here and below, for answers without thoughts"

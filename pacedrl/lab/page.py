@@ -106,7 +106,7 @@ def _cost(variant: VariantResult) -> str:
 
 def _target_caption(results: Results) -> str:
     name, best = min(results.variants.items(), key=lambda pair: _mean_cost(pair[1]))
-    legend = "Dots are seeds, bars 95% intervals; a seed that did not reach the target stands at the whole budget."
+    legend = "Dots are seeds, bars 95% intervals; a seed that did not reach the target is shown at the whole budget."
     if not any(variant.reached for variant in results.variants.values()):
         return f"No variant reached the target. {legend}"
     ratio = results.cost_ratio(name)

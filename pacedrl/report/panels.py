@@ -79,8 +79,8 @@ PANELS = [
         "reward; share",
         {"mean reward": "reward/mean", "share of groups with different rewards": "reward/mixed_groups"},
         "Mixed groups teach most (for the GRPO family, only they do): look for a high share. With selection by "
-        "difficulty, the reward stays near the target for as long as there are prompts near it, however much is "
-        "learned.",
+        "difficulty, the reward stays near the target while there are prompts near it, even if the policy "
+        "learns.",
         "no-mixed-groups",
         "no step has a reward",
         (0.0, 1.0),
@@ -116,9 +116,9 @@ PANELS = [
         "KL to the initial policy",
         "nats per token",
         {"KL(π_θ‖π_initial)": "kl/reference"},
-        "How far the policy has moved from where it began. It should grow slowly and level off.",
+        "The distance of the policy from the initial one. It should grow slowly and level off.",
         "not-learning",
-        "it is logged only where the objective reads the initial policy",
+        "it is logged only if the objective reads the initial policy",
     ),
     Panel(
         "stale",

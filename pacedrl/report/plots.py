@@ -136,7 +136,7 @@ def reliability_plot(variants: Sequence[Variant]) -> Plot:
     caption = (
         "Estimates on the dotted diagonal are right. Prompts of the later half of the run, in bins of equal size "
         f"({' / '.join(counts)} or more prompts in each), with 95% intervals. The estimate cannot tell apart prompts "
-        "whose points lie on a level line."
+        "whose points lie on a horizontal line."
     )
     return Plot(name, title, caption, symptom, figure, keys if len(variants) > 1 else [])
 

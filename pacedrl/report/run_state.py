@@ -52,10 +52,10 @@ def run_state(folder: Path, now: float) -> RunState:
     if step >= steps or (budget is not None and rows[-1]["rollouts/generated"] >= budget):
         return RunState(name, "finished", step, steps, f"finished: {where}, {_duration(age)} ago")
     if age > max(PATIENCE_S, PATIENCE_STEPS * took):
-        text = f"{where}, {_duration(age)} ago, where a step takes {_duration(took)}: it looks stopped, or not synced"
+        text = f"{where}, {_duration(age)} ago; a step takes {_duration(took)}: it looks stopped, or not synced"
         return RunState(name, "stopped", step, steps, text)
     left = f"about {_duration((steps - step) * took)} to go" if budget is None else "running"
-    return RunState(name, "running", step, steps, f"{where}, {_duration(age)} ago; {_duration(took)} a step, {left}")
+    return RunState(name, "running", step, steps, f"{where}, {_duration(age)} ago; {_duration(took)} per step, {left}")
 
 
 def stamp(folders: Sequence[Path]) -> str:

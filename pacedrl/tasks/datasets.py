@@ -193,7 +193,7 @@ def _require_unicode(content: str | list[Message], where: str) -> None:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{where}: the prompt holds the lone surrogate {error.object[error.start]!r}, which is no character; was "
+            f"{where}: the prompt holds the lone surrogate {error.object[error.start]!r}, not a character; was "
             "the text cut off there? Correct or remove the row"
         ) from None
 

@@ -207,7 +207,7 @@ def _expression(text: str, target: int) -> str:
 
 
 def _evaluate(expression: str) -> tuple[Fraction | None, list[int]]:
-    """Return the value and the numbers that it uses; (None, []) if the text is no such expression."""
+    """Return the value and the numbers that it uses; (None, []) if the text is not such an expression."""
     depths = itertools.accumulate({"(": 1, ")": -1}.get(character, 0) for character in expression)
     if not _EXPRESSION.fullmatch(expression) or _REFUSED.search(expression) or max(depths) > _DEEPEST:
         return None, []

@@ -253,7 +253,9 @@ def _from_function(function: Callable[..., Any], spec: str) -> Verifier:
         missing = [name for name, p in named.items() if name not in columns and p.default is p.empty]
         if missing:
             hint = did_you_mean(missing[0], columns)
-            raise JudgeError(f"{spec} needs '{missing[0]}', which is no column; there are {', '.join(columns)}{hint}")
+            raise JudgeError(
+                f"{spec} needs '{missing[0]}', which is not a column; there are {', '.join(columns)}{hint}"
+            )
         rewards = function(**{name: [value] for name, value in columns.items() if takes_all or name in named})
         return _only_reward(rewards, spec)
 

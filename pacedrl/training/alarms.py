@@ -29,7 +29,7 @@ class Alarms:
         if self.skipped_steps >= SKIPPED_IN_A_ROW:
             return (
                 f"the loss was not finite in {SKIPPED_IN_A_ROW} steps in a row",
-                "Lower optimizer.learning_rate, or raise objective.beta where the objective has one, and start another "
+                "Lower optimizer.learning_rate, or raise objective.beta if the objective has one, and start another "
                 "run",
             )
         if self.unjudged_steps >= UNJUDGED_IN_A_ROW:

@@ -54,10 +54,10 @@ def refuse_foreign(
         )
     if state["initial_policy"] != initial_policy:
         named = before.model.name
-        was = f"model.name = '{named}' (now '{now.model.name}')" if named != now.model.name else f"'{named}' as it was"
+        was = f"model.name = '{named}' (now '{now.model.name}')" if named != now.model.name else f"another '{named}'"
         raise InputError(
             f"{folder}: this checkpoint belongs to another model: the run was started with {was}, and the weights "
-            "differ; name the model that it was, or start another run with run.dir=PATH"
+            "differ; name that model, or start another run with run.dir=PATH"
         )
     _refuse_other_prompts(folder, before, now, state.get("prompts"), fingerprints)
 

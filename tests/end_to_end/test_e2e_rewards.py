@@ -110,7 +110,7 @@ def test_a_run_of_which_nothing_can_be_judged_does_not_start(cli: CommandLine, v
     cli.write("c.yaml", tiny_run(data={"train": [task], "eval": []}, verifier={"check_gold": False}))
     result = cli("train", "c.yaml")
     assert result.code == 2
-    said = {"raises": "SystemExit: no key", "wrong": "needs 'prompt', which is no column"}[verifier]
+    said = {"raises": "SystemExit: no key", "wrong": "needs 'prompt', which is not a column"}[verifier]
     assert "completions could be judged; the verifier's commonest error: " in result.err
     assert said in result.err
     assert "did you mean 'prompts'?" in result.err or verifier == "raises"

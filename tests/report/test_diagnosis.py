@@ -151,7 +151,7 @@ def test_estimates_that_miss(run: RunLogs) -> None:
     missed = [abs(0.95 - sum(r) / 8) for row in rows for r in row["rewards"]]
     assert finding.id == "not-calibrated"
     assert f"Z is not calibrated: MAE {sum(missed) / len(missed):.2f} after 60 steps" in finding.text
-    assert "(0.07 is what 8 samples per prompt give by chance)" in finding.text  # of p = 0.95
+    assert "(0.07 by chance with 8 samples per prompt)" in finding.text  # of p = 0.95
     assert finding.remedy == "raise partition.learning_rate (0.002)"
     assert diagnose(with_groups(grown(run, 48), lambda row: {"accuracy_estimate": [0.95] * 8})) == []  # too early
 

@@ -216,7 +216,7 @@ def test_a_status_says_how_far_a_run_is_and_whether_it_goes_on(short_run: Path, 
     slow = [row | {"time/step": 600.0} for row in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in slow))
     assert run_state(folder, written + 3600).state == "running"
-    assert "10 min a step, about 50 min to go" in run_state(folder, written + 3600).text
+    assert "10 min per step, about 50 min to go" in run_state(folder, written + 3600).text
     assert run_state(up_to(short_run, folder, 8), time.time()).state == "finished"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["run"] |= {"steps": 1000, "max_rollouts": rows_of(short_run, "metrics.jsonl")[-1]["rollouts/generated"]}

@@ -85,7 +85,7 @@ BAD_FILES = [
     (
         "a.jsonl",
         '{"prompt": "b", "answer": 1}\n{"prompt": "a\\ud83d", "answer": 1}',
-        "line 2: the prompt holds the lone surrogate '\\ud83d', which is no character",
+        "line 2: the prompt holds the lone surrogate '\\ud83d', not a character",
     ),
     (
         "a.jsonl",

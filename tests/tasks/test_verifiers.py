@@ -121,7 +121,8 @@ def test_trl_functions_get_only_the_columns_they_accept(rewards):
     assert verdict(f"{rewards}:trl_solution", "x", content=chat, solution="x", level=3) == Verdict(1.0, None)
     assert verdict(f"{rewards}:with_default", "x", level=3) == Verdict(1.0, None)
     assert verdict(f"{rewards}:needs_more", "x", level=3).error == (
-        f"{rewards}:needs_more needs 'hidden_column', which is no column; there are level, answer, prompts, completions"
+        f"{rewards}:needs_more needs 'hidden_column', which is not a column; "
+        "there are level, answer, prompts, completions"
     )
 
 

@@ -1,4 +1,4 @@
-"""Decides whether two mathematical answers are equal: exactly where both are exact, and never generously.
+"""Decides whether two mathematical answers are equal: exactly if both are exact, and never generously.
 
 Lists, sets, intervals, matrices, equations, units and plain numbers are split as text; `pacedrl.tasks.math.values`
 reads and evaluates the expressions that remain.

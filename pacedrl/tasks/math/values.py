@@ -70,7 +70,8 @@ def proportional(gold: str, answer: str, positive: bool) -> bool:
 def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
     """Evaluate both at the same points; return [] if one cannot be read or has no value at a point.
 
-    Negative points where one value is not real are left out: equal roots and logarithms may differ there by a branch.
+    Negative points at which one value is not real are left out: equal roots and logarithms may differ there by a
+    branch.
     """
     left, right = _read(gold), _read(answer)
     if left is None or right is None:
@@ -122,7 +123,7 @@ def _read(text: str) -> Any:
         expression = latex2sympy(text, normalization_config=None, conversion_config=case_matters, convert_degrees=True)
     except MemoryError:  # this says nothing about the text
         raise
-    except Exception:  # malformed LaTeX, on which the grammar fails in many ways, is no expression
+    except Exception:  # the grammar fails on malformed LaTeX in many ways; such text is not an expression
         return None
     return expression if isinstance(expression, Expr) else None
 
