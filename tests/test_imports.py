@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
+
+from docs_blocks import ROOT
 
 import pacedrl
 
@@ -62,3 +65,9 @@ def test_no_import_runs_up() -> None:
 
 def test_the_method_needs_nothing_else_of_the_package() -> None:
     assert rooms()["method"] == set()
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_code() -> None:
+    drawing = runpy.run_path(str(ROOT / "docs/rooms.py"))
+    picture = drawing["draw"](drawing["floors"](drawing["imports"]()))
+    assert drawing["PICTURE"].read_text(encoding="utf-8") == picture, "run: python docs/rooms.py"

@@ -117,7 +117,7 @@ def test_two_steps_are_those_of_our_trainer_on_the_same_completions(tmp_path: Pa
     after = [parameter.detach() for parameter in theirs.model.parameters()]
     assert [len(step) for step in steps] == [PROMPTS, PROMPTS]
     assert replayed[0] == 0 < replayed[1]  # the second step trained on some again
-    own.sampler = own.actor.sampler = Recorded(own.policy, steps)
+    own.sampler = own.collector.sampler = Recorded(own.policy, steps)
     initial = [parameter.detach().clone() for parameter in own.policy.parameters()]
     own.train()
     moved = max(float((a - b).detach().abs().max()) for a, b in zip(own.policy.parameters(), initial, strict=True))
