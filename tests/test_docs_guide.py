@@ -71,7 +71,7 @@ def test_the_table_of_group_sizes_is_binomial() -> None:
 
 
 def test_the_table_of_memory_is_what_doctor_estimates() -> None:
-    rows = rows_below("Worked, in GiB:")
+    rows = rows_below("Worked examples, in GiB:")
     path = Path()
     for (name, said, *shown), (architecture, device) in zip(rows, MODELS, strict=True):
         path_in_row = re.search(r"examples/[\w/.]+yaml", said)

@@ -272,7 +272,7 @@ def test_missing_gpu(cli: CommandLine) -> None:
 
 def test_too_few_prompts_for_a_step(cli: CommandLine) -> None:
     line = refusal(cli, "sampling.prompts_per_step=65")
-    assert "sampling.prompts_per_step: 65" in line
+    assert "sampling.prompts_per_step: a step needs 65 prompts" in line
     assert "only 64" in line
 
 

@@ -226,7 +226,10 @@ def processes_of(folder: Path) -> list[int]:
         (["--recipes", "grpo", "eval.k=[2]"], "eval.k: a comparison needs pass@1; add 1 to [2]"),
         (["--recipes", "grpo", "eval.temperature=0"], "eval.temperature: at 0 all samples are the same"),
         (["--recipes", "grpo", "data.train.source=no.jsonl"], "no.jsonl"),
-        (["--recipes", "lilo", "sampling.prompts_per_step=40"], "variant lilo: sampling.prompts_per_step: 40 × gate"),
+        (
+            ["--recipes", "lilo", "sampling.prompts_per_step=40"],
+            "variant lilo: sampling.prompts_per_step: a step needs 40 × gate",
+        ),
         (
             ["--recipes", "dapo", "optimizer.schedule=linear"],
             "variant dapo: optimizer.schedule: with gate.name=dynamic",

@@ -63,7 +63,7 @@ def test_there_is_one_svg_a_plot_which_says_what_it_shows(text: str) -> None:
     )
     assert all(len(attributes["aria-label"] or "") > 40 for attributes in drawn)
     assert "Nothing found." in text
-    assert "KL to the initial policy.</b> Not drawn: it is logged only where" in text
+    assert "KL to the initial policy.</b> Not drawn: it is logged only if" in text
 
 
 def test_it_asks_nothing_of_the_network_and_runs_only_its_own_scripts(text: str) -> None:
