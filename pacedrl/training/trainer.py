@@ -21,7 +21,7 @@ import torch
 
 from pacedrl.config import Config, dump_config
 from pacedrl.distributed.ranks import connect
-from pacedrl.distributed.scheduler import Scheduler, shared
+from pacedrl.distributed.scheduler import shared
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.evaluation.tables import headline
 from pacedrl.interrupt import Interrupted, InterruptGuard
@@ -148,7 +148,7 @@ class Trainer:
 
     def _loop(self) -> None:
         while True:
-            if self.ranks.count > 1 and self.ranks.any(self.guard.requested):
+            if self.ranks.count > 1 and any(self.ranks.gather(self.guard.requested)):
                 raise Interrupted
             if self._evaluation_due():
                 self._evaluate()
@@ -344,7 +344,7 @@ class Trainer:
         own = None
         if self.ranks.main:
             own = build_scheduler(config, list(self.prompts), self._embeddings(), self.policy.device)
-        self.scheduler: Scheduler = shared(own, self.ranks)
+        self.scheduler = shared(own, self.ranks)
         # With LoRA no copy is needed: the initial policy is the policy without its adapter.
         needs_copy = config.objective.needs_reference and config.model.lora is None
         self.initial = self.policy.frozen_copy() if needs_copy else None
