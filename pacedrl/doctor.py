@@ -89,7 +89,9 @@ def checks(config: Config) -> Iterator[Check]:
         yield from _ends(policy, tasks, config)
         yield from _servers(config)
         yield from _prompts(policy, tasks, config)
-        encoded, token_ids = encode_tasks(policy, tasks, _dropping(config))
+        # Overlong prompts have been reported by now, so they are dropped whatever the configuration says.
+        dropping = config.model_copy(update={"data": config.data.model_copy(update={"overlong": "drop"})})
+        encoded, token_ids = encode_tasks(policy, tasks, dropping)
     except InputError as error:
         yield Check("fail", str(error))
         return
@@ -108,7 +110,6 @@ def checks(config: Config) -> Iterator[Check]:
 
 
 def _failure(require: Callable[[], object]) -> Iterator[Check]:
-    """The failed check if ``require`` raises InputError."""
     try:
         require()
     except InputError as error:
@@ -123,8 +124,7 @@ def _model(policy: Policy, name: str) -> Iterator[Check]:
         f"model: {type(policy.causal_lm).__name__}, {total / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
         f"context {policy.context_length or 'not stated'}, on {policy.device}",
     )
-    note = adapter_note(name)
-    if note is not None:
+    if (note := adapter_note(name)) is not None:
         yield Check("ok", note)
     if policy.decoding != "columns":
         batches = ", in batches of prompts of equal length" if policy.decoding == "equal" else ""
@@ -156,7 +156,6 @@ def _ends(policy: Policy, tasks: Sequence[Task], config: Config) -> Iterator[Che
 
 
 def _servers(config: Config) -> Iterator[Check]:
-    """Whether the vLLM servers respond and were started with the right options."""
     tokens = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     for url in config.sampling.servers:
         server = Server(url)
@@ -224,7 +223,6 @@ def _duplicates(train: Sequence[Task], held_out: Sequence[Task]) -> Iterator[Che
 
 
 def _gold(pool: VerifierPool, task: Task, check: bool) -> Iterator[Check]:
-    """Whether the verifier accepts the gold answers."""
     if not check:
         yield Check("ok", f"task {task.name}: gold answers were not tried, because verifier.check_gold is false")
         return
@@ -254,9 +252,8 @@ def _attacks(pool: VerifierPool, task: Task) -> Iterator[Check]:
     counts = {name: sum(rewarded[i * len(prompts) : (i + 1) * len(prompts)]) for i, name in enumerate(ATTACKS)}
     found = [f"{name} ({count} of {len(prompts)})" for name, count in counts.items() if count]
     if found:
-        yield Check(
-            "warn", f"task {task.name}: the verifier rewards completions that solve nothing: {', '.join(found)}"
-        )
+        what = f"completions that solve nothing: {', '.join(found)}"
+        yield Check("warn", f"task {task.name}: the verifier rewards {what}")
     else:
         yield Check("ok", f"task {task.name}: the verifier rewards none of {len(ATTACKS)} ways to solve nothing")
 
@@ -315,17 +312,12 @@ def memory_estimate(policy: Policy, config: Config) -> float:
     element = 2 if policy.device.type == "cuda" else 4
     context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     rows = min(config.sampling.batch_size, config.sampling.prompts_per_step * config.sampling.group_size)
-    cache = sum(map(_cached_elements, _layer_configs(text))) * element * rows * context
+    own = getattr(text, "per_layer_config", None)  # in some models each layer has a configuration of its own
+    cache = sum(map(_cached_elements, own or [text] * text.num_hidden_layers)) * element * rows * context
     layers = 1 if config.optimizer.gradient_checkpointing else text.num_hidden_layers
     tokens = max(config.optimizer.tokens_per_micro_batch, context)
     activations = ACTIVATION_BYTES * tokens * text.hidden_size * layers * element / 4
     return float(states + max(cache, activations))
-
-
-def _layer_configs(text: Any) -> list[Any]:
-    """The configuration of each layer, whether the layers have their own or share one."""
-    own = getattr(text, "per_layer_config", None)
-    return list(own) if own else [text] * text.num_hidden_layers
 
 
 def _cached_elements(layer: Any) -> int:
@@ -342,8 +334,3 @@ def _available_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _dropping(config: Config) -> Config:
-    """The same configuration, with overlong prompts dropped because they have been reported."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"overlong": "drop"})})
