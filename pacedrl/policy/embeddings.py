@@ -45,24 +45,15 @@ def prompt_embeddings(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        _embed_all(policy, prompt_ids, progress, pooling, partial)
+        shape = (len(prompt_ids), policy.head.weight_VH.shape[1])
+        file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        for batch in padded_batches([len(ids) for ids in prompt_ids], TOKENS_PER_BATCH):
+            rows = policy.embed([prompt_ids[i] for i in batch], pooling).numpy()
+            largest = np.abs(rows).max()
+            if largest > np.finfo(np.float16).max:
+                raise InputError(f"model.name: a prompt's hidden state reaches {largest:.3g}, beyond float16")
+            file[batch] = rows
+            progress(len(batch))
+        file.flush()
         partial.replace(path)
     return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write, because torch has no read-only tensors
-
-
-def _embed_all(
-    policy: Policy,
-    prompt_ids: Sequence[Sequence[int]],
-    progress: Callable[[int], None],
-    pooling: Pooling,
-    path: Path,
-) -> None:
-    shape = (len(prompt_ids), policy.head.weight_VH.shape[1])
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    for batch in padded_batches([len(ids) for ids in prompt_ids], TOKENS_PER_BATCH):
-        rows = policy.embed([prompt_ids[i] for i in batch], pooling).numpy()
-        if np.abs(rows).max() > np.finfo(np.float16).max:
-            raise InputError(f"model.name: a prompt's hidden state reaches {np.abs(rows).max():.3g}, beyond float16")
-        file[batch] = rows
-        progress(len(batch))
-    file.flush()
