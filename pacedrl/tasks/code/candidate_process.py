@@ -1,8 +1,7 @@
 """The candidate's process, as tests see it: pipes call its functions, and its objects stay there.
 
-Nothing that the candidate says is trusted. A result
-becomes plain data, built here, wherever it can; otherwise it becomes one of the classes of ``proxies``. So only the
-expected value itself passes a test that expects a value.
+Nothing that the candidate says is trusted. A result becomes plain data, built here, wherever it can; otherwise it
+becomes one of the classes of ``proxies``. So only the expected value itself passes a test that expects a value.
 """
 
 from __future__ import annotations

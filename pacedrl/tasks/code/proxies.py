@@ -1,9 +1,8 @@
 """Proxies for the candidate's objects, as tests see them: lists of items, iterators, and objects that stay there.
 
-A proxy never equals plain data. Operators combine a
-proxy with plain data only if the tests created its object, by calling a class by its name or by operators on such
-objects; the same holds for methods that plain data have. With any other object, such as one that a function returned
-where a number is expected, they make the verdict 0.
+A proxy never equals plain data. Operators combine a proxy with plain data only if the tests created its object, by
+calling a class by its name or by operators on such objects; the same holds for methods that plain data have. With any
+other object, such as one that a function returned where a number is expected, they make the verdict 0.
 """
 
 from __future__ import annotations
