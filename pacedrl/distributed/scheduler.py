@@ -9,6 +9,10 @@ from pacedrl.distributed.ranks import Ranks
 from pacedrl.method import DifficultyScheduler
 
 
+Scheduler = DifficultyScheduler
+"""The type of a scheduler, whether shared or not."""
+
+
 class SharedScheduler:
     """Runs each method of a scheduler on rank 0 and returns the result on every process.
 
@@ -34,9 +38,9 @@ class SharedScheduler:
             self.scheduler.load_state_dict(state)
 
 
-def shared(scheduler: DifficultyScheduler | None, ranks: Ranks) -> DifficultyScheduler:
+def shared(scheduler: DifficultyScheduler | None, ranks: Ranks) -> Scheduler:
     """Return the scheduler itself for a single process, else a `SharedScheduler`."""
     if ranks.count == 1:
         assert scheduler is not None
         return scheduler
-    return cast(DifficultyScheduler, SharedScheduler(scheduler, ranks))
+    return cast(Scheduler, SharedScheduler(scheduler, ranks))

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from pacedrl.config import Config, DynamicGateConfig, GateConfig, LiloGateConfig
 from pacedrl.distributed.ranks import Ranks
+from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.interrupt import Interrupted
-from pacedrl.method import DifficultyScheduler, most_learnable, uninformative
+from pacedrl.method import most_learnable, uninformative
 from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.rollouts.engines import training_settings
 from pacedrl.rollouts.verdicts import part_prefix
@@ -187,7 +188,7 @@ class Collector:
     def __init__(
         self,
         config: Config,
-        scheduler: DifficultyScheduler,
+        scheduler: Scheduler,
         sampler: Sampler,
         pool: VerifierPool,
         tasks: Sequence[Task],

@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pacedrl.config import OptimizerConfig
 from pacedrl.distributed.ranks import Ranks
+from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.distributed.sharding import join_optimizer_states, own_part, whole
-from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts
+from pacedrl.method import ReplayEntry, Rollouts
 from pacedrl.method.objectives import Metrics as TensorMetrics
 from pacedrl.policy.activations import activation_offload, gradient_checkpointing
 from pacedrl.policy.cpu import return_freed_memory
@@ -71,7 +72,7 @@ def training_batch(
     replayed: Sequence[ReplayEntry],
     prompt_ids: Mapping[str, list[int]],
     objective: Objective,
-    scheduler: DifficultyScheduler,
+    scheduler: Scheduler,
     replay_anchor: Literal["behaviour", "current"] = "behaviour",
     reference: ReferenceLogprobs | None = None,
 ) -> list[Completion]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pacedrl.method import DifficultyScheduler
+from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.types import Group
 
 
@@ -71,7 +71,7 @@ class Believed:
     """Histogram of the estimates of all prompts (`pacedrl.method.estimator.pool_histogram`)."""
 
 
-def believed(scheduler: DifficultyScheduler, groups: Sequence[Group]) -> Believed:
+def believed(scheduler: Scheduler, groups: Sequence[Group]) -> Believed:
     """Ask the scheduler for its estimates; call this before ``scheduler.observe``."""
     keys = [group.prompt.key for group in groups]
     estimates = dict(zip(keys, scheduler.accuracy_estimate(keys).tolist(), strict=True))

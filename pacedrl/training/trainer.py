@@ -21,7 +21,7 @@ import torch
 
 from pacedrl.config import Config, dump_config
 from pacedrl.distributed.ranks import connect
-from pacedrl.distributed.scheduler import shared
+from pacedrl.distributed.scheduler import Scheduler, shared
 from pacedrl.evaluation.evaluate import TaskResult, evaluate
 from pacedrl.evaluation.tables import headline
 from pacedrl.interrupt import Interrupted, InterruptGuard
@@ -344,7 +344,7 @@ class Trainer:
         own = None
         if self.ranks.main:
             own = build_scheduler(config, list(self.prompts), self._embeddings(), self.policy.device)
-        self.scheduler = shared(own, self.ranks)
+        self.scheduler: Scheduler = shared(own, self.ranks)
         # With LoRA no copy is needed: the initial policy is the policy without its adapter.
         needs_copy = config.objective.needs_reference and config.model.lora is None
         self.initial = self.policy.frozen_copy() if needs_copy else None

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pacedrl.method import DifficultyScheduler, group_relative_advantage
+from pacedrl.distributed.scheduler import Scheduler
+from pacedrl.method import group_relative_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.types import Completion
 
@@ -52,10 +53,10 @@ class Objective(ABC):
     """Whether μ of fresh completions is the trainer's policy at the start of the step, not the sampler's."""
 
     @abstractmethod
-    def advantages(self, fresh: Sequence[Completion], scheduler: DifficultyScheduler) -> Tensor:
+    def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         """One advantage per judged completion, float32 [B]; completions of one group are adjacent."""
 
-    def replayed_advantages(self, replayed: Sequence[Completion], scheduler: DifficultyScheduler) -> Tensor:
+    def replayed_advantages(self, replayed: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         """One advantage per replayed completion, float32 [B]; they have no group beside them."""
         raise NotImplementedError(f"{type(self).__name__} cannot replay; ObjectiveSection.can_replay should be False")
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pacedrl.config import Config, FlowRlConfig
-from pacedrl.method import DifficultyScheduler, flow_balance, trajectory_balance_advantage
+from pacedrl.distributed.scheduler import Scheduler
+from pacedrl.method import flow_balance, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.training.objectives.base import (
     BatchSize,
@@ -28,7 +29,7 @@ class FlowRl(Objective):
         self.settings = settings
         self.beta = settings.beta
 
-    def advantages(self, fresh: Sequence[Completion], scheduler: DifficultyScheduler) -> Tensor:
+    def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         score_B = standardised(fresh, rewards_to_train_on(fresh))
         return trajectory_balance_advantage(score_B, scheduler.log_z([c.key for c in fresh]), self.beta)
 

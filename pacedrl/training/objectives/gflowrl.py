@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pacedrl.config import Config, GFlowRlConfig
-from pacedrl.method import DifficultyScheduler, group_flow_balance, group_mean_log_z, trajectory_balance_advantage
+from pacedrl.distributed.scheduler import Scheduler
+from pacedrl.method import group_flow_balance, group_mean_log_z, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.training.objectives.base import (
     BatchSize,
@@ -28,7 +29,7 @@ class GFlowRl(Objective):
         self.settings = settings
         self.beta = settings.beta
 
-    def advantages(self, fresh: Sequence[Completion], scheduler: DifficultyScheduler) -> Tensor:
+    def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         group_B, reward_B = group_index([c.key for c in fresh]), rewards_to_train_on(fresh)
         log_ratio_B = torch.tensor([mean_reference_log_ratio(c) for c in fresh])
         log_z_B = group_mean_log_z(reward_B, group_B, self.beta, log_ratio_B)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pacedrl.config import Config, GrpoConfig
-from pacedrl.method import DifficultyScheduler, clipped_policy_gradient, group_relative_advantage
+from pacedrl.distributed.scheduler import Scheduler
+from pacedrl.method import clipped_policy_gradient, group_relative_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.training.objectives.base import BatchSize, LossInputs, Objective, group_index, rewards_to_train_on
 from pacedrl.types import Completion
@@ -25,7 +26,7 @@ class Grpo(Objective):
         self.settings = settings
         self.max_new_tokens = config.sampling.max_new_tokens
 
-    def advantages(self, fresh: Sequence[Completion], scheduler: DifficultyScheduler) -> Tensor:
+    def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         group_B = group_index([c.key for c in fresh])
         return group_relative_advantage(rewards_to_train_on(fresh), group_B, self.settings.scale_by_std)
 

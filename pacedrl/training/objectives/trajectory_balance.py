@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pacedrl.config import Config, TrajectoryBalanceConfig
-from pacedrl.method import DifficultyScheduler, blended_baseline, group_mean_log_z, trajectory_balance_advantage
-from pacedrl.method.objectives import Metrics, trajectory_balance
+from pacedrl.distributed.scheduler import Scheduler
+from pacedrl.method import blended_baseline, group_mean_log_z, trajectory_balance, trajectory_balance_advantage
+from pacedrl.method.objectives import Metrics
 from pacedrl.training.objectives.base import (
     BatchSize,
     LossInputs,
@@ -32,7 +33,7 @@ class TrajectoryBalance(Objective):
         self.log_z = settings.log_z
         self.z_score_rewards = config.partition.z_score_rewards
 
-    def advantages(self, fresh: Sequence[Completion], scheduler: DifficultyScheduler) -> Tensor:
+    def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         keys, reward_B = [c.key for c in fresh], torch.tensor([c.total for c in fresh])
         match self.log_z:
             case "learned":
@@ -45,7 +46,7 @@ class TrajectoryBalance(Objective):
                 log_z_B = blended_baseline(reward_B, group_index(keys), estimate_B, strength_B) / self.beta
         return trajectory_balance_advantage(reward_B, log_z_B, self.beta)
 
-    def replayed_advantages(self, replayed: Sequence[Completion], scheduler: DifficultyScheduler) -> Tensor:
+    def replayed_advantages(self, replayed: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         """The estimate alone is the baseline. It has seen these completions by now, as log Z has in the paper."""
         keys, reward_B = [c.key for c in replayed], torch.tensor([c.total for c in replayed])
         if self.log_z == "learned":
