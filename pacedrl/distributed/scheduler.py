@@ -8,7 +8,6 @@ from typing import Any, cast
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.method import DifficultyScheduler
 
-
 Scheduler = DifficultyScheduler
 """The type of a scheduler, whether shared or not."""
 
