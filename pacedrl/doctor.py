@@ -108,7 +108,6 @@ def checks(config: Config) -> Iterator[Check]:
 
 
 def _failure(require: Callable[[], object]) -> Iterator[Check]:
-    """Yield the failed check if ``require`` raises InputError."""
     try:
         require()
     except InputError as error:
@@ -123,8 +122,7 @@ def _model(policy: Policy, name: str) -> Iterator[Check]:
         f"model: {type(policy.causal_lm).__name__}, {total / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
         f"context {policy.context_length or 'not stated'}, on {policy.device}",
     )
-    note = adapter_note(name)
-    if note is not None:
+    if (note := adapter_note(name)) is not None:
         yield Check("ok", note)
     if policy.decoding != "columns":
         batches = ", in batches of prompts of equal length" if policy.decoding == "equal" else ""
@@ -156,7 +154,6 @@ def _ends(policy: Policy, tasks: Sequence[Task], config: Config) -> Iterator[Che
 
 
 def _servers(config: Config) -> Iterator[Check]:
-    """Whether the vLLM servers respond and were started with the right options."""
     tokens = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     for url in config.sampling.servers:
         server = Server(url)
@@ -224,7 +221,6 @@ def _duplicates(train: Sequence[Task], held_out: Sequence[Task]) -> Iterator[Che
 
 
 def _gold(pool: VerifierPool, task: Task, check: bool) -> Iterator[Check]:
-    """Whether the verifier accepts the gold answers."""
     if not check:
         yield Check("ok", f"task {task.name}: gold answers were not tried, because verifier.check_gold is false")
         return
@@ -254,9 +250,8 @@ def _attacks(pool: VerifierPool, task: Task) -> Iterator[Check]:
     counts = {name: sum(rewarded[i * len(prompts) : (i + 1) * len(prompts)]) for i, name in enumerate(ATTACKS)}
     found = [f"{name} ({count} of {len(prompts)})" for name, count in counts.items() if count]
     if found:
-        yield Check(
-            "warn", f"task {task.name}: the verifier rewards completions that solve nothing: {', '.join(found)}"
-        )
+        what = f"completions that solve nothing: {', '.join(found)}"
+        yield Check("warn", f"task {task.name}: the verifier rewards {what}")
     else:
         yield Check("ok", f"task {task.name}: the verifier rewards none of {len(ATTACKS)} ways to solve nothing")
 

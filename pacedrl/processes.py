@@ -93,7 +93,6 @@ def _kill_children() -> None:
 
 
 def _children() -> Iterator[int]:
-    """Yield the pids of this process's children."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with contextlib.suppress(OSError):  # it has just ended

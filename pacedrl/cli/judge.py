@@ -35,12 +35,12 @@ def run(options: argparse.Namespace) -> int:
     from pacedrl.config import TaskConfig
     from pacedrl.config.sections import VerifierConfig
     from pacedrl.judging.judge import judge
-    from pacedrl.tasks.verifiers import check_spec, require_time
+    from pacedrl.tasks.verifiers import require_time, resolve
 
     workers, timeout_s = positive("--workers", options.workers), positive("--timeout-s", options.timeout_s)
     limit = None if options.limit is None else positive("--limit", options.limit)
     verifier_options = _verifier_options(options.option)
-    check_spec(options.verifier, verifier_options)
+    resolve(options.verifier, verifier_options)
     require_time(options.verifier, verifier_options, timeout_s, "--timeout-s", options.file.name)
     columns = _columns(options.columns)
     completion = columns.pop("completion", None)

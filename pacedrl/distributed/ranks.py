@@ -66,10 +66,6 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Return whether ``flag`` is true on at least one process."""
-        return any(self.gather(flag))
-
     def run_on_main(self, decision: Callable[[], Value]) -> Value:
         """Call ``decision`` on rank 0 and broadcast its result. An exception in it is raised on every process."""
         if self.count == 1:
@@ -139,7 +135,6 @@ def _all_reduce(bucket: list[torch.Tensor]) -> None:
 
 
 def _new_group() -> Any:
-    """Make a process group of all processes that exchanges Python objects."""
     return dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, cast
-
-from numpy.typing import ArrayLike
-from torch import Tensor
+from collections.abc import Callable
+from typing import Any, cast
 
 from pacedrl.distributed.ranks import Ranks
-from pacedrl.method import DifficultyScheduler, ReplayEntry, Rollouts
-from pacedrl.method.estimator import Floats
+from pacedrl.method import DifficultyScheduler
 
-
-class Scheduler(Protocol):
-    """The methods of `pacedrl.method.DifficultyScheduler` that training calls."""
-
-    def select(self, count: int, exclude: Collection[str] = ()) -> list[str]: ...
-    def replay(self) -> list[ReplayEntry]: ...
-    def advantage(self, keys: Sequence[str], reward_B: ArrayLike) -> Tensor: ...
-    def log_z(self, keys: Sequence[str]) -> Tensor: ...
-    def accuracy_estimate(self, keys: Sequence[str]) -> Floats: ...
-    def estimate_strength(self, keys: Sequence[str]) -> Floats: ...
-    def pool(self) -> dict[str, Any] | None: ...
-    def set_truth(self, accuracy_N: ArrayLike) -> None: ...
-    def observe(self, fresh: Rollouts, replayed: Rollouts | None = None) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+Scheduler = DifficultyScheduler
+"""The type of a scheduler, whether shared or not."""
 
 
 class SharedScheduler:
-    """Runs each method of a `Scheduler` on rank 0 and returns the result on every process.
+    """Runs each method of a scheduler on rank 0 and returns the result on every process.
 
     All processes must make the same calls in the same order. ``scheduler`` is None on the other ranks, where the state
     is empty.

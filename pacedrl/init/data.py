@@ -172,5 +172,4 @@ def _with_columns(settings: TaskSettings, survey: Survey) -> TaskSettings:
 
 
 def _held_out_split(names: Sequence[str]) -> str | None:
-    """The split that is meant for evaluation, if there is one."""
     return next((name for name in ("test", "validation") if name in names), None)

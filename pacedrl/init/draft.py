@@ -15,6 +15,7 @@ from pacedrl.errors import InputError
 from pacedrl.init.data import Data, TaskSettings
 from pacedrl.init.model import LocalModel
 from pacedrl.init.verifier import Choice
+from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.types import Prompt
 
 BOXED = r"Think step by step, and put the final answer in \boxed{}."
@@ -64,8 +65,7 @@ def task_settings(draft: Draft, task: TaskSettings) -> TaskSettings:
         settings |= {"columns": columns} if columns else {}
     if draft.makes_chats:
         settings["chat"] = True
-    settings["verifier"] = draft.choice.verifier
-    return settings | ({"verifier_options": draft.choice.options} if draft.choice.options else {})
+    return settings | {"verifier": draft.choice.verifier}
 
 
 def _instruction(draft: Draft, task: TaskSettings) -> TaskSettings:
@@ -141,7 +141,7 @@ def sizes(draft: Draft, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> 
         new_tokens = THINKING[machine]
     elif draft.choice.verifier == "exact" or machine == "tiny":  # The completion is the answer alone.
         new_tokens = min(_round_up(model.answer_tokens(prompts) + ROUND_TO // 2), max(new_tokens, 256))
-    lengths = model.prompt_lengths(prompts)
+    lengths = [len(prompt_ids(model.tokenizer, prompt)) for prompt in prompts]
     limit = max(start.max_prompt_tokens, _round_up(max(lengths)))
     if model.context is not None:
         new_tokens = min(new_tokens, model.context // (2 if model.thinks else 4))

@@ -14,9 +14,10 @@ from huggingface_hub import try_to_load_from_cache
 from pacedrl.assets import TINY_MODEL
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
-from pacedrl.policy.chat_template import has_thinking_switch, prompt_ids, rendered, thinks
+from pacedrl.policy.chat_template import rendered, thinks
 from pacedrl.policy.loading import adapter_base
 from pacedrl.policy.policy import Policy
+from pacedrl.text import first_line
 from pacedrl.types import Prompt
 
 USER = {"role": "user", "content": "What the user says."}
@@ -54,11 +55,6 @@ class LocalModel:
             return self.chats and thinks(self.tokenizer, [USER], {})
         return False
 
-    @property
-    def can_stop_thinking(self) -> bool:
-        """Whether it thinks by default and ``enable_thinking: false`` turns thinking off."""
-        return self.thinks and has_thinking_switch(self.tokenizer)
-
     def takes_system_message(self) -> bool:
         """Whether the chat template renders a system message; some refuse it, and some drop it."""
         text = "What the system says."
@@ -66,10 +62,6 @@ class LocalModel:
         with contextlib.suppress(InputError):
             return text in rendered(self.tokenizer, chat, {})
         return False
-
-    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Count each prompt's tokens. Raises InputError if messages have no chat template, or if it refuses them."""
-        return [len(prompt_ids(self.tokenizer, prompt)) for prompt in prompts]
 
     def answer_tokens(self, prompts: Sequence[Prompt]) -> int:
         """Count the tokens of the longest gold answer; 0 if there are none."""
@@ -101,7 +93,6 @@ def local_model(name: str) -> LocalModel | None:
     except (OSError, ValueError, ImportError, KeyError) as error:
         if not folder.is_dir():
             return None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"--model: cannot read a model in the folder '{name}': {reason}") from None
+        raise InputError(f"--model: cannot read a model in the folder '{name}': {first_line(error)}") from None
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return LocalModel(tokenizer, context, options.get("gguf_file"), where)

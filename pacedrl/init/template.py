@@ -12,6 +12,7 @@ import yaml
 from pacedrl.init.data import TaskSettings
 from pacedrl.init.draft import Draft, Sizes, task_settings
 from pacedrl.init.verifier import shown
+from pacedrl.policy.chat_template import has_thinking_switch
 from pacedrl.tasks.games import GOLD_FIELDS
 
 WIDTH = 110
@@ -30,14 +31,11 @@ class Setting(NamedTuple):
     comment: str = ""
 
 
-class Suggestion(NamedTuple):
+class Suggestion(Setting):
     """A setting that is written as a comment, for the user to uncomment."""
 
-    value: Any
-    comment: str
 
-
-Tree = Mapping[str, "Setting | Suggestion | Tree"]
+Tree = Mapping[str, "Setting | Tree"]
 
 
 def configuration(draft: Draft, size: Sizes) -> str:
@@ -60,8 +58,8 @@ def _comment(words: str, indent: str = "") -> list[str]:
     return textwrap.wrap(words, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
 
 
-def _lines(name: str, node: Setting | Suggestion | Tree, indent: str) -> list[str]:
-    if not isinstance(node, Setting | Suggestion):
+def _lines(name: str, node: Setting | Tree, indent: str) -> list[str]:
+    if not isinstance(node, Setting):
         inside = [line for key, child in node.items() for line in _lines(key, child, indent + "  ")]
         return [*([] if indent else [""]), f"{indent}{name}:", *inside]
     setting = f"{indent}{'# ' * isinstance(node, Suggestion)}{name}: {_value(node.value)}"
@@ -81,7 +79,10 @@ def _value(value: Any) -> str:
 def _tree(draft: Draft, size: Sizes) -> Tree:
     data: dict[str, Any] = {"train": _task(draft, draft.data.train, draft.choice.why)}
     if draft.data.held_out is not None:
-        data["eval"] = _task(draft, {**draft.data.held_out, **_limit(draft.data.held_out, size)}, "as in training")
+        held_out = dict(draft.data.held_out)
+        if held_out.get("limit", 0) > size.held_out:  # so that an evaluation takes no longer than a few steps
+            held_out["limit"] = size.held_out
+        data["eval"] = _task(draft, held_out, "as in training")
     if size.overlong:
         too_long = f"{size.overlong} prompts are longer than sampling.max_prompt_tokens, so they are left out"
         data["overlong"] = Setting("drop", too_long)
@@ -144,7 +145,7 @@ def _task(draft: Draft, task: TaskSettings, why: str) -> dict[str, Any]:
     if draft.local is None and not draft.data.survey.chat:
         hint = "uncomment, here and below, if the model (not on this machine) has a chat template"
         lines["chat"] = Suggestion(True, hint)
-    if draft.local is not None and draft.local.can_stop_thinking:
+    if draft.local is not None and draft.local.thinks and has_thinking_switch(draft.local.tokenizer):
         hint = "uncomment, here and below, for answers without thoughts"
         lines["chat_template_kwargs"] = Suggestion({"enable_thinking": False}, hint)
     if columns.others and "prompt_template" not in settings:
@@ -164,11 +165,6 @@ def _columns_comment(draft: Draft) -> str:
     if columns.prompt is None:
         return f"the prompt is built from the row, {answer}"
     return f"prompts are in the column {shown(columns.prompt)}, {answer}"
-
-
-def _limit(held_out: TaskSettings, size: Sizes) -> TaskSettings:
-    """Lower the limit on held-out rows, so that an evaluation takes no longer than a few steps."""
-    return {"limit": size.held_out} if held_out.get("limit", 0) > size.held_out else {}
 
 
 def _sampling(draft: Draft, size: Sizes) -> Tree:

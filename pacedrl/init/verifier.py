@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ class Choice:
 
     verifier: str
     why: str
-    options: dict[str, Any] = field(default_factory=dict)
     caution: str = ""
 
 

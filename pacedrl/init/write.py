@@ -15,6 +15,7 @@ from pacedrl.init.model import local_model
 from pacedrl.init.template import configuration
 from pacedrl.init.verifier import Choice, missing_file, reward_function
 from pacedrl.paths import replace_text
+from pacedrl.rollouts.tasks import require_enough_prompts, require_oracle_tasks
 from pacedrl.tasks.datasets import Task, load_task
 
 
@@ -87,8 +88,6 @@ def _load(draft: Draft, task: TaskSettings, new_file: Path | None) -> Task:
 
 def _check(text: str, out: Path, train: Task) -> None:
     """Raise InputError if the configuration is invalid, or if its recipe does not suit the data."""
-    from pacedrl.rollouts.tasks import require_enough_prompts, require_oracle_tasks
-
     config = parse_config(yaml.safe_load(text), str(out))
     require_enough_prompts(config, len(train.prompts))
     require_oracle_tasks(config, [train])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from pacedrl.config import TaskConfig
@@ -14,7 +14,7 @@ from pacedrl.tasks.columns import find_column, no_column, value_at
 from pacedrl.tasks.datasets import read_prompts
 from pacedrl.tasks.files import Row
 from pacedrl.tasks.sources import read_rows
-from pacedrl.types import Prompt
+from pacedrl.types import Completion, Prompt
 
 TASK = "judge"
 """The name of the task in messages."""
@@ -24,9 +24,16 @@ TASK = "judge"
 class Candidate:
     """A completion to judge. ``expected`` is the reward in [0, 1] that a person or another grader gave it."""
 
+    row: int  # from 1
     prompt: Prompt
-    text: str
+    completion: Completion
     expected: float | None
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the reward differs from the expected one; False without either of them."""
+        reward, expected = self.completion.reward, self.expected
+        return reward is not None and expected is not None and abs(reward - expected) > 1e-6
 
 
 def read_candidates(config: TaskConfig, verifier: str, completion: str | None = None) -> list[Candidate]:
@@ -44,11 +51,11 @@ def read_candidates(config: TaskConfig, verifier: str, completion: str | None = 
         raise no_column("completion", row, where, "--columns completion=NAME")
     if isinstance(value_at(row, column, where), list):  # the verifier gets chat messages, as in training
         config = config.model_copy(update={"chat": True})
-    texts = [_text(value_at(row, column, where), where, column) for where, row in rows]
+    completions = [Completion([], [], _text(value_at(row, column, where), where, column)) for where, row in rows]
     expected = [_expected(row, where) for where, row in rows]
     others = ((where, {name: value for name, value in row.items() if name != column}) for where, row in rows)
     prompts = read_prompts(config, TASK, verifier, others, prompt_optional=True)
-    return list(map(Candidate, prompts, texts, expected))
+    return list(map(Candidate, count(1), prompts, completions, expected))
 
 
 def _text(value: Any, where: str, column: str) -> str:
@@ -65,7 +72,6 @@ def _text(value: Any, where: str, column: str) -> str:
 
 
 def _expected(row: Row, where: str) -> float | None:
-    """Return the reward that the row expects, or None if it does not say."""
     column = find_column("expected", row)
     value = None if column is None else row[column]
     if value is None:

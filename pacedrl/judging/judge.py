@@ -17,13 +17,13 @@ from rich.progress import track
 from pacedrl.config import TaskConfig
 from pacedrl.config.sections import VerifierConfig
 from pacedrl.errors import InputError
-from pacedrl.judging.candidates import TASK, read_candidates
-from pacedrl.judging.summary import Judged, print_summary
+from pacedrl.judging.candidates import TASK, Candidate, read_candidates
+from pacedrl.judging.summary import print_summary
 from pacedrl.rollouts.verdicts import require_judged
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import Job, VerifierPool
 from pacedrl.tasks.verifiers import Verdict
-from pacedrl.types import Completion, Group
+from pacedrl.types import Group
 
 BATCH = 16
 """Completions that each process judges between two steps of the progress bar."""
@@ -37,8 +37,8 @@ def judge(config: TaskConfig, completion: str | None, processes: VerifierConfig,
     """
     verifier, source = str(config.verifier), Path(str(config.source))
     candidates = read_candidates(config, verifier, completion)
-    jobs = [Job(verifier, one.prompt, one.text, config.verifier_options) for one in candidates]
-    judged: list[Judged] = []
+    jobs = [Job(verifier, one.prompt, one.completion.text, config.verifier_options) for one in candidates]
+    done = 0
     with (
         _output(out, source) as file,
         VerifierPool(processes.workers, processes.timeout_s, processes.memory_mib) as pool,
@@ -46,32 +46,28 @@ def judge(config: TaskConfig, completion: str | None, processes: VerifierConfig,
         pool.start()
         start = time.monotonic()
         try:
-            for candidate, verdict in zip(candidates, _verdicts(pool, jobs, BATCH * processes.workers), strict=True):
-                judged.append(Judged(len(judged) + 1, candidate, verdict))
+            for one, verdict in zip(candidates, _verdicts(pool, jobs, BATCH * processes.workers), strict=True):
+                one.completion.reward, one.completion.error = verdict.reward, verdict.error
+                done = one.row
                 if file is not None:
-                    print(json.dumps({"row": len(judged), **asdict(verdict)}), file=file)
+                    print(json.dumps({"row": one.row, **asdict(verdict)}), file=file)
         except KeyboardInterrupt:
-            print(f"pacedrl: stopped after {len(judged):,} of {len(jobs):,} rows", file=sys.stderr)
+            print(f"pacedrl: stopped after {done:,} of {len(jobs):,} rows", file=sys.stderr)
             raise
         seconds = time.monotonic() - start
-    print_summary(Console(stderr=out == "-"), judged, verifier, seconds, _refusal(judged, verifier))
+    print_summary(Console(stderr=out == "-"), candidates, verifier, seconds, _refusal(candidates, verifier))
 
 
-def _refusal(judged: Sequence[Judged], verifier: str) -> str | None:
+def _refusal(judged: Sequence[Candidate], verifier: str) -> str | None:
     """Return why training would refuse a verifier that gives these verdicts, or None if it would not."""
-    groups = [
-        Group(one.candidate.prompt, [], [Completion([], [], "", "stop", one.verdict.reward, one.verdict.error)])
-        for one in judged
-    ]
     try:
-        require_judged(groups, {TASK: Task(TASK, [], verifier)})
+        require_judged([Group(one.prompt, [], [one.completion]) for one in judged], {TASK: Task(TASK, [], verifier)})
     except InputError as error:
         return str(error)
     return None
 
 
 def _verdicts(pool: VerifierPool, jobs: Sequence[Job], batch: int) -> Iterator[Verdict]:
-    """Yield all verdicts in order and show a progress bar."""
     console = Console(stderr=True)
     batches = [jobs[begin : begin + batch] for begin in range(0, len(jobs), batch)]
     for part in track(batches, "judging", console=console, disable=not console.is_terminal):

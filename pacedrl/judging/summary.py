@@ -4,40 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from pacedrl.judging.candidates import Candidate
-from pacedrl.tasks.verifiers import Verdict
 from pacedrl.text import plain
 from pacedrl.view import left_out
 
 SHOWN = 20
 """Maximum number of disagreements, and of reasons of errors, that are listed."""
-SAME_REWARD = 1e-6
 KINDS = ("0", "between", "1")
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A candidate with the number of its row, from 1, and its verdict."""
-
-    row: int
-    candidate: Candidate
-    verdict: Verdict
-
-    @property
-    def disagrees(self) -> bool:
-        """Whether the reward differs from the expected one; False without either of them."""
-        reward, expected = self.verdict.reward, self.candidate.expected
-        return reward is not None and expected is not None and abs(reward - expected) > SAME_REWARD
-
-
 def print_summary(
-    console: Console, judged: Sequence[Judged], verifier: str, seconds: float, refusal: str | None
+    console: Console, judged: Sequence[Candidate], verifier: str, seconds: float, refusal: str | None
 ) -> None:
     """Print the figures, and why training would refuse the verifier if ``refusal`` is not None."""
     for part in _summary(judged, verifier, seconds, refusal):
@@ -47,8 +29,8 @@ def print_summary(
             console.print(plain(part), markup=False, highlight=False, soft_wrap=True)
 
 
-def _summary(judged: Sequence[Judged], verifier: str, seconds: float, refusal: str | None) -> Iterator[str | Table]:
-    rewards = [one.verdict.reward for one in judged if one.verdict.reward is not None]
+def _summary(judged: Sequence[Candidate], verifier: str, seconds: float, refusal: str | None) -> Iterator[str | Table]:
+    rewards = [one.completion.reward for one in judged if one.completion.reward is not None]
     rate = len(judged) / seconds
     yield f"{len(judged):,} rows by '{verifier}' in {seconds:.1f} s, imports included: {rate:,.0f} verdicts/s"
     if rewards:
@@ -58,14 +40,14 @@ def _summary(judged: Sequence[Judged], verifier: str, seconds: float, refusal: s
             f"mean reward {sum(rewards) / len(rewards):.3f}{left_out(1.0 - len(rewards) / len(judged))}"
         )
     yield from _errors(judged)
-    if compared := [one for one in judged if one.candidate.expected is not None]:
+    if compared := [one for one in judged if one.expected is not None]:
         yield from _agreement(compared)
     if refusal is not None:
         yield f"training would refuse this verifier: {refusal}"
 
 
-def _errors(judged: Sequence[Judged]) -> Iterator[str]:
-    errors = Counter(one.verdict.error for one in judged if one.verdict.error is not None)
+def _errors(judged: Sequence[Candidate]) -> Iterator[str]:
+    errors = Counter(one.completion.error for one in judged if one.completion.error is not None)
     if errors:
         yield f"errors: {errors.total():,}, which have no reward"
     shown = errors.most_common(SHOWN)
@@ -75,9 +57,9 @@ def _errors(judged: Sequence[Judged]) -> Iterator[str]:
         yield f"  and {errors.total() - sum(count for _, count in shown):,} for other reasons"
 
 
-def _agreement(judged: Sequence[Judged]) -> Iterator[str | Table]:
+def _agreement(judged: Sequence[Candidate]) -> Iterator[str | Table]:
     """Yield a table of expected and actual rewards, and the rows where they differ."""
-    counts = Counter((_kind(one.candidate.expected), _kind(one.verdict.reward)) for one in judged)
+    counts = Counter((_kind(one.expected), _kind(one.completion.reward)) for one in judged)
     expected = [kind for kind in KINDS if any(counts[kind, got] for got in (*KINDS, "error"))]
     got = [kind for kind in (*KINDS, "error") if kind in ("0", "1") or any(counts[row, kind] for row in KINDS)]
     table = Table("expected", *(kind if kind == "error" else f"judged {kind}" for kind in got), box=box.SIMPLE_HEAD)
@@ -86,16 +68,16 @@ def _agreement(judged: Sequence[Judged]) -> Iterator[str | Table]:
     for kind in expected:
         table.add_row(kind, *(f"{counts[kind, one]:,}" for one in got))
     yield table
-    total = sum(one.verdict.reward is not None for one in judged)
+    total = sum(one.completion.reward is not None for one in judged)
     disagreements = [one for one in judged if one.disagrees]
     if total:
         agreeing = total - len(disagreements)
         yield f"as expected: {agreeing:,} of {total:,} judged ({agreeing / total:.1%})"
     for one in disagreements[:SHOWN]:
-        gold = one.candidate.prompt.answer
+        gold = one.prompt.answer
         yield (
-            f"  row {one.row}: expected {one.candidate.expected:g}, got {one.verdict.reward:g}"
-            f"{'' if gold is None else f', answer {_short(gold, 60)}'}, completion {_short(one.candidate.text, 100)}"
+            f"  row {one.row}: expected {one.expected:g}, got {one.completion.reward:g}"
+            f"{'' if gold is None else f', answer {_short(gold, 60)}'}, completion {_short(one.completion.text, 100)}"
         )
     if len(disagreements) > SHOWN:
         yield f"  and {len(disagreements) - SHOWN:,} more"

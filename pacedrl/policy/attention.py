@@ -30,7 +30,6 @@ class Pattern(Protocol):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
         """Attend in one layer: [B, heads, queries, D] and [B, key-value heads, keys, D] → [B, heads, queries, D]."""
-        ...
 
 
 current_pattern: ContextVar[Pattern | None] = ContextVar("pattern", default=None)

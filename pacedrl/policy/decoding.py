@@ -22,7 +22,6 @@ Decoding = Literal["columns", "padded", "equal"]
 """Decode with the cache of `pacedrl.policy.cache`, or with the model's own (`pacedrl.policy.generate`): prompts of
 different lengths padded, or prompts of one length at a time."""
 WAYS: tuple[Decoding, ...] = get_args(Decoding)
-PROMPT_LENGTHS = (9, 2)
 SETTINGS = SamplingSettings(group_size=2, max_new_tokens=8)
 TOLERANCE = 5e-4
 """Largest difference, in nats per token. Float32 rounding gives about 1e-6 in small models and 1e-4 in deep ones."""
@@ -58,7 +57,7 @@ def _prompts(policy: Policy) -> list[list[int]]:
     """Return two prompts of different lengths without the tokens that are known to be special."""
     size = policy.head.weight_VH.shape[0]
     ordinary = [i for i in range(3, size) if i != policy.pad_id and i not in policy.eos_ids]
-    return [ordinary[start : start + length] for start, length in enumerate(PROMPT_LENGTHS)]
+    return [ordinary[start : start + length] for start, length in enumerate((9, 2))]
 
 
 def _require_causal(policy: Policy, ids: list[int], name: str) -> None:

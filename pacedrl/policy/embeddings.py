@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pacedrl.errors import InputError
 from pacedrl.paths import expand_home
+from pacedrl.policy.passes import padded_batches
 from pacedrl.policy.policy import Policy, Pooling
 
 TOKENS_PER_BATCH = 16384
@@ -44,30 +45,15 @@ def prompt_embeddings(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        _embed_all(policy, prompt_ids, progress, pooling, partial)
+        shape = (len(prompt_ids), policy.head.weight_VH.shape[1])
+        file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        for batch in padded_batches([len(ids) for ids in prompt_ids], TOKENS_PER_BATCH):
+            rows = policy.embed([prompt_ids[i] for i in batch], pooling).numpy()
+            largest = np.abs(rows).max()
+            if largest > np.finfo(np.float16).max:
+                raise InputError(f"model.name: a prompt's hidden state reaches {largest:.3g}, beyond float16")
+            file[batch] = rows
+            progress(len(batch))
+        file.flush()
         partial.replace(path)
     return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write, because torch has no read-only tensors
-
-
-def _embed_all(
-    policy: Policy,
-    prompt_ids: Sequence[Sequence[int]],
-    progress: Callable[[int], None],
-    pooling: Pooling,
-    path: Path,
-) -> None:
-    by_length = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    shape = (len(prompt_ids), policy.head.weight_VH.shape[1])
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    start = 0
-    while start < len(by_length):
-        end = start + 1
-        while end < len(by_length) and (end - start + 1) * len(prompt_ids[by_length[end]]) <= TOKENS_PER_BATCH:
-            end += 1
-        rows = policy.embed([prompt_ids[i] for i in by_length[start:end]], pooling).numpy()
-        if np.abs(rows).max() > np.finfo(np.float16).max:
-            raise InputError(f"model.name: a prompt's hidden state reaches {np.abs(rows).max():.3g}, beyond float16")
-        file[by_length[start:end]] = rows
-        progress(end - start)
-        start = end
-    file.flush()

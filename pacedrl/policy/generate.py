@@ -33,67 +33,56 @@ def generate_groups(
     """
     longest_first = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
     same = [longest_first] if padded else [list(g) for _, g in groupby(longest_first, lambda i: len(prompt_ids[i]))]
-    at_once = max(1, settings.batch_size // settings.group_size)
+    size = settings.group_size
+    at_once = max(1, settings.batch_size // size)
     for prompts in same:
         for start in range(0, len(prompts), at_once):
             batch = prompts[start : start + at_once]
-            rows = _Rows(policy, settings, [seeds[i] for i in batch], tick)
-            rows.generate([prompt_ids[i] for i in batch for _ in range(settings.group_size)])
+            uniform_BT = torch.cat([uniforms(seeds[i], size, settings.max_new_tokens) for i in batch])
+            rows = [prompt_ids[i] for i in batch for _ in range(size)]
+            completions = _generate(policy, settings, rows, uniform_BT, tick)
             for number, i in enumerate(batch):
-                yield i, rows.group(number)
+                yield i, completions[number * size : (number + 1) * size]
 
 
-class _Rows:
-    """The completions of one batch, G rows per prompt, while they are decoded."""
+def _generate(
+    policy: Policy, settings: SamplingSettings, prompts: TokenLists, uniform_BT: Tensor, tick: Tick
+) -> list[Completion]:
+    """Decode one completion for each of the prompts together."""
+    model, ends = policy.causal_lm, policy.ends(settings.stop)
+    ids_BL, mask_BL = policy.padded(prompts, side="left")
+    token_ids: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
+    ended_B = torch.zeros(len(prompts), dtype=torch.bool)
 
-    def __init__(self, policy: Policy, settings: SamplingSettings, seeds: Sequence[int], tick: Tick) -> None:
-        self.policy = policy
-        self.settings = settings
-        self.tick = tick
-        self.ends = policy.ends(settings.stop)
-        self.uniform_BT = torch.cat([uniforms(seed, settings.group_size, settings.max_new_tokens) for seed in seeds])
-        self.token_ids: list[list[int]] = [[] for _ in self.uniform_BT]
-        self.logprobs: list[list[float]] = [[] for _ in self.uniform_BT]
-        self.ended_B = torch.zeros(len(self.uniform_BT), dtype=torch.bool)
-        self.step = 0
-
-    def generate(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Decode every row, given the prompt of each."""
-        policy, model = self.policy, self.policy.causal_lm
-        ids_BL, mask_BL = policy.padded(prompts, side="left")
-        usual = model.generation_config
-        # The model's own settings, such as a repetition penalty, would change the distribution.
-        model.generation_config = GenerationConfig(
-            max_new_tokens=self.settings.max_new_tokens, do_sample=False, pad_token_id=policy.pad_id
-        )
-        try:
-            with policy.autocast():
-                model.generate(
-                    input_ids=ids_BL,
-                    attention_mask=mask_BL.long(),
-                    logits_processor=LogitsProcessorList([self._choose]),
-                    stopping_criteria=StoppingCriteriaList([self._have_ended]),
-                )
-        finally:
-            model.generation_config = usual
-
-    def group(self, number: int) -> list[Completion]:
-        size = self.settings.group_size
-        rows = range(number * size, (number + 1) * size)
-        return [self.ends.completion(self.token_ids[row], self.logprobs[row]) for row in rows]
-
-    def _choose(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
         """Draw the next token of every row and mask all others; tokens after a row's end are not kept."""
-        self.tick()
-        uniform_B1 = self.uniform_BT[:, self.step, None].to(scores.device)
-        token_B1, logprob_B1 = draw_tokens(scores.clone(), uniform_B1, self.settings.temperature, self.settings.top_p)
-        self.step += 1
+        tick()
+        uniform_B1 = uniform_BT[:, input_ids.shape[1] - ids_BL.shape[1], None].to(scores.device)
+        token_B1, logprob_B1 = draw_tokens(scores.clone(), uniform_B1, settings.temperature, settings.top_p)
         for row, (token, logprob) in enumerate(zip(token_B1[:, 0].tolist(), logprob_B1[:, 0].tolist(), strict=True)):
-            if not self.ended_B[row]:
-                self.token_ids[row].append(token)
-                self.logprobs[row].append(logprob)
-                self.ended_B[row] = self.ends.reached(self.token_ids[row])
+            if not ended_B[row]:
+                token_ids[row].append(token)
+                logprobs[row].append(logprob)
+                ended_B[row] = ends.reached(token_ids[row])
         return torch.full_like(scores, -torch.inf).scatter_(1, token_B1, 0.0)
 
-    def _have_ended(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        return self.ended_B.to(input_ids.device)
+    def have_ended(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return ended_B.to(input_ids.device)
+
+    usual = model.generation_config
+    # The model's own settings, such as a repetition penalty, would change the distribution.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens, do_sample=False, pad_token_id=policy.pad_id
+    )
+    try:
+        with policy.autocast():
+            model.generate(
+                input_ids=ids_BL,
+                attention_mask=mask_BL.long(),
+                logits_processor=LogitsProcessorList([choose]),
+                stopping_criteria=StoppingCriteriaList([have_ended]),
+            )
+    finally:
+        model.generation_config = usual
+    return list(map(ends.completion, token_ids, logprobs))

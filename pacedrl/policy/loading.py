@@ -18,6 +18,7 @@ from pacedrl.assets import TINY_MODEL
 from pacedrl.config import LoraConfig, ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.logprobs import Head
+from pacedrl.text import first_line
 
 FINGERPRINT_VALUES = 256
 """Evenly spaced values of each parameter that enter the fingerprint; any training changes nearly all of them."""
@@ -69,8 +70,7 @@ def adapter_base(name: str) -> str | None:
         path = None
     if path is None:
         return None
-    problem = damage(Path(path))
-    if problem is not None:
+    if (problem := damage(Path(path))) is not None:
         raise InputError(f"model.name: {path} {problem}; restore that file")
     settings = json.loads(Path(path).read_text(encoding="utf-8"))
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
@@ -81,15 +81,13 @@ def adapter_base(name: str) -> str | None:
 
 def adapter_note(name: str) -> str | None:
     """Return a note for users that the model is an adapter; None if it is not."""
-    base = adapter_base(name)
-    if base is None:
+    if (base := adapter_base(name)) is None:
         return None
     return f"model.name: '{name}' is an adapter, merged into its base model '{base}'; training starts from the result"
 
 
 def _load(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    base = adapter_base(name)
-    if base is not None:
+    if (base := adapter_base(name)) is not None:
         return _load_merged(name, base, options)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -140,10 +138,10 @@ def _reason(name: str, error: Exception) -> str:
         checkpoints = sorted((folder / "checkpoints").glob("step-*"))
         if checkpoints:
             return f"it is the folder of a run; name one of its checkpoints, e.g. {checkpoints[-1]}"
-        damaged = first_damaged(folder)
-        if damaged is not None:
-            return f"{damaged}; restore that file"
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        for path in sorted(folder.iterdir()):
+            if (problem := damage(path)) is not None:
+                return f"{path.name} {problem}; restore that file"
+    return first_line(error)
 
 
 def find_decoder(causal_lm: Any) -> Any:
@@ -204,12 +202,6 @@ def model_fingerprint(model: Any) -> str:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(flat[places.long().to(flat.device)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def first_damaged(folder: Path) -> str | None:
-    """Return the first JSON or safetensors file in ``folder`` that cannot be read, and why; None if there is none."""
-    problems = ((path, damage(path)) for path in sorted(folder.iterdir()))
-    return next((f"{path.name} {problem}" for path, problem in problems if problem is not None), None)
 
 
 def damage(path: Path) -> str | None:

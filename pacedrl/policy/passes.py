@@ -18,19 +18,8 @@ def micro_batches(batch: Sequence[Completion], token_budget: int, shared_prompts
     completions of one prompt stay together. Without, it costs its rows padded to the longest one, and sequences of
     similar length stay together.
     """
-    return _packed(batch, token_budget) if shared_prompts else _padded(batch, token_budget)
-
-
-def model_passes(policy: Policy, batch: Sequence[Completion], token_budget: int, ranks: Ranks) -> Iterator[list[int]]:
-    """Yield the `micro_batches` of this process; with a sharded policy all processes make as many passes."""
-    groups = micro_batches(batch, token_budget, policy.takes_patterns)
-    passes = max(ranks.gather(len(groups))) if policy.sharded else len(groups)
-    yield from groups
-    for _ in range(passes - len(groups)):
-        policy.dummy_pass()
-
-
-def _packed(batch: Sequence[Completion], token_budget: int) -> list[list[int]]:
+    if not shared_prompts:
+        return padded_batches([sequence.length for sequence in batch], token_budget)
     groups: list[list[int]] = []
     used = 0
     last: Sequence[int] | None = None
@@ -47,10 +36,20 @@ def _packed(batch: Sequence[Completion], token_budget: int) -> list[list[int]]:
     return groups
 
 
-def _padded(batch: Sequence[Completion], token_budget: int) -> list[list[int]]:
+def model_passes(policy: Policy, batch: Sequence[Completion], token_budget: int, ranks: Ranks) -> Iterator[list[int]]:
+    """Yield the `micro_batches` of this process; with a sharded policy all processes make as many passes."""
+    groups = micro_batches(batch, token_budget, policy.takes_patterns)
+    passes = max(ranks.gather(len(groups))) if policy.sharded else len(groups)
+    yield from groups
+    for _ in range(passes - len(groups)):
+        policy.dummy_pass()
+
+
+def padded_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Group sequences by similar length; each group, padded, has at most ``token_budget`` tokens or one sequence."""
     groups: list[list[int]] = []
-    for i in sorted(range(len(batch)), key=lambda i: batch[i].length):
-        if groups and (len(groups[-1]) + 1) * batch[i].length <= token_budget:
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[i] <= token_budget:
             groups[-1].append(i)
         else:
             groups.append([i])

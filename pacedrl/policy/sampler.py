@@ -55,7 +55,6 @@ class Sampler(Protocol):
 
     def sync(self, policy: Policy, tick: Tick = lambda: None) -> None:
         """Sample from these weights from now on. ``tick`` is called while servers are waited for."""
-        ...
 
     def rest(self) -> None:
         """Free the device's memory if the sampler occupies much of it. Nothing is sampled until the next `sync`."""
@@ -65,7 +64,6 @@ class Sampler(Protocol):
         self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
     ) -> SampledGroups:
         """Sample a group for each prompt, each with its own seed."""
-        ...
 
 
 class TransformersSampler(Sampler):

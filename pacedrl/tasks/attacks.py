@@ -8,8 +8,6 @@ from pacedrl.tasks.completions import without_solution
 from pacedrl.types import Prompt
 
 NUMBERS = [str(number) for number in range(1000)]
-
-
 ATTACKS: dict[str, Callable[[Prompt], str]] = {
     "empty text": lambda prompt: "",
     "white space": lambda prompt: " \n\t ",

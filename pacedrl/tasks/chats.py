@@ -112,7 +112,6 @@ def from_json(value: Any) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """Remove the keys whose value is None from all objects."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list) else value

@@ -20,7 +20,7 @@ from pacedrl.tasks.columns import find_column, no_column, value_at
 from pacedrl.tasks.files import Row, Rows
 from pacedrl.tasks.games import GOLD_FIELDS, gold_of_fields
 from pacedrl.tasks.sources import default_name, default_verifier, read_rows
-from pacedrl.tasks.verifiers import check_spec
+from pacedrl.tasks.verifiers import resolve
 from pacedrl.types import Message, Prompt, prompt_key
 
 _NEED_AN_ANSWER = ("math", "exact", "numeric", "countdown", "knights_knaves")
@@ -63,7 +63,7 @@ def load_task(config: TaskConfig) -> Task:
     """
     name = config.name or default_name(config.source)
     verifier = config.verifier or default_verifier(config.source)
-    check_spec(verifier, config.verifier_options)
+    resolve(verifier, config.verifier_options)
     parts = _parts(config)
     stop = None if config.limit is None else config.skip + config.limit
     prompts: dict[str, Prompt] = {}
@@ -88,7 +88,7 @@ def read_prompts(
 
 def _parts(config: TaskConfig) -> tuple[RewardPart, ...]:
     for part in config.extra_rewards:
-        check_spec(part.verifier, part.options)
+        resolve(part.verifier, part.options)
     names = [part.name for part in config.extra_rewards]
     for name in {*names}:
         if name in ("correctness", "overlong") or names.count(name) > 1:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pacedrl.errors import InputError
+from pacedrl.text import first_line
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]
@@ -201,8 +202,3 @@ _tsv = partial(_csv, separator="\t")
 TEXT: dict[str, Reader] = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv}
 """Readers of the kinds of files that may be compressed, by ending."""
 KINDS = {**TEXT, ".parquet": _parquet, ".arrow": _arrow}
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -51,7 +51,6 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 _STATEMENT = re.compile(r"(?:\(?\d{1,3}[).:]\s*)?(?P<name>\S.*?)\s*(?:\bis\s+an?\b|:)\s*(?P<role>knight|knave)", re.I)
 _BETWEEN = re.compile(r"[\n;,.]+(?:\s*and\b)?|\band\b", re.IGNORECASE)
 _LIST_DOT = re.compile(r"^(\s*\d{1,3})\.(?=\s)", re.MULTILINE)
-_ROLES = {"knight": True, "knave": False}
 
 
 def gold_of_fields(game: str, answer: Any, row: dict[str, Any]) -> Any:
@@ -151,7 +150,7 @@ def knights_knaves_reward(answer: Any, text: str) -> float:
         name = match["name"].lower() if match else ""
         if match is None or name not in roles or name in found:
             return 0.0
-        found[name] = _ROLES[match["role"].lower()]
+        found[name] = match["role"].lower() == "knight"
     return float(found == roles)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from pacedrl.config import TaskConfig
 from pacedrl.errors import InputError
-from pacedrl.tasks.files import KINDS, Rows, ending_of, first_line, numbered, read_file, stem_of
+from pacedrl.tasks.files import KINDS, Rows, ending_of, numbered, read_file, stem_of
 from pacedrl.tasks.verifiers import import_gym
+from pacedrl.text import first_line
 
 _URL = re.compile(r"[a-z0-9]+://")
 _GLOB = re.compile(r"[*?\[]")

@@ -31,7 +31,6 @@ from pacedrl.tasks.completions import after_thoughts
 from pacedrl.tasks.games import countdown_gold, countdown_reward, knights_knaves_gold, knights_knaves_reward
 from pacedrl.tasks.math.equality import MathOptions
 from pacedrl.tasks.math.rewards import math_gold, math_reward, numeric_reward
-from pacedrl.tasks.math.values import load_math_verify
 from pacedrl.types import Prompt
 
 BUILT_IN = ("math", "exact", "numeric", "code", "countdown", "knights_knaves", "gym")
@@ -66,11 +65,6 @@ class Verdict:
     error: str | None
 
 
-def check_spec(spec: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise InputError if ``spec`` names no verifier, or one that does not take these options."""
-    _verifier(spec, options or {})
-
-
 def require_time(spec: str, options: Mapping[str, Any], timeout_s: float, setting: str, task: str) -> None:
     """Raise InputError that names the ``setting`` if ``timeout_s`` is less than the verifier's own time limit.
 
@@ -88,19 +82,12 @@ def require_time(spec: str, options: Mapping[str, Any], timeout_s: float, settin
 
 
 def resolve(spec: str, options: Mapping[str, Any] | None = None) -> Verifier:
-    """Return the verifier that ``spec`` names, and import what it needs. Raises InputError as ``check_spec`` does.
+    """Return the verifier that ``spec`` names. Raises InputError if there is none, or if it does not take ``options``.
 
     A built-in verifier reads what follows a completion's thoughts, a user's function reads the whole completion.
     """
-    verifier = _verifier(spec, options or {})
-    if spec == "math":
-        load_math_verify()
-    return verifier
-
-
-def _verifier(spec: str, options: Mapping[str, Any]) -> Verifier:
     function = None if spec in BUILT_IN else _load_function(spec)
-    settings = _settings(spec, options)
+    settings = _settings(spec, options or {})
     if function is not None:
         return _from_function(function, spec)
     verifier = _built_in(spec, settings)

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from pacedrl.errors import InputError
+from pacedrl.tasks.math.values import load_math_verify
 from pacedrl.tasks.verifiers import Verdict, Verifier, describe, judge, one_line, resolve
 from pacedrl.types import Prompt
 
@@ -47,6 +48,8 @@ def main(descriptor: int, memory_mib: int) -> None:
                 memory.lift()
                 try:
                     verifiers[spec] = _in_this_process(resolve(job["verifier"], job["options"]))
+                    if job["verifier"] == "math":
+                        load_math_verify()
                 finally:
                     memory.restore()
         except InputError as error:

@@ -148,7 +148,7 @@ class Trainer:
 
     def _loop(self) -> None:
         while True:
-            if self.ranks.count > 1 and self.ranks.any(self.guard.requested):
+            if self.ranks.count > 1 and any(self.ranks.gather(self.guard.requested)):
                 raise Interrupted
             if self._evaluation_due():
                 self._evaluate()

@@ -25,7 +25,7 @@ def test_items_of_equal_cost_are_divided_equally() -> None:
 def test_a_single_process_needs_no_collectives() -> None:
     ranks = Ranks()
     assert ranks.main
-    assert (ranks.broadcast("a"), ranks.gather("a"), ranks.any(True)) == ("a", ["a"], True)
+    assert (ranks.broadcast("a"), ranks.gather("a")) == ("a", ["a"])
     assert ranks.map([1, 2, 3], lambda part: [2 * value for value in part]) == [2, 4, 6]
     with pytest.raises(ValueError, match="no"):
         ranks.run_on_main(lambda: (_ for _ in ()).throw(ValueError("no")))

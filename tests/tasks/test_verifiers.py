@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pacedrl.errors import InputError
-from pacedrl.tasks.verifiers import Verdict, check_spec, gold_completion, judge, resolve
+from pacedrl.tasks.verifiers import Verdict, gold_completion, judge, resolve
 from pacedrl.types import Prompt
 
 REWARDS = """
@@ -277,10 +277,10 @@ def test_gold_completions_by_verifier():
 
 
 @pytest.mark.parametrize("spec", ["math", "exact", "numeric", "gym", "json:dumps"])
-def test_check_spec_accepts(spec):
+def test_resolve_accepts(spec):
     if spec == "gym":
         pytest.importorskip("reasoning_gym")
-    check_spec(spec)
+    resolve(spec)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ def test_check_spec_accepts(spec):
         ("builtins:max", "'max' does not say which arguments it takes; wrap it in a function of your own"),
     ],
 )
-def test_check_spec_refuses_in_one_line(spec, message):
+def test_resolve_refuses_in_one_line(spec, message):
     with pytest.raises(InputError) as error:
-        check_spec(spec)
+        resolve(spec)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -318,18 +318,18 @@ def test_check_spec_refuses_in_one_line(spec, message):
         ("def", "SyntaxError"),
     ],
 )
-def test_check_spec_reports_a_file_that_does_not_import(tmp_path, code, reason):
+def test_resolve_reports_a_file_that_does_not_import(tmp_path, code, reason):
     path = tmp_path / "broken.py"
     path.write_text(code, encoding="utf-8")
     with pytest.raises(InputError) as error:
-        check_spec(f"{path}:f")
+        resolve(f"{path}:f")
     assert f"importing {path} failed: {reason}" in str(error.value)
 
 
 def test_a_missing_reasoning_gym_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(InputError, match=r'pip install "pacedrl\[gym\]"'):
-        check_spec("gym")
+        resolve("gym")
 
 
 def test_options_of_built_in_verifiers_reach_them():
@@ -356,7 +356,7 @@ def test_options_of_built_in_verifiers_reach_them():
 )
 def test_bad_options_are_refused_in_one_line(spec, options, message):
     with pytest.raises(InputError) as error:
-        check_spec(spec, options)
+        resolve(spec, options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

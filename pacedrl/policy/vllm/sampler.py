@@ -16,6 +16,7 @@ from pacedrl.policy.ends import Ends
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SampledGroups, Sampler, SamplingSettings, Tick, TokenLists
 from pacedrl.policy.vllm.worker import pack_head
+from pacedrl.text import first_line
 from pacedrl.types import Completion
 
 
@@ -67,7 +68,7 @@ class VllmSampler(Sampler):
                     distributed_executor_backend="external_launcher" if several else None,
                 )
             except (ValueError, RuntimeError, NotImplementedError) as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 raise InputError(f"sampling.engine: vLLM cannot run this model: {reason}", docs="serving") from None
         self.sync(policy)
 
@@ -94,7 +95,6 @@ class VllmSampler(Sampler):
     def sample(
         self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None
     ) -> SampledGroups:
-        """Sample a group for each prompt, each with its own seed."""
         engine = self.llm.llm_engine
         ends = self.policy.ends(settings.stop)
         kind = self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY

@@ -46,11 +46,9 @@ class VllmServerSampler(Sampler):
         self.config = config
         self.ranks = ranks or Ranks()
         self.version = ""
-        self.keeper: WeightKeeper | None = None
-        if self.ranks.main:
-            tokens = config.max_prompt_tokens + config.max_new_tokens
-            self.keeper = WeightKeeper(config.servers, policy.device, tokens, config.server_patience_s)
-            weakref.finalize(self, self.keeper.close)
+        tokens = config.max_prompt_tokens + config.max_new_tokens
+        self.keeper = WeightKeeper(config.servers, policy.device, tokens, config.server_patience_s)
+        weakref.finalize(self, self.keeper.close)
         self.sync(policy)
 
     @torch.no_grad()
@@ -61,16 +59,9 @@ class VllmServerSampler(Sampler):
         """
         # A GPU's weights are sent in bfloat16, in which vLLM computes. All ranks gather a sharded policy together.
         dtype = torch.bfloat16 if policy.device.type == "cuda" else None
-        weights = []
-        for name, tensor in policy.weights():
-            if self.ranks.main:
-                weights.append((name, tensor.to("cpu", dtype, copy=True)))
-
-        def publish() -> str:
-            assert self.keeper is not None
-            return self.keeper.publish(weights, tick)
-
-        self.version = self.ranks.run_on_main(publish)
+        own = self.ranks.main
+        weights = [(name, tensor.to("cpu", dtype, copy=True)) for name, tensor in policy.weights() if own]
+        self.version = self.ranks.run_on_main(lambda: self.keeper.publish(weights, tick))
 
     def sample(
         self, prompt_ids: TokenLists, settings: SamplingSettings, seeds: Sequence[int], tick: Tick = lambda: None

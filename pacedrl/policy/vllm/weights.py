@@ -92,7 +92,6 @@ class WeightKeeper:
                 self._changed.wait(min(left, TICK_S) if left > 0.0 else TICK_S)
 
     def close(self) -> None:
-        """Stop sending weights."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

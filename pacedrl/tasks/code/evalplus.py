@@ -103,8 +103,6 @@ _OTHER_READINGS: dict[str, Callable[..., int]] = {
 
 
 class _Type(NamedTuple):
-    """The type of a value, and that of what it contains."""
-
     kind: type
     content: _Type | None = None
     nests: bool = False

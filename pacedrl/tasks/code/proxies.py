@@ -145,12 +145,6 @@ class RemoteObject:
         self._forget_items()
         self._ask("setattr", name, value)
 
-    def __delattr__(self, name: str) -> None:
-        self._ask("delattr", name)
-
-    def __copy__(self) -> Any:
-        return self._ask("copy")
-
     def __deepcopy__(self, memo: Any) -> Any:
         return self._ask("deepcopy")
 
@@ -226,7 +220,7 @@ class CreatedObject(RemoteObject):
         return super().__call__(*arguments, **keywords)
 
     def __copy__(self) -> Any:
-        return self._candidate.created(super().__copy__())
+        return self._candidate.created(self._ask("copy"))
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self._candidate.created(super().__deepcopy__(memo))
@@ -268,7 +262,6 @@ def _has_own_equality(value: object) -> bool:
 
 
 def _is_plain_attribute(name: str) -> bool:
-    """Tell whether plain data have an attribute ``name``."""
     return name in _PLAIN_ATTRIBUTES or ("numpy" in sys.modules and hasattr(sys.modules["numpy"].ndarray, name))
 
 
@@ -297,7 +290,7 @@ def _define(kind: type, function: Callable[..., Any], *operations: str) -> None:
 
 
 _define(RemoteObject, _combine, *_ORDERS, *_GIVE_OBJECTS, "abs", "round", "divmod", "index")
-_define(RemoteObject, RemoteObject._ask, "str", "repr", "format", "bytes", "hash", "int", "float")
+_define(RemoteObject, RemoteObject._ask, "str", "repr", "format", "bytes", "hash", "int", "float", "copy", "delattr")
 _define(CreatedObject, RemoteObject._ask, "len", "bool", "reversed")
 _define(CreatedObject, _combine, "contains", "getitem", "setitem", "delitem")
 for _name in _BINARY:

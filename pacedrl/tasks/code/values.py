@@ -41,7 +41,6 @@ class NotPlainDataError(TypeError):
 
 
 def refuse(value: Any) -> Any:
-    """Raise NotPlainDataError."""
     kind = type(value)
     raise NotPlainDataError(kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}")
 
@@ -128,7 +127,6 @@ def send_items(value: Any, send_other: Sender | None = None) -> Any:
 
 
 def refuse_tag(tag: str, content: Any) -> Any:
-    """Raise ValueError."""
     raise ValueError(f"no plain data: {tag}")
 
 

@@ -206,8 +206,6 @@ def _judging(job: dict[str, Any], settings: CodeSettings, errors: IO[bytes]) -> 
 
 
 class _ReportReader:
-    """Reads the driver's report line by line."""
-
     def __init__(self, descriptor: int, token: str) -> None:
         self._descriptor = descriptor
         self._token = token
