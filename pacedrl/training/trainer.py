@@ -57,7 +57,7 @@ from pacedrl.training.resume import claim, prompt_fingerprints, refuse_foreign
 from pacedrl.training.run_folder import RunFolder
 from pacedrl.training.trackers import Trackers, require_trackers
 from pacedrl.types import Completion, Group
-from pacedrl.view import SilentView, View
+from pacedrl.view import View
 
 
 class TrainingStopped(Exception):
@@ -87,7 +87,7 @@ class Trainer:
     def __init__(self, config: Config, view: View | None = None) -> None:
         self.config = config
         self.ranks = connect()
-        self.view = view or SilentView(quiet=not self.ranks.main)
+        self.view = view or View(quiet=not self.ranks.main)
         self.ranks.run_on_main(lambda: require_trackers(config))
         self.trackers = Trackers(config)
         self.folder = RunFolder(config, writes=self.ranks.main)
