@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -96,12 +97,14 @@ class Group:
     """The completions of one prompt, and the prompt's token ids as the sampler saw them.
 
     ``dropped`` is the reason why a gate keeps the group out of the update; None if it is trained on.
+    ``accuracy_estimate`` is the prompt's from before its rewards were known; NaN without an estimator.
     """
 
     prompt: Prompt
     prompt_ids: list[int]
     completions: list[Completion]
     dropped: str | None = None
+    accuracy_estimate: float = math.nan
 
     def __post_init__(self) -> None:
         for completion in self.completions:

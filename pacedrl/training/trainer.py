@@ -49,7 +49,7 @@ from pacedrl.training.budget import ends_at, evaluation_due, steps_at_most
 from pacedrl.training.checkpoint import STATE_FORMAT, load_checkpoint_state, load_optimizer_states, save_checkpoint
 from pacedrl.training.curriculum import build_scheduler, initial_embeddings
 from pacedrl.training.learner import Learner, fresh_rollouts, replayed_rollouts, training_batch
-from pacedrl.training.metrics import Believed, believed, group_row, rollout_metrics, sample_rows
+from pacedrl.training.metrics import group_row, rollout_metrics, sample_rows
 from pacedrl.training.objectives import build_objective
 from pacedrl.training.objectives.base import Objective
 from pacedrl.training.pending import dump_collected, load_collected
@@ -183,7 +183,10 @@ class Trainer:
                 update = self.learner.update(batch, self.step, self._tick)
             with clock.phase("wait"):
                 self.pending = following()
-        thought = believed(self.scheduler, collected.sampled)
+        keys = [group.prompt.key for group in collected.sampled]
+        for group, estimate in zip(collected.sampled, self.scheduler.accuracy_estimate(keys).tolist(), strict=True):
+            group.accuracy_estimate = estimate
+        pool = self.scheduler.pool()
         with clock.phase("observe"):
             again = [completion for completion in batch if completion.replayed]
             observed = self.scheduler.observe(
@@ -213,7 +216,7 @@ class Trainer:
             | observed
         )
         metrics["kl/old_beta"] = self.objective.beta * metrics["kl/old"]
-        self._report(metrics | clock.metrics(), collected.sampled, thought)
+        self._report(metrics | clock.metrics(), collected.sampled, pool)
 
     def _tick(self) -> None:
         # Several processes stop together between steps: if one left a step, the others would wait for it forever.
@@ -260,11 +263,11 @@ class Trainer:
             self.config.sampling.stop,
         )
 
-    def _report(self, metrics: dict[str, float], groups: list[Group], thought: Believed) -> None:
+    def _report(self, metrics: dict[str, float], groups: list[Group], pool: dict[str, Any] | None) -> None:
         row = {"step": self.step} | metrics
-        for sample in sample_rows(groups, thought.estimates, self.config.run.samples_per_step):
+        for sample in sample_rows(groups, self.config.run.samples_per_step):
             self.folder.log("samples.jsonl", {"step": self.step} | sample)
-        self.folder.log("groups.jsonl", {"step": self.step} | group_row(groups, thought))
+        self.folder.log("groups.jsonl", {"step": self.step} | group_row(groups, pool))
         self.folder.log("metrics.jsonl", row)
         self.trackers.log(metrics, self.step)
         self.view.step(row)
