@@ -135,11 +135,8 @@ class _Calibrator:
         tasks, self.prompt_ids = encode_tasks(policy, train, config)
         self.tasks = {task.name: task for task in tasks}
         self.prompts = unique_prompts(tasks)
-        embeddings_NH = None
-        if config.needs_partition:
-            view.phase("embedding prompts", len(self.prompts))
-            ids = [self.prompt_ids[prompt.key] for prompt in self.prompts]
-            embeddings_NH = initial_embeddings(config, policy, ids, view.advance)
+        ids = [self.prompt_ids[prompt.key] for prompt in self.prompts]
+        embeddings_NH = initial_embeddings(config, policy, ids, view)
         self.scheduler = build_scheduler(config, [prompt.key for prompt in self.prompts], embeddings_NH)
         self.sampler = build_sampler(config, policy)
         self.groups, self.metrics = (read_rows(config.run.dir / f"{log}.jsonl") for log in ("groups", "metrics"))

@@ -346,7 +346,9 @@ class Trainer:
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
         own = None
         if self.ranks.main:
-            own = build_scheduler(config, list(self.prompts), self._embeddings(), self.policy.device)
+            ids = [self.prompt_ids[key] for key in self.prompts]
+            embeddings_NH = initial_embeddings(config, self.policy, ids, self.view)
+            own = build_scheduler(config, list(self.prompts), embeddings_NH, self.policy.device)
         self.scheduler: Scheduler = shared(own, self.ranks)
         # With LoRA no copy is needed: the initial policy is the policy without its adapter.
         needs_copy = config.objective.needs_reference and config.model.lora is None
@@ -381,13 +383,6 @@ class Trainer:
         )
         if saved is not None:
             self._restore(saved)
-
-    def _embeddings(self) -> torch.Tensor | None:
-        if not self.config.needs_partition:
-            return None
-        self.view.phase("embedding prompts", len(self.prompts))
-        ids = [self.prompt_ids[key] for key in self.prompts]
-        return initial_embeddings(self.config, self.policy, ids, self.view.advance)
 
     def _restore(self, folder: Path) -> None:
         self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
