@@ -168,6 +168,7 @@ class Scorer:
             score_groups(self.pool, groups, self.tasks)
 
 
+@dataclass
 class Collector:
     """Selects prompts, samples and judges their completions, as often as the gate wants.
 
@@ -178,36 +179,23 @@ class Collector:
         scheduler: selects prompts.
         sampler: samples completions.
         pool: judges them.
-        tasks: the training tasks.
+        tasks: the training tasks, by name.
         prompts, prompt_ids: prompts and their token ids, by key.
         view: shows the progress of sampling.
         true_accuracies: computes the true accuracy of all prompts, for the estimator ``oracle``.
         ranks: the processes among which a step's prompts are divided.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        scheduler: Scheduler,
-        sampler: Sampler,
-        pool: VerifierPool,
-        tasks: Sequence[Task],
-        prompts: Mapping[str, Prompt],
-        prompt_ids: Mapping[str, list[int]],
-        view: View,
-        true_accuracies: Callable[[], list[float]],
-        ranks: Ranks,
-    ) -> None:
-        self.config = config
-        self.scheduler = scheduler
-        self.sampler = sampler
-        self.pool = pool
-        self.tasks = {task.name: task for task in tasks}
-        self.prompts = prompts
-        self.prompt_ids = prompt_ids
-        self.view = view
-        self.true_accuracies = true_accuracies
-        self.ranks = ranks
+    config: Config
+    scheduler: Scheduler
+    sampler: Sampler
+    pool: VerifierPool
+    tasks: Mapping[str, Task]
+    prompts: Mapping[str, Prompt]
+    prompt_ids: Mapping[str, list[int]]
+    view: View
+    true_accuracies: Callable[[], list[float]]
+    ranks: Ranks
 
     def collect(self, step: int, policy_step: int, tick: Tick, exclude: Collection[str] = ()) -> Collected:
         """Collect the judged groups of ``step``, sampled by the policy of ``policy_step``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -23,13 +23,13 @@ from pacedrl.policy.cpu import return_freed_memory
 from pacedrl.policy.passes import model_passes, sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.seeding import derive_seed
-from pacedrl.training.objectives.base import BatchSize, LossInputs, Objective
+from pacedrl.training.objectives.base import LossInputs, Objective
 from pacedrl.types import Completion, Group
 
 Metrics = dict[str, float]
 ReferenceLogprobs = Callable[[Sequence[Completion]], list[list[float]]]
 """Log-probabilities of every completion token under the initial policy, one list per completion."""
-Loss = Callable[[LossInputs, BatchSize], tuple[Tensor, TensorMetrics]]
+Loss = Callable[[LossInputs], tuple[Tensor, TensorMetrics]]
 """A micro-batch's share of the whole batch's loss and metrics: `pacedrl.training.objectives.base.Objective.loss`."""
 
 METRICS = (
@@ -55,16 +55,12 @@ class Update:
     """What an update did.
 
     ``skipped`` counts optimiser steps that were left out because their loss or gradient was not finite. ``trained`` is
-    the number of sequences in the other steps, each counted once per epoch; if there were none, ``applied`` is False.
+    the number of sequences in the other steps, each counted once per epoch; it is 0 if the policy did not change.
     """
 
     metrics: Metrics
     trained: int = 0
     skipped: int = 0
-
-    @property
-    def applied(self) -> bool:
-        return self.trained > 0
 
 
 def training_batch(
@@ -106,6 +102,7 @@ def training_batch(
     return [*fresh, *again]
 
 
+@dataclass
 class Learner:
     """AdamW on the policy.
 
@@ -119,28 +116,20 @@ class Learner:
         ranks: the processes among which the sequences of an optimiser step are shared out.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: OptimizerConfig,
-        total_steps: int,
-        temperature: float,
-        loss: Loss,
-        seed: int = 0,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.total_steps = total_steps
-        self.temperature = temperature
-        self.loss = loss
-        self.seed = seed
-        self.ranks = ranks or Ranks()
+    policy: Policy
+    config: OptimizerConfig
+    total_steps: int
+    temperature: float
+    loss: Loss
+    seed: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
+            self.policy.parameters(),
+            lr=self.config.learning_rate,
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
             fused=True,  # one pass over the memory: a seventh of the time, on a CPU
         )
 
@@ -180,12 +169,12 @@ class Learner:
         totals: Metrics = {}
         largest_gap = 0.0
         own = batch[self.ranks.own_slice([sequence.length for sequence in batch])]
-        size = BatchSize(len(batch), sum(len(sequence.token_ids) for sequence in batch))
+        tokens = sum(len(sequence.token_ids) for sequence in batch)
         self.optimizer.zero_grad(set_to_none=True)
         with gradient_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing):
             for rows in model_passes(self.policy, own, self.config.tokens_per_micro_batch, self.ranks):
                 tick()
-                gap, sums = self._micro_batch([own[i] for i in rows], size)
+                gap, sums = self._micro_batch([own[i] for i in rows], len(batch), tokens)
                 largest_gap = float(np.maximum(largest_gap, gap))  # NaN stays NaN
                 for name, value in sums.items():
                     totals[name] = totals.get(name, 0.0) + value
@@ -217,8 +206,8 @@ class Learner:
             for part in np.array_split(order, count):
                 yield part.tolist()
 
-    def _micro_batch(self, batch: list[Completion], size: BatchSize) -> tuple[float, Metrics]:
-        """Add one micro-batch's gradient and fill in its log-ratios.
+    def _micro_batch(self, batch: list[Completion], sequences: int, tokens: int) -> tuple[float, Metrics]:
+        """Add the gradient of a micro-batch, and fill in its log-ratios; the whole batch has ``sequences`` and ``tokens``.
 
         Returns the largest gap between sampler and trainer at a fresh token, and sums over fresh tokens and sequences,
         which `_apply` turns into means.
@@ -233,8 +222,10 @@ class Learner:
         anchor_BT = self._padded([sequence.anchor_logprobs for sequence in batch], logprobs_BT.detach(), lengths)
         advantage_B = torch.tensor([sequence.advantage for sequence in batch], device=self.policy.device)
         sampled_BT = self._padded([sequence.logprobs for sequence in batch], anchor_BT, lengths)
-        inputs = LossInputs(logprobs_BT, anchor_BT, mask_BT, advantage_B, sampled_BT, self._references(batch))
-        loss, metrics = self.loss(inputs, size)
+        reference_BT = self._references(batch)
+        loss, metrics = self.loss(
+            LossInputs(logprobs_BT, anchor_BT, mask_BT, advantage_B, sampled_BT, sequences, tokens, reference_BT)
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         fresh_B = torch.tensor([not sequence.replayed for sequence in batch], device=self.policy.device)
         log_ratio_BT = (logprobs_BT.detach() - anchor_BT) * mask_BT

@@ -166,7 +166,7 @@ class Trainer:
         clock = Stopwatch()
         collected = self.pending or self._collect()
         if self.step == self._began:  # later in a run, one bad reward must not lose hours of work
-            require_judged(collected.sampled, {task.name: task for task in self.train_tasks})
+            require_judged(collected.sampled, self.collector.tasks)
         clock.add(collected.seconds)
         with self._ahead(collected) as following:
             with clock.phase("update"):
@@ -195,8 +195,11 @@ class Trainer:
             )
         age = self.step - collected.policy_step
         self.step += 1
-        self._count(collected, update.trained)
-        skipped = update.skipped > 0 and not update.applied
+        completions = [completion for group in collected.sampled for completion in group.completions]
+        self.rollouts += len(completions)
+        self.tokens += sum(len(completion.token_ids) for completion in completions)
+        self.trained += update.trained
+        skipped = update.skipped > 0 and not update.trained
         self.skipped += skipped
         counters = {
             "rollouts/generated": self.rollouts,
@@ -238,12 +241,6 @@ class Trainer:
         taken = [group.prompt.key for group in collected.sampled]
         with self.collector.ahead(self.step + 1, self.step, taken) as following:
             yield following
-
-    def _count(self, collected: Collected, trained: int) -> None:
-        completions = [completion for group in collected.sampled for completion in group.completions]
-        self.rollouts += len(completions)
-        self.trained += trained
-        self.tokens += sum(len(completion.token_ids) for completion in completions)
 
     def _reference_logprobs(self, batch: Sequence[Completion]) -> list[list[float]]:
         policy = self.initial or self.policy
@@ -374,7 +371,7 @@ class Trainer:
             shared(own, collecting),
             self.sampler,
             self.pool,
-            self.train_tasks,
+            {task.name: task for task in self.train_tasks},
             self.prompts,
             self.prompt_ids,
             self.view,

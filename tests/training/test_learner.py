@@ -247,7 +247,7 @@ def test_a_step_that_is_not_finite_is_not_taken(
 ) -> None:
     batch = mixture(policy)
     learner = Learner(policy, CONFIG, 10, 1.0, BALANCE)
-    assert learner.update(batch, 0).applied
+    assert learner.update(batch, 0).trained
     before, state = values(policy), deepcopy(learner.state_dict())
     with monkeypatch.context() as patched:
         damaged = damage(patched, policy, batch)
@@ -256,7 +256,7 @@ def test_a_step_that_is_not_finite_is_not_taken(
     assert_nothing_happened(learner, before, state, update)
     assert all(parameter.grad is None for parameter in policy.parameters())
     policy.parameters()[3]._backward_hooks = None
-    assert learner.update(batch, 1).applied
+    assert learner.update(batch, 1).trained
 
 
 def test_an_empty_batch_is_no_step(policy: Policy) -> None:

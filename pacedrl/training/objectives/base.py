@@ -21,7 +21,8 @@ class LossInputs:
     """A micro-batch, as the losses of `pacedrl.method.objectives` take it; only ``logprobs_BT`` carries gradient.
 
     ``anchor_logprobs_BT`` are those of μ, ``sampler_logprobs_BT`` those of the sampler. ``reference_logprobs_BT`` is
-    None if the objective reads none.
+    None if the objective reads none. The whole batch of the optimiser step has ``batch_sequences`` sequences and
+    ``batch_tokens`` completion tokens.
     """
 
     logprobs_BT: Tensor
@@ -29,15 +30,9 @@ class LossInputs:
     mask_BT: Tensor
     advantage_B: Tensor
     sampler_logprobs_BT: Tensor
+    batch_sequences: int
+    batch_tokens: int
     reference_logprobs_BT: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class BatchSize:
-    """Sequences and completion tokens in the whole batch of one optimiser step."""
-
-    sequences: int
-    tokens: int
 
 
 class Objective(ABC):
@@ -61,7 +56,7 @@ class Objective(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot replay; ObjectiveSection.can_replay should be False")
 
     @abstractmethod
-    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         """The micro-batch's share of the batch's loss and metrics: they add up over the micro-batches of a batch."""
 
     def partition_targets(self, sampled: Sequence[Completion]) -> tuple[list[float], list[float] | None]:

@@ -12,7 +12,6 @@ from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import flow_balance, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.training.objectives.base import (
-    BatchSize,
     LossInputs,
     Objective,
     mean_reference_log_ratio,
@@ -33,7 +32,7 @@ class FlowRl(Objective):
         score_B = standardised(fresh, rewards_to_train_on(fresh))
         return trajectory_balance_advantage(score_B, scheduler.log_z([c.key for c in fresh]), self.beta)
 
-    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         assert inputs.reference_logprobs_BT is not None
         return flow_balance(
             inputs.logprobs_BT,
@@ -43,7 +42,7 @@ class FlowRl(Objective):
             inputs.advantage_B,
             clip_low=self.settings.clip_low,
             clip_high=self.settings.clip_high,
-            normalizer=batch.sequences,
+            normalizer=inputs.batch_sequences,
         )
 
     def partition_targets(self, sampled: Sequence[Completion]) -> tuple[list[float], list[float] | None]:

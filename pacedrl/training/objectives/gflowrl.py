@@ -12,7 +12,6 @@ from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import group_flow_balance, group_mean_log_z, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.training.objectives.base import (
-    BatchSize,
     LossInputs,
     Objective,
     group_index,
@@ -35,7 +34,7 @@ class GFlowRl(Objective):
         log_z_B = group_mean_log_z(reward_B, group_B, self.beta, log_ratio_B)
         return trajectory_balance_advantage(reward_B, log_z_B, self.beta)
 
-    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         assert inputs.reference_logprobs_BT is not None
         return group_flow_balance(
             inputs.logprobs_BT,
@@ -46,5 +45,5 @@ class GFlowRl(Objective):
             weight_cap=self.settings.weight_cap,
             gap_raise=self.settings.gap_raise,
             gap_lower=self.settings.gap_lower,
-            normalizer=batch.sequences,
+            normalizer=inputs.batch_sequences,
         )

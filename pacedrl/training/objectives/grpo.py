@@ -10,7 +10,7 @@ from pacedrl.config import Config, GrpoConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import clipped_policy_gradient, group_relative_advantage
 from pacedrl.method.objectives import Metrics
-from pacedrl.training.objectives.base import BatchSize, LossInputs, Objective, group_index, rewards_to_train_on
+from pacedrl.training.objectives.base import LossInputs, Objective, group_index, rewards_to_train_on
 from pacedrl.types import Completion
 
 
@@ -30,10 +30,10 @@ class Grpo(Objective):
         group_B = group_index([c.key for c in fresh])
         return group_relative_advantage(rewards_to_train_on(fresh), group_B, self.settings.scale_by_std)
 
-    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         lengths = {
             "sequence_mean": None,
-            "token_mean": batch.tokens / batch.sequences,
+            "token_mean": inputs.batch_tokens / inputs.batch_sequences,
             "constant": self.max_new_tokens,
         }
         return clipped_policy_gradient(
@@ -49,5 +49,5 @@ class Grpo(Objective):
             reference_logprobs_BT=inputs.reference_logprobs_BT,
             sampler_logprobs_BT=inputs.sampler_logprobs_BT,
             sampler_weight_cap=self.settings.sampler_weight_cap,
-            normalizer=batch.sequences,
+            normalizer=inputs.batch_sequences,
         )

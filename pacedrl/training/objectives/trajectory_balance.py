@@ -12,13 +12,7 @@ from pacedrl.config import Config, TrajectoryBalanceConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import blended_baseline, group_mean_log_z, trajectory_balance, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
-from pacedrl.training.objectives.base import (
-    BatchSize,
-    LossInputs,
-    Objective,
-    group_index,
-    standardised,
-)
+from pacedrl.training.objectives.base import LossInputs, Objective, group_index, standardised
 from pacedrl.types import Completion
 
 
@@ -54,9 +48,9 @@ class TrajectoryBalance(Objective):
         log_z_B = torch.from_numpy(scheduler.accuracy_estimate(keys)).float() / self.beta
         return trajectory_balance_advantage(reward_B, log_z_B, self.beta)
 
-    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         return trajectory_balance(
-            inputs.logprobs_BT, inputs.anchor_logprobs_BT, inputs.mask_BT, inputs.advantage_B, batch.sequences
+            inputs.logprobs_BT, inputs.anchor_logprobs_BT, inputs.mask_BT, inputs.advantage_B, inputs.batch_sequences
         )
 
     def partition_targets(self, sampled: Sequence[Completion]) -> tuple[list[float], list[float] | None]:
