@@ -207,8 +207,9 @@ class Learner:
                 yield part.tolist()
 
     def _micro_batch(self, batch: list[Completion], sequences: int, tokens: int) -> tuple[float, Metrics]:
-        """Add the gradient of a micro-batch, and fill in its log-ratios; the whole batch has ``sequences`` and ``tokens``.
+        """Add the gradient of a micro-batch, and fill in its log-ratios.
 
+        The whole batch has that many ``sequences`` and completion ``tokens``.
         Returns the largest gap between sampler and trainer at a fresh token, and sums over fresh tokens and sequences,
         which `_apply` turns into means.
         """
