@@ -89,7 +89,7 @@ def test_two_steps_are_those_of_our_trainer_on_the_same_completions(
     assert replayed[0] == 0 < replayed[1]
     assert [len(fresh.keys) for fresh in seen] == [PROMPTS * GROUP] * 2  # neither filling nor replayed ones
     after = trained(tmp_path / "verl", 2)
-    own.sampler = own.actor.sampler = Recorded(own.policy, sampled.steps)
+    own.sampler = own.collector.sampler = Recorded(own.policy, sampled.steps)
     own.train()
     assert apart(own.policy.parameters(), after, weights(model)) < 1e-3
     mine_N, theirs_N = own.scheduler.accuracy_estimates(), trainer.scheduler.accuracy_estimates()

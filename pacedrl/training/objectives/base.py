@@ -6,14 +6,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from pacedrl.config import Config
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import group_relative_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.types import Completion
+
+Settings = TypeVar("Settings")
+"""The objective's section of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +40,21 @@ class LossInputs:
     reference_logprobs_BT: Tensor | None = None
 
 
-class Objective(ABC):
+class Objective(ABC, Generic[Settings]):
     """Turns rewards into advantages and a loss, and says what log Z is fitted to.
 
     Which parts of a run it needs (log Z, the initial policy, replay) is said by its section of the configuration
     (`pacedrl.config.method.ObjectiveSection`).
     """
 
-    beta: float = math.nan
-    """β, the temperature of the objective; NaN if it has none."""
     anchored_to_trainer: bool = False
     """Whether μ of fresh completions is the trainer's policy at the start of the step, not the sampler's."""
+
+    def __init__(self, settings: Settings, config: Config) -> None:
+        self.settings = settings
+        self.config = config
+        self.beta: float = getattr(settings, "beta", math.nan)
+        """β, the temperature of the objective; NaN if it has none."""
 
     @abstractmethod
     def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:

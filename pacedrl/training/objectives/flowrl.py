@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pacedrl.config import Config, FlowRlConfig
+from pacedrl.config import FlowRlConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import flow_balance, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
@@ -21,12 +21,8 @@ from pacedrl.training.objectives.base import (
 from pacedrl.types import Completion
 
 
-class FlowRl(Objective):
+class FlowRl(Objective[FlowRlConfig]):
     """FlowRL, arXiv 2509.15207 (`pacedrl.method.objectives.flow_balance`)."""
-
-    def __init__(self, settings: FlowRlConfig, config: Config) -> None:
-        self.settings = settings
-        self.beta = settings.beta
 
     def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         score_B = standardised(fresh, rewards_to_train_on(fresh))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pacedrl.config import Config, GFlowRlConfig
+from pacedrl.config import GFlowRlConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import group_flow_balance, group_mean_log_z, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
@@ -21,12 +21,8 @@ from pacedrl.training.objectives.base import (
 from pacedrl.types import Completion
 
 
-class GFlowRl(Objective):
+class GFlowRl(Objective[GFlowRlConfig]):
     """GFlowRL, arXiv 2607.13394 (`pacedrl.method.objectives.group_flow_balance` says what is assumed)."""
-
-    def __init__(self, settings: GFlowRlConfig, config: Config) -> None:
-        self.settings = settings
-        self.beta = settings.beta
 
     def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         group_B, reward_B = group_index([c.key for c in fresh]), rewards_to_train_on(fresh)

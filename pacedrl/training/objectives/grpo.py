@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pacedrl.config import Config, GrpoConfig
+from pacedrl.config import GrpoConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import clipped_policy_gradient, group_relative_advantage
 from pacedrl.method.objectives import Metrics
@@ -14,17 +14,13 @@ from pacedrl.training.objectives.base import LossInputs, Objective, group_index,
 from pacedrl.types import Completion
 
 
-class Grpo(Objective):
+class Grpo(Objective[GrpoConfig]):
     """GRPO, Dr. GRPO, DAPO's and GSPO's loss, by settings (`pacedrl.method.objectives.clipped_policy_gradient`).
 
     The ratio is against the trainer's own π_old: the clip range may be as narrow as the gap to the sampler's.
     """
 
     anchored_to_trainer = True
-
-    def __init__(self, settings: GrpoConfig, config: Config) -> None:
-        self.settings = settings
-        self.max_new_tokens = config.sampling.max_new_tokens
 
     def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         group_B = group_index([c.key for c in fresh])
@@ -34,7 +30,7 @@ class Grpo(Objective):
         lengths = {
             "sequence_mean": None,
             "token_mean": inputs.batch_tokens / inputs.batch_sequences,
-            "constant": self.max_new_tokens,
+            "constant": self.config.sampling.max_new_tokens,
         }
         return clipped_policy_gradient(
             inputs.logprobs_BT,
