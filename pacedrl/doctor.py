@@ -89,7 +89,7 @@ def checks(config: Config) -> Iterator[Check]:
         yield from _ends(policy, tasks, config)
         yield from _servers(config)
         yield from _prompts(policy, tasks, config)
-        encoded, token_ids = encode_tasks(policy, tasks, _dropping(config))
+        encoded = encode_tasks(policy, tasks, _dropping(config))
     except InputError as error:
         yield Check("fail", str(error))
         return
@@ -104,7 +104,7 @@ def checks(config: Config) -> Iterator[Check]:
                 yield from _attacks(pool, task)
             except InputError as error:
                 yield Check("fail", str(error))
-    yield from _cost(policy, [token_ids[prompt.key] for task in trained for prompt in task.prompts], config)
+    yield from _cost(policy, [prompt.token_ids for task in trained for prompt in task.prompts], config)
 
 
 def _failure(require: Callable[[], object]) -> Iterator[Check]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -59,7 +59,6 @@ def evaluate(
     sampler: Sampler,
     pool: VerifierPool,
     tasks: Sequence[Task],
-    prompt_ids: Mapping[str, list[int]],
     settings: SamplingSettings,
     ks: Sequence[int],
     seed: int,
@@ -83,7 +82,7 @@ def evaluate(
     for task in tasks:
 
         def judged(prompts: Sequence[Prompt], task: Task = task) -> list[Group]:
-            groups = sample_groups(sampler, prompts, prompt_ids, settings, (seed, "eval"), tick, advance)
+            groups = sample_groups(sampler, prompts, settings, (seed, "eval"), tick, advance)
             score_groups(pool, groups, {task.name: replace(task, parts=())})
             return groups
 

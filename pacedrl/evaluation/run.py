@@ -16,9 +16,9 @@ def run_evaluation(config: Config, view: View) -> list[TaskResult]:
     """Load ``model.name`` and evaluate it on ``data.eval``."""
     _, tasks = load_tasks(config.model_copy(update={"data": config.data.model_copy(update={"train": []})}))
     policy = Policy.load(config.model, resolve_device(config.run.device))
-    tasks, prompt_ids = encode_tasks(policy, tasks, config)
+    tasks = encode_tasks(policy, tasks, config)
     view.phase("evaluating", sum(len(task.prompts) for task in tasks) * config.eval.samples)
     sampler = build_sampler(config, policy)
     settings, k, seed = evaluation_settings(config), config.eval.k, config.run.seed
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
-        return evaluate(sampler, pool, tasks, prompt_ids, settings, k, seed, advance=view.advance, strict=True)
+        return evaluate(sampler, pool, tasks, settings, k, seed, advance=view.advance, strict=True)

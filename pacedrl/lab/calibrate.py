@@ -132,11 +132,10 @@ class _Calibrator:
         train, _ = load_tasks(config)
         self.device = resolve_device(config.run.device)
         policy = Policy.load(config.model, self.device)
-        tasks, self.prompt_ids = encode_tasks(policy, train, config)
+        tasks = encode_tasks(policy, train, config)
         self.tasks = {task.name: task for task in tasks}
         self.prompts = unique_prompts(tasks)
-        ids = [self.prompt_ids[prompt.key] for prompt in self.prompts]
-        embeddings_NH = initial_embeddings(config, policy, ids, view)
+        embeddings_NH = initial_embeddings(config, policy, self.prompts, view)
         self.scheduler = build_scheduler(config, [prompt.key for prompt in self.prompts], embeddings_NH)
         self.sampler = build_sampler(config, policy)
         self.groups, self.metrics = (read_rows(config.run.dir / f"{log}.jsonl") for log in ("groups", "metrics"))
@@ -175,7 +174,7 @@ class _Calibrator:
         prompts = [self.prompts[row] for row in rows]
         self.view.phase(f"step {step}", len(prompts) * self.samples)
         seed = (self.config.run.seed, "calibrate", step)
-        groups = sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, advance=self.view.advance)
+        groups = sample_groups(self.sampler, prompts, settings, seed, advance=self.view.advance)
         score_groups(pool, groups, self.tasks)
         require_judged(groups, self.tasks)
         rewards = {row: group.rewards for row, group in zip(rows, groups, strict=True)}

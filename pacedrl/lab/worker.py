@@ -41,6 +41,6 @@ def _evaluate(trainer: Trainer, ks: Sequence[int]) -> None:
     settings = replace(evaluation_settings(config), group_size=max(ks))
     trainer.sampler.sync(trainer.policy)
     with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
-        results = evaluate(trainer.sampler, pool, trainer.eval_tasks, trainer.prompt_ids, settings, ks, config.run.seed)
+        results = evaluate(trainer.sampler, pool, trainer.eval_tasks, settings, ks, config.run.seed)
     text = json.dumps({"results": [result.as_dict() for result in results]}, indent=2)
     replace_text(config.run.dir / FINAL, text + "\n")

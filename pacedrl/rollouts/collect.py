@@ -65,7 +65,6 @@ class Collected:
 def sample_groups(
     sampler: Sampler,
     prompts: Sequence[Prompt],
-    prompt_ids: Mapping[str, list[int]],
     settings: SamplingSettings,
     seed: Sequence[int | str],
     tick: Tick = lambda: None,
@@ -74,14 +73,14 @@ def sample_groups(
 ) -> list[Group]:
     """Sample G completions of each prompt; return the groups in the order of ``prompts``, not judged yet.
 
-    ``prompt_ids`` maps prompt keys to token ids. A prompt's seed is derived from ``seed`` and its key. As each group
-    finishes, ``finished`` is called with it and ``advance`` with its number of completions.
+    A prompt's seed is derived from ``seed`` and its key. As each group finishes, ``finished`` is called with it and
+    ``advance`` with its number of completions.
     """
-    ids = [prompt_ids[prompt.key] for prompt in prompts]
+    ids = [prompt.token_ids for prompt in prompts]
     seeds = [derive_seed(*seed, prompt.key) for prompt in prompts]
     done: dict[int, Group] = {}
     for i, completions in sampler.sample(ids, settings, seeds, tick):
-        done[i] = Group(prompts[i], ids[i], completions)
+        done[i] = Group(prompts[i], completions)
         finished(done[i])
         advance(len(completions))
     return [done[i] for i in range(len(prompts))]
@@ -180,7 +179,7 @@ class Collector:
         sampler: samples completions.
         pool: judges them.
         tasks: the training tasks, by name.
-        prompts, prompt_ids: prompts and their token ids, by key.
+        prompts: the encoded prompts, by key.
         view: shows the progress of sampling.
         true_accuracies: computes the true accuracy of all prompts, for the estimator ``oracle``.
         ranks: the processes among which a step's prompts are divided.
@@ -192,7 +191,6 @@ class Collector:
     pool: VerifierPool
     tasks: Mapping[str, Task]
     prompts: Mapping[str, Prompt]
-    prompt_ids: Mapping[str, list[int]]
     view: View
     true_accuracies: Callable[[], list[float]]
     ranks: Ranks
@@ -260,7 +258,7 @@ class Collector:
         prompts = [self.prompts[key] for key in keys]
         self.view.phase("sampling", len(prompts) * settings.group_size)
         seed = (self.config.run.seed, "sample", step)
-        return sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, tick, self.view.advance, finished)
+        return sample_groups(self.sampler, prompts, settings, seed, tick, self.view.advance, finished)
 
 
 def collect(gate: GateConfig, count: int, select: Select, rollout: Rollout) -> Collected:

@@ -12,12 +12,11 @@ from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer, project
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.policy import Policy
+from pacedrl.types import Prompt
 from pacedrl.view import View
 
 
-def initial_embeddings(
-    config: Config, policy: Policy, prompt_ids: Sequence[Sequence[int]], view: View
-) -> Tensor | None:
+def initial_embeddings(config: Config, policy: Policy, prompts: Sequence[Prompt], view: View) -> Tensor | None:
     """Embeddings of the prompts, the input of log Z: [N, H] or [N, ``partition.projection``]; None if it is not needed.
 
     ``policy`` must be the initial policy, also when a run is resumed: log Z reads the same embeddings for the whole
@@ -25,8 +24,10 @@ def initial_embeddings(
     """
     if not config.needs_partition:
         return None
-    view.phase("embedding prompts", len(prompt_ids))
-    embeddings_NH = prompt_embeddings(policy, prompt_ids, view.advance, config.partition.embedding)
+    view.phase("embedding prompts", len(prompts))
+    embeddings_NH = prompt_embeddings(
+        policy, [prompt.token_ids for prompt in prompts], view.advance, config.partition.embedding
+    )
     if config.partition.projection is None:
         return embeddings_NH
     try:

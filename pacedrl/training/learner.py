@@ -24,7 +24,7 @@ from pacedrl.policy.passes import model_passes, sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.seeding import derive_seed
 from pacedrl.training.objectives.base import LossInputs, Objective
-from pacedrl.types import Completion, Group
+from pacedrl.types import Completion, Group, Prompt
 
 Metrics = dict[str, float]
 ReferenceLogprobs = Callable[[Sequence[Completion]], list[list[float]]]
@@ -66,7 +66,7 @@ class Update:
 def training_batch(
     groups: Sequence[Group],
     replayed: Sequence[ReplayEntry],
-    prompt_ids: Mapping[str, list[int]],
+    prompts: Mapping[str, Prompt],
     objective: Objective,
     scheduler: Scheduler,
     replay_anchor: Literal["behaviour", "current"] = "behaviour",
@@ -84,7 +84,7 @@ def training_batch(
             list(entry.logprobs),
             reward=entry.reward,
             key=entry.key,
-            prompt_ids=prompt_ids[entry.key],
+            prompt_ids=prompts[entry.key].token_ids,
             replayed=True,
             anchor_logprobs=entry.logprobs if replay_anchor == "behaviour" else None,
         )

@@ -82,7 +82,7 @@ def _refuse_other_prompts(
     )
 
 
-def prompt_fingerprints(tasks: Iterable[Task], prompt_ids: Mapping[str, Sequence[int]]) -> dict[str, int]:
+def prompt_fingerprints(tasks: Iterable[Task]) -> dict[str, int]:
     """Map each key to a 64-bit hash of the prompt's tokens, the columns that its verifiers read, and the verifiers.
 
     The key covers question and answer. Names of tasks and folders of a user's functions are not part of the hash.
@@ -95,7 +95,7 @@ def prompt_fingerprints(tasks: Iterable[Task], prompt_ids: Mapping[str, Sequence
         for prompt in task.prompts:
             if prompt.key not in fingerprints:
                 read = _values(prompt, columns)
-                fingerprints[prompt.key] = _hash(prompt_ids[prompt.key], judges, read)
+                fingerprints[prompt.key] = _hash(prompt.token_ids, judges, read)
     return fingerprints
 
 

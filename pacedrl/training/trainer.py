@@ -113,11 +113,11 @@ class Trainer:
             self.view.warn(note)
         self.pending: Collected | None = None
         """The next step's groups, if they were sampled ahead."""
-        encoded, self.prompt_ids = encode_tasks(self.policy, [*train, *held_out], config)
+        encoded = encode_tasks(self.policy, [*train, *held_out], config)
         self.train_tasks, self.eval_tasks = encoded[: len(train)], encoded[len(train) :]
         self.reward_parts = reward_parts(config, self.train_tasks)
         self.prompts = {prompt.key: prompt for prompt in unique_prompts(self.train_tasks)}
-        self.fingerprints = prompt_fingerprints(self.train_tasks, self.prompt_ids)
+        self.fingerprints = prompt_fingerprints(self.train_tasks)
         require_enough_prompts(config, len(self.prompts))
         require_oracle_tasks(config, self.train_tasks)
         self.pool = VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib)
@@ -174,7 +174,7 @@ class Trainer:
                 batch = training_batch(
                     collected.kept,
                     replayed,
-                    self.prompt_ids,
+                    self.prompts,
                     self.objective,
                     self.scheduler,
                     self.config.replay.anchor,
@@ -252,7 +252,6 @@ class Trainer:
         return true_accuracies(
             self.policy,
             list(self.prompts.values()),
-            self.prompt_ids,
             self.config.sampling.temperature,
             self.config.optimizer.tokens_per_micro_batch,
             self._tick,
@@ -290,7 +289,6 @@ class Trainer:
             self.sampler,
             self.pool,
             self.eval_tasks,
-            self.prompt_ids,
             settings,
             self.config.eval.k,
             self.config.run.seed,
@@ -343,8 +341,7 @@ class Trainer:
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
         own = None
         if self.ranks.main:
-            ids = [self.prompt_ids[key] for key in self.prompts]
-            embeddings_NH = initial_embeddings(config, self.policy, ids, self.view)
+            embeddings_NH = initial_embeddings(config, self.policy, list(self.prompts.values()), self.view)
             own = build_scheduler(config, list(self.prompts), embeddings_NH, self.policy.device)
         self.scheduler: Scheduler = shared(own, self.ranks)
         # With LoRA no copy is needed: the initial policy is the policy without its adapter.
@@ -373,7 +370,6 @@ class Trainer:
             self.pool,
             {task.name: task for task in self.train_tasks},
             self.prompts,
-            self.prompt_ids,
             self.view,
             self._true_accuracies,
             collecting,
@@ -388,5 +384,5 @@ class Trainer:
         self.step, self.rollouts, self.trained = state["step"], state["rollouts"], state["trained"]
         self.tokens, self.skipped = state["tokens"], state["skipped"]
         if state["pending"] is not None:
-            self.pending = load_collected(state["pending"], self.prompts, self.prompt_ids)
+            self.pending = load_collected(state["pending"], self.prompts)
         self.alarms = Alarms(set(state["alarms_said"]), state["unmixed_in_a_row"], state["skipped_in_a_row"])

@@ -57,8 +57,11 @@ def run(policy: Policy, pool: VerifierPool) -> Run:
         seed: int = 0,
         **more: object,
     ) -> list[TaskResult]:
-        ids = {prompt.key: policy.encode(prompt.content) for task in tasks for prompt in task.prompts}
-        return evaluate(TransformersSampler(policy), pool, tasks, ids, settings, ks, seed, **more)  # type: ignore[arg-type]
+        encoded = [
+            replace(task, prompts=[replace(prompt, token_ids=policy.encode(prompt.content)) for prompt in task.prompts])
+            for task in tasks
+        ]
+        return evaluate(TransformersSampler(policy), pool, encoded, settings, ks, seed, **more)  # type: ignore[arg-type]
 
     return evaluated
 
@@ -162,7 +165,7 @@ def test_answers_are_counted_by_what_they_state(run: Run, monkeypatch: pytest.Mo
     texts = ["so 4", "hence 4", "5", "4 or 4"]
 
     def fixed(policy: Policy, prompts: list[Prompt], *_: object) -> list[Group]:
-        return [Group(p, [1], [Completion([5, 2], [0.0, 0.0], text, "stop") for text in texts]) for p in prompts]
+        return [Group(p, [Completion([5, 2], [0.0, 0.0], text, "stop") for text in texts]) for p in prompts]
 
     monkeypatch.setattr(evaluate_module, "sample_groups", fixed)
     judged_as(monkeypatch, lambda i: float(i != 2))

@@ -28,7 +28,7 @@ class Pool:
 
     def rollout(self, keys: list[str]) -> list[Group]:
         return [
-            Group(Prompt(key, "t", key, ""), [1], [Completion([2], [-1.0], "", "stop", r) for r in self.rewards[key]])
+            Group(Prompt(key, "t", key, ""), [Completion([2], [-1.0], "", "stop", r) for r in self.rewards[key]])
             for key in keys
         ]
 

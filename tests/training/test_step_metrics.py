@@ -18,7 +18,7 @@ def group(key: str, *judged: tuple[float | None, int, str]) -> Group:
         Completion([5] * length, [0.0] * length, f"{key}{i}", reason, reward, "failed" if reward is None else None)  # type: ignore[arg-type]
         for i, (reward, length, reason) in enumerate(judged)
     ]
-    return Group(Prompt(key, "task", f"prompt {key}", f"answer {key}"), [1], completions)
+    return Group(Prompt(key, "task", f"prompt {key}", f"answer {key}"), completions)
 
 
 GROUPS = [
