@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pacedrl.evaluation.run import run_evaluation
+    from pacedrl.evaluation.evaluate import run_evaluation
     from pacedrl.evaluation.tables import evaluation_notes, evaluation_table
     from pacedrl.view import ConsoleView
 

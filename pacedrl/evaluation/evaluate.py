@@ -6,16 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pacedrl.config import Config
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
 from pacedrl.evaluation.metrics import Estimate, PromptResult, summarise
+from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.rollouts.collect import sample_groups, score_groups
+from pacedrl.rollouts.engines import build_sampler, evaluation_settings
+from pacedrl.rollouts.tasks import encode_tasks, load_tasks
 from pacedrl.rollouts.verdicts import require_judged
 from pacedrl.tasks.completions import stated_answer
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.types import Group, Prompt
+from pacedrl.view import View
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def evaluate(
     ks: Sequence[int],
     seed: int,
     tick: Callable[[], None] = lambda: None,
-    advance: Callable[[int], None] = lambda completions: None,
+    view: View | None = None,
     ranks: Ranks | None = None,
     strict: bool = False,
 ) -> list[TaskResult]:
@@ -79,10 +85,12 @@ def evaluate(
     if max(ks) > settings.group_size:
         raise ValueError(f"pass@{max(ks)} needs at least {max(ks)} samples a prompt, not {settings.group_size}")
     results = []
+    view = view or View()
+    view.phase("evaluating", sum(len(task.prompts) for task in tasks) * settings.group_size)
     for task in tasks:
 
         def judged(prompts: Sequence[Prompt], task: Task = task) -> list[Group]:
-            groups = sample_groups(sampler, prompts, settings, (seed, "eval"), tick, advance)
+            groups = sample_groups(sampler, prompts, settings, (seed, "eval"), tick, view.advance)
             score_groups(pool, groups, {task.name: replace(task, parts=())})
             return groups
 
@@ -91,6 +99,17 @@ def evaluate(
             require_judged(groups, {task.name: task})
         results.append(_result(task, groups, ks))
     return results
+
+
+def run_evaluation(config: Config, view: View) -> list[TaskResult]:
+    """Load ``model.name`` and evaluate it on ``data.eval``, outside a training run."""
+    _, tasks = load_tasks(config.model_copy(update={"data": config.data.model_copy(update={"train": []})}))
+    policy = Policy.load(config.model, resolve_device(config.run.device))
+    tasks = encode_tasks(policy, tasks, config)
+    sampler = build_sampler(config, policy)
+    settings, k, seed = evaluation_settings(config), config.eval.k, config.run.seed
+    with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
+        return evaluate(sampler, pool, tasks, settings, k, seed, view=view, strict=True)
 
 
 def _result(task: Task, groups: Sequence[Group], ks: Sequence[int]) -> TaskResult:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pacedrl.config import Config
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
@@ -50,7 +52,5 @@ def training_settings(config: Config) -> SamplingSettings:
 
 def evaluation_settings(config: Config) -> SamplingSettings:
     """Sampling settings of an evaluation."""
-    own, sampling = config.eval, config.sampling
-    return SamplingSettings(
-        own.samples, sampling.max_new_tokens, own.temperature, own.top_p, sampling.batch_size, tuple(sampling.stop)
-    )
+    own = config.eval
+    return replace(training_settings(config), group_size=own.samples, temperature=own.temperature, top_p=own.top_p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -166,26 +167,21 @@ class Learner:
 
         Fills in each sequence's ``log_ratio``. Returns metrics summed over tokens and sequences.
         """
-        totals: Metrics = {}
-        largest_gap = 0.0
+        measured: list[tuple[float, Metrics]] = []
         own = batch[self.ranks.own_slice([sequence.length for sequence in batch])]
         tokens = sum(len(sequence.token_ids) for sequence in batch)
         self.optimizer.zero_grad(set_to_none=True)
         with gradient_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing):
             for rows in model_passes(self.policy, own, self.config.tokens_per_micro_batch, self.ranks):
                 tick()
-                gap, sums = self._micro_batch([own[i] for i in rows], len(batch), tokens)
-                largest_gap = float(np.maximum(largest_gap, gap))  # NaN stays NaN
-                for name, value in sums.items():
-                    totals[name] = totals.get(name, 0.0) + value
+                measured.append(self._micro_batch([own[i] for i in rows], len(batch), tokens))
         if not self.policy.sharded:  # FSDP sums the gradients of a sharded policy itself
             self.ranks.sum_gradients(self.policy.parameters())
-        totals, log_ratio_B = _joined(
-            self.ranks.gather((totals, largest_gap, [sequence.log_ratio or 0.0 for sequence in own]))
-        )
-        for sequence, log_ratio in zip(batch, log_ratio_B, strict=True):
+        parts = self.ranks.gather((_joined(measured), [sequence.log_ratio or 0.0 for sequence in own]))
+        for sequence, log_ratio in zip(batch, [ratio for _, ratios in parts for ratio in ratios], strict=True):
             sequence.log_ratio = log_ratio
-        return totals
+        largest_gap, totals = _joined([part for part, _ in parts])
+        return totals | {"mismatch/logprob_max": largest_gap}
 
     def _fill_in_anchors(self, batch: Sequence[Completion], tick: Callable[[], None]) -> None:
         """Fill in every missing μ if the policy will have moved before some sequence is trained on."""
@@ -313,14 +309,13 @@ def _rewards(completions: Sequence[Completion]) -> list[float]:
 def _nothing() -> None: ...
 
 
-def _joined(parts: Sequence[tuple[Metrics, float, list[float]]]) -> tuple[Metrics, list[float]]:
-    """Join what `Learner.accumulate_gradient` measured in each process."""
-    totals: Metrics = {}
-    for sums, _, _ in parts:
+def _joined(parts: Sequence[tuple[float, Metrics]]) -> tuple[float, Metrics]:
+    """The largest gap and the sums over micro-batches, or over processes, of what `Learner._micro_batch` returns."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    for _, sums in parts:
         for name, value in sums.items():
-            totals[name] = totals.get(name, 0.0) + value
-    gap = float(np.max([gap for _, gap, _ in parts]))  # NaN stays NaN
-    return totals | {"mismatch/logprob_max": gap}, [ratio for _, _, ratios in parts for ratio in ratios]
+            totals[name] += value
+    return float(np.max([0.0, *(gap for gap, _ in parts)])), dict(totals)  # NaN stays NaN
 
 
 def _means(measured: Sequence[Metrics]) -> Metrics:

@@ -281,19 +281,16 @@ class Trainer:
         return evaluation_due(self.config, self.step, self.rollouts, generated)
 
     def _evaluate(self) -> list[TaskResult]:
-        settings = evaluation_settings(self.config)
-        prompts = sum(len(task.prompts) for task in self.eval_tasks)
-        self.view.phase("evaluating", prompts * settings.group_size)
         self.sampler.sync(self.policy, self._tick)
         results = evaluate(
             self.sampler,
             self.pool,
             self.eval_tasks,
-            settings,
+            evaluation_settings(self.config),
             self.config.eval.k,
             self.config.run.seed,
             self._tick,
-            self.view.advance,
+            self.view,
             self.ranks,
             strict=self.step == self._began,
         )

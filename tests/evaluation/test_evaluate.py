@@ -20,6 +20,7 @@ from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.skills import skill_rows
 from pacedrl.types import Completion, Group, Prompt, prompt_key
+from pacedrl.view import View
 
 GREEDY = SamplingSettings(group_size=1, max_new_tokens=10, temperature=0.0)
 SAMPLED = SamplingSettings(group_size=4, max_new_tokens=10)
@@ -109,7 +110,12 @@ def test_a_limit_too_low_is_reported_as_truncation(run: Run) -> None:
 def test_progress_and_ticks_are_passed_on(run: Run) -> None:
     done: list[int] = []
     ticks: list[int] = []
-    run([SORT, ADD], tick=lambda: ticks.append(1), advance=done.append)
+    phases: list[tuple[str, int]] = []
+    view = View(quiet=True)
+    view.advance = done.append  # type: ignore[method-assign]
+    view.phase = lambda name, total: phases.append((name, total))  # type: ignore[method-assign]
+    run([SORT, ADD], tick=lambda: ticks.append(1), view=view)
+    assert phases == [("evaluating", 160)]
     assert done == [4] * 40
     assert 2 * 3 <= len(ticks) <= 2 * 10
 
