@@ -89,7 +89,7 @@ def checks(config: Config) -> Iterator[Check]:
         yield from _ends(policy, tasks, config)
         yield from _servers(config)
         yield from _prompts(policy, tasks, config)
-        encoded = encode_tasks(policy, tasks, _dropping(config))
+        encoded = encode_tasks(policy, tasks, config, drop_overlong=True)  # `_prompts` has reported them
     except InputError as error:
         yield Check("fail", str(error))
         return
@@ -315,17 +315,12 @@ def memory_estimate(policy: Policy, config: Config) -> float:
     element = 2 if policy.device.type == "cuda" else 4
     context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     rows = min(config.sampling.batch_size, config.sampling.prompts_per_step * config.sampling.group_size)
-    cache = sum(map(_cached_elements, _layer_configs(text))) * element * rows * context
+    configs = getattr(text, "per_layer_config", None) or [text] * text.num_hidden_layers  # layers may share one
+    cache = sum(map(_cached_elements, configs)) * element * rows * context
     layers = 1 if config.optimizer.gradient_checkpointing else text.num_hidden_layers
     tokens = max(config.optimizer.tokens_per_micro_batch, context)
     activations = ACTIVATION_BYTES * tokens * text.hidden_size * layers * element / 4
     return float(states + max(cache, activations))
-
-
-def _layer_configs(text: Any) -> list[Any]:
-    """The configuration of each layer, whether the layers have their own or share one."""
-    own = getattr(text, "per_layer_config", None)
-    return list(own) if own else [text] * text.num_hidden_layers
 
 
 def _cached_elements(layer: Any) -> int:
@@ -342,8 +337,3 @@ def _available_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _dropping(config: Config) -> Config:
-    """The same configuration, with overlong prompts dropped because they have been reported."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"overlong": "drop"})})

@@ -115,8 +115,10 @@ def run_evaluation(config: Config, view: View) -> list[TaskResult]:
 def _result(task: Task, groups: Sequence[Group], ks: Sequence[int]) -> TaskResult:
     completions = [completion for group in groups for completion in group.completions]
     errors = [completion.error for completion in completions if completion.reward is None]
+    judged = [[c for c in group.completions if c.reward is not None] for group in groups]
+    answers = [[stated_answer(task.verifier, completion.text) for completion in part] for part in judged]
     try:
-        figures = summarise([_judged(task, group) for group in groups], ks)
+        figures = summarise(list(map(PromptResult, (group.rewards for group in groups), answers)), ks)
     except ValueError:
         raise InputError(
             f"task {task.name}: the verifier '{task.verifier}' failed on {len(errors)} of {len(completions)} "
@@ -124,9 +126,3 @@ def _result(task: Task, groups: Sequence[Group], ks: Sequence[int]) -> TaskResul
         ) from None
     truncated = sum(completion.finish_reason == "length" for completion in completions) / len(completions)
     return TaskResult(task.name, len(groups), figures, truncated, len(errors), len(completions))
-
-
-def _judged(task: Task, group: Group) -> PromptResult:
-    judged: list[Any] = [completion for completion in group.completions if completion.reward is not None]
-    answers = [stated_answer(task.verifier, completion.text) for completion in judged]
-    return PromptResult([completion.reward for completion in judged], answers)

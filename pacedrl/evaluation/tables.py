@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from rich import box
 from rich.table import Table
@@ -70,12 +71,9 @@ def before_after_table(evals: Sequence[Mapping[str, float]], tasks: Sequence[str
     rows = {task: [(first[f"{task}/pass@{k}"], last[f"{task}/pass@{k}"]) for k in ks] for task in tasks}
     labels = {task: task + left_out(max(row.get(f"{task}/left_out", 0.0) for row in (first, last))) for task in tasks}
     if len(tasks) > 1:
-        rows["mean"] = [(_mean(rows, i, 0), _mean(rows, i, 1)) for i in range(len(ks))]
+        columns = zip(*rows.values(), strict=True)
+        rows["mean"] = [(fmean(a for a, _ in column), fmean(b for _, b in column)) for column in columns]
     for task, pairs in rows.items():
         cells = [cell for a, b in pairs for cell in (f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}")]
         table.add_row(labels.get(task, task), *cells, style="bold" if task == "mean" else None)
     return table
-
-
-def _mean(rows: Mapping[str, Sequence[tuple[float, float]]], column: int, side: int) -> float:
-    return sum(pairs[column][side] for pairs in rows.values()) / len(rows)

@@ -37,11 +37,11 @@ def unique_prompts(tasks: Iterable[Task]) -> list[Prompt]:
     return list(by_key.values())
 
 
-def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> list[Task]:
+def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config, drop_overlong: bool = False) -> list[Task]:
     """Fill in the token ids of all prompts, and return the tasks without overlong prompts.
 
-    Raises InputError for a prompt longer than the limit (unless ``data.overlong=drop``), for limits that together
-    exceed the model's context, and for a task of which no prompt is left.
+    Raises InputError for a prompt longer than the limit (unless ``drop_overlong``, or ``data.overlong=drop``), for
+    limits that together exceed the model's context, and for a task of which no prompt is left.
     """
     sampling = config.sampling
     limit = sampling.max_prompt_tokens
@@ -51,7 +51,7 @@ def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> list[
     kept = []
     for task in tasks:
         overlong = [prompt for prompt in task.prompts if len(ids[prompt.key]) > limit]
-        if overlong and config.data.overlong == "error":
+        if overlong and config.data.overlong == "error" and not drop_overlong:
             first = overlong[0]
             raise InputError(
                 f"task {task.name}: {len(overlong)} of {len(task.prompts)} prompts are longer than "

@@ -87,7 +87,9 @@ class RunFolder:
             for name in LOGS
             if (path := self.path / name).exists()
         }
-        resolved = dump_config(self.config) | {"versions": _versions()}
+        versions = {library.__name__: str(library.__version__) for library in (torch, transformers, numpy)}
+        versions = {"pacedrl": __version__} | versions | {"python": platform.python_version()}
+        resolved = dump_config(self.config) | {"versions": versions}
         replace_text(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         for path, lines in kept.items():
             replace_text(path, "".join(line + "\n" for line in lines))
@@ -147,11 +149,6 @@ def _read_config(path: Path) -> Config:
         raise InputError(
             f"{error}; this is not the config.yaml of a run of this version: choose another folder with run.dir=PATH"
         ) from None
-
-
-def _versions() -> dict[str, str]:
-    libraries = {library.__name__: str(library.__version__) for library in (torch, transformers, numpy)}
-    return {"pacedrl": __version__} | libraries | {"python": platform.python_version()}
 
 
 def _finite(value: Any) -> Any:

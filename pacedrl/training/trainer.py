@@ -22,7 +22,7 @@ import torch
 from pacedrl.config import Config, dump_config
 from pacedrl.distributed.ranks import connect
 from pacedrl.distributed.scheduler import Scheduler, shared
-from pacedrl.evaluation.evaluate import TaskResult, evaluate
+from pacedrl.evaluation.evaluate import evaluate
 from pacedrl.evaluation.tables import headline
 from pacedrl.interrupt import Interrupted, InterruptGuard
 from pacedrl.policy.cpu import keep_freed_memory
@@ -276,11 +276,10 @@ class Trainer:
 
     def _evaluation_due(self) -> bool:
         step, generated = self.evaluated
-        if not self.eval_tasks or step == self.step:
-            return False
-        return evaluation_due(self.config, self.step, self.rollouts, generated)
+        new = bool(self.eval_tasks) and step != self.step
+        return new and evaluation_due(self.config, self.step, self.rollouts, generated)
 
-    def _evaluate(self) -> list[TaskResult]:
+    def _evaluate(self) -> None:
         self.sampler.sync(self.policy, self._tick)
         results = evaluate(
             self.sampler,
@@ -301,7 +300,6 @@ class Trainer:
         self.evaluated = (self.step, self.rollouts)
         self.trackers.log({f"eval/{name}": value for name, value in row.items() if name != "step"}, self.step)
         self.view.line(headline(self.step, results))
-        return results
 
     def _save(self) -> None:
         if self.step == 0:
