@@ -219,7 +219,8 @@ class Learner:
         anchor_BT = self._padded([sequence.anchor_logprobs for sequence in batch], logprobs_BT.detach(), lengths)
         advantage_B = torch.tensor([sequence.advantage for sequence in batch], device=self.policy.device)
         sampled_BT = self._padded([sequence.logprobs for sequence in batch], anchor_BT, lengths)
-        reference_BT = self._references(batch)
+        references = [sequence.reference_logprobs for sequence in batch]
+        reference_BT = None if None in references else self._padded(references, anchor_BT, lengths)
         loss, metrics = self.loss(
             LossInputs(logprobs_BT, anchor_BT, mask_BT, advantage_B, sampled_BT, sequences, tokens, reference_BT)
         )
@@ -236,20 +237,14 @@ class Learner:
             sequence.log_ratio = log_ratio
         return float(gap_BT.max()), sums
 
-    def _references(self, batch: list[Completion]) -> Tensor | None:
-        rows = [sequence.reference_logprobs for sequence in batch if sequence.reference_logprobs is not None]
-        if not rows:
-            return None
-        assert len(rows) == len(batch)
-        return pad_sequence([self._tensor(row) for row in rows], batch_first=True)
-
     def _padded(self, rows: Sequence[Sequence[float] | None], otherwise_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """The rows as one tensor, [B, T]; a row that is None is taken from ``otherwise_BT``."""
-        tensors = [otherwise_BT[i, : lengths[i]] if row is None else self._tensor(row) for i, row in enumerate(rows)]
+        device = self.policy.device
+        tensors = [
+            otherwise_BT[i, : lengths[i]] if row is None else torch.tensor(row, dtype=torch.float32, device=device)
+            for i, row in enumerate(rows)
+        ]
         return pad_sequence(tensors, batch_first=True)
-
-    def _tensor(self, row: Sequence[float]) -> Tensor:
-        return torch.tensor(row, dtype=torch.float32, device=self.policy.device)
 
     def _apply(self, totals: Metrics, batch: Sequence[Completion], step: int) -> tuple[Metrics, bool]:
         fresh = [sequence for sequence in batch if not sequence.replayed]

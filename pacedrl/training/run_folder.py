@@ -20,7 +20,7 @@ from pacedrl.errors import InputError
 from pacedrl.logs import read_lines, read_rows
 from pacedrl.paths import replace_text
 from pacedrl.training.checkpoint import list_checkpoints
-from pacedrl.training.folder_lock import FolderBusy, FolderLock
+from pacedrl.training.folder_lock import FolderBusy, lock_folder, unlock_folder
 from pacedrl.version import __version__
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "groups.jsonl")
@@ -39,7 +39,6 @@ class RunFolder:
         self.config = config
         self.path = config.run.dir
         self.writes = writes
-        self._lock = FolderLock(self.path)
         self._made = False
         self.before = refuse_another_run(self.path, config)
         """The configuration that the run in the folder was started with; None where there is none."""
@@ -52,7 +51,7 @@ class RunFolder:
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            return self._lock.take()
+            return lock_folder(self.path)
         except FolderBusy as holder:
             raise InputError(
                 f"run.dir: {holder} is at work in '{self.path}'; wait until it ends, or choose another folder with "
@@ -71,12 +70,12 @@ class RunFolder:
     def release(self) -> None:
         """Unlock the folder."""
         if self.writes:
-            self._lock.release()
+            unlock_folder(self.path)
 
     def abandon(self) -> None:
         """Unlock the folder, and remove it if `claim` made it and it is empty."""
         if self.writes:
-            self._lock.release(remove_folder=self._made)
+            unlock_folder(self.path, remove=self._made)
 
     def open_at(self, step: int) -> None:
         """Write the configuration; drop log lines of later steps and a half-written last line: they will come again."""

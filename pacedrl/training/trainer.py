@@ -55,7 +55,7 @@ from pacedrl.training.objectives.base import Objective
 from pacedrl.training.pending import dump_collected, load_collected
 from pacedrl.training.resume import claim, prompt_fingerprints, refuse_foreign
 from pacedrl.training.run_folder import RunFolder
-from pacedrl.training.trackers import Trackers, require_trackers
+from pacedrl.training.trackers import require_trackers, tracking
 from pacedrl.types import Completion, Group
 from pacedrl.view import View
 
@@ -89,7 +89,6 @@ class Trainer:
         self.ranks = connect()
         self.view = view or View(quiet=not self.ranks.main)
         self.ranks.run_on_main(lambda: require_trackers(config))
-        self.trackers = Trackers(config)
         self.folder = RunFolder(config, writes=self.ranks.main)
         with ExitStack() as undo:
             undo.callback(self.folder.abandon)
@@ -135,7 +134,7 @@ class Trainer:
             for row in self.ranks.broadcast(self.folder.rows("eval.jsonl")[-1:]):
                 self.evaluated = (row["step"], row["rollouts/generated"])
             self.view.start(self.step, steps_at_most(self.config, self.step, self.rollouts))
-            with InterruptGuard() as self.guard, self.trackers.running(self.step):
+            with InterruptGuard() as self.guard, tracking(self.config, self.step) as self.track:
                 self._loop()
         except Interrupted:
             interrupted = True
@@ -265,7 +264,7 @@ class Trainer:
             self.folder.log("samples.jsonl", {"step": self.step} | sample)
         self.folder.log("groups.jsonl", {"step": self.step} | group_row(groups, pool))
         self.folder.log("metrics.jsonl", row)
-        self.trackers.log(metrics, self.step)
+        self.track(metrics, self.step)
         self.view.step(row)
         for warning in self.alarms.check(metrics, dump_config(self.config), commonest_error(groups)):
             self.view.warn(f"step {self.step}: {warning}")
@@ -298,7 +297,7 @@ class Trainer:
             row |= result.flat()
         self.folder.log("eval.jsonl", row)
         self.evaluated = (self.step, self.rollouts)
-        self.trackers.log({f"eval/{name}": value for name, value in row.items() if name != "step"}, self.step)
+        self.track({f"eval/{name}": value for name, value in row.items() if name != "step"}, self.step)
         self.view.line(headline(self.step, results))
 
     def _save(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pacedrl.seeding import derive_seed
 from pacedrl.tasks.datasets import Task
 from pacedrl.training import trackers
 from pacedrl.training.curriculum import build_scheduler
-from pacedrl.training.trackers import Trackers, require_trackers
+from pacedrl.training.trackers import require_trackers, tracking
 from pacedrl.types import Prompt
 
 
@@ -127,9 +128,8 @@ def test_tracked_numbers_are_the_finite_ones(tmp_path: Path) -> None:
         {"run": {"dir": str(tmp_path), "device": "cpu"}, "tracking": {"trackers": ["tensorboard"], "project": "mine"}}
     )
     pytest.importorskip("tensorboard")
-    tracked = Trackers(config)
-    with tracked.running(step=2):
-        tracked.log({"reward/mean": 0.25, "loss": float("nan"), "norm": float("inf")}, step=3)
+    with tracking(config, step=2) as log:
+        log({"reward/mean": 0.25, "loss": float("nan"), "norm": float("inf")}, 3)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     [folder] = {path.parent for path in (tmp_path / "mine").glob("events*")}
@@ -143,7 +143,6 @@ def test_a_tracker_that_is_not_installed_is_an_input_error(monkeypatch: pytest.M
     config = parse_config({"tracking": {"trackers": ["wandb"]}})
     with pytest.raises(InputError, match=r"'wandb' is not installed: pip install \"pacedrl\[trackers\]\""):
         require_trackers(config)
-    silent = Trackers(parse_config({}))
-    with silent.running(step=0):
-        silent.log({"reward/mean": 1.0}, step=1)
-    assert silent.accelerator is None
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # without a tracker it is not imported
+    with tracking(parse_config({}), step=0) as log:
+        log({"reward/mean": 1.0}, 1)
