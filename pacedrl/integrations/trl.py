@@ -84,7 +84,8 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"train_dataset: each generation needs {self.prompts_per_step} different prompts, but it has only "
                 f"{len(self.row_of)}"
             )
-        self.prompt_ids = self._all_prompt_ids()
+        ids, _, _ = self._tokenize_prompts([self.train_dataset[row]["prompt"] for row in self.row_of.values()])
+        self.prompt_ids = dict(zip(self.row_of, ids, strict=True))
         policy = Policy(self.accelerator.unwrap_model(self.model), self._tokenizer, self.accelerator.device)
         with policy.adapter_off():
             embeddings_NH = prompt_embeddings(policy, list(self.prompt_ids.values()))
@@ -106,11 +107,6 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         if self._is_vlm or self.tools or self.environment_factories is not None:
             raise InputError("PacedTrainer trains on single-turn text only: no images, tools or environments")
-
-    def _all_prompt_ids(self) -> dict[str, list[int]]:
-        prompts = [self.train_dataset[row]["prompt"] for row in self.row_of.values()]
-        ids, _, _ = self._tokenize_prompts(prompts)
-        return dict(zip(self.row_of, ids, strict=True))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training:

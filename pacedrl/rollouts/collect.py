@@ -212,9 +212,6 @@ class Collector:
                 left = len(self.prompts) - len(sampled) - len(exclude)
                 return self.scheduler.select(min(count, left), [*sampled, *exclude])
 
-        def rollout(keys: list[str]) -> list[Group]:
-            return self.ranks.map(keys, own_rollout)
-
         def own_rollout(keys: Sequence[str]) -> list[Group]:
             # Groups are judged as they finish, while others are still sampled; "verify" is the time left after that.
             with Scorer(self.pool, self.tasks) as scorer:
@@ -228,7 +225,8 @@ class Collector:
                 add_overlong_penalty(groups, limit, reward.overlong_buffer, reward.overlong_penalty)
             return groups
 
-        collected = collect(self.config.gate, self.config.sampling.prompts_per_step, select, rollout)
+        count = self.config.sampling.prompts_per_step
+        collected = collect(self.config.gate, count, select, lambda keys: self.ranks.map(keys, own_rollout))
         self.sampler.rest()
         collected.policy_step, collected.seconds = policy_step, clock.seconds
         return collected

@@ -67,15 +67,10 @@ class RunFolder:
         for name in LOGS:
             read_rows(self.path / name)
 
-    def release(self) -> None:
-        """Unlock the folder."""
+    def release(self, abandon: bool = False) -> None:
+        """Unlock the folder; with ``abandon``, also remove it if `claim` made it and it is empty."""
         if self.writes:
-            unlock_folder(self.path)
-
-    def abandon(self) -> None:
-        """Unlock the folder, and remove it if `claim` made it and it is empty."""
-        if self.writes:
-            unlock_folder(self.path, remove=self._made)
+            unlock_folder(self.path, remove=abandon and self._made)
 
     def open_at(self, step: int) -> None:
         """Write the configuration; drop log lines of later steps and a half-written last line: they will come again."""

@@ -91,7 +91,7 @@ class Trainer:
         self.ranks.run_on_main(lambda: require_trackers(config))
         self.folder = RunFolder(config, writes=self.ranks.main)
         with ExitStack() as undo:
-            undo.callback(self.folder.abandon)
+            undo.callback(self.folder.release, abandon=True)
             self._saved = claim(self.folder, self.ranks, self.view)
             self._load()
             undo.callback(self.pool.close)
