@@ -60,7 +60,7 @@ def judge(config: TaskConfig, completion: str | None, processes: VerifierConfig,
 def _refusal(judged: Sequence[Judged], verifier: str) -> str | None:
     """Return why training would refuse a verifier that gives these verdicts, or None if it would not."""
     groups = [
-        Group(one.candidate.prompt, [], [Completion([], [], "", "stop", one.verdict.reward, one.verdict.error)])
+        Group(one.candidate.prompt, [Completion([], [], "", "stop", one.verdict.reward, one.verdict.error)])
         for one in judged
     ]
     try:

@@ -68,7 +68,7 @@ def training_batch(
     groups: Sequence[Group],
     replayed: Sequence[ReplayEntry],
     prompts: Mapping[str, Prompt],
-    objective: Objective,
+    objective: Objective[Any],
     scheduler: Scheduler,
     replay_anchor: Literal["behaviour", "current"] = "behaviour",
     reference: ReferenceLogprobs | None = None,
@@ -275,7 +275,7 @@ class Learner:
         self.optimizer.load_state_dict(join_optimizer_states(parts, self.policy.parameters()))
 
 
-def fresh_rollouts(groups: Sequence[Group], objective: Objective) -> Rollouts:
+def fresh_rollouts(groups: Sequence[Group], objective: Objective[Any]) -> Rollouts:
     """What the scheduler observes of a step: all completions; the reward is NaN if the verifier failed.
 
     Groups that a gate dropped inform the estimates, but only completions that were trained on can enter replay.

@@ -327,7 +327,7 @@ class Trainer:
         config = self.config
         self.step = self.rollouts = self.trained = self.tokens = self.skipped = 0
         self.alarms = Alarms()
-        self.objective: Objective = build_objective(config)
+        self.objective: Objective[Any] = build_objective(config)
         self.initial_policy = self.policy.fingerprint()
         saved = self._saved
         if saved is not None:
