@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from pacedrl.config import Config, DynamicGateConfig, apply_override, config_tree, parse_config
+from pacedrl.config import Config, apply_override, config_tree, parse_config
+from pacedrl.config.method import DynamicGateConfig
 from pacedrl.errors import InputError, did_you_mean
 from pacedrl.lab.measures import FINAL
 from pacedrl.paths import replace_text

@@ -32,7 +32,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pacedrl import Config, Trainer
 from pacedrl.assets import TINY_MODEL
-from pacedrl.config import GrpoConfig, ModelConfig
+from pacedrl.config import ModelConfig
+from pacedrl.config.method import GrpoConfig
 from pacedrl.method import group_relative_advantage
 from pacedrl.policy.passes import sequence_logprobs
 from pacedrl.policy.policy import Policy

@@ -7,8 +7,7 @@ from collections.abc import Collection
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pacedrl.config import DynamicGateConfig, LiloGateConfig
-from pacedrl.config.method import NoGateConfig
+from pacedrl.config.method import DynamicGateConfig, LiloGateConfig, NoGateConfig
 from pacedrl.rollouts.collect import Collected, collect
 from pacedrl.types import Completion, Group, Prompt
 

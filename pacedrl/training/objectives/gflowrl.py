@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pacedrl.config import GFlowRlConfig
+from pacedrl.config.method import GFlowRlConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import group_flow_balance, group_mean_log_z, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pacedrl.config import GrpoConfig
+from pacedrl.config.method import GrpoConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import clipped_policy_gradient, group_relative_advantage
 from pacedrl.method.objectives import Metrics

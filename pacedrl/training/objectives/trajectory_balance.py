@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pacedrl.config import TrajectoryBalanceConfig
+from pacedrl.config.method import TrajectoryBalanceConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import blended_baseline, group_mean_log_z, trajectory_balance, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
