@@ -39,7 +39,7 @@ from pacedrl.tasks.verifiers import OUT_OF_RANGE
 from pacedrl.training.learner import Learner
 from pacedrl.training.objectives import build_objective
 from pacedrl.training.trackers import require_trackers
-from pacedrl.types import Completion, Prompt
+from pacedrl.types import Prompt
 
 SHOWN = 10
 """Maximum number of examples that a check lists."""
@@ -205,13 +205,10 @@ def _kind(prompt: Prompt) -> str:
 def _duplicates(train: Sequence[Task], held_out: Sequence[Task]) -> Iterator[Check]:
     """Prompts with several answers, and held-out prompts that are also training prompts."""
     for task in [*train, *held_out]:
-        prompts: dict[str, Prompt] = {}
-        answers = defaultdict(set)
+        asked: dict[str, list[Prompt]] = defaultdict(list)
         for prompt in task.prompts:
-            question = str((prompt.content, prompt.template_options))
-            prompts.setdefault(question, prompt)
-            answers[question].add(str(prompt.answer))
-        clashing = [prompts[question] for question, given in answers.items() if len(given) > 1]
+            asked[str((prompt.content, prompt.template_options))].append(prompt)
+        clashing = [same[0] for same in asked.values() if len({str(prompt.answer) for prompt in same}) > 1]
         if clashing:
             listed = ", ".join(map(shorten, clashing[:SHOWN]))
             yield Check("warn", f"task {task.name}: {len(clashing)} prompts occur with differing answers: {listed}")
@@ -276,7 +273,12 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     for i, completions in groups[:4]:
         for completion in completions:
             completion.prompt_ids, completion.anchor_logprobs = probe[i], completion.logprobs
-    update_rate = _update_rate(policy, batch, config)
+    loss = build_objective(Config()).loss  # Any objective will do: the time of the loss itself is negligible.
+    learner = Learner(policy, config.optimizer, total_steps=1, temperature=sampling.temperature, loss=loss)
+    start = time.perf_counter()
+    learner.accumulate_gradient(batch)  # The weights do not change.
+    update_rate = sum(completion.length for completion in batch) / (time.perf_counter() - start)
+    learner.optimizer.zero_grad(set_to_none=True)
     prompt_mean = sum(map(len, prompt_ids)) / len(prompt_ids)
     generate_s = config.gate.sampling_factor * rollouts * sampling.max_new_tokens / generate_rate
     # A backward pass costs two forward passes.
@@ -292,17 +294,6 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     available = _available_memory(policy.device)
     level: Level = "ok" if needed < available else "warn"
     yield Check(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
-
-
-def _update_rate(policy: Policy, batch: Sequence[Completion], config: Config) -> float:
-    """Tokens per second of a forward and backward pass. The weights do not change."""
-    loss = build_objective(Config()).loss  # Any objective will do: the time of the loss itself is negligible.
-    learner = Learner(policy, config.optimizer, total_steps=1, temperature=config.sampling.temperature, loss=loss)
-    start = time.perf_counter()
-    learner.accumulate_gradient(batch)
-    rate = sum(completion.length for completion in batch) / (time.perf_counter() - start)
-    learner.optimizer.zero_grad(set_to_none=True)
-    return rate
 
 
 def memory_estimate(policy: Policy, config: Config) -> float:

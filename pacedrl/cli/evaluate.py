@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
     with ConsoleView() as view:
         results = run_evaluation(config, view)
-    text = json.dumps({"model": config.model.name, "results": [result.as_dict() for result in results]}, indent=2)
+    text = json.dumps({"model": config.model.name, "results": [asdict(result) for result in results]}, indent=2)
     if options.json == "-":
         print(text)
         return 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from pacedrl.config import Config
 from pacedrl.distributed.ranks import Ranks
@@ -42,10 +41,6 @@ class TaskResult:
     def left_out(self) -> float:
         """Share of completions that the figures leave out."""
         return self.errors / self.completions
-
-    def as_dict(self) -> dict[str, Any]:
-        """Nested, for JSON."""
-        return asdict(self)
 
     def flat(self) -> dict[str, float]:
         """Slash-named numbers: ``TASK/pass@1``, ``TASK/pass@1_low``, ``TASK/pass@1_high``, ..."""

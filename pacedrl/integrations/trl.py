@@ -148,7 +148,7 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
                 kept = batch["completion_mask"][i].bool()
                 # TRL masks out every token of a truncated completion if it is told to.
                 completion.token_ids = batch["completion_ids"][i][kept].tolist()
-                completion.advantage = advantage_B[i]
+                completion.advantage = advantage_B[i] if completion.token_ids else 0.0
                 completion.anchor_logprobs = None if anchors is None else anchors[i][kept].tolist()
             self._fresh.append(completion)
         replayed = self.scheduler.replay()
@@ -163,7 +163,10 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
             )
             for entry, advantage in zip(replayed, again_M, strict=True)
         ]
-        self._count_sequences(sum(bool(completion.token_ids) for completion in self._fresh), len(replays))
+        # Sequences per optimiser step and process: gradients are averaged over processes.
+        trained = sum(gather_object([sum(bool(completion.token_ids) for completion in self._fresh)])) + len(replays)
+        steps = self.args.steps_per_generation / self.args.gradient_accumulation_steps
+        self._sequences = max(trained / processes / steps, 1.0)
         every = [*self._fresh, *replays[rank::processes]]
         blank = Completion([], [], prompt_ids=self._fresh[0].prompt_ids)
         return self._tensors([*every, *[blank] * (-len(every) % self.args.steps_per_generation)])
@@ -178,12 +181,6 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"is the accuracy, but returned {wrong[0]:g}"
             )
         return verdict_B
-
-    def _count_sequences(self, fresh: int, replayed: int) -> None:
-        """Set the number of sequences per optimiser step and process (gradients are averaged over processes)."""
-        everywhere = sum(gather_object([fresh])) + replayed
-        steps = self.args.steps_per_generation / self.args.gradient_accumulation_steps
-        self._sequences = max(everywhere / self.accelerator.num_processes / steps, 1.0)
 
     def _tensors(self, batch: Sequence[Completion]) -> dict[str, Tensor]:
         pad_id = self._tokenizer.pad_token_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pacedrl.config import load_config
@@ -30,7 +30,7 @@ def train_and_evaluate(path: Path, ks: Sequence[int], overrides: Sequence[str]) 
         trainer.sampler.sync(trainer.policy)
         with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
             results = evaluate(trainer.sampler, pool, trainer.eval_tasks, settings, ks, config.run.seed)
-        text = json.dumps({"results": [result.as_dict() for result in results]}, indent=2)
+        text = json.dumps({"results": [asdict(result) for result in results]}, indent=2)
         replace_text(config.run.dir / FINAL, text + "\n")
     except InputError as error:
         print(f"pacedrl: {error}", file=sys.stderr)

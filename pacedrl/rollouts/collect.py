@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pacedrl.config import Config, DynamicGateConfig, GateConfig, LiloGateConfig
+from pacedrl.config import Config
+from pacedrl.config.method import DynamicGateConfig, GateConfig, LiloGateConfig
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.interrupt import Interrupted
@@ -171,18 +172,9 @@ class Scorer:
 class Collector:
     """Selects prompts, samples and judges their completions, as often as the gate wants.
 
-    It works for the current step or, in a background thread, for the next one.
-
-    Args:
-        config: the run's configuration.
-        scheduler: selects prompts.
-        sampler: samples completions.
-        pool: judges them.
-        tasks: the training tasks, by name.
-        prompts: the encoded prompts, by key.
-        view: shows the progress of sampling.
-        true_accuracies: computes the true accuracy of all prompts, for the estimator ``oracle``.
-        ranks: the processes among which a step's prompts are divided.
+    It works for the current step or, in a background thread, for the next one. ``tasks`` are the training tasks by
+    name, ``prompts`` their encoded prompts by key. ``true_accuracies`` computes the true accuracy of all prompts, for
+    the estimator ``oracle``. A step's prompts are divided among the ``ranks``.
     """
 
     config: Config

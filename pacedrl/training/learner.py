@@ -105,16 +105,10 @@ def training_batch(
 
 @dataclass
 class Learner:
-    """AdamW on the policy.
+    """AdamW on the policy, whose trainable parameters are updated in place.
 
-    Args:
-        policy: its trainable parameters are updated in place.
-        config: learning rate, schedule, clipping, mini- and micro-batch size.
-        total_steps: length of the run, for decaying schedules.
-        temperature: of sampling; log-probabilities are taken at the same.
-        loss: the objective's.
-        seed: of the split into mini-batches.
-        ranks: the processes among which the sequences of an optimiser step are shared out.
+    Schedules decay over ``total_steps``. Log-probabilities are taken at the ``temperature`` of sampling. ``seed`` is
+    that of the split into mini-batches. The ``ranks`` share the sequences of an optimiser step.
     """
 
     policy: Policy

@@ -166,7 +166,7 @@ class Trainer:
         collected = self.pending or self._collect()
         if self.step == self._began:  # later in a run, one bad reward must not lose hours of work
             require_judged(collected.sampled, self.collector.tasks)
-        clock.add(collected.seconds)
+        clock.seconds |= collected.seconds
         with self._ahead(collected) as following:
             with clock.phase("update"):
                 replayed = self.scheduler.replay()

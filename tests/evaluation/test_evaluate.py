@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -127,7 +127,7 @@ def test_results_read_as_flat_numbers_and_as_json(run: Run) -> None:
     assert flat["sort/pass@4_low"] == result.figures["pass@4"].low
     assert flat["sort/pass@4_high"] == result.figures["pass@4"].high
     assert {"sort/truncated", "sort/verifier_errors", "sort/distinct", "sort/mean@4"} <= flat.keys()
-    assert json.loads(json.dumps(result.as_dict()))["figures"]["pass@1"]["mean"] == result.figures["pass@1"].mean
+    assert json.loads(json.dumps(asdict(result)))["figures"]["pass@1"]["mean"] == result.figures["pass@1"].mean
 
 
 def judged_as(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[int], float | None]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pacedrl.config import FlowRlConfig
+from pacedrl.config.method import FlowRlConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import flow_balance, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
@@ -43,11 +43,10 @@ class FlowRl(Objective[FlowRlConfig]):
 
     def partition_targets(self, sampled: Sequence[Completion]) -> tuple[list[float], list[float] | None]:
         """log Z is fitted to z-scored rewards and mean_t(log π_θ − log π_ref), of the completions trained on."""
-        scores = standardised(sampled, rewards_to_train_on(sampled)).tolist()
-        pairs = [
-            (0.0, math.nan)
-            if c.log_ratio is None
-            else (c.log_ratio / len(c.token_ids) + mean_reference_log_ratio(c), score)
-            for c, score in zip(sampled, scores, strict=True)
-        ]
-        return [ratio for ratio, _ in pairs], [score for _, score in pairs]
+        log_ratios, scores = [0.0] * len(sampled), standardised(sampled, rewards_to_train_on(sampled)).tolist()
+        for i, c in enumerate(sampled):
+            if c.log_ratio is None:
+                scores[i] = math.nan
+            else:
+                log_ratios[i] = c.log_ratio / len(c.token_ids) + mean_reference_log_ratio(c)
+        return log_ratios, scores
