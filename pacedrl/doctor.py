@@ -291,7 +291,10 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
         f"{update_s:,.0f} s update at {update_rate:,.0f} tokens/s, both measured on short completions)",
     )
     needed = memory_estimate(policy, config)
-    available = _available_memory(policy.device)
+    if policy.device.type == "cuda":
+        available = torch.cuda.mem_get_info(policy.device)[0]
+    else:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     level: Level = "ok" if needed < available else "warn"
     yield Check(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
 
@@ -322,9 +325,3 @@ def _cached_elements(layer: Any) -> int:
     heads = getattr(layer, "num_key_value_heads", None) or attention_heads
     width = getattr(layer, "head_dim", None) or layer.hidden_size // attention_heads
     return int(2 * heads * width)
-
-
-def _available_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

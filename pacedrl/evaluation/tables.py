@@ -12,8 +12,6 @@ from pacedrl.evaluation.evaluate import TaskResult
 from pacedrl.evaluation.metrics import Estimate
 from pacedrl.view import left_out
 
-EVALUATION_CAPTION = "means over prompts, 95% bootstrap intervals; distinct answers a prompt (correct ones)"
-
 
 def headline(step: int, results: Sequence[TaskResult]) -> str:
     """One line with the first figure of each task."""
@@ -26,7 +24,8 @@ def headline(step: int, results: Sequence[TaskResult]) -> str:
 def evaluation_table(title: str, results: Sequence[TaskResult]) -> Table:
     """One row per task: pass@k and mean@n with 95% intervals, and the number of distinct (correct) answers."""
     rates = [name for name in results[0].figures if "@" in name]
-    table = Table(title=title, box=box.SIMPLE_HEAD, caption=EVALUATION_CAPTION)
+    caption = "means over prompts, 95% bootstrap intervals; distinct answers a prompt (correct ones)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, caption=caption)
     table.add_column("task (prompts)", no_wrap=True)
     for heading in (*rates, "distinct"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -24,6 +24,7 @@ from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, Rollouts, trajectory_balance
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.policy import Policy
+from pacedrl.training.learner import replayed_completion
 from pacedrl.training.state import load_state, save_state
 from pacedrl.types import Completion, prompt_key
 
@@ -153,16 +154,9 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
             self._fresh.append(completion)
         replayed = self.scheduler.replay()
         again_M = self.scheduler.advantage([e.key for e in replayed], [e.reward for e in replayed]).tolist()
-        replays = [
-            Completion(
-                list(entry.token_ids),
-                [],
-                prompt_ids=self.prompt_ids[entry.key],
-                advantage=advantage,
-                anchor_logprobs=entry.logprobs,
-            )
-            for entry, advantage in zip(replayed, again_M, strict=True)
-        ]
+        replays = [replayed_completion(entry, self.prompt_ids[entry.key]) for entry in replayed]
+        for completion, advantage in zip(replays, again_M, strict=True):
+            completion.advantage = advantage
         # Sequences per optimiser step and process: gradients are averaged over processes.
         trained = sum(gather_object([sum(bool(completion.token_ids) for completion in self._fresh)])) + len(replays)
         steps = self.args.steps_per_generation / self.args.gradient_accumulation_steps

@@ -79,18 +79,10 @@ def training_batch(
     that read them.
     """
     fresh = [completion for group in groups for completion in group.completions if completion.total is not None]
-    again = [
-        Completion(
-            list(entry.token_ids),
-            list(entry.logprobs),
-            reward=entry.reward,
-            key=entry.key,
-            prompt_ids=prompts[entry.key].token_ids,
-            replayed=True,
-            anchor_logprobs=entry.logprobs if replay_anchor == "behaviour" else None,
-        )
-        for entry in replayed
-    ]
+    again = [replayed_completion(entry, prompts[entry.key].token_ids) for entry in replayed]
+    if replay_anchor == "current":
+        for completion in again:
+            completion.anchor_logprobs = None
     for completion in fresh:
         completion.anchor_logprobs = None if objective.anchored_to_trainer else completion.logprobs
     if fresh and reference is not None:
@@ -101,6 +93,19 @@ def training_batch(
             for completion, advantage in zip(part, advantages(part, scheduler).tolist(), strict=True):
                 completion.advantage = advantage
     return [*fresh, *again]
+
+
+def replayed_completion(entry: ReplayEntry, prompt_ids: Sequence[int]) -> Completion:
+    """The completion of an entry of the replay buffer; its μ is the policy that sampled it."""
+    return Completion(
+        list(entry.token_ids),
+        list(entry.logprobs),
+        reward=entry.reward,
+        key=entry.key,
+        prompt_ids=prompt_ids,
+        replayed=True,
+        anchor_logprobs=entry.logprobs,
+    )
 
 
 @dataclass
