@@ -105,6 +105,8 @@ class FlowRlConfig(ObjectiveSection):
     """FlowRL: length-normalised trajectory balance with the initial policy as the reference and z-scored rewards."""
 
     log_z_is_accuracy: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = True
+    reads_log_z: ClassVar[bool] = True
 
     name: Literal["flowrl"] = "flowrl"
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
@@ -114,17 +116,11 @@ class FlowRlConfig(ObjectiveSection):
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
     """Upper bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
 
-    @property
-    def reads_log_z(self) -> bool:
-        return True
-
-    @property
-    def needs_reference(self) -> bool:
-        return True
-
 
 class GFlowRlConfig(ObjectiveSection):
     """GFlowRL: FlowRL with log Z estimated from the group. The defaults are assumptions; see `group_flow_balance`."""
+
+    needs_reference: ClassVar[bool] = True
 
     name: Literal["gflowrl"] = "gflowrl"
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
@@ -136,10 +132,6 @@ class GFlowRlConfig(ObjectiveSection):
     probability."""
     gap_lower: Annotated[float, Field(gt=0.0)] = 5.0
     """Upper bound of the flow gap δ, in nats per token. A positive gap lowers the completion's probability."""
-
-    @property
-    def needs_reference(self) -> bool:
-        return True
 
 
 ObjectiveConfig = Annotated[

@@ -152,7 +152,9 @@ class _Calibrator:
         reads_z = self.config.needs_partition and self.config.objective.log_z_is_accuracy
         estimates = _estimates(self.scheduler, _last_means(self.groups, self.scheduler.keys, step), reads_z)
         rewards = self._rewards(pool, sorted({row for rows in subsets.values() for row in rows}), step)
-        result = CheckpointScores(step=step, beta_kl=_mean_kl(self.metrics, before, step))
+        logged = [row["kl/old_beta"] for row in self.metrics if before < row["step"] <= step]
+        kl = [value for value in logged if value is not None]
+        result = CheckpointScores(step=step, beta_kl=float(np.mean(kl)) if kl else None)
         for subset, rows in subsets.items():
             judged = [row for row in rows if rewards[row]]  # the others have no truth
             if not judged:
@@ -223,12 +225,6 @@ def _last_means(groups: Sequence[Mapping[str, Any]], keys: Sequence[str], step: 
                     means[key] = float(np.mean(judged))
     others = float(np.mean(list(means.values()))) if means else FLAT_MEAN
     return np.array([means.get(key, others) for key in keys])
-
-
-def _mean_kl(metrics: Sequence[Mapping[str, Any]], after: int, until: int) -> float | None:
-    values = [row["kl/old_beta"] for row in metrics if after < row["step"] <= until]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _noise(observed_P: Floats, samples: int) -> float:
