@@ -36,9 +36,9 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.run / "config.yaml")
     policy = Policy.load(config.model, resolve_device("cpu"))
-    tasks, ids = encode_tasks(policy, load_tasks(config)[0], config)
-    keys = [prompt.key for prompt in unique_prompts(tasks)]
-    whole = prompt_embeddings(policy, [ids[key] for key in keys])
+    prompts = unique_prompts(encode_tasks(policy, load_tasks(config)[0], config))
+    keys = [prompt.key for prompt in prompts]
+    whole = prompt_embeddings(policy, [prompt.token_ids for prompt in prompts])
     steps = [json.loads(line) for line in (options.run / "groups.jsonl").read_text().splitlines()]
     print(f"{len(keys)} prompts of {whole.shape[1]} features, {len(steps)} steps of {len(steps[0]['keys'])} groups")
     print(f"{'components':>10}{'share':>8}{'|error|':>10}{'Brier':>9}{'rank':>8}")

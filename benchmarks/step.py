@@ -185,7 +185,7 @@ def ours(work: Work) -> Measured:
     trainer.train()
     rows = trainer.folder.rows("metrics.jsonl")
     assert not work.forced or all(row["completion/length_mean"] == work.new_tokens for row in rows)
-    lengths = [len(trainer.prompt_ids[key]) for key in trainer.prompts]
+    lengths = [len(prompt.token_ids) for prompt in trainer.prompts.values()]
     parameters = sum(parameter.numel() for parameter in trainer.policy.parameters())
     return {
         "seconds": {phase: [row[f"time/{phase}"] for row in rows[1:]] for phase in PHASES},

@@ -39,7 +39,7 @@ from pacedrl.tasks.verifiers import OUT_OF_RANGE
 from pacedrl.training.learner import Learner
 from pacedrl.training.objectives import build_objective
 from pacedrl.training.trackers import require_trackers
-from pacedrl.types import Completion, Prompt
+from pacedrl.types import Prompt
 
 SHOWN = 10
 """Maximum number of examples that a check lists."""
@@ -89,7 +89,7 @@ def checks(config: Config) -> Iterator[Check]:
         yield from _ends(policy, tasks, config)
         yield from _servers(config)
         yield from _prompts(policy, tasks, config)
-        encoded, token_ids = encode_tasks(policy, tasks, _dropping(config))
+        encoded = encode_tasks(policy, tasks, config, drop_overlong=True)  # `_prompts` has reported them
     except InputError as error:
         yield Check("fail", str(error))
         return
@@ -104,7 +104,7 @@ def checks(config: Config) -> Iterator[Check]:
                 yield from _attacks(pool, task)
             except InputError as error:
                 yield Check("fail", str(error))
-    yield from _cost(policy, [token_ids[prompt.key] for task in trained for prompt in task.prompts], config)
+    yield from _cost(policy, [prompt.token_ids for task in trained for prompt in task.prompts], config)
 
 
 def _failure(require: Callable[[], object]) -> Iterator[Check]:
@@ -202,13 +202,10 @@ def _kind(prompt: Prompt) -> str:
 def _duplicates(train: Sequence[Task], held_out: Sequence[Task]) -> Iterator[Check]:
     """Prompts with several answers, and held-out prompts that are also training prompts."""
     for task in [*train, *held_out]:
-        prompts: dict[str, Prompt] = {}
-        answers = defaultdict(set)
+        asked: dict[str, list[Prompt]] = defaultdict(list)
         for prompt in task.prompts:
-            question = str((prompt.content, prompt.template_options))
-            prompts.setdefault(question, prompt)
-            answers[question].add(str(prompt.answer))
-        clashing = [prompts[question] for question, given in answers.items() if len(given) > 1]
+            asked[str((prompt.content, prompt.template_options))].append(prompt)
+        clashing = [same[0] for same in asked.values() if len({str(prompt.answer) for prompt in same}) > 1]
         if clashing:
             listed = ", ".join(map(shorten, clashing[:SHOWN]))
             yield Check("warn", f"task {task.name}: {len(clashing)} prompts occur with differing answers: {listed}")
@@ -271,7 +268,12 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     for i, completions in groups[:4]:
         for completion in completions:
             completion.prompt_ids, completion.anchor_logprobs = probe[i], completion.logprobs
-    update_rate = _update_rate(policy, batch, config)
+    loss = build_objective(Config()).loss  # Any objective will do: the time of the loss itself is negligible.
+    learner = Learner(policy, config.optimizer, total_steps=1, temperature=sampling.temperature, loss=loss)
+    start = time.perf_counter()
+    learner.accumulate_gradient(batch)  # The weights do not change.
+    update_rate = sum(completion.length for completion in batch) / (time.perf_counter() - start)
+    learner.optimizer.zero_grad(set_to_none=True)
     prompt_mean = sum(map(len, prompt_ids)) / len(prompt_ids)
     generate_s = config.gate.sampling_factor * rollouts * sampling.max_new_tokens / generate_rate
     # A backward pass costs two forward passes.
@@ -284,20 +286,12 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
         f"{update_s:,.0f} s update at {update_rate:,.0f} tokens/s, both measured on short completions)",
     )
     needed = memory_estimate(policy, config)
-    available = _available_memory(policy.device)
+    if policy.device.type == "cuda":
+        available = torch.cuda.mem_get_info(policy.device)[0]
+    else:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     level: Level = "ok" if needed < available else "warn"
     yield Check(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
-
-
-def _update_rate(policy: Policy, batch: Sequence[Completion], config: Config) -> float:
-    """Tokens per second of a forward and backward pass. The weights do not change."""
-    loss = build_objective(Config()).loss  # Any objective will do: the time of the loss itself is negligible.
-    learner = Learner(policy, config.optimizer, total_steps=1, temperature=config.sampling.temperature, loss=loss)
-    start = time.perf_counter()
-    learner.accumulate_gradient(batch)
-    rate = sum(completion.length for completion in batch) / (time.perf_counter() - start)
-    learner.optimizer.zero_grad(set_to_none=True)
-    return rate
 
 
 def memory_estimate(policy: Policy, config: Config) -> float:
@@ -310,17 +304,12 @@ def memory_estimate(policy: Policy, config: Config) -> float:
     element = 2 if policy.device.type == "cuda" else 4
     context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     rows = min(config.sampling.batch_size, config.sampling.prompts_per_step * config.sampling.group_size)
-    cache = sum(map(_cached_elements, _layer_configs(text))) * element * rows * context
+    configs = getattr(text, "per_layer_config", None) or [text] * text.num_hidden_layers  # layers may share one
+    cache = sum(map(_cached_elements, configs)) * element * rows * context
     layers = 1 if config.optimizer.gradient_checkpointing else text.num_hidden_layers
     tokens = max(config.optimizer.tokens_per_micro_batch, context)
     activations = ACTIVATION_BYTES * tokens * text.hidden_size * layers * element / 4
     return float(states + max(cache, activations))
-
-
-def _layer_configs(text: Any) -> list[Any]:
-    """Return the configuration of each layer, also if all layers share one."""
-    own = getattr(text, "per_layer_config", None)
-    return list(own) if own else [text] * text.num_hidden_layers
 
 
 def _cached_elements(layer: Any) -> int:
@@ -331,14 +320,3 @@ def _cached_elements(layer: Any) -> int:
     heads = getattr(layer, "num_key_value_heads", None) or attention_heads
     width = getattr(layer, "head_dim", None) or layer.hidden_size // attention_heads
     return int(2 * heads * width)
-
-
-def _available_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _dropping(config: Config) -> Config:
-    """The same configuration, with overlong prompts dropped because they have been reported."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"overlong": "drop"})})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +27,7 @@ class Prompt:
     ``columns`` holds the row's other columns, which verifiers may read. ``task`` names the task it came from.
     ``template_options`` are variables for the chat template beside the messages, such as ``tools``.
     ``row`` locates the prompt in messages to the user, for example ``train.jsonl: line 3``.
+    ``token_ids`` are filled in when the prompts of a run are encoded.
     """
 
     key: str
@@ -35,6 +37,7 @@ class Prompt:
     columns: dict[str, Any] = field(default_factory=dict)
     template_options: dict[str, Any] = field(default_factory=dict)
     row: str = ""
+    token_ids: Sequence[int] = ()
 
     @property
     def question(self) -> str:
@@ -93,19 +96,20 @@ class Completion:
 
 @dataclass
 class Group:
-    """The completions of one prompt, and the prompt's token ids as the sampler saw them.
+    """The completions of one prompt.
 
     ``dropped`` is the reason why a gate keeps the group out of the update; None if it is trained on.
+    ``accuracy_estimate`` is the prompt's from before its rewards were known; NaN without an estimator.
     """
 
     prompt: Prompt
-    prompt_ids: list[int]
     completions: list[Completion]
     dropped: str | None = None
+    accuracy_estimate: float = field(default=math.nan, compare=False)
 
     def __post_init__(self) -> None:
         for completion in self.completions:
-            completion.key, completion.prompt_ids = self.prompt.key, self.prompt_ids
+            completion.key, completion.prompt_ids = self.prompt.key, self.prompt.token_ids
 
     @property
     def rewards(self) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,20 +18,11 @@ def left_out(share: float) -> str:
     return f" ({share:.0%} not judged)" if share > LEFT_OUT_SHARE else ""
 
 
-class View(Protocol):
-    """Shows what happens in a run; it must not influence the run."""
+class View:
+    """Shows what happens in a run; it must not influence the run.
 
-    def start(self, step: int, total: int) -> None: ...
-    def phase(self, name: str, total: int) -> None: ...
-    def advance(self, count: int) -> None: ...
-    def step(self, row: Mapping[str, Any]) -> None: ...
-    def line(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def stop(self) -> None: ...
-
-
-class SilentView:
-    """Shows only warnings, on standard error; with ``quiet`` not even those."""
+    This one shows only warnings, on standard error; with ``quiet`` not even those.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet)
@@ -47,7 +38,7 @@ class SilentView:
         self.console.print(f"warning: {text}", markup=False, style="yellow")
 
 
-class ConsoleView:
+class ConsoleView(View):
     """Shows a progress bar with reward, estimated and observed accuracy, and rollouts per second.
 
     If the output is not a terminal, it prints a line with the same figures every few steps instead.
@@ -57,7 +48,7 @@ class ConsoleView:
     """Maximum number of lines per run if the output is not a terminal."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet)
+        super().__init__(quiet)
         self.total = 0
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -95,23 +86,16 @@ class ConsoleView:
         self.progress.advance(self.inner, count)
 
     def step(self, row: Mapping[str, Any]) -> None:
+        estimate, observed = row["accuracy/estimate_mean"], row["accuracy/observed_mean"]
+        accuracy = "" if math.isnan(estimate) else f"accuracy est {estimate:.2f} obs {observed:.2f}  "
         figures = (
-            f"reward {row['reward/mean']:.3f}{left_out(row['verifier/errors'] / row['rollouts/step'])}  "
-            f"{self._accuracy(row)}"
+            f"reward {row['reward/mean']:.3f}{left_out(row['verifier/errors'] / row['rollouts/step'])}  {accuracy}"
             f"{row['rollouts/step'] / row['time/step']:.1f} rollouts/s"
         )
         self.progress.update(self.bar, completed=row["step"], figures=figures)
         every = max(1, self.total // self.LINES)
         if not self.console.is_terminal and (row["step"] % every == 0 or row["step"] == self.total):
             self.line(f"step {row['step']}/{self.total}  {figures}")
-
-    def _accuracy(self, row: Mapping[str, Any]) -> str:
-        """Estimated and observed accuracy; empty for a recipe without estimates."""
-        estimate, observed = row["accuracy/estimate_mean"], row["accuracy/observed_mean"]
-        return "" if math.isnan(estimate) else f"accuracy est {estimate:.2f} obs {observed:.2f}  "
-
-    def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", markup=False, style="yellow")
 
     def stop(self) -> None:
         self.progress.update(self.inner, visible=False)

@@ -8,16 +8,8 @@ import pytest
 import yaml
 
 from pacedrl.cli import main
-from pacedrl.config import (
-    Config,
-    GFlowRlConfig,
-    GrpoConfig,
-    OptimizerConfig,
-    ReplayConfig,
-    SelectionConfig,
-    dump_config,
-    parse_config,
-)
+from pacedrl.config import Config, OptimizerConfig, dump_config, parse_config
+from pacedrl.config.method import GFlowRlConfig, GrpoConfig, ReplayConfig, SelectionConfig
 from pacedrl.errors import InputError
 from pacedrl.recipes import RECIPES
 

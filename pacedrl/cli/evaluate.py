@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,13 @@ def run(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from pacedrl.evaluation.run import run_evaluation
+    from pacedrl.evaluation.evaluate import run_evaluation
     from pacedrl.evaluation.tables import evaluation_notes, evaluation_table
     from pacedrl.view import ConsoleView
 
     with ConsoleView() as view:
         results = run_evaluation(config, view)
-    text = json.dumps({"model": config.model.name, "results": [result.as_dict() for result in results]}, indent=2)
+    text = json.dumps({"model": config.model.name, "results": [asdict(result) for result in results]}, indent=2)
     if options.json == "-":
         print(text)
         return 0

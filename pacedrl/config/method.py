@@ -6,7 +6,7 @@ where the paper does not state a value.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,20 +19,18 @@ POSTERIORS = ("counts", "combined")
 class ObjectiveSection(Section):
     """Properties of an objective that other parts depend on; `pacedrl.training.objectives` computes its loss."""
 
+    log_z_is_accuracy: ClassVar[bool] = True
+    """Whether β·log Z, fitted alongside this objective, estimates accuracy."""
+
     @property
     def partition_beta(self) -> float:
-        """β of the log Z fitted alongside this objective. Any β will do if it has none: only β·log Z is read."""
-        return 0.05
+        """β of the log Z fitted alongside this objective. Objectives without β may use any: only β·log Z is read."""
+        return float(getattr(self, "beta", 0.05))
 
     @property
     def reads_log_z(self) -> bool:
         """Whether the loss reads the learned log Z."""
         return False
-
-    @property
-    def log_z_is_accuracy(self) -> bool:
-        """Whether β·log Z, fitted alongside this objective, estimates accuracy."""
-        return True
 
     @property
     def needs_posterior(self) -> bool:
@@ -61,10 +59,6 @@ class TrajectoryBalanceConfig(ObjectiveSection):
     """The baseline. ``learned``: log Z_φ, a network's output for the prompt (the paper). ``group_mean``: estimated from
     the completions of the group (VarGrad). ``blended``: the accuracy estimate and the mean reward of the group's other
     completions, weighted by their inverse variances (ours); needs ``estimator.name`` counts or combined."""
-
-    @property
-    def partition_beta(self) -> float:
-        return self.beta
 
     @property
     def reads_log_z(self) -> bool:
@@ -110,6 +104,10 @@ class GrpoConfig(ObjectiveSection):
 class FlowRlConfig(ObjectiveSection):
     """FlowRL: length-normalised trajectory balance with the initial policy as the reference and z-scored rewards."""
 
+    log_z_is_accuracy: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = True
+    reads_log_z: ClassVar[bool] = True
+
     name: Literal["flowrl"] = "flowrl"
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
     """β: rewards are divided by it. FlowRL's paper multiplies them by its β = 15, which is 1/15 here."""
@@ -118,25 +116,11 @@ class FlowRlConfig(ObjectiveSection):
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
     """Upper bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
 
-    @property
-    def partition_beta(self) -> float:
-        return self.beta
-
-    @property
-    def reads_log_z(self) -> bool:
-        return True
-
-    @property
-    def log_z_is_accuracy(self) -> bool:
-        return False
-
-    @property
-    def needs_reference(self) -> bool:
-        return True
-
 
 class GFlowRlConfig(ObjectiveSection):
     """GFlowRL: FlowRL with log Z estimated from the group. The defaults are assumptions; see `group_flow_balance`."""
+
+    needs_reference: ClassVar[bool] = True
 
     name: Literal["gflowrl"] = "gflowrl"
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
@@ -148,14 +132,6 @@ class GFlowRlConfig(ObjectiveSection):
     probability."""
     gap_lower: Annotated[float, Field(gt=0.0)] = 5.0
     """Upper bound of the flow gap δ, in nats per token. A positive gap lowers the completion's probability."""
-
-    @property
-    def partition_beta(self) -> float:
-        return self.beta
-
-    @property
-    def needs_reference(self) -> bool:
-        return True
 
 
 ObjectiveConfig = Annotated[

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from pacedrl.config import Config
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
 from pacedrl.evaluation.metrics import Estimate, PromptResult, summarise
+from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.rollouts.collect import sample_groups, score_groups
+from pacedrl.rollouts.engines import build_sampler, evaluation_settings
+from pacedrl.rollouts.tasks import encode_tasks, load_tasks
 from pacedrl.rollouts.verdicts import require_judged
 from pacedrl.tasks.completions import stated_answer
 from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.types import Group, Prompt
+from pacedrl.view import View
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,6 @@ class TaskResult:
         """Share of completions that the figures leave out."""
         return self.errors / self.completions
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return nested mappings for JSON."""
-        return asdict(self)
-
     def flat(self) -> dict[str, float]:
         """Return numbers with slash names: ``TASK/pass@1``, ``TASK/pass@1_low``, ``TASK/pass@1_high``, ..."""
         row: dict[str, float] = {}
@@ -59,12 +60,11 @@ def evaluate(
     sampler: Sampler,
     pool: VerifierPool,
     tasks: Sequence[Task],
-    prompt_ids: Mapping[str, list[int]],
     settings: SamplingSettings,
     ks: Sequence[int],
     seed: int,
     tick: Callable[[], None] = lambda: None,
-    advance: Callable[[int], None] = lambda completions: None,
+    view: View | None = None,
     ranks: Ranks | None = None,
     strict: bool = False,
 ) -> list[TaskResult]:
@@ -80,10 +80,12 @@ def evaluate(
     if max(ks) > settings.group_size:
         raise ValueError(f"pass@{max(ks)} needs at least {max(ks)} samples per prompt, not {settings.group_size}")
     results = []
+    view = view or View()
+    view.phase("evaluating", sum(len(task.prompts) for task in tasks) * settings.group_size)
     for task in tasks:
 
         def judged(prompts: Sequence[Prompt], task: Task = task) -> list[Group]:
-            groups = sample_groups(sampler, prompts, prompt_ids, settings, (seed, "eval"), tick, advance)
+            groups = sample_groups(sampler, prompts, settings, (seed, "eval"), tick, view.advance)
             score_groups(pool, groups, {task.name: replace(task, parts=())})
             return groups
 
@@ -94,11 +96,24 @@ def evaluate(
     return results
 
 
+def run_evaluation(config: Config, view: View) -> list[TaskResult]:
+    """Load ``model.name`` and evaluate it on ``data.eval``, outside a training run."""
+    _, tasks = load_tasks(config.model_copy(update={"data": config.data.model_copy(update={"train": []})}))
+    policy = Policy.load(config.model, resolve_device(config.run.device))
+    tasks = encode_tasks(policy, tasks, config)
+    sampler = build_sampler(config, policy)
+    settings, k, seed = evaluation_settings(config), config.eval.k, config.run.seed
+    with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
+        return evaluate(sampler, pool, tasks, settings, k, seed, view=view, strict=True)
+
+
 def _result(task: Task, groups: Sequence[Group], ks: Sequence[int]) -> TaskResult:
     completions = [completion for group in groups for completion in group.completions]
     errors = [completion.error for completion in completions if completion.reward is None]
+    judged = [[c for c in group.completions if c.reward is not None] for group in groups]
+    answers = [[stated_answer(task.verifier, completion.text) for completion in part] for part in judged]
     try:
-        figures = summarise([_judged(task, group) for group in groups], ks)
+        figures = summarise(list(map(PromptResult, (group.rewards for group in groups), answers)), ks)
     except ValueError:
         raise InputError(
             f"task {task.name}: the verifier '{task.verifier}' failed on {len(errors)} of {len(completions)} "
@@ -106,9 +121,3 @@ def _result(task: Task, groups: Sequence[Group], ks: Sequence[int]) -> TaskResul
         ) from None
     truncated = sum(completion.finish_reason == "length" for completion in completions) / len(completions)
     return TaskResult(task.name, len(groups), figures, truncated, len(errors), len(completions))
-
-
-def _judged(task: Task, group: Group) -> PromptResult:
-    judged: list[Any] = [completion for completion in group.completions if completion.reward is not None]
-    answers = [stated_answer(task.verifier, completion.text) for completion in judged]
-    return PromptResult([completion.reward for completion in judged], answers)

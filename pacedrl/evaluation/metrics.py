@@ -32,6 +32,10 @@ class PromptResult:
     def correct(self) -> int:
         return sum(reward >= 1.0 for reward in self.rewards)
 
+    @property
+    def correct_answers(self) -> set[str]:
+        return {answer for answer, reward in zip(self.answers, self.rewards, strict=True) if reward >= 1.0}
+
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """1 − C(n−c, k)/C(n, k): the unbiased estimate of the chance that one of k samples is right (arXiv 2107.03374).
@@ -70,10 +74,5 @@ def summarise(results: Sequence[PromptResult], ks: Sequence[int]) -> dict[str, E
     samples = max(len(result.rewards) for result in judged)
     figures[f"mean@{samples}"] = bootstrap([float(np.mean(result.rewards)) for result in judged])
     figures["distinct"] = bootstrap([len(set(result.answers)) for result in judged])
-    figures["distinct_correct"] = bootstrap([len(_correct_answers(result)) for result in judged])
+    figures["distinct_correct"] = bootstrap([len(result.correct_answers) for result in judged])
     return figures
-
-
-def _correct_answers(result: PromptResult) -> set[str]:
-    pairs = zip(result.answers, result.rewards, strict=True)
-    return {answer for answer, reward in pairs if reward >= 1.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from rich import box
 from rich.table import Table
@@ -10,8 +11,6 @@ from rich.table import Table
 from pacedrl.evaluation.evaluate import TaskResult
 from pacedrl.evaluation.metrics import Estimate
 from pacedrl.view import left_out
-
-EVALUATION_CAPTION = "means over prompts, 95% bootstrap intervals; distinct answers per prompt (correct ones)"
 
 
 def headline(step: int, results: Sequence[TaskResult]) -> str:
@@ -25,7 +24,8 @@ def headline(step: int, results: Sequence[TaskResult]) -> str:
 def evaluation_table(title: str, results: Sequence[TaskResult]) -> Table:
     """One row per task: pass@k and mean@n with 95% intervals, and the number of distinct (correct) answers."""
     rates = [name for name in results[0].figures if "@" in name]
-    table = Table(title=title, box=box.SIMPLE_HEAD, caption=EVALUATION_CAPTION)
+    caption = "means over prompts, 95% bootstrap intervals; distinct answers a prompt (correct ones)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, caption=caption)
     table.add_column("task (prompts)", no_wrap=True)
     for heading in (*rates, "distinct"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -70,12 +70,9 @@ def before_after_table(evals: Sequence[Mapping[str, float]], tasks: Sequence[str
     rows = {task: [(first[f"{task}/pass@{k}"], last[f"{task}/pass@{k}"]) for k in ks] for task in tasks}
     labels = {task: task + left_out(max(row.get(f"{task}/left_out", 0.0) for row in (first, last))) for task in tasks}
     if len(tasks) > 1:
-        rows["mean"] = [(_mean(rows, i, 0), _mean(rows, i, 1)) for i in range(len(ks))]
+        columns = zip(*rows.values(), strict=True)
+        rows["mean"] = [(fmean(a for a, _ in column), fmean(b for _, b in column)) for column in columns]
     for task, pairs in rows.items():
         cells = [cell for a, b in pairs for cell in (f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}")]
         table.add_row(labels.get(task, task), *cells, style="bold" if task == "mean" else None)
     return table
-
-
-def _mean(rows: Mapping[str, Sequence[tuple[float, float]]], column: int, side: int) -> float:
-    return sum(pairs[column][side] for pairs in rows.values()) / len(rows)

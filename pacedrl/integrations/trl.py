@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, Rollouts, trajectory_balance
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.policy import Policy
+from pacedrl.training.learner import replayed_completion
 from pacedrl.training.state import load_state, save_state
-from pacedrl.types import prompt_key
+from pacedrl.types import Completion, prompt_key
 
 try:
     from accelerate.utils import broadcast_object_list, gather_object
@@ -42,32 +42,6 @@ STATE = "scheduler"
 """Name of the scheduler's files in a checkpoint; `pacedrl.training.state` adds the suffixes."""
 NOT_APPLIED = {"beta": 0.0, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "entropy_coef": 0.0}
 """Settings of GRPO's loss that have no effect here, with the values that turn them off. Other values are refused."""
-
-
-@dataclass
-class _Row:
-    """A sequence of the batch. A completion that could not be judged has weight 0; it only keeps row numbers right."""
-
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    advantage: float = 0.0
-    anchor_logprobs: list[float] | None = None
-    """log μ of each token; None or NaN stands for the current policy's value."""
-    weight: float = 1.0
-
-
-@dataclass
-class _Fresh:
-    """The completions that this process sampled last, one entry each; training fills in the last two fields."""
-
-    keys: list[str]
-    verdict_B: list[float]
-    """Rewards of the first reward function; NaN if it returned None."""
-    rows: list[_Row]
-    logprobs: dict[int, list[float]] = field(default_factory=dict)
-    """log μ of the rows trained on, by row number."""
-    log_ratio: dict[int, float] = field(default_factory=dict)
-    """Σ_t (log π_θ − log μ) of the rows trained on, by row number."""
 
 
 class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -111,7 +85,8 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"train_dataset: each generation needs {self.prompts_per_step} different prompts, but it has only "
                 f"{len(self.row_of)}"
             )
-        self.prompt_ids = self._all_prompt_ids()
+        ids, _, _ = self._tokenize_prompts([self.train_dataset[row]["prompt"] for row in self.row_of.values()])
+        self.prompt_ids = dict(zip(self.row_of, ids, strict=True))
         policy = Policy(self.accelerator.unwrap_model(self.model), self._tokenizer, self.accelerator.device)
         with policy.adapter_off():
             embeddings_NH = prompt_embeddings(policy, list(self.prompt_ids.values()))
@@ -133,11 +108,6 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         if self._is_vlm or self.tools or self.environment_factories is not None:
             raise InputError("PacedTrainer trains on single-turn text only: no images, tools or environments")
-
-    def _all_prompt_ids(self) -> dict[str, list[int]]:
-        prompts = [self.train_dataset[row]["prompt"] for row in self.row_of.values()]
-        ids, _, _ = self._tokenize_prompts(prompts)
-        return dict(zip(self.row_of, ids, strict=True))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training:
@@ -161,9 +131,10 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         return rewards_BF
 
     def _batch(self, keys: list[str], batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the batch to train on: fresh rows, this process's share of the replayed rows, and rows of weight 0.
+        """Return the batch to train on: fresh completions, this process's share of the replayed ones, and blank ones.
 
-        The rows of weight 0 bring the micro-batches to equal size.
+        Completions without tokens have the weight 0. They stand for those that could not be judged, and bring the
+        micro-batches to equal size.
         """
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         rewards_BF = self._rewards_BF[rank * len(keys) :][: len(keys)].cpu().double()
@@ -171,30 +142,33 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         total_B = (rewards_BF * self.reward_weights.cpu()).nansum(dim=1)
         advantage_B = self.scheduler.advantage(keys, total_B.numpy()).tolist()
         anchors = batch.get("sampling_per_token_logps", batch.get("old_per_token_logps"))
-        rows = []
-        for i, key in enumerate(keys):
-            kept = batch["completion_mask"][i].bool()
-            ids = batch["completion_ids"][i][kept].tolist()  # empty for a truncated completion that TRL masks out
-            anchor = None if anchors is None else anchors[i][kept].tolist()
-            if ids and not math.isnan(verdict_B[i]):
-                rows.append(_Row(self.prompt_ids[key], ids, advantage_B[i], anchor))
-            else:
-                rows.append(_Row(self.prompt_ids[key], [self._tokenizer.pad_token_id], weight=0.0))
-        self._fresh = _Fresh(keys, verdict_B, rows)
+        self._fresh: list[Completion] = []
+        for i, (key, verdict) in enumerate(zip(keys, verdict_B, strict=True)):
+            completion = Completion([], [], reward=verdict, key=key, prompt_ids=self.prompt_ids[key])
+            if verdict is not None:
+                kept = batch["completion_mask"][i].bool()
+                # TRL masks out every token of a truncated completion if it is told to.
+                completion.token_ids = batch["completion_ids"][i][kept].tolist()
+                completion.advantage = advantage_B[i] if completion.token_ids else 0.0
+                completion.anchor_logprobs = None if anchors is None else anchors[i][kept].tolist()
+            self._fresh.append(completion)
         replayed = self.scheduler.replay()
         again_M = self.scheduler.advantage([e.key for e in replayed], [e.reward for e in replayed]).tolist()
-        replays = [
-            _Row(self.prompt_ids[entry.key], list(entry.token_ids), advantage, list(entry.logprobs))
-            for entry, advantage in zip(replayed, again_M, strict=True)
-        ]
-        self._count_sequences(sum(row.weight for row in rows), len(replays))
-        every = [*rows, *replays[rank::processes]]
-        blank = _Row(rows[0].prompt_ids, [self._tokenizer.pad_token_id], weight=0.0)
+        replays = [replayed_completion(entry, self.prompt_ids[entry.key]) for entry in replayed]
+        for completion, advantage in zip(replays, again_M, strict=True):
+            completion.advantage = advantage
+        # Sequences per optimiser step and process: gradients are averaged over processes.
+        trained = sum(gather_object([sum(bool(completion.token_ids) for completion in self._fresh)])) + len(replays)
+        steps = self.args.steps_per_generation / self.args.gradient_accumulation_steps
+        self._sequences = max(trained / processes / steps, 1.0)
+        every = [*self._fresh, *replays[rank::processes]]
+        blank = Completion([], [], prompt_ids=self._fresh[0].prompt_ids)
         return self._tensors([*every, *[blank] * (-len(every) % self.args.steps_per_generation)])
 
-    def _verdicts(self, rewards_BF: Tensor) -> list[float]:
-        verdict_B = [float(value) for value in rewards_BF[:, 0]]
-        wrong = [value for value in verdict_B if not (math.isnan(value) or 0.0 <= value <= 1.0)]
+    def _verdicts(self, rewards_BF: Tensor) -> list[float | None]:
+        """Return the rewards of the first reward function; None where it returned None."""
+        verdict_B = [None if math.isnan(value) else value for value in rewards_BF[:, 0].tolist()]
+        wrong = [value for value in verdict_B if value is not None and not 0.0 <= value <= 1.0]
         if wrong:
             raise InputError(
                 f"reward_funcs: the first, {self.reward_func_names[0]}, must return rewards in [0, 1], whose mean "
@@ -202,31 +176,25 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         return verdict_B
 
-    def _count_sequences(self, fresh: float, replayed: int) -> None:
-        """Set the number of sequences per optimiser step and process (gradients are averaged over processes)."""
-        everywhere = sum(gather_object([fresh])) + replayed
-        steps = self.args.steps_per_generation / self.args.gradient_accumulation_steps
-        self._sequences = max(everywhere / self.accelerator.num_processes / steps, 1.0)
-
-    def _tensors(self, rows: Sequence[_Row]) -> dict[str, Tensor]:
+    def _tensors(self, batch: Sequence[Completion]) -> dict[str, Tensor]:
         pad_id = self._tokenizer.pad_token_id
 
         def padded(sequences: Sequence[Sequence[float]], value: float, dtype: torch.dtype, side: str) -> Tensor:
             tensors = [torch.tensor(sequence, dtype=dtype) for sequence in sequences]
             return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
-        prompts, completions = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
-        nothing = [[math.nan] * len(row.completion_ids) for row in rows]
-        anchors = [row.anchor_logprobs or none for row, none in zip(rows, nothing, strict=True)]
+        prompts, completions = [c.prompt_ids for c in batch], [c.token_ids or [pad_id] for c in batch]
+        unknown = [[math.nan] * len(ids) for ids in completions]  # the current policy's value takes its place
+        anchors = [c.anchor_logprobs or nan for c, nan in zip(batch, unknown, strict=True)]
         tensors = {
             "prompt_ids": padded(prompts, pad_id, torch.long, "left"),
             "prompt_mask": padded([[1] * len(ids) for ids in prompts], 0, torch.long, "left"),
             "completion_ids": padded(completions, pad_id, torch.long, "right"),
             "completion_mask": padded([[1] * len(ids) for ids in completions], 0, torch.long, "right"),
             "anchor_logps": padded(anchors, math.nan, torch.float32, "right"),
-            "advantages": torch.tensor([row.advantage for row in rows]),
-            "weight": torch.tensor([row.weight for row in rows]),
-            "number": torch.arange(len(rows)),
+            "advantages": torch.tensor([c.advantage for c in batch]),
+            "weight": torch.tensor([float(bool(c.token_ids)) for c in batch]),
+            "number": torch.arange(len(batch)),
         }
         return {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
 
@@ -250,12 +218,12 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _remember(self, numbers: list[int], logprobs_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> None:
-        """Keep the fresh rows' log-probabilities and log-ratios for `_observe`."""
+        """Fill in log μ and the log-ratio of the fresh completions, for `_observe`."""
         log_ratio_B = ((logprobs_BT - anchor_BT) * mask_BT).sum(dim=1).tolist()
         for i, number in enumerate(numbers):
-            if number < len(self._fresh.rows) and bool(mask_BT[i].any()):
-                self._fresh.logprobs[number] = anchor_BT[i][mask_BT[i]].tolist()
-                self._fresh.log_ratio[number] = log_ratio_B[i]
+            if number < len(self._fresh) and bool(mask_BT[i].any()):
+                self._fresh[number].logprobs = anchor_BT[i][mask_BT[i]].tolist()
+                self._fresh[number].log_ratio = log_ratio_B[i]
 
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
         loss: Tensor = super().training_step(*arguments, **named)
@@ -265,13 +233,15 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _observe(self) -> None:
         """Show the completions of all processes to this process's scheduler, so that all schedulers stay equal."""
-        fresh = self._fresh
-        trained = [i in fresh.log_ratio for i in range(len(fresh.keys))]
         seen = [
-            (key, verdict, fresh.log_ratio.get(i, 0.0), row.completion_ids if kept else None, fresh.logprobs.get(i, []))
-            for i, (key, verdict, row, kept) in enumerate(
-                zip(fresh.keys, fresh.verdict_B, fresh.rows, trained, strict=True)
+            (
+                c.key,
+                math.nan if c.reward is None else c.reward,
+                c.log_ratio or 0.0,
+                None if c.log_ratio is None else c.token_ids,
+                c.logprobs,
             )
+            for c in self._fresh
         ]
         keys, verdicts, log_ratios, token_ids, logprobs = zip(*gather_object(seen), strict=True)
         metrics = self.scheduler.observe(Rollouts(keys, verdicts, log_ratios, token_ids, logprobs))

@@ -186,11 +186,14 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
             raise InputError("actor_rollout_ref.model.path: PacedTrainer trains on text, but this model is multimodal")
         self.row_of: dict[str, int] = {}
         self.prompt_ids: dict[str, list[int]] = {}
+        """Token ids of each prompt, as verl's agent loop computes them."""
+        options = OmegaConf.to_container(self.config.data.get("apply_chat_template_kwargs") or OmegaConf.create())
         for i in range(len(self.train_dataset)):
             row = self.train_dataset[i]
             key = prompt_key(row["raw_prompt"], [row.get("data_source"), row.get("reward_model")])
             if key not in self.row_of:
-                self.row_of[key], self.prompt_ids[key] = i, self._encode(row["raw_prompt"])
+                self.row_of[key] = i
+                self.prompt_ids[key] = list(apply_chat_template(self.tokenizer, row["raw_prompt"], **options))
         wanted = self.config.data.train_batch_size
         if len(self.row_of) < wanted:
             raise InputError(
@@ -202,11 +205,6 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         self.train_dataloader = _SavedScheduler(self.scheduler)
         global _scheduler
         _scheduler = self.scheduler
-
-    def _encode(self, messages: Any) -> list[int]:
-        """Return the prompt's token ids as verl's agent loop computes them."""
-        options = OmegaConf.to_container(self.config.data.get("apply_chat_template_kwargs") or OmegaConf.create())
-        return list(apply_chat_template(self.tokenizer, messages, **options))
 
     def _make_scheduler(self) -> DifficultyScheduler:
         model = self.config.actor_rollout_ref.model

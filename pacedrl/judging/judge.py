@@ -61,7 +61,7 @@ def judge(config: TaskConfig, completion: str | None, processes: VerifierConfig,
 def _refusal(judged: Sequence[Candidate], verifier: str) -> str | None:
     """Return why training would refuse a verifier that gives these verdicts, or None if it would not."""
     try:
-        require_judged([Group(one.prompt, [], [one.completion]) for one in judged], {TASK: Task(TASK, [], verifier)})
+        require_judged([Group(one.prompt, [one.completion]) for one in judged], {TASK: Task(TASK, [], verifier)})
     except InputError as error:
         return str(error)
     return None

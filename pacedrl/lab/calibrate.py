@@ -132,14 +132,10 @@ class _Calibrator:
         train, _ = load_tasks(config)
         self.device = resolve_device(config.run.device)
         policy = Policy.load(config.model, self.device)
-        tasks, self.prompt_ids = encode_tasks(policy, train, config)
+        tasks = encode_tasks(policy, train, config)
         self.tasks = {task.name: task for task in tasks}
         self.prompts = unique_prompts(tasks)
-        embeddings_NH = None
-        if config.needs_partition:
-            view.phase("embedding prompts", len(self.prompts))
-            ids = [self.prompt_ids[prompt.key] for prompt in self.prompts]
-            embeddings_NH = initial_embeddings(config, policy, ids, view.advance)
+        embeddings_NH = initial_embeddings(config, policy, self.prompts, view)
         self.scheduler = build_scheduler(config, [prompt.key for prompt in self.prompts], embeddings_NH)
         self.sampler = build_sampler(config, policy)
         self.groups, self.metrics = (read_rows(config.run.dir / f"{log}.jsonl") for log in ("groups", "metrics"))
@@ -156,7 +152,9 @@ class _Calibrator:
         reads_z = self.config.needs_partition and self.config.objective.log_z_is_accuracy
         estimates = _estimates(self.scheduler, _last_means(self.groups, self.scheduler.keys, step), reads_z)
         rewards = self._rewards(pool, sorted({row for rows in subsets.values() for row in rows}), step)
-        result = CheckpointScores(step=step, beta_kl=_mean_kl(self.metrics, before, step))
+        logged = [row["kl/old_beta"] for row in self.metrics if before < row["step"] <= step]
+        kl = [value for value in logged if value is not None]
+        result = CheckpointScores(step=step, beta_kl=float(np.mean(kl)) if kl else None)
         for subset, rows in subsets.items():
             judged = [row for row in rows if rewards[row]]  # nothing is known about the others
             if not judged:
@@ -178,7 +176,7 @@ class _Calibrator:
         prompts = [self.prompts[row] for row in rows]
         self.view.phase(f"step {step}", len(prompts) * self.samples)
         seed = (self.config.run.seed, "calibrate", step)
-        groups = sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, advance=self.view.advance)
+        groups = sample_groups(self.sampler, prompts, settings, seed, advance=self.view.advance)
         score_groups(pool, groups, self.tasks)
         require_judged(groups, self.tasks)
         rewards = {row: group.rewards for row, group in zip(rows, groups, strict=True)}
@@ -227,12 +225,6 @@ def _last_means(groups: Sequence[Mapping[str, Any]], keys: Sequence[str], step: 
                     means[key] = float(np.mean(judged))
     others = float(np.mean(list(means.values()))) if means else FLAT_MEAN
     return np.array([means.get(key, others) for key in keys])
-
-
-def _mean_kl(metrics: Sequence[Mapping[str, Any]], after: int, until: int) -> float | None:
-    values = [row["kl/old_beta"] for row in metrics if after < row["step"] <= until]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _noise(observed_P: Floats, samples: int) -> float:

@@ -15,14 +15,15 @@ from typing import Any
 
 import yaml
 
-from pacedrl.config import Config, DynamicGateConfig, apply_override, config_tree, parse_config
+from pacedrl.config import Config, apply_override, config_tree, parse_config
+from pacedrl.config.method import DynamicGateConfig
 from pacedrl.errors import InputError, did_you_mean
 from pacedrl.lab.measures import FINAL
 from pacedrl.paths import replace_text
 from pacedrl.recipes import RECIPES
 from pacedrl.rollouts.tasks import load_tasks, require_enough_prompts, unique_prompts
 from pacedrl.tasks.sources import default_name
-from pacedrl.training.folder_lock import FolderBusy, FolderLock
+from pacedrl.training.folder_lock import FolderBusy, lock_folder, unlock_folder
 from pacedrl.training.run_folder import refuse_another_run
 
 CONFIG = "comparison.yaml"
@@ -113,10 +114,9 @@ class Plan:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other comparisons out of the folder. Raises InputError if another one runs in it."""
-        lock = FolderLock(self.folder)
+        """Keep other comparisons out of the folder. Raises InputError where another one runs in it."""
         try:
-            lock.take()
+            lock_folder(self.folder)
         except FolderBusy:
             raise InputError(
                 f"--out: another comparison runs in '{self.folder}'; wait for it, or choose another folder"
@@ -124,7 +124,7 @@ class Plan:
         try:
             yield
         finally:
-            lock.release()
+            unlock_folder(self.folder)
 
     def _check_variant(self, name: str, config: Config, first: Config) -> None:
         if not config.data.eval:

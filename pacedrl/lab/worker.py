@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pacedrl.config import load_config
@@ -18,14 +18,20 @@ from pacedrl.tasks.pool import VerifierPool
 from pacedrl.training.trainer import Trainer, TrainingStopped
 
 
-def train_and_evaluate(config: Path, ks: Sequence[int], overrides: Sequence[str]) -> int:
-    """Start or resume the run, and return the exit code that ``pacedrl train`` would."""
+def train_and_evaluate(path: Path, ks: Sequence[int], overrides: Sequence[str]) -> int:
+    """Start or resume the run, write final.json at its end, and return the exit code that ``pacedrl train`` would."""
     try:
-        trainer = Trainer(load_config(config, list(overrides)))
+        trainer = Trainer(load_config(path, list(overrides)))
         summary = trainer.train()
         if summary.interrupted:
             return EXIT_INTERRUPTED
-        _evaluate(trainer, ks)
+        config = trainer.config
+        settings = replace(evaluation_settings(config), group_size=max(ks))
+        trainer.sampler.sync(trainer.policy)
+        with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
+            results = evaluate(trainer.sampler, pool, trainer.eval_tasks, settings, ks, config.run.seed)
+        text = json.dumps({"results": [asdict(result) for result in results]}, indent=2)
+        replace_text(config.run.dir / FINAL, text + "\n")
     except InputError as error:
         print(f"pacedrl: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -33,14 +39,3 @@ def train_and_evaluate(config: Path, ks: Sequence[int], overrides: Sequence[str]
         print(f"pacedrl: {stopped}", file=sys.stderr)
         return EXIT_STOPPED
     return 0
-
-
-def _evaluate(trainer: Trainer, ks: Sequence[int]) -> None:
-    """Evaluate the last policy with many samples, and write final.json atomically."""
-    config = trainer.config
-    settings = replace(evaluation_settings(config), group_size=max(ks))
-    trainer.sampler.sync(trainer.policy)
-    with VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib) as pool:
-        results = evaluate(trainer.sampler, pool, trainer.eval_tasks, trainer.prompt_ids, settings, ks, config.run.seed)
-    text = json.dumps({"results": [result.as_dict() for result in results]}, indent=2)
-    replace_text(config.run.dir / FINAL, text + "\n")

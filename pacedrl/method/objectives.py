@@ -130,7 +130,7 @@ def clipped_policy_gradient(
     over sequences; with a reference, ``kl/reference``, k3 in nats per token, mean over sequences; with the sampler's
     log-probabilities, ``objective/weight``, the weight's mean over tokens, then over sequences.
     """
-    count = _count(advantage_B, normalizer)
+    count = normalizer or len(advantage_B)
     advantage_B1, tokens_B = advantage_B.detach()[:, None], mask_BT.sum(dim=1).clamp_min(1)
     log_ratio_BT = _masked(logprobs_BT - old_logprobs_BT.detach(), mask_BT)
     if ratio == "sequence":
@@ -179,7 +179,7 @@ def flow_balance(
     log_ratio_B, ratio_B = _mean_ratios(logprobs_BT, old_logprobs_BT, reference_logprobs_BT, mask_BT)
     delta_B, weight_B = log_ratio_B - advantage_B.detach(), ratio_B.clamp(1.0 - clip_low, 1.0 + clip_high)
     loss, metrics = _squared(delta_B, weight_B, normalizer)
-    return loss, metrics | {"objective/weight": weight_B.sum() / _count(advantage_B, normalizer)}
+    return loss, metrics | {"objective/weight": weight_B.sum() / (normalizer or len(advantage_B))}
 
 
 def group_flow_balance(
@@ -206,7 +206,7 @@ def group_flow_balance(
 
     Metrics: those of `flow_balance`, and ``objective/clipped``, the share of sequences whose gap was clipped.
     """
-    count = _count(advantage_B, normalizer)
+    count = normalizer or len(advantage_B)
     log_ratio_B, ratio_B = _mean_ratios(logprobs_BT, old_logprobs_BT, reference_logprobs_BT, mask_BT)
     delta_B, weight_B = log_ratio_B - advantage_B.detach(), ratio_B.clamp_max(weight_cap)
     bounded_B = delta_B.detach().clamp(-gap_raise, gap_lower)
@@ -255,7 +255,7 @@ def _mean_ratios(
 
 
 def _squared(delta_B: Tensor, weight_B: Tensor, normalizer: float | None) -> tuple[Tensor, Metrics]:
-    count = _count(delta_B, normalizer)
+    count = normalizer or len(delta_B)
     loss = (weight_B * delta_B.square()).sum() / count
     return loss, {
         "loss/objective": loss.detach(),
@@ -265,7 +265,3 @@ def _squared(delta_B: Tensor, weight_B: Tensor, normalizer: float | None) -> tup
 
 def _masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT.bool(), values_BT, torch.zeros_like(values_BT))
-
-
-def _count(values_B: Tensor, normalizer: float | None) -> float:
-    return float(len(values_B)) if normalizer is None else normalizer

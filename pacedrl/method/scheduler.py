@@ -113,7 +113,6 @@ class DifficultyScheduler:
             raise ValueError(f"{len(self.keys)} keys but {len(embeddings_NH)} embeddings")
         if not 0.0 <= target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
-        self.embeddings_NH = embeddings_NH
         self.learner = learner
         self.scores: PartitionScores | None = None
         if embeddings_NH is not None:

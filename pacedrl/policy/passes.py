@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -86,7 +86,6 @@ def sequence_logprobs(
 def true_accuracies(
     policy: Policy,
     prompts: Sequence[Prompt],
-    prompt_ids: Mapping[str, list[int]],
     temperature: float,
     token_budget: int,
     tick: Callable[[], None] = lambda: None,
@@ -105,7 +104,7 @@ def true_accuracies(
     for prompt in prompts:
         answer = policy.tokenizer(str(prompt.answer).strip(), add_special_tokens=False).input_ids
         for end in end_ids:
-            batch.append(Completion([*answer, end], [], key=prompt.key, prompt_ids=prompt_ids[prompt.key]))
+            batch.append(Completion([*answer, end], [], key=prompt.key, prompt_ids=prompt.token_ids))
     logprobs = sequence_logprobs(policy, batch, temperature, token_budget, tick, ranks)
     log_probability_N = torch.tensor([sum(row) for row in logprobs], dtype=torch.float64)
     return [float(p) for p in log_probability_N.exp().view(len(prompts), len(end_ids)).sum(dim=1)]

@@ -91,7 +91,7 @@ def _entropy_collapse(run: RunLogs) -> Finding | None:
 def _not_calibrated(run: RunLogs) -> Finding | None:
     last = run.metrics[-1]["step"]
     prompts = judged_prompts(run.groups)
-    recent = prompts.of((prompts.step > last - RECENT_STEPS) & (prompts.trials > 1))
+    recent = prompts[(prompts.step > last - RECENT_STEPS) & (prompts.trials > 1)]
     if last < FEWEST_STEPS or len(recent) < MISSED_PROMPTS:
         return None
     return rules.not_calibrated(

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,16 +24,16 @@ INTERVAL_S = 3.0
 """Minimum seconds between two builds of the page; after a slower build, the pause is as long as the build took."""
 
 
+@dataclass
 class LivePage:
     """The page of some runs as it was last built, and when it may be built again. Threads may share it."""
 
-    def __init__(self, folders: Sequence[Path], interval_s: float = INTERVAL_S) -> None:
-        self.folders = folders
-        self.interval_s = interval_s
-        self._lock = threading.Lock()  # matplotlib also draws for one thread at a time
-        self._text = ""
-        self._stamp = ""
-        self._due_at = 0.0
+    folders: Sequence[Path]
+    interval_s: float = INTERVAL_S
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # matplotlib, too, draws for one thread at a time
+    _text: str = ""
+    _stamp: str = ""
+    _due_at: float = 0.0
 
     def stamp(self) -> str:
         """Return the stamp of what `read` would return now."""

@@ -12,7 +12,6 @@ from pacedrl.report.completions import completions_json
 from pacedrl.report.findings import diagnose
 from pacedrl.report.held_out import headline
 from pacedrl.report.pages import build_page, from_markdown, require_page
-from pacedrl.report.panels import Plot
 from pacedrl.report.plots import all_plots
 from pacedrl.report.run import RunLogs, load_runs, variants_of
 from pacedrl.report.series import MOST_POINTS
@@ -40,7 +39,10 @@ def page(runs: Sequence[RunLogs], live: bool = False) -> str:
     name = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     facts = [_facts(run) for run in runs]
     with styled():
-        plots = [(plot, _svg(plot)) for plot in all_plots(variants_of(runs))]
+        plots = [
+            (plot, plot.figure and to_svg(plot.figure, plot.id, f"{plot.title}. {plot.caption}"))
+            for plot in all_plots(variants_of(runs))
+        ]
     return build_page(
         "report.html",
         f"{name} · pacedrl",
@@ -57,10 +59,6 @@ def page(runs: Sequence[RunLogs], live: bool = False) -> str:
         completions=Markup(completions_json({run.name: run.samples for run in runs}, COMPLETIONS_BUDGET)),
         guide=from_markdown(GUIDE.read_text(encoding="utf-8"), "attr_list"),
     )
-
-
-def _svg(plot: Plot) -> Markup | None:
-    return None if plot.figure is None else to_svg(plot.figure, plot.id, f"{plot.title}. {plot.caption}")
 
 
 def _facts(run: RunLogs) -> dict[str, str]:

@@ -16,6 +16,10 @@ from pacedrl.method.estimator import POOL_BINS
 from pacedrl.report.run import Floats, RunLogs, column
 
 Indices = NDArray[np.intp]
+JudgedPrompts = np.recarray[Any, Any]
+"""Every sampled prompt that has an estimate and a verdict, one record each: ``step``; ``estimate`` of its accuracy
+before its completions were seen; ``observed``, the mean reward of the ``trials`` judged completions; and the sample
+``variance`` of their rewards, NaN for a single completion."""
 
 MOST_POINTS = 400
 """Maximum number of points of a drawn line, more than it has pixels."""
@@ -57,34 +61,13 @@ def _ratio(total: NDArray[Any], count: NDArray[Any]) -> Floats:
     return ratio
 
 
-@dataclass(frozen=True)
-class JudgedPrompts:
-    """Every sampled prompt that has an estimate and a verdict, one entry each."""
-
-    step: Floats
-    estimate: Floats
-    """Estimated accuracy before the prompt's completions were seen."""
-    observed: Floats
-    """Mean reward of its judged completions."""
-    trials: Floats
-    """Number of judged completions."""
-    variance: Floats
-    """Sample variance of their rewards; NaN for a single completion."""
-
-    def of(self, chosen: Indices | NDArray[np.bool_]) -> JudgedPrompts:
-        """Return the chosen entries."""
-        return JudgedPrompts(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
-
-    def __len__(self) -> int:
-        return len(self.step)
-
-
 def judged_prompts(groups: Sequence[Row]) -> JudgedPrompts:
     """Read the rows of groups.jsonl; the result is empty for recipes without estimates."""
     parts = [_fields(row) for row in groups if row["rewards"]]
     fields = np.concatenate(parts, axis=1) if parts else np.empty((5, 0))
     known = (fields[3] > 0) & ~np.isnan(fields[1])
-    return JudgedPrompts(*fields[:, known])
+    names = ("step", "estimate", "observed", "trials", "variance")
+    return np.rec.fromarrays(list(fields[:, known]), dtype=[(name, np.float64) for name in names])
 
 
 def _fields(row: Row) -> Floats:

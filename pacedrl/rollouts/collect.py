@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pacedrl.config import Config, DynamicGateConfig, GateConfig, LiloGateConfig
+from pacedrl.config import Config
+from pacedrl.config.method import DynamicGateConfig, GateConfig, LiloGateConfig
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.interrupt import Interrupted
@@ -65,7 +66,6 @@ class Collected:
 def sample_groups(
     sampler: Sampler,
     prompts: Sequence[Prompt],
-    prompt_ids: Mapping[str, list[int]],
     settings: SamplingSettings,
     seed: Sequence[int | str],
     tick: Tick = lambda: None,
@@ -74,14 +74,14 @@ def sample_groups(
 ) -> list[Group]:
     """Sample G completions of each prompt; return the groups in the order of ``prompts``, not judged yet.
 
-    ``prompt_ids`` maps prompt keys to token ids. A prompt's seed is derived from ``seed`` and its key. As each group
-    finishes, ``finished`` is called with it and ``advance`` with its number of completions.
+    A prompt's seed is derived from ``seed`` and its key. As each group finishes, ``finished`` is called with it and
+    ``advance`` with its number of completions.
     """
-    ids = [prompt_ids[prompt.key] for prompt in prompts]
+    ids = [prompt.token_ids for prompt in prompts]
     seeds = [derive_seed(*seed, prompt.key) for prompt in prompts]
     done: dict[int, Group] = {}
     for i, completions in sampler.sample(ids, settings, seeds, tick):
-        done[i] = Group(prompts[i], ids[i], completions)
+        done[i] = Group(prompts[i], completions)
         finished(done[i])
         advance(len(completions))
     return [done[i] for i in range(len(prompts))]
@@ -169,46 +169,24 @@ class Scorer:
             score_groups(self.pool, groups, self.tasks)
 
 
+@dataclass
 class Collector:
     """Selects prompts, samples and judges their completions, as often as the gate wants.
 
-    It works for the current step or, in a background thread, for the next one.
-
-    Args:
-        config: the run's configuration.
-        scheduler: selects prompts.
-        sampler: samples completions.
-        pool: judges them.
-        tasks: the training tasks.
-        prompts, prompt_ids: prompts and their token ids, by key.
-        view: shows the progress of sampling.
-        true_accuracies: computes the true accuracy of all prompts, for the estimator ``oracle``.
-        ranks: the processes among which a step's prompts are divided.
+    It works for the current step or, in a background thread, for the next one. ``tasks`` are the training tasks by
+    name, ``prompts`` their encoded prompts by key. ``true_accuracies`` computes the true accuracy of all prompts, for
+    the estimator ``oracle``. A step's prompts are divided among the ``ranks``.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        scheduler: Scheduler,
-        sampler: Sampler,
-        pool: VerifierPool,
-        tasks: Sequence[Task],
-        prompts: Mapping[str, Prompt],
-        prompt_ids: Mapping[str, list[int]],
-        view: View,
-        true_accuracies: Callable[[], list[float]],
-        ranks: Ranks,
-    ) -> None:
-        self.config = config
-        self.scheduler = scheduler
-        self.sampler = sampler
-        self.pool = pool
-        self.tasks = {task.name: task for task in tasks}
-        self.prompts = prompts
-        self.prompt_ids = prompt_ids
-        self.view = view
-        self.true_accuracies = true_accuracies
-        self.ranks = ranks
+    config: Config
+    scheduler: Scheduler
+    sampler: Sampler
+    pool: VerifierPool
+    tasks: Mapping[str, Task]
+    prompts: Mapping[str, Prompt]
+    view: View
+    true_accuracies: Callable[[], list[float]]
+    ranks: Ranks
 
     def collect(self, step: int, policy_step: int, tick: Tick, exclude: Collection[str] = ()) -> Collected:
         """Collect the judged groups of ``step``, sampled by the policy of ``policy_step``.
@@ -227,9 +205,6 @@ class Collector:
                 left = len(self.prompts) - len(sampled) - len(exclude)
                 return self.scheduler.select(min(count, left), [*sampled, *exclude])
 
-        def rollout(keys: list[str]) -> list[Group]:
-            return self.ranks.map(keys, own_rollout)
-
         def own_rollout(keys: Sequence[str]) -> list[Group]:
             # Groups are judged as they finish, while others are still sampled; "verify" is the time left after that.
             with Scorer(self.pool, self.tasks) as scorer:
@@ -243,7 +218,8 @@ class Collector:
                 add_overlong_penalty(groups, limit, reward.overlong_buffer, reward.overlong_penalty)
             return groups
 
-        collected = collect(self.config.gate, self.config.sampling.prompts_per_step, select, rollout)
+        count = self.config.sampling.prompts_per_step
+        collected = collect(self.config.gate, count, select, lambda keys: self.ranks.map(keys, own_rollout))
         self.sampler.rest()
         collected.policy_step, collected.seconds = policy_step, clock.seconds
         return collected
@@ -273,7 +249,7 @@ class Collector:
         prompts = [self.prompts[key] for key in keys]
         self.view.phase("sampling", len(prompts) * settings.group_size)
         seed = (self.config.run.seed, "sample", step)
-        return sample_groups(self.sampler, prompts, self.prompt_ids, settings, seed, tick, self.view.advance, finished)
+        return sample_groups(self.sampler, prompts, settings, seed, tick, self.view.advance, finished)
 
 
 def collect(gate: GateConfig, count: int, select: Select, rollout: Rollout) -> Collected:

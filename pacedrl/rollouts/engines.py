@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pacedrl.config import Config
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
@@ -49,8 +51,6 @@ def training_settings(config: Config) -> SamplingSettings:
 
 
 def evaluation_settings(config: Config) -> SamplingSettings:
-    """Return the sampling settings of an evaluation."""
-    own, sampling = config.eval, config.sampling
-    return SamplingSettings(
-        own.samples, sampling.max_new_tokens, own.temperature, own.top_p, sampling.batch_size, tuple(sampling.stop)
-    )
+    """Sampling settings of an evaluation."""
+    own = config.eval
+    return replace(training_settings(config), group_size=own.samples, temperature=own.temperature, top_p=own.top_p)

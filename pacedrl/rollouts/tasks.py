@@ -37,11 +37,11 @@ def unique_prompts(tasks: Iterable[Task]) -> list[Prompt]:
     return list(by_key.values())
 
 
-def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> tuple[list[Task], dict[str, list[int]]]:
-    """Encode all prompts; return the tasks without overlong prompts, and every prompt's token ids by key.
+def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config, drop_overlong: bool = False) -> list[Task]:
+    """Fill in the token ids of all prompts, and return the tasks without overlong prompts.
 
-    Raises InputError for a prompt longer than the limit (unless ``data.overlong=drop``), for limits that together
-    exceed the model's context, and for a task of which no prompt is left.
+    Raises InputError for a prompt longer than the limit (unless ``drop_overlong``, or ``data.overlong=drop``), for
+    limits that together exceed the model's context, and for a task of which no prompt is left.
     """
     sampling = config.sampling
     limit = sampling.max_prompt_tokens
@@ -51,7 +51,7 @@ def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> tuple
     kept = []
     for task in tasks:
         overlong = [prompt for prompt in task.prompts if len(ids[prompt.key]) > limit]
-        if overlong and config.data.overlong == "error":
+        if overlong and config.data.overlong == "error" and not drop_overlong:
             first = overlong[0]
             raise InputError(
                 f"task {task.name}: {len(overlong)} of {len(task.prompts)} prompts are longer than "
@@ -60,15 +60,15 @@ def encode_tasks(policy: Policy, tasks: Sequence[Task], config: Config) -> tuple
             )
         if len(overlong) == len(task.prompts):
             raise InputError(f"task {task.name}: every prompt is longer than sampling.max_prompt_tokens = {limit}")
-        gone = {prompt.key for prompt in overlong}
-        kept.append(replace(task, prompts=[prompt for prompt in task.prompts if prompt.key not in gone]))
+        short = [replace(p, token_ids=ids[p.key]) for p in task.prompts if len(ids[p.key]) <= limit]
+        kept.append(replace(task, prompts=short))
     context = policy.context_length
     if context is not None and longest + sampling.max_new_tokens > context:
         raise InputError(
             f"the longest prompt ({longest} tokens) and sampling.max_new_tokens ({sampling.max_new_tokens}) exceed the "
             f"model's context of {context} tokens; lower sampling.max_new_tokens or drop the longest prompts"
         )
-    return kept, ids
+    return kept
 
 
 def reward_parts(config: Config, tasks: Iterable[Task]) -> list[str]:

@@ -237,7 +237,8 @@ class _Worker:
 
     def hand(self, number: int, job: Job) -> None:
         """Give an idle worker a job, whose messages will hold this number; ``exchange`` sends it."""
-        message = {"job": number, **vars(job), "options": dict(job.options), "prompt": vars(job.prompt)}
+        prompt = vars(job.prompt) | {"token_ids": ()}  # which no verifier reads
+        message = {"job": number, **vars(job), "options": dict(job.options), "prompt": prompt}
         self.outgoing = json.dumps(message).encode("ascii") + b"\n"  # lone surrogates and newlines survive as escapes
         self.number = number
         self.deadline = time.monotonic() + START_LIMIT_S

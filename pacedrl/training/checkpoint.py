@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 """Saving a tokenizer writes at least one of these."""
-NAME = re.compile(r"step-(\d{5,})")
+NAME = re.compile(r"step-\d{5,}")
 SPLIT = re.compile(r"optimizer-\d+-of-(\d+)")
 """Name of the optimiser state of one of several processes."""
 STATE_FILES = (".json", ".safetensors")
@@ -97,11 +97,8 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def checkpoint_step(folder: Path) -> int:
-    """The step in a checkpoint folder's name."""
-    match = NAME.fullmatch(folder.name)
-    if match is None:
-        raise ValueError(f"{folder} is not named like a checkpoint (step-00100)")
-    return int(match[1])
+    """The step in a checkpoint folder's name. Raises ValueError for another name."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def load_checkpoint_state(folder: Path, name: str) -> Any:

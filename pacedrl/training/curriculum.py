@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +12,22 @@ from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, ReplayBuffer, project
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.policy import Policy
+from pacedrl.types import Prompt
+from pacedrl.view import View
 
 
-def initial_embeddings(
-    config: Config, policy: Policy, prompt_ids: Sequence[Sequence[int]], advance: Callable[[int], None]
-) -> Tensor:
-    """Embeddings of the prompts, the input of log Z: [N, H] or [N, ``partition.projection``].
+def initial_embeddings(config: Config, policy: Policy, prompts: Sequence[Prompt], view: View) -> Tensor | None:
+    """Embeddings of the prompts, the input of log Z: [N, H] or [N, ``partition.projection``]; None if it is not needed.
 
     ``policy`` must be the initial policy, also when a run is resumed: log Z reads the same embeddings for the whole
     run. Raises InputError for a projection to more dimensions than the embeddings have.
     """
-    embeddings_NH = prompt_embeddings(policy, prompt_ids, advance, config.partition.embedding)
+    if not config.needs_partition:
+        return None
+    view.phase("embedding prompts", len(prompts))
+    embeddings_NH = prompt_embeddings(
+        policy, [prompt.token_ids for prompt in prompts], view.advance, config.partition.embedding
+    )
     if config.partition.projection is None:
         return embeddings_NH
     try:
@@ -39,11 +44,12 @@ def build_scheduler(
     The partition function is initialised from torch's global generator. It runs on ``device``, by default the device of
     the embeddings.
     """
+    replay = config.replay
     return DifficultyScheduler(
         keys,
         embeddings_NH,
         learner=None if embeddings_NH is None else _partition_learner(config, embeddings_NH, device),
-        replay=_replay_buffer(config),
+        replay=ReplayBuffer(replay.capacity if replay.enabled else 0, replay.admit, replay.max_age),
         selection=config.selection.method,
         estimator=config.estimator.name,
         target_accuracy=config.selection.target_accuracy,
@@ -53,11 +59,6 @@ def build_scheduler(
         seed=config.run.seed,
         **config.estimator.model_dump(exclude={"name"}),
     )
-
-
-def _replay_buffer(config: Config) -> ReplayBuffer:
-    settings = config.replay
-    return ReplayBuffer(settings.capacity if settings.enabled else 0, settings.admit, settings.max_age)
 
 
 def _partition_learner(config: Config, embeddings_NH: Tensor, device: torch.device | None) -> PartitionLearner:

@@ -19,52 +19,47 @@ class FolderBusy(Exception):
     """Another process holds the lock; the message names it if it is known."""
 
 
-class FolderLock:
-    """The file ``.lock`` in ``folder``, locked from `take` to `release`, or to the end of the process.
+def lock_folder(folder: Path) -> bool:
+    """Lock the folder, which must exist; return False if its file system has no locks.
 
-    The lock belongs to the process, which may take it twice: a notebook does so when it builds its trainer again. Child
-    processes do not inherit it: the descriptor is closed in programs that are started, and in forks.
+    The file ``.lock`` in it stays locked until `unlock_folder`, or the end of the process. The lock belongs to the
+    process, which may take it twice: a notebook does so when it builds its trainer again. Child processes do not
+    inherit it: the descriptor is closed in programs that are started, and in forks.
+
+    Raises FolderBusy, and OSError if the file cannot be written.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def take(self) -> bool:
-        """Lock the folder, which must exist; return False if its file system has no locks.
-
-        Raises FolderBusy, and OSError if the file cannot be written.
-        """
-        folder = self._folder.resolve()
-        if folder in _held:
-            return True
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
-            os.close(descriptor)
-            raise FolderBusy(f"another process ({holder})" if holder else "another process") from None
-        except OSError:  # some network file systems have none
-            os.close(descriptor)
-            return False
-        if os.fstat(descriptor).st_nlink == 0:  # its holder has just removed the file that we locked
-            os.close(descriptor)
-            return self.take()
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"pid {os.getpid()} on {platform.node()}\n".encode())
-        _held[folder] = descriptor
+    folder = folder.resolve()
+    if folder in _held:
         return True
-
-    def release(self, remove_folder: bool = False) -> None:
-        """Unlock the folder if this process holds the lock. With ``remove_folder``, also remove it if it is empty."""
-        folder = self._folder.resolve()
-        descriptor = _held.pop(folder, None)
-        if descriptor is None:
-            return
-        (folder / LOCK_FILE).unlink(missing_ok=True)
-        if remove_folder and not any(folder.iterdir()):
-            folder.rmdir()
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
         os.close(descriptor)
+        raise FolderBusy(f"another process ({holder})" if holder else "another process") from None
+    except OSError:  # some network file systems have none
+        os.close(descriptor)
+        return False
+    if os.fstat(descriptor).st_nlink == 0:  # its holder has just removed the file that we locked
+        os.close(descriptor)
+        return lock_folder(folder)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"pid {os.getpid()} on {platform.node()}\n".encode())
+    _held[folder] = descriptor
+    return True
+
+
+def unlock_folder(folder: Path, remove: bool = False) -> None:
+    """Unlock the folder if this process holds the lock. With ``remove``, also remove it if it is empty."""
+    folder = folder.resolve()
+    descriptor = _held.pop(folder, None)
+    if descriptor is None:
+        return
+    (folder / LOCK_FILE).unlink(missing_ok=True)
+    if remove and not any(folder.iterdir()):
+        folder.rmdir()
+    os.close(descriptor)
 
 
 def _leave_to_parent() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -23,13 +24,13 @@ from pacedrl.policy.cpu import return_freed_memory
 from pacedrl.policy.passes import model_passes, sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.seeding import derive_seed
-from pacedrl.training.objectives.base import BatchSize, LossInputs, Objective
-from pacedrl.types import Completion, Group
+from pacedrl.training.objectives.base import LossInputs, Objective
+from pacedrl.types import Completion, Group, Prompt
 
 Metrics = dict[str, float]
 ReferenceLogprobs = Callable[[Sequence[Completion]], list[list[float]]]
 """Log-probabilities of every completion token under the initial policy, one list per completion."""
-Loss = Callable[[LossInputs, BatchSize], tuple[Tensor, TensorMetrics]]
+Loss = Callable[[LossInputs], tuple[Tensor, TensorMetrics]]
 """A micro-batch's share of the whole batch's loss and metrics: `pacedrl.training.objectives.base.Objective.loss`."""
 
 METRICS = (
@@ -55,23 +56,19 @@ class Update:
     """What an update did.
 
     ``skipped`` counts optimiser steps that were left out because their loss or gradient was not finite. ``trained`` is
-    the number of sequences in the other steps, each counted once per epoch; if there were none, ``applied`` is False.
+    the number of sequences in the other steps, each counted once per epoch; it is 0 if the policy did not change.
     """
 
     metrics: Metrics
     trained: int = 0
     skipped: int = 0
 
-    @property
-    def applied(self) -> bool:
-        return self.trained > 0
-
 
 def training_batch(
     groups: Sequence[Group],
     replayed: Sequence[ReplayEntry],
-    prompt_ids: Mapping[str, list[int]],
-    objective: Objective,
+    prompts: Mapping[str, Prompt],
+    objective: Objective[Any],
     scheduler: Scheduler,
     replay_anchor: Literal["behaviour", "current"] = "behaviour",
     reference: ReferenceLogprobs | None = None,
@@ -82,18 +79,10 @@ def training_batch(
     that read them.
     """
     fresh = [completion for group in groups for completion in group.completions if completion.total is not None]
-    again = [
-        Completion(
-            list(entry.token_ids),
-            list(entry.logprobs),
-            reward=entry.reward,
-            key=entry.key,
-            prompt_ids=prompt_ids[entry.key],
-            replayed=True,
-            anchor_logprobs=entry.logprobs if replay_anchor == "behaviour" else None,
-        )
-        for entry in replayed
-    ]
+    again = [replayed_completion(entry, prompts[entry.key].token_ids) for entry in replayed]
+    if replay_anchor == "current":
+        for completion in again:
+            completion.anchor_logprobs = None
     for completion in fresh:
         completion.anchor_logprobs = None if objective.anchored_to_trainer else completion.logprobs
     if fresh and reference is not None:
@@ -106,42 +95,42 @@ def training_batch(
     return [*fresh, *again]
 
 
-class Learner:
-    """AdamW on the policy.
+def replayed_completion(entry: ReplayEntry, prompt_ids: Sequence[int]) -> Completion:
+    """The completion of an entry of the replay buffer; its μ is the policy that sampled it."""
+    return Completion(
+        list(entry.token_ids),
+        list(entry.logprobs),
+        reward=entry.reward,
+        key=entry.key,
+        prompt_ids=prompt_ids,
+        replayed=True,
+        anchor_logprobs=entry.logprobs,
+    )
 
-    Args:
-        policy: its trainable parameters are updated in place.
-        config: learning rate, schedule, clipping, mini- and micro-batch size.
-        total_steps: length of the run, for decaying schedules.
-        temperature: the sampling temperature, at which log-probabilities are computed.
-        loss: the objective's loss.
-        seed: seed of the split into mini-batches.
-        ranks: the processes among which the sequences of an optimiser step are divided.
+
+@dataclass
+class Learner:
+    """AdamW on the policy, whose trainable parameters are updated in place.
+
+    Schedules decay over ``total_steps``. Log-probabilities are taken at the ``temperature`` of sampling. ``seed`` is
+    that of the split into mini-batches. The ``ranks`` share the sequences of an optimiser step.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: OptimizerConfig,
-        total_steps: int,
-        temperature: float,
-        loss: Loss,
-        seed: int = 0,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.total_steps = total_steps
-        self.temperature = temperature
-        self.loss = loss
-        self.seed = seed
-        self.ranks = ranks or Ranks()
+    policy: Policy
+    config: OptimizerConfig
+    total_steps: int
+    temperature: float
+    loss: Loss
+    seed: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,  # one pass over the memory takes a seventh of the time on a CPU
+            self.policy.parameters(),
+            lr=self.config.learning_rate,
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
+            fused=True,  # one pass over the memory: a seventh of the time, on a CPU
         )
 
     def update(self, batch: Sequence[Completion], step: int, tick: Callable[[], None] = lambda: None) -> Update:
@@ -177,26 +166,21 @@ class Learner:
 
         Fills in each sequence's ``log_ratio``. Returns metrics summed over tokens and sequences.
         """
-        totals: Metrics = {}
-        largest_gap = 0.0
+        measured: list[tuple[float, Metrics]] = []
         own = batch[self.ranks.own_slice([sequence.length for sequence in batch])]
-        size = BatchSize(len(batch), sum(len(sequence.token_ids) for sequence in batch))
+        tokens = sum(len(sequence.token_ids) for sequence in batch)
         self.optimizer.zero_grad(set_to_none=True)
         with gradient_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing):
             for rows in model_passes(self.policy, own, self.config.tokens_per_micro_batch, self.ranks):
                 tick()
-                gap, sums = self._micro_batch([own[i] for i in rows], size)
-                largest_gap = float(np.maximum(largest_gap, gap))  # NaN stays NaN
-                for name, value in sums.items():
-                    totals[name] = totals.get(name, 0.0) + value
+                measured.append(self._micro_batch([own[i] for i in rows], len(batch), tokens))
         if not self.policy.sharded:  # FSDP sums the gradients of a sharded policy itself
             self.ranks.sum_gradients(self.policy.parameters())
-        totals, log_ratio_B = _joined(
-            self.ranks.gather((totals, largest_gap, [sequence.log_ratio or 0.0 for sequence in own]))
-        )
-        for sequence, log_ratio in zip(batch, log_ratio_B, strict=True):
+        parts = self.ranks.gather((_joined(measured), [sequence.log_ratio or 0.0 for sequence in own]))
+        for sequence, log_ratio in zip(batch, [ratio for _, ratios in parts for ratio in ratios], strict=True):
             sequence.log_ratio = log_ratio
-        return totals
+        largest_gap, totals = _joined([part for part, _ in parts])
+        return totals | {"mismatch/logprob_max": largest_gap}
 
     def _fill_in_anchors(self, batch: Sequence[Completion], tick: Callable[[], None]) -> None:
         """Fill in every missing μ if the policy will have moved before some sequence is trained on."""
@@ -217,9 +201,10 @@ class Learner:
             for part in np.array_split(order, count):
                 yield part.tolist()
 
-    def _micro_batch(self, batch: list[Completion], size: BatchSize) -> tuple[float, Metrics]:
-        """Add one micro-batch's gradient and fill in its log-ratios.
+    def _micro_batch(self, batch: list[Completion], sequences: int, tokens: int) -> tuple[float, Metrics]:
+        """Add the gradient of a micro-batch, and fill in its log-ratios.
 
+        The whole batch has that many ``sequences`` and completion ``tokens``.
         Returns the largest gap between sampler and trainer at a fresh token, and sums over fresh tokens and sequences,
         which `_apply` turns into means.
         """
@@ -233,8 +218,11 @@ class Learner:
         anchor_BT = self._padded([sequence.anchor_logprobs for sequence in batch], logprobs_BT.detach(), lengths)
         advantage_B = torch.tensor([sequence.advantage for sequence in batch], device=self.policy.device)
         sampled_BT = self._padded([sequence.logprobs for sequence in batch], anchor_BT, lengths)
-        inputs = LossInputs(logprobs_BT, anchor_BT, mask_BT, advantage_B, sampled_BT, self._references(batch))
-        loss, metrics = self.loss(inputs, size)
+        references = [sequence.reference_logprobs for sequence in batch]
+        reference_BT = None if None in references else self._padded(references, anchor_BT, lengths)
+        loss, metrics = self.loss(
+            LossInputs(logprobs_BT, anchor_BT, mask_BT, advantage_B, sampled_BT, sequences, tokens, reference_BT)
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         fresh_B = torch.tensor([not sequence.replayed for sequence in batch], device=self.policy.device)
         log_ratio_BT = (logprobs_BT.detach() - anchor_BT) * mask_BT
@@ -248,20 +236,14 @@ class Learner:
             sequence.log_ratio = log_ratio
         return float(gap_BT.max()), sums
 
-    def _references(self, batch: list[Completion]) -> Tensor | None:
-        rows = [sequence.reference_logprobs for sequence in batch if sequence.reference_logprobs is not None]
-        if not rows:
-            return None
-        assert len(rows) == len(batch)
-        return pad_sequence([self._tensor(row) for row in rows], batch_first=True)
-
     def _padded(self, rows: Sequence[Sequence[float] | None], otherwise_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """The rows as one tensor, [B, T]; a row that is None is taken from ``otherwise_BT``."""
-        tensors = [otherwise_BT[i, : lengths[i]] if row is None else self._tensor(row) for i, row in enumerate(rows)]
+        device = self.policy.device
+        tensors = [
+            otherwise_BT[i, : lengths[i]] if row is None else torch.tensor(row, dtype=torch.float32, device=device)
+            for i, row in enumerate(rows)
+        ]
         return pad_sequence(tensors, batch_first=True)
-
-    def _tensor(self, row: Sequence[float]) -> Tensor:
-        return torch.tensor(row, dtype=torch.float32, device=self.policy.device)
 
     def _apply(self, totals: Metrics, batch: Sequence[Completion], step: int) -> tuple[Metrics, bool]:
         fresh = [sequence for sequence in batch if not sequence.replayed]
@@ -292,8 +274,8 @@ class Learner:
         self.optimizer.load_state_dict(join_optimizer_states(parts, self.policy.parameters()))
 
 
-def fresh_rollouts(groups: Sequence[Group], objective: Objective) -> Rollouts:
-    """Return a step's completions as the scheduler observes them; the reward is NaN if the verifier failed.
+def fresh_rollouts(groups: Sequence[Group], objective: Objective[Any]) -> Rollouts:
+    """What the scheduler observes of a step: all completions; the reward is NaN if the verifier failed.
 
     Groups that a gate dropped inform the estimates, but only completions that were trained on can enter replay.
     """
@@ -321,14 +303,13 @@ def _rewards(completions: Sequence[Completion]) -> list[float]:
 def _nothing() -> None: ...
 
 
-def _joined(parts: Sequence[tuple[Metrics, float, list[float]]]) -> tuple[Metrics, list[float]]:
-    """Join what `Learner.accumulate_gradient` measured in each process."""
-    totals: Metrics = {}
-    for sums, _, _ in parts:
+def _joined(parts: Sequence[tuple[float, Metrics]]) -> tuple[float, Metrics]:
+    """The largest gap and the sums over micro-batches, or over processes, of what `Learner._micro_batch` returns."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    for _, sums in parts:
         for name, value in sums.items():
-            totals[name] = totals.get(name, 0.0) + value
-    gap = float(np.max([gap for _, gap, _ in parts]))  # NaN stays NaN
-    return totals | {"mismatch/logprob_max": gap}, [ratio for _, _, ratios in parts for ratio in ratios]
+            totals[name] += value
+    return float(np.max([0.0, *(gap for gap, _ in parts)])), dict(totals)  # NaN stays NaN
 
 
 def _means(measured: Sequence[Metrics]) -> Metrics:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.types import Group
 
 
@@ -37,7 +35,7 @@ def rollout_metrics(groups: Sequence[Group], parts: Sequence[str] = ()) -> dict[
     } | {f"reward/part/{name}": float(np.mean(values)) if values else float("nan") for name, values in added.items()}
 
 
-def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: int) -> list[dict[str, Any]]:
+def sample_rows(groups: Sequence[Group], count: int) -> list[dict[str, Any]]:
     """The first completion of ``count`` groups spread over the batch, and the first with a verifier error."""
     spread = np.linspace(0, len(groups) - 1, min(count, len(groups))).astype(int).tolist() if count else []
     shown = [(i, 0) for i in spread]
@@ -55,37 +53,21 @@ def sample_rows(groups: Sequence[Group], estimates: Mapping[str, float], count: 
             "finish_reason": completion.finish_reason,
             "answer": group.prompt.answer,
             "observed_accuracy": group.observed_accuracy,
-            "accuracy_estimate": estimates[group.prompt.key],
+            "accuracy_estimate": group.accuracy_estimate,
         }
         for group, completion in ((groups[i], groups[i].completions[j]) for i, j in places)
     ]
 
 
-@dataclass(frozen=True)
-class Believed:
-    """Accuracy estimates from before a step's results were known."""
+def group_row(groups: Sequence[Group], pool: dict[str, Any] | None) -> dict[str, Any]:
+    """For each prompt of a step its key, the estimate of its accuracy and its rewards (None for a verifier error).
 
-    estimates: dict[str, float]
-    """Estimates of the sampled prompts, by key."""
-    pool: dict[str, Any] | None
-    """Histogram of the estimates of all prompts (`pacedrl.method.estimator.pool_histogram`)."""
-
-
-def believed(scheduler: Scheduler, groups: Sequence[Group]) -> Believed:
-    """Ask the scheduler for its estimates; call this before ``scheduler.observe``."""
-    keys = [group.prompt.key for group in groups]
-    estimates = dict(zip(keys, scheduler.accuracy_estimate(keys).tolist(), strict=True))
-    return Believed(estimates, scheduler.pool())
-
-
-def group_row(groups: Sequence[Group], believed: Believed) -> dict[str, Any]:
-    """Return the key, the accuracy estimate and the rewards (None for a verifier error) of each prompt of a step.
-
-    ``pool`` is the histogram of the estimates of all prompts, from which these were selected.
+    ``pool`` is the histogram of the estimates of all prompts, from which these were selected
+    (`pacedrl.method.estimator.pool_histogram`).
     """
     return {
         "keys": [group.prompt.key for group in groups],
-        "accuracy_estimate": [round(believed.estimates[group.prompt.key], 6) for group in groups],
+        "accuracy_estimate": [round(group.accuracy_estimate, 6) for group in groups],
         "rewards": [[completion.reward for completion in group.completions] for group in groups],
-        "pool": believed.pool,
+        "pool": pool,
     }

@@ -29,9 +29,7 @@ def dump_collected(collected: Collected) -> dict[str, Any]:
     }
 
 
-def load_collected(
-    state: Mapping[str, Any], prompts: Mapping[str, Prompt], prompt_ids: Mapping[str, list[int]]
-) -> Collected:
+def load_collected(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> Collected:
     """Restore the state from `dump_collected`."""
     ids = iter(torch.split(state["token_ids"], state["lengths"]))
     logprobs = iter(torch.split(state["logprobs"], state["lengths"]))
@@ -39,7 +37,6 @@ def load_collected(
     sampled = [
         Group(
             prompts[key],
-            prompt_ids[key],
             [Completion(next(ids).tolist(), next(logprobs).tolist(), *next(judged)) for _ in range(size)],
             dropped,
         )

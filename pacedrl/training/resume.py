@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.verifiers import columns_read
 from pacedrl.training.checkpoint import STATE_FORMAT, list_checkpoints, load_checkpoint_state, require_whole
 from pacedrl.training.run_folder import RunFolder, describe_changes, refuse_changes
-from pacedrl.types import Prompt
 from pacedrl.view import View
 
 
@@ -82,7 +81,7 @@ def _refuse_other_prompts(
     )
 
 
-def prompt_fingerprints(tasks: Iterable[Task], prompt_ids: Mapping[str, Sequence[int]]) -> dict[str, int]:
+def prompt_fingerprints(tasks: Iterable[Task]) -> dict[str, int]:
     """Map each key to a 64-bit hash of the prompt's tokens, the columns that its verifiers read, and the verifiers.
 
     The key covers question and answer. Names of tasks and folders of a user's functions are not part of the hash.
@@ -91,34 +90,18 @@ def prompt_fingerprints(tasks: Iterable[Task], prompt_ids: Mapping[str, Sequence
     for task in tasks:
         parts = (task.correctness, *task.parts)
         judges = json.dumps([[_without_folder(p.verifier), p.options, p.name, p.weight] for p in parts], sort_keys=True)
-        columns = _columns_read(part.verifier for part in parts)
+        columns = [columns_read(part.verifier) for part in parts]  # None stands for all columns
         for prompt in task.prompts:
             if prompt.key not in fingerprints:
-                read = _values(prompt, columns)
-                fingerprints[prompt.key] = _hash(prompt_ids[prompt.key], judges, read)
+                read = {
+                    name: value
+                    for name, value in prompt.columns.items()
+                    if any(names is None or name in names for names in columns)
+                }
+                digest = hashlib.sha256(array("q", prompt.token_ids).tobytes())
+                digest.update(f"{judges}\0{json.dumps(read, sort_keys=True)}".encode("utf-8", "surrogatepass"))
+                fingerprints[prompt.key] = int.from_bytes(digest.digest()[:8], "little", signed=True)
     return fingerprints
-
-
-def _columns_read(verifiers: Iterable[str]) -> set[str] | None:
-    """Names of the columns that any of the verifiers reads; None if one of them may read all columns."""
-    names: set[str] = set()
-    for verifier in verifiers:
-        own = columns_read(verifier)
-        if own is None:
-            return None
-        names |= own
-    return names
-
-
-def _values(prompt: Prompt, columns: set[str] | None) -> str:
-    read = {name: value for name, value in prompt.columns.items() if columns is None or name in columns}
-    return json.dumps(read, sort_keys=True)
-
-
-def _hash(ids: Sequence[int], judges: str, read: str) -> int:
-    digest = hashlib.sha256(array("q", ids).tobytes())
-    digest.update(f"{judges}\0{read}".encode("utf-8", "surrogatepass"))
-    return int.from_bytes(digest.digest()[:8], "little", signed=True)
 
 
 def _without_folder(verifier: str) -> str:

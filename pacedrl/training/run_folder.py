@@ -20,7 +20,7 @@ from pacedrl.errors import InputError
 from pacedrl.logs import read_lines, read_rows
 from pacedrl.paths import replace_text
 from pacedrl.training.checkpoint import list_checkpoints
-from pacedrl.training.folder_lock import FolderBusy, FolderLock
+from pacedrl.training.folder_lock import FolderBusy, lock_folder, unlock_folder
 from pacedrl.version import __version__
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "groups.jsonl")
@@ -39,7 +39,6 @@ class RunFolder:
         self.config = config
         self.path = config.run.dir
         self.writes = writes
-        self._lock = FolderLock(self.path)
         self._made = False
         self.before = refuse_another_run(self.path, config)
         """The configuration that the run in the folder was started with; None if there is none."""
@@ -52,7 +51,7 @@ class RunFolder:
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            return self._lock.take()
+            return lock_folder(self.path)
         except FolderBusy as holder:
             raise InputError(
                 f"run.dir: {holder} is working in '{self.path}'; wait until it ends, or choose another folder with "
@@ -68,15 +67,10 @@ class RunFolder:
         for name in LOGS:
             read_rows(self.path / name)
 
-    def release(self) -> None:
-        """Unlock the folder."""
+    def release(self, abandon: bool = False) -> None:
+        """Unlock the folder; with ``abandon``, also remove it if `claim` made it and it is empty."""
         if self.writes:
-            self._lock.release()
-
-    def abandon(self) -> None:
-        """Unlock the folder, and remove it if `claim` made it and it is empty."""
-        if self.writes:
-            self._lock.release(remove_folder=self._made)
+            unlock_folder(self.path, remove=abandon and self._made)
 
     def open_at(self, step: int) -> None:
         """Write the configuration; drop log lines of later steps and a half-written last line, which will be redone."""
@@ -87,7 +81,9 @@ class RunFolder:
             for name in LOGS
             if (path := self.path / name).exists()
         }
-        resolved = dump_config(self.config) | {"versions": _versions()}
+        versions = {library.__name__: str(library.__version__) for library in (torch, transformers, numpy)}
+        versions = {"pacedrl": __version__} | versions | {"python": platform.python_version()}
+        resolved = dump_config(self.config) | {"versions": versions}
         replace_text(self.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         for path, lines in kept.items():
             replace_text(path, "".join(line + "\n" for line in lines))
@@ -147,11 +143,6 @@ def _read_config(path: Path) -> Config:
         raise InputError(
             f"{error}; this is not the config.yaml of a run of this version: choose another folder with run.dir=PATH"
         ) from None
-
-
-def _versions() -> dict[str, str]:
-    libraries = {library.__name__: str(library.__version__) for library in (torch, transformers, numpy)}
-    return {"pacedrl": __version__} | libraries | {"python": platform.python_version()}
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from pacedrl.errors import InputError
 from pacedrl.paths import replace_text
 from pacedrl.training.wandb_login import wandb_is_ready
 
+Log = Callable[[Mapping[str, float], int], None]
+"""Logs the finite metrics of one step: (metrics, step)."""
 RUN_ID = "trackers.json"
 """File in the run's folder with the id that trackers know the run by, so that a resumed run continues its record."""
 
@@ -33,70 +35,59 @@ def require_trackers(config: Config) -> None:
         )
 
 
-class Trackers:
-    """Logs to the configured trackers, if any. With several processes, only the main one logs."""
+@contextmanager
+def tracking(config: Config, step: int) -> Iterator[Log]:
+    """Start the configured trackers, if any, and yield the function that logs to them; at the end, close them.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.accelerator: Any = None
+    If ``step`` is above 0, the run's own record is continued. With several processes, only the main one logs. Raises
+    InputError if a tracker does not start.
+    """
+    names = config.tracking.trackers
+    if not names:
+        yield lambda metrics, step: None
+        return
+    from accelerate import Accelerator
 
-    @contextmanager
-    def running(self, step: int) -> Iterator[None]:
-        """Track while the context lasts; if ``step`` is above 0, continue the run's own record.
+    accelerator = Accelerator(log_with=list(names), project_dir=str(config.run.dir), cpu=config.run.device == "cpu")
+    how = _continue_record(config.run.dir, step) if accelerator.is_main_process else {}
+    try:
+        accelerator.init_trackers(config.tracking.project, config=_flat(dump_config(config)), init_kwargs=how)
+    except Exception as error:  # each tracker fails in its own way, most often because of the network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"tracking.trackers: {', '.join(names)} did not start ({reason}); fix that, or leave it out"
+        ) from error
 
-        Raises InputError if a tracker does not start.
-        """
-        names = self.config.tracking.trackers
-        if not names:
-            yield
-            return
-        from accelerate import Accelerator
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        accelerator.log({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
 
-        self.accelerator = Accelerator(
-            log_with=list(names), project_dir=str(self.config.run.dir), cpu=self.config.run.device == "cpu"
-        )
-        how = self._start(step) if self.accelerator.is_main_process else {}
+    try:
+        yield log
+    finally:
+        accelerator.end_training()
+
+
+def _continue_record(folder: Path, step: int) -> dict[str, dict[str, Any]]:
+    """Arguments for each tracker that make it continue this run's record."""
+    run = _run_id(folder / RUN_ID, step)
+    return {
+        "wandb": {"id": run, "resume": "allow"},
+        "trackio": {"name": f"{folder.name}-{run}", "resume": "allow"},
+        # Steps that an earlier process logged after the checkpoint will be logged again.
+        "tensorboard": {"purge_step": step + 1 if step else 0},
+    }
+
+
+def _run_id(path: Path, step: int) -> str:
+    """The id stored in the folder, or a new id if the run begins at step 0."""
+    if step and path.exists():
         try:
-            self.accelerator.init_trackers(
-                self.config.tracking.project, config=_flat(dump_config(self.config)), init_kwargs=how
-            )
-        except Exception as error:  # each tracker fails in its own way, most often because of the network
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"tracking.trackers: {', '.join(names)} did not start ({reason}); fix that, or leave it out"
-            ) from error
-        try:
-            yield
-        finally:
-            self.accelerator.end_training()
-            self.accelerator = None
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log the finite metrics of one step."""
-        if self.accelerator is not None:
-            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-            self.accelerator.log(finite, step=step)
-
-    def _start(self, step: int) -> dict[str, dict[str, Any]]:
-        """Arguments for each tracker that make it continue this run's record."""
-        run = self._run_id(self.config.run.dir / RUN_ID, step)
-        return {
-            "wandb": {"id": run, "resume": "allow"},
-            "trackio": {"name": f"{self.config.run.dir.name}-{run}", "resume": "allow"},
-            # Steps that an earlier process logged after the checkpoint will be logged again.
-            "tensorboard": {"purge_step": step + 1 if step else 0},
-        }
-
-    def _run_id(self, path: Path, step: int) -> str:
-        """The id stored in the folder, or a new id if the run begins at step 0."""
-        if step and path.exists():
-            try:
-                return str(json.loads(path.read_text(encoding="utf-8"))["run"])
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{path}: is damaged; remove it to continue in a new record of the trackers") from None
-        run = secrets.token_hex(4)
-        replace_text(path, json.dumps({"run": run}) + "\n")
-        return run
+            return str(json.loads(path.read_text(encoding="utf-8"))["run"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: is damaged; remove it to go on in a new record of the trackers") from None
+    run = secrets.token_hex(4)
+    replace_text(path, json.dumps({"run": run}) + "\n")
+    return run
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:

@@ -22,7 +22,7 @@ import torch
 from pacedrl.config import Config, dump_config
 from pacedrl.distributed.ranks import connect
 from pacedrl.distributed.scheduler import Scheduler, shared
-from pacedrl.evaluation.evaluate import TaskResult, evaluate
+from pacedrl.evaluation.evaluate import evaluate
 from pacedrl.evaluation.tables import headline
 from pacedrl.interrupt import Interrupted, InterruptGuard
 from pacedrl.policy.cpu import keep_freed_memory
@@ -49,15 +49,15 @@ from pacedrl.training.budget import ends_at, evaluation_due, steps_at_most
 from pacedrl.training.checkpoint import STATE_FORMAT, load_checkpoint_state, load_optimizer_states, save_checkpoint
 from pacedrl.training.curriculum import build_scheduler, initial_embeddings
 from pacedrl.training.learner import Learner, fresh_rollouts, replayed_rollouts, training_batch
-from pacedrl.training.metrics import Believed, believed, group_row, rollout_metrics, sample_rows
+from pacedrl.training.metrics import group_row, rollout_metrics, sample_rows
 from pacedrl.training.objectives import build_objective
 from pacedrl.training.objectives.base import Objective
 from pacedrl.training.pending import dump_collected, load_collected
 from pacedrl.training.resume import claim, prompt_fingerprints, refuse_foreign
 from pacedrl.training.run_folder import RunFolder
-from pacedrl.training.trackers import Trackers, require_trackers
+from pacedrl.training.trackers import require_trackers, tracking
 from pacedrl.types import Completion, Group
-from pacedrl.view import SilentView, View
+from pacedrl.view import View
 
 
 class TrainingStopped(Exception):
@@ -87,12 +87,11 @@ class Trainer:
     def __init__(self, config: Config, view: View | None = None) -> None:
         self.config = config
         self.ranks = connect()
-        self.view = view or SilentView(quiet=not self.ranks.main)
+        self.view = view or View(quiet=not self.ranks.main)
         self.ranks.run_on_main(lambda: require_trackers(config))
-        self.trackers = Trackers(config)
         self.folder = RunFolder(config, writes=self.ranks.main)
         with ExitStack() as undo:
-            undo.callback(self.folder.abandon)
+            undo.callback(self.folder.release, abandon=True)
             self._saved = claim(self.folder, self.ranks, self.view)
             self._load()
             undo.callback(self.pool.close)
@@ -113,11 +112,11 @@ class Trainer:
             self.view.warn(note)
         self.pending: Collected | None = None
         """The next step's groups, if they were sampled ahead."""
-        encoded, self.prompt_ids = encode_tasks(self.policy, [*train, *held_out], config)
+        encoded = encode_tasks(self.policy, [*train, *held_out], config)
         self.train_tasks, self.eval_tasks = encoded[: len(train)], encoded[len(train) :]
         self.reward_parts = reward_parts(config, self.train_tasks)
         self.prompts = {prompt.key: prompt for prompt in unique_prompts(self.train_tasks)}
-        self.fingerprints = prompt_fingerprints(self.train_tasks, self.prompt_ids)
+        self.fingerprints = prompt_fingerprints(self.train_tasks)
         require_enough_prompts(config, len(self.prompts))
         require_oracle_tasks(config, self.train_tasks)
         self.pool = VerifierPool(config.verifier.workers, config.verifier.timeout_s, config.verifier.memory_mib)
@@ -135,7 +134,7 @@ class Trainer:
             for row in self.ranks.broadcast(self.folder.rows("eval.jsonl")[-1:]):
                 self.evaluated = (row["step"], row["rollouts/generated"])
             self.view.start(self.step, steps_at_most(self.config, self.step, self.rollouts))
-            with InterruptGuard() as self.guard, self.trackers.running(self.step):
+            with InterruptGuard() as self.guard, tracking(self.config, self.step) as self.track:
                 self._loop()
         except Interrupted:
             interrupted = True
@@ -166,15 +165,15 @@ class Trainer:
         clock = Stopwatch()
         collected = self.pending or self._collect()
         if self.step == self._began:  # later in a run, one bad reward must not lose hours of work
-            require_judged(collected.sampled, {task.name: task for task in self.train_tasks})
-        clock.add(collected.seconds)
+            require_judged(collected.sampled, self.collector.tasks)
+        clock.seconds |= collected.seconds
         with self._ahead(collected) as following:
             with clock.phase("update"):
                 replayed = self.scheduler.replay()
                 batch = training_batch(
                     collected.kept,
                     replayed,
-                    self.prompt_ids,
+                    self.prompts,
                     self.objective,
                     self.scheduler,
                     self.config.replay.anchor,
@@ -183,7 +182,10 @@ class Trainer:
                 update = self.learner.update(batch, self.step, self._tick)
             with clock.phase("wait"):
                 self.pending = following()
-        thought = believed(self.scheduler, collected.sampled)
+        keys = [group.prompt.key for group in collected.sampled]
+        for group, estimate in zip(collected.sampled, self.scheduler.accuracy_estimate(keys).tolist(), strict=True):
+            group.accuracy_estimate = estimate
+        pool = self.scheduler.pool()
         with clock.phase("observe"):
             again = [completion for completion in batch if completion.replayed]
             observed = self.scheduler.observe(
@@ -192,8 +194,11 @@ class Trainer:
             )
         age = self.step - collected.policy_step
         self.step += 1
-        self._count(collected, update.trained)
-        skipped = update.skipped > 0 and not update.applied
+        completions = [completion for group in collected.sampled for completion in group.completions]
+        self.rollouts += len(completions)
+        self.tokens += sum(len(completion.token_ids) for completion in completions)
+        self.trained += update.trained
+        skipped = update.skipped > 0 and not update.trained
         self.skipped += skipped
         counters = {
             "rollouts/generated": self.rollouts,
@@ -213,7 +218,7 @@ class Trainer:
             | observed
         )
         metrics["kl/old_beta"] = self.objective.beta * metrics["kl/old"]
-        self._report(metrics | clock.metrics(), collected.sampled, thought)
+        self._report(metrics | clock.metrics(), collected.sampled, pool)
 
     def _tick(self) -> None:
         # Several processes stop together between steps: if one left a step, the others would wait for it forever.
@@ -236,12 +241,6 @@ class Trainer:
         with self.collector.ahead(self.step + 1, self.step, taken) as following:
             yield following
 
-    def _count(self, collected: Collected, trained: int) -> None:
-        completions = [completion for group in collected.sampled for completion in group.completions]
-        self.rollouts += len(completions)
-        self.trained += trained
-        self.tokens += sum(len(completion.token_ids) for completion in completions)
-
     def _reference_logprobs(self, batch: Sequence[Completion]) -> list[list[float]]:
         policy = self.initial or self.policy
         temperature, budget = self.config.sampling.temperature, self.config.optimizer.tokens_per_micro_batch
@@ -252,7 +251,6 @@ class Trainer:
         return true_accuracies(
             self.policy,
             list(self.prompts.values()),
-            self.prompt_ids,
             self.config.sampling.temperature,
             self.config.optimizer.tokens_per_micro_batch,
             self._tick,
@@ -260,13 +258,13 @@ class Trainer:
             self.config.sampling.stop,
         )
 
-    def _report(self, metrics: dict[str, float], groups: list[Group], thought: Believed) -> None:
+    def _report(self, metrics: dict[str, float], groups: list[Group], pool: dict[str, Any] | None) -> None:
         row = {"step": self.step} | metrics
-        for sample in sample_rows(groups, thought.estimates, self.config.run.samples_per_step):
+        for sample in sample_rows(groups, self.config.run.samples_per_step):
             self.folder.log("samples.jsonl", {"step": self.step} | sample)
-        self.folder.log("groups.jsonl", {"step": self.step} | group_row(groups, thought))
+        self.folder.log("groups.jsonl", {"step": self.step} | group_row(groups, pool))
         self.folder.log("metrics.jsonl", row)
-        self.trackers.log(metrics, self.step)
+        self.track(metrics, self.step)
         self.view.step(row)
         for warning in self.alarms.check(metrics, dump_config(self.config), commonest_error(groups)):
             self.view.warn(f"step {self.step}: {warning}")
@@ -277,25 +275,20 @@ class Trainer:
 
     def _evaluation_due(self) -> bool:
         step, generated = self.evaluated
-        if not self.eval_tasks or step == self.step:
-            return False
-        return evaluation_due(self.config, self.step, self.rollouts, generated)
+        new = bool(self.eval_tasks) and step != self.step
+        return new and evaluation_due(self.config, self.step, self.rollouts, generated)
 
-    def _evaluate(self) -> list[TaskResult]:
-        settings = evaluation_settings(self.config)
-        prompts = sum(len(task.prompts) for task in self.eval_tasks)
-        self.view.phase("evaluating", prompts * settings.group_size)
+    def _evaluate(self) -> None:
         self.sampler.sync(self.policy, self._tick)
         results = evaluate(
             self.sampler,
             self.pool,
             self.eval_tasks,
-            self.prompt_ids,
-            settings,
+            evaluation_settings(self.config),
             self.config.eval.k,
             self.config.run.seed,
             self._tick,
-            self.view.advance,
+            self.view,
             self.ranks,
             strict=self.step == self._began,
         )
@@ -304,9 +297,8 @@ class Trainer:
             row |= result.flat()
         self.folder.log("eval.jsonl", row)
         self.evaluated = (self.step, self.rollouts)
-        self.trackers.log({f"eval/{name}": value for name, value in row.items() if name != "step"}, self.step)
+        self.track({f"eval/{name}": value for name, value in row.items() if name != "step"}, self.step)
         self.view.line(headline(self.step, results))
-        return results
 
     def _save(self) -> None:
         if self.step == 0:
@@ -335,7 +327,7 @@ class Trainer:
         config = self.config
         self.step = self.rollouts = self.trained = self.tokens = self.skipped = 0
         self.alarms = Alarms()
-        self.objective: Objective = build_objective(config)
+        self.objective: Objective[Any] = build_objective(config)
         self.initial_policy = self.policy.fingerprint()
         saved = self._saved
         if saved is not None:
@@ -343,7 +335,8 @@ class Trainer:
         torch.manual_seed(derive_seed(config.run.seed, "partition"))
         own = None
         if self.ranks.main:
-            own = build_scheduler(config, list(self.prompts), self._embeddings(), self.policy.device)
+            embeddings_NH = initial_embeddings(config, self.policy, list(self.prompts.values()), self.view)
+            own = build_scheduler(config, list(self.prompts), embeddings_NH, self.policy.device)
         self.scheduler: Scheduler = shared(own, self.ranks)
         # With LoRA no copy is needed: the initial policy is the policy without its adapter.
         needs_copy = config.objective.needs_reference and config.model.lora is None
@@ -369,22 +362,14 @@ class Trainer:
             shared(own, collecting),
             self.sampler,
             self.pool,
-            self.train_tasks,
+            {task.name: task for task in self.train_tasks},
             self.prompts,
-            self.prompt_ids,
             self.view,
             self._true_accuracies,
             collecting,
         )
         if saved is not None:
             self._restore(saved)
-
-    def _embeddings(self) -> torch.Tensor | None:
-        if not self.config.needs_partition:
-            return None
-        self.view.phase("embedding prompts", len(self.prompts))
-        ids = [self.prompt_ids[key] for key in self.prompts]
-        return initial_embeddings(self.config, self.policy, ids, self.view.advance)
 
     def _restore(self, folder: Path) -> None:
         self.scheduler.load_state_dict(load_checkpoint_state(folder, "scheduler"))
@@ -393,5 +378,5 @@ class Trainer:
         self.step, self.rollouts, self.trained = state["step"], state["rollouts"], state["trained"]
         self.tokens, self.skipped = state["tokens"], state["skipped"]
         if state["pending"] is not None:
-            self.pending = load_collected(state["pending"], self.prompts, self.prompt_ids)
+            self.pending = load_collected(state["pending"], self.prompts)
         self.alarms = Alarms(set(state["alarms_said"]), state["unmixed_in_a_row"], state["skipped_in_a_row"])

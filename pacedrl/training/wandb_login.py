@@ -20,7 +20,9 @@ def wandb_is_ready() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.get("api_key"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", settings.get("base_url", HOST))).netloc
-    return any(_has_login(path, host) for path in _netrc_files())
+    named = os.environ.get("NETRC")
+    files = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    return any(_has_login(path, host) for path in files)
 
 
 def _settings() -> dict[str, str]:
@@ -32,11 +34,6 @@ def _settings() -> dict[str, str]:
     except configparser.Error:  # wandb will say so
         return {}
     return dict(parser["default"]) if parser.has_section("default") else {}
-
-
-def _netrc_files() -> list[Path]:
-    named = os.environ.get("NETRC")
-    return [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
 
 
 def _has_login(path: Path, host: str) -> bool:

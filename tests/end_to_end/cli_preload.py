@@ -6,7 +6,7 @@ import torch
 import transformers  # noqa: F401
 
 import pacedrl.doctor
-import pacedrl.evaluation.run
+import pacedrl.evaluation.evaluate
 import pacedrl.training.trainer
 import pacedrl.view  # noqa: F401
 from pacedrl.config import ModelConfig

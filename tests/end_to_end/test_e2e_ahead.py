@@ -87,13 +87,13 @@ def test_groups_under_way_survive_a_checkpoint(trainer_of: TrainerFactory) -> No
     trainer = trainer_of(run={"steps": 2}, **AHEAD)
     collected = trainer.collector.collect(0, 0, lambda: None)
     collected.sampled[1].dropped = "surplus"
-    again = load_collected(dump_collected(collected), trainer.prompts, trainer.prompt_ids)
+    again = load_collected(dump_collected(collected), trainer.prompts)
     again.seconds = collected.seconds
     assert again == collected
     assert len(again.kept) == len(again.sampled) - 1
     assert again.metrics() == collected.metrics()
     old = dump_collected(collected) | {"kept": [0, 2, 3], "dropped": {"surplus": 1}}  # as version 0.1.0 began
-    assert load_collected(old, trainer.prompts, trainer.prompt_ids).kept == again.kept
+    assert load_collected(old, trainer.prompts).kept == again.kept
     trainer.pool.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 from cli_process import CommandLine, eventually, snapshot, tiny_run, together, workers_of
 
 from pacedrl.training import folder_lock
-from pacedrl.training.folder_lock import FolderBusy, FolderLock
+from pacedrl.training.folder_lock import FolderBusy, lock_folder, unlock_folder
 
 SLOW = """
 import os, time
@@ -91,17 +91,16 @@ def test_bad_input_leaves_no_folder_and_no_lock(cli: CommandLine) -> None:
 
 
 def test_a_fork_neither_holds_nor_ends_the_lock(tmp_path: Path) -> None:
-    lock = FolderLock(tmp_path)
-    assert lock.take()
+    assert lock_folder(tmp_path)
     held, wait = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(wait)
         os.read(held, 1)
         os._exit(0)
-    assert lock.take(), "a process may take its own lock again"
+    assert lock_folder(tmp_path), "a process may take its own lock again"
     assert _taken_by_another(tmp_path)
-    lock.release()
+    unlock_folder(tmp_path)
     assert not _taken_by_another(tmp_path), "the fork is alive and must not hold it"
     os.close(wait)
     os.waitpid(child, 0)
@@ -112,7 +111,7 @@ def _taken_by_another(folder: Path) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            FolderLock(folder).take()
+            lock_folder(folder)
         except FolderBusy:
             os._exit(1)
         os._exit(0)

@@ -74,7 +74,7 @@ def test_the_final_estimate_agrees_with_held_out_accuracy(long_trained: Trainer)
     from pacedrl.policy.policy import Policy
 
     (task,) = long_trained.eval_tasks
-    ids = [long_trained.prompt_ids[prompt.key] for prompt in task.prompts]
+    ids = [prompt.token_ids for prompt in task.prompts]
     embeddings_NH = Policy.load(ModelConfig(), torch.device("cpu")).embed(ids)
     estimate = float(np.mean(long_trained.scheduler.learner.accuracy(embeddings_NH).numpy()))
     assert estimate == pytest.approx(long_trained.folder.rows("eval.jsonl")[-1]["held/pass@1"], abs=0.12)

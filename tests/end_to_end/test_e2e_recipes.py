@@ -15,7 +15,7 @@ from pacedrl import Config, InputError, Trainer
 from pacedrl.interrupt import Interrupted
 from pacedrl.recipes import RECIPES
 from pacedrl.training import learner as learner_module
-from pacedrl.training.objectives.base import BatchSize, LossInputs
+from pacedrl.training.objectives.base import LossInputs
 from pacedrl.types import Completion
 
 PROMPTS, GROUP, STEPS = 6, 4, 4
@@ -156,11 +156,11 @@ def test_the_reference_is_the_initial_policy_to_the_end_and_after_resuming(
     def record(trainer: Trainer) -> Trainer:
         real = trainer.learner.loss
 
-        def loss(inputs: LossInputs, size: BatchSize) -> Any:
+        def loss(inputs: LossInputs) -> Any:
             assert inputs.reference_logprobs_BT is not None
             gap = (inputs.logprobs_BT.detach() - inputs.reference_logprobs_BT) * inputs.mask_BT
             seen.append(float(gap.abs().max()))
-            return real(inputs, size)
+            return real(inputs)
 
         monkeypatch.setattr(trainer.learner, "loss", loss)
         return trainer

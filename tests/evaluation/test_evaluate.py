@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from pacedrl.tasks.datasets import Task
 from pacedrl.tasks.pool import VerifierPool
 from pacedrl.tasks.skills import skill_rows
 from pacedrl.types import Completion, Group, Prompt, prompt_key
+from pacedrl.view import View
 
 GREEDY = SamplingSettings(group_size=1, max_new_tokens=10, temperature=0.0)
 SAMPLED = SamplingSettings(group_size=4, max_new_tokens=10)
@@ -57,8 +58,11 @@ def run(policy: Policy, pool: VerifierPool) -> Run:
         seed: int = 0,
         **more: object,
     ) -> list[TaskResult]:
-        ids = {prompt.key: policy.encode(prompt.content) for task in tasks for prompt in task.prompts}
-        return evaluate(TransformersSampler(policy), pool, tasks, ids, settings, ks, seed, **more)  # type: ignore[arg-type]
+        encoded = [
+            replace(task, prompts=[replace(prompt, token_ids=policy.encode(prompt.content)) for prompt in task.prompts])
+            for task in tasks
+        ]
+        return evaluate(TransformersSampler(policy), pool, encoded, settings, ks, seed, **more)  # type: ignore[arg-type]
 
     return evaluated
 
@@ -106,7 +110,12 @@ def test_a_limit_too_low_is_reported_as_truncation(run: Run) -> None:
 def test_progress_and_ticks_are_passed_on(run: Run) -> None:
     done: list[int] = []
     ticks: list[int] = []
-    run([SORT, ADD], tick=lambda: ticks.append(1), advance=done.append)
+    phases: list[tuple[str, int]] = []
+    view = View(quiet=True)
+    view.advance = done.append  # type: ignore[method-assign]
+    view.phase = lambda name, total: phases.append((name, total))  # type: ignore[method-assign]
+    run([SORT, ADD], tick=lambda: ticks.append(1), view=view)
+    assert phases == [("evaluating", 160)]
     assert done == [4] * 40
     assert 2 * 3 <= len(ticks) <= 2 * 10
 
@@ -118,7 +127,7 @@ def test_results_read_as_flat_numbers_and_as_json(run: Run) -> None:
     assert flat["sort/pass@4_low"] == result.figures["pass@4"].low
     assert flat["sort/pass@4_high"] == result.figures["pass@4"].high
     assert {"sort/truncated", "sort/verifier_errors", "sort/distinct", "sort/mean@4"} <= flat.keys()
-    assert json.loads(json.dumps(result.as_dict()))["figures"]["pass@1"]["mean"] == result.figures["pass@1"].mean
+    assert json.loads(json.dumps(asdict(result)))["figures"]["pass@1"]["mean"] == result.figures["pass@1"].mean
 
 
 def judged_as(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[int], float | None]) -> None:
@@ -162,7 +171,7 @@ def test_answers_are_counted_by_what_they_state(run: Run, monkeypatch: pytest.Mo
     texts = ["so 4", "hence 4", "5", "4 or 4"]
 
     def fixed(policy: Policy, prompts: list[Prompt], *_: object) -> list[Group]:
-        return [Group(p, [1], [Completion([5, 2], [0.0, 0.0], text, "stop") for text in texts]) for p in prompts]
+        return [Group(p, [Completion([5, 2], [0.0, 0.0], text, "stop") for text in texts]) for p in prompts]
 
     monkeypatch.setattr(evaluate_module, "sample_groups", fixed)
     judged_as(monkeypatch, lambda i: float(i != 2))

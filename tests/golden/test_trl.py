@@ -33,7 +33,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pacedrl import Config, Trainer
 from pacedrl.assets import TINY_MODEL
-from pacedrl.config import GrpoConfig, ModelConfig
+from pacedrl.config import ModelConfig
+from pacedrl.config.method import GrpoConfig
 from pacedrl.method import group_relative_advantage
 from pacedrl.policy.passes import sequence_logprobs
 from pacedrl.policy.policy import Policy
@@ -186,10 +187,12 @@ def sampled_groups(policy: Policy, config: Config, reward: Reward) -> list[Group
     """Return judged groups of prompts of equal length, so that TRL's padding on the left does not move them."""
     skills = [row for row in skill_rows(size=600, seed=3) if len(row["prompt"]) == 14]
     chosen = skills[: config.sampling.prompts_per_step]
-    prompts = [Prompt(str(i), "skills", row["prompt"], row["answer"]) for i, row in enumerate(chosen)]
-    prompt_ids = {prompt.key: policy.encode(prompt.content) for prompt in prompts}
+    prompts = [
+        Prompt(str(i), "skills", row["prompt"], row["answer"], token_ids=policy.encode(row["prompt"]))
+        for i, row in enumerate(chosen)
+    ]
     sampler = TransformersSampler(policy)
-    groups = sample_groups(sampler, prompts, prompt_ids, training_settings(config), (0, "golden"))
+    groups = sample_groups(sampler, prompts, training_settings(config), (0, "golden"))
     for group in groups:
         for completion in group.completions:
             (completion.reward,) = reward(completions=[completion.text], answer=[group.prompt.answer])
@@ -321,7 +324,7 @@ def test_a_training_step_is_trls(
     if config.gate.name == "dynamic":
         assert metrics["gate/dropped_all_right"] + metrics["gate/dropped_all_equal"] > 0
 
-    prompt_of = {tuple(ids): ours.prompts[key] for key, ids in ours.prompt_ids.items()}
+    prompt_of = {tuple(prompt.token_ids): prompt for prompt in ours.prompts.values()}
     prompts = [prompt_of[tuple(sequence.prompt_ids)] for sequence in trained_on]
     rows = [{"prompt": prompt.content, "answer": prompt.answer} for prompt in prompts[:: config.sampling.group_size]]
     passes = config.optimizer.epochs

@@ -106,8 +106,8 @@ def test_two_steps_are_those_of_our_trainer_on_the_same_completions(tmp_path: Pa
 
     def recorded() -> None:
         step: dict[tuple[int, ...], list[list[int]]] = {}
-        for row in theirs._fresh.rows:
-            step.setdefault(tuple(row.prompt_ids), []).append(row.completion_ids)
+        for completion in theirs._fresh:
+            step.setdefault(tuple(completion.prompt_ids), []).append(completion.token_ids)
         steps.append(step)
         replayed.append(len(theirs.scheduler.replay()))
         observe()
@@ -206,7 +206,7 @@ def test_a_second_reward_shapes_the_policy_and_not_the_estimate(tmp_path: Path, 
         return trainer
 
     plain, shaped = final(right, "plain"), final([right, short], "shaped")
-    assert plain._fresh.verdict_B == shaped._fresh.verdict_B
+    assert [c.reward for c in plain._fresh] == [c.reward for c in shaped._fresh]
     assert plain.scheduler.accuracy_estimates().tolist() == shaped.scheduler.accuracy_estimates().tolist()
     pairs = zip(plain.model.parameters(), shaped.model.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)

@@ -53,10 +53,9 @@ def test_packed_micro_batches_count_each_prompt_once(pairs: list[tuple[int, int]
 
 
 def test_true_accuracies_count_answers_that_end_at_a_stop_token(policy: Policy) -> None:
-    prompt = Prompt("key", "task", "copy:12=", "12")
-    ids = {"key": policy.encode(str(prompt.content))}
-    plain, with_stop = (true_accuracies(policy, [prompt], ids, 1.0, 64, stop=stop) for stop in ([], ["<pad>"]))
-    batch = [Completion([*policy.encode("12")[1:], end], [], prompt_ids=ids["key"]) for end in (2, 0)]
+    prompt = Prompt("key", "task", "copy:12=", "12", token_ids=policy.encode("copy:12="))
+    plain, with_stop = (true_accuracies(policy, [prompt], 1.0, 64, stop=stop) for stop in ([], ["<pad>"]))
+    batch = [Completion([*policy.encode("12")[1:], end], [], prompt_ids=prompt.token_ids) for end in (2, 0)]
     by_end, by_stop = (exp(sum(row)) for row in sequence_logprobs(policy, batch, 1.0, 64))
     assert plain == pytest.approx([by_end])
     assert with_stop == pytest.approx([by_end + by_stop])

@@ -7,8 +7,7 @@ from collections.abc import Collection
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pacedrl.config import DynamicGateConfig, LiloGateConfig
-from pacedrl.config.method import NoGateConfig
+from pacedrl.config.method import DynamicGateConfig, LiloGateConfig, NoGateConfig
 from pacedrl.rollouts.collect import Collected, collect
 from pacedrl.types import Completion, Group, Prompt
 
@@ -28,7 +27,7 @@ class Pool:
 
     def rollout(self, keys: list[str]) -> list[Group]:
         return [
-            Group(Prompt(key, "t", key, ""), [1], [Completion([2], [-1.0], "", "stop", r) for r in self.rewards[key]])
+            Group(Prompt(key, "t", key, ""), [Completion([2], [-1.0], "", "stop", r) for r in self.rewards[key]])
             for key in keys
         ]
 

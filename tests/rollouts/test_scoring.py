@@ -48,7 +48,7 @@ def pool() -> Iterator[VerifierPool]:
 
 def group(task: str, *texts: str, answer: str = "18", tokens: int = 1) -> Group:
     completions = [Completion([3] * tokens, [-1.0] * tokens, text, "stop") for text in texts]
-    return Group(Prompt("key", task, "q", answer), [1], completions)
+    return Group(Prompt("key", task, "q", answer), completions)
 
 
 def test_parts_are_added_by_weight_and_leave_the_verdict_alone(pool: VerifierPool, judges: Path) -> None:
@@ -167,7 +167,7 @@ def test_reward_parts_come_from_the_configuration(judges: Path) -> None:
 
 def test_score_groups_fills_rewards_and_errors():
     def group(task, answer, *texts):
-        return Group(Prompt("key", task, "q", answer), [], [Completion([], [], text, "stop") for text in texts])
+        return Group(Prompt("key", task, "q", answer), [Completion([], [], text, "stop") for text in texts])
 
     groups = [group("a", "x", "x", "y"), group("b", "18", r"\boxed{18}"), group("b", "", "18")]
     with VerifierPool(workers=2, timeout_s=10) as pool:

@@ -20,6 +20,7 @@ from pacedrl.types import Completion, Group, Prompt
 
 BETA = 0.1
 PROMPT_IDS = {"a": [1, 5], "b": [1, 6, 7], "c": [1]}
+PROMPTS = {key: Prompt(key, "t", key, "1", token_ids=ids) for key, ids in PROMPT_IDS.items()}
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def training_batch(
     reference: Callable[[Sequence[Completion]], list[list[float]]] | None = None,
 ) -> list[Completion]:
     objective = build_objective(config)
-    return batch_of(groups, replayed, PROMPT_IDS, objective, scheduler, config.replay.anchor, reference)
+    return batch_of(groups, replayed, PROMPTS, objective, scheduler, config.replay.anchor, reference)
 
 
 def trained(batch: Sequence[Completion], log_ratios: Sequence[float]) -> None:
@@ -67,8 +68,8 @@ def observed(groups: list[Group], config: Config) -> Rollouts:
 def groups() -> list[Group]:
     """The second group's first completion, and all but one of the first's, could not be judged or were."""
     return [
-        Group(Prompt("b", "t", "b", "1"), PROMPT_IDS["b"], [completion(10, 1.0), completion(11, 0.25)]),
-        Group(Prompt("a", "t", "a", "1"), PROMPT_IDS["a"], [completion(12, None), completion(13, 0.0)]),
+        Group(PROMPTS["b"], [completion(10, 1.0), completion(11, 0.25)]),
+        Group(PROMPTS["a"], [completion(12, None), completion(13, 0.0)]),
     ]
 
 

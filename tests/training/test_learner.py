@@ -118,7 +118,7 @@ def test_updates_are_those_written_out_by_hand(
     for step in range(2):
         update = learner.update(batch, step)
         loss, norm, ratios = by_hand.update(batch)
-        assert update.applied
+        assert update.trained
         assert update.metrics["loss/objective"] == pytest.approx(loss, rel=1e-4)
         assert update.metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
         assert norm > 1.0  # so that clipping shows
@@ -207,7 +207,7 @@ def test_the_scheduled_rate_is_the_one_applied(new_policy: NewPolicy) -> None:
 
 
 def assert_nothing_happened(learner: Learner, before: list[Tensor], state: dict[str, Any], update: Update) -> None:
-    assert not update.applied
+    assert not update.trained
     assert_same(values(learner.policy), before)
     after = learner.state_dict()
     assert after["param_groups"] == state["param_groups"]
@@ -247,7 +247,7 @@ def test_a_step_that_is_not_finite_is_not_taken(
 ) -> None:
     batch = mixture(policy)
     learner = Learner(policy, CONFIG, 10, 1.0, BALANCE)
-    assert learner.update(batch, 0).applied
+    assert learner.update(batch, 0).trained
     before, state = values(policy), deepcopy(learner.state_dict())
     with monkeypatch.context() as patched:
         damaged = damage(patched, policy, batch)
@@ -256,14 +256,14 @@ def test_a_step_that_is_not_finite_is_not_taken(
     assert_nothing_happened(learner, before, state, update)
     assert all(parameter.grad is None for parameter in policy.parameters())
     policy.parameters()[3]._backward_hooks = None
-    assert learner.update(batch, 1).applied
+    assert learner.update(batch, 1).trained
 
 
 def test_an_empty_batch_is_no_step(policy: Policy) -> None:
     learner = Learner(policy, CONFIG, 10, 1.0, BALANCE)
     before = values(policy)
     nothing = learner.update([], 0)
-    assert not nothing.applied
+    assert not nothing.trained
     assert all(math.isnan(value) for value in nothing.metrics.values())
     assert_same(values(policy), before)
     assert nothing.metrics.keys() == learner.update(mixture(policy), 0).metrics.keys()
@@ -294,7 +294,7 @@ def test_metrics_are_of_fresh_sequences_but_the_loss_is_of_all(policy: Policy, b
 
 def test_a_batch_of_replay_alone_has_all_metrics(policy: Policy) -> None:
     update = Learner(policy, CONFIG, 10, 1.0, BALANCE).update([s for s in mixture(policy) if s.replayed], 0)
-    assert update.applied
+    assert update.trained
     assert math.isnan(update.metrics["kl/old"])
     assert math.isnan(update.metrics["entropy"])
     assert update.metrics["loss/objective"] > 0
@@ -355,7 +355,7 @@ def test_one_mini_batch_that_is_not_finite_does_not_stop_the_others(new_policy: 
     ((first,), *_) = learner._mini_batches(4, 0)
     damaged = [replace(s, advantage=math.inf) if i == first else s for i, s in enumerate(batch)]
     update = learner.update(damaged, 0)
-    assert (update.trained, update.skipped, update.applied) == (3, 1, True)
+    assert (update.trained, update.skipped) == (3, 1)
     assert damaged[first].log_ratio == 0.0
     assert all(parameter.isfinite().all() for parameter in values(broken))
     rest = Learner(clean, config, 10, 1.0, BALANCE)

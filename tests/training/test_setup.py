@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pacedrl.seeding import derive_seed
 from pacedrl.tasks.datasets import Task
 from pacedrl.training import trackers
 from pacedrl.training.curriculum import build_scheduler
-from pacedrl.training.trackers import Trackers, require_trackers
+from pacedrl.training.trackers import require_trackers, tracking
 from pacedrl.types import Prompt
 
 
@@ -30,9 +32,9 @@ def limits(**sampling: Any) -> Any:
 
 def test_prompts_are_encoded_once_each_by_key(policy: Policy) -> None:
     tasks = [Task("one", [prompt("copy:1="), prompt("copy:22=")], "exact"), Task("two", [prompt("copy:1=")], "exact")]
-    kept, ids = encode_tasks(policy, tasks, limits(max_prompt_tokens=9, max_new_tokens=16))
-    assert kept == tasks
-    assert ids == {f"key of {text}": policy.encode(text) for text in ("copy:1=", "copy:22=")}
+    kept = encode_tasks(policy, tasks, limits(max_prompt_tokens=9, max_new_tokens=16))
+    one, two = (replace(p, token_ids=policy.encode(p.content)) for p in tasks[0].prompts)
+    assert kept == [replace(tasks[0], prompts=[one, two]), replace(tasks[1], prompts=[one])]
 
 
 def test_a_prompt_at_the_limit_passes_and_one_token_more_is_refused_or_dropped(policy: Policy) -> None:
@@ -40,8 +42,8 @@ def test_a_prompt_at_the_limit_passes_and_one_token_more_is_refused_or_dropped(p
     with pytest.raises(InputError, match=r"task t: 1 of 3 prompts are longer .* = 9, the first with 10 tokens"):
         encode_tasks(policy, [task], limits(max_prompt_tokens=9, max_new_tokens=16))
     config = parse_config({"sampling": {"max_prompt_tokens": 9, "max_new_tokens": 16}, "data": {"overlong": "drop"}})
-    [kept], _ = encode_tasks(policy, [task], config)
-    assert kept == Task("t", task.prompts[:2], "exact")
+    [kept] = encode_tasks(policy, [task], config)
+    assert [p.key for p in kept.prompts] == [p.key for p in task.prompts[:2]]
     config = parse_config({"sampling": {"max_prompt_tokens": 7, "max_new_tokens": 16}, "data": {"overlong": "drop"}})
     with pytest.raises(InputError, match="task t: every prompt is longer"):
         encode_tasks(policy, [task], config)
@@ -126,9 +128,8 @@ def test_tracked_numbers_are_the_finite_ones(tmp_path: Path) -> None:
         {"run": {"dir": str(tmp_path), "device": "cpu"}, "tracking": {"trackers": ["tensorboard"], "project": "mine"}}
     )
     pytest.importorskip("tensorboard")
-    tracked = Trackers(config)
-    with tracked.running(step=2):
-        tracked.log({"reward/mean": 0.25, "loss": float("nan"), "norm": float("inf")}, step=3)
+    with tracking(config, step=2) as log:
+        log({"reward/mean": 0.25, "loss": float("nan"), "norm": float("inf")}, 3)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     [folder] = {path.parent for path in (tmp_path / "mine").glob("events*")}
@@ -142,7 +143,6 @@ def test_a_tracker_that_is_not_installed_is_an_input_error(monkeypatch: pytest.M
     config = parse_config({"tracking": {"trackers": ["wandb"]}})
     with pytest.raises(InputError, match=r"'wandb' is not installed: pip install \"pacedrl\[trackers\]\""):
         require_trackers(config)
-    silent = Trackers(parse_config({}))
-    with silent.running(step=0):
-        silent.log({"reward/mean": 1.0}, step=1)
-    assert silent.accelerator is None
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # without a tracker it is not imported
+    with tracking(parse_config({}), step=0) as log:
+        log({"reward/mean": 1.0}, 1)

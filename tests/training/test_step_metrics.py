@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -17,7 +18,7 @@ def group(key: str, *judged: tuple[float | None, int, str]) -> Group:
         Completion([5] * length, [0.0] * length, f"{key}{i}", reason, reward, "failed" if reward is None else None)  # type: ignore[arg-type]
         for i, (reward, length, reason) in enumerate(judged)
     ]
-    return Group(Prompt(key, "task", f"prompt {key}", f"answer {key}"), [1], completions)
+    return Group(Prompt(key, "task", f"prompt {key}", f"answer {key}"), completions)
 
 
 GROUPS = [
@@ -64,8 +65,8 @@ def test_nothing_judged_has_no_mean_reward() -> None:
 
 
 def test_sample_rows_are_spread_over_the_batch_and_show_a_failure() -> None:
-    estimates = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}
-    rows = sample_rows(GROUPS, estimates, 2)
+    groups = [replace(one, accuracy_estimate=0.1 * i) for i, one in enumerate(GROUPS, start=1)]
+    rows = sample_rows(groups, 2)
     assert [row["completion"] for row in rows] == ["a0", "d0", "a2"]
     assert rows[0] == {
         "key": "a",
@@ -81,9 +82,9 @@ def test_sample_rows_are_spread_over_the_batch_and_show_a_failure() -> None:
         "accuracy_estimate": 0.1,
     }
     assert (rows[2]["reward"], rows[2]["error"]) == (None, "failed")
-    assert [row["key"] for row in sample_rows(GROUPS, estimates, 9)] == ["a", "b", "c", "d", "a"]
-    assert [row["key"] for row in sample_rows(GROUPS[1:2], estimates, 9)] == ["b"]
-    assert sample_rows(GROUPS, estimates, 0) == []
+    assert [row["key"] for row in sample_rows(groups, 9)] == ["a", "b", "c", "d", "a"]
+    assert [row["key"] for row in sample_rows(groups[1:2], 9)] == ["b"]
+    assert sample_rows(groups, 0) == []
 
 
 def test_observed_accuracy_leaves_errors_out() -> None:

@@ -14,7 +14,7 @@ from accelerate.utils import LoggerType
 from pacedrl.config import Config, parse_config
 from pacedrl.doctor import checks
 from pacedrl.errors import InputError
-from pacedrl.training.trackers import Trackers, require_trackers
+from pacedrl.training.trackers import require_trackers, tracking
 from pacedrl.training.trainer import Trainer
 
 STAND_IN = """
@@ -126,7 +126,7 @@ def test_a_resumed_run_goes_on_in_its_own_record(wandb: Path, tmp_path: Path, mo
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "run").mkdir()
     for step in (0, 3, 7, 0):  # begun, resumed twice, begun again
-        with Trackers(config(tmp_path)).running(step):
+        with tracking(config(tmp_path), step):
             pass
     calls = [json.loads(line) for line in wandb.read_text().splitlines()]
     assert all(call["project"] == "mine" and call["resume"] == "allow" for call in calls)
@@ -141,8 +141,7 @@ def test_a_tracker_that_does_not_start_is_named_before_training(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("BROKEN", "1")
     (tmp_path / "run").mkdir()
-    trackers = Trackers(config(tmp_path))
-    with pytest.raises(InputError, match=r"wandb did not start \(no network\)"), trackers.running(0):
+    with pytest.raises(InputError, match=r"wandb did not start \(no network\)"), tracking(config(tmp_path), 0):
         raise AssertionError("nothing may run")
 
 
@@ -155,10 +154,9 @@ def test_tensorboard_hides_what_a_resumed_run_logs_again(tmp_path: Path) -> None
         }
     )
     for start, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5))):
-        trackers = Trackers(tracked)
-        with trackers.running(start):
+        with tracking(tracked, start) as log:
             for step in steps:
-                trackers.log({"loss": 10.0 * start + step}, step)
+                log({"loss": 10.0 * start + step}, step)
     events = accumulator.EventAccumulator(str(tmp_path / "mine")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [
         (1, 1.0),
@@ -175,8 +173,7 @@ def test_wandb_itself_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     for step in (0, 1):
-        trackers = Trackers(config(tmp_path))
-        with trackers.running(step):
-            trackers.log({"loss": 1.0}, step + 1)
+        with tracking(config(tmp_path), step) as log:
+            log({"loss": 1.0}, step + 1)
     run = json.loads((tmp_path / "run" / "trackers.json").read_text())["run"]
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{run}"))) == 2

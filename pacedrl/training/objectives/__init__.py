@@ -20,7 +20,7 @@ OBJECTIVES: dict[str, Any] = {
 """``objective.name`` → its class, which takes its section of the configuration and the whole configuration."""
 
 
-def build_objective(config: Config) -> Objective:
+def build_objective(config: Config) -> Objective[Any]:
     """The objective that ``objective.name`` names."""
-    made: Objective = OBJECTIVES[config.objective.name](config.objective, config)
+    made: Objective[Any] = OBJECTIVES[config.objective.name](config.objective, config)
     return made

@@ -6,14 +6,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from pacedrl.config import Config
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import group_relative_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.types import Completion
+
+Settings = TypeVar("Settings")
+"""The objective's section of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class LossInputs:
     """A micro-batch, as the losses of `pacedrl.method.objectives` take it; only ``logprobs_BT`` carries gradient.
 
     ``anchor_logprobs_BT`` are those of μ, ``sampler_logprobs_BT`` those of the sampler. ``reference_logprobs_BT`` is
-    None if the objective reads none.
+    None if the objective reads none. The whole batch of the optimiser step has ``batch_sequences`` sequences and
+    ``batch_tokens`` completion tokens.
     """
 
     logprobs_BT: Tensor
@@ -29,28 +35,26 @@ class LossInputs:
     mask_BT: Tensor
     advantage_B: Tensor
     sampler_logprobs_BT: Tensor
+    batch_sequences: int
+    batch_tokens: int
     reference_logprobs_BT: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class BatchSize:
-    """Sequences and completion tokens in the whole batch of one optimiser step."""
-
-    sequences: int
-    tokens: int
-
-
-class Objective(ABC):
+class Objective(ABC, Generic[Settings]):
     """Turns rewards into advantages and a loss, and says what log Z is fitted to.
 
     Its section of the configuration (`pacedrl.config.method.ObjectiveSection`) says which parts of a run it needs (log
     Z, the initial policy, replay).
     """
 
-    beta: float = math.nan
-    """β, the temperature of the objective; NaN if it has none."""
     anchored_to_trainer: bool = False
     """Whether μ of fresh completions is the trainer's policy at the start of the step, not the sampler's."""
+
+    def __init__(self, settings: Settings, config: Config) -> None:
+        self.settings = settings
+        self.config = config
+        self.beta: float = getattr(settings, "beta", math.nan)
+        """β, the temperature of the objective; NaN if it has none."""
 
     @abstractmethod
     def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
@@ -61,7 +65,7 @@ class Objective(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot replay; ObjectiveSection.can_replay should be False")
 
     @abstractmethod
-    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         """The micro-batch's share of the batch's loss and metrics: they add up over the micro-batches of a batch."""
 
     def partition_targets(self, sampled: Sequence[Completion]) -> tuple[list[float], list[float] | None]:
@@ -96,6 +100,6 @@ def standardised(completions: Sequence[Completion], reward_B: Tensor) -> Tensor:
 def mean_reference_log_ratio(completion: Completion) -> float:
     """mean_t(log μ − log π_ref) of a completion."""
     anchor, reference = completion.anchor_logprobs, completion.reference_logprobs
-    if anchor is None or reference is None:
-        raise ValueError("the completion has no log-probabilities under μ or under the initial policy")
+    assert anchor is not None
+    assert reference is not None
     return (sum(anchor) - sum(reference)) / len(completion.token_ids)

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pacedrl.config import Config, FlowRlConfig
+from pacedrl.config.method import FlowRlConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import flow_balance, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.training.objectives.base import (
-    BatchSize,
     LossInputs,
     Objective,
     mean_reference_log_ratio,
@@ -22,18 +21,14 @@ from pacedrl.training.objectives.base import (
 from pacedrl.types import Completion
 
 
-class FlowRl(Objective):
+class FlowRl(Objective[FlowRlConfig]):
     """FlowRL, arXiv 2509.15207 (`pacedrl.method.objectives.flow_balance`)."""
-
-    def __init__(self, settings: FlowRlConfig, config: Config) -> None:
-        self.settings = settings
-        self.beta = settings.beta
 
     def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         score_B = standardised(fresh, rewards_to_train_on(fresh))
         return trajectory_balance_advantage(score_B, scheduler.log_z([c.key for c in fresh]), self.beta)
 
-    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         assert inputs.reference_logprobs_BT is not None
         return flow_balance(
             inputs.logprobs_BT,
@@ -43,16 +38,15 @@ class FlowRl(Objective):
             inputs.advantage_B,
             clip_low=self.settings.clip_low,
             clip_high=self.settings.clip_high,
-            normalizer=batch.sequences,
+            normalizer=inputs.batch_sequences,
         )
 
     def partition_targets(self, sampled: Sequence[Completion]) -> tuple[list[float], list[float] | None]:
-        """Fit log Z to z-scored rewards and mean_t(log π_θ − log π_ref) of the completions trained on."""
-        scores = standardised(sampled, rewards_to_train_on(sampled)).tolist()
-        pairs = [
-            (0.0, math.nan)
-            if c.log_ratio is None
-            else (c.log_ratio / len(c.token_ids) + mean_reference_log_ratio(c), score)
-            for c, score in zip(sampled, scores, strict=True)
-        ]
-        return [ratio for ratio, _ in pairs], [score for _, score in pairs]
+        """log Z is fitted to z-scored rewards and mean_t(log π_θ − log π_ref), of the completions trained on."""
+        log_ratios, scores = [0.0] * len(sampled), standardised(sampled, rewards_to_train_on(sampled)).tolist()
+        for i, c in enumerate(sampled):
+            if c.log_ratio is None:
+                scores[i] = math.nan
+            else:
+                log_ratios[i] = c.log_ratio / len(c.token_ids) + mean_reference_log_ratio(c)
+        return log_ratios, scores

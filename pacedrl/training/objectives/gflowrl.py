@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pacedrl.config import Config, GFlowRlConfig
+from pacedrl.config.method import GFlowRlConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import group_flow_balance, group_mean_log_z, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
 from pacedrl.training.objectives.base import (
-    BatchSize,
     LossInputs,
     Objective,
     group_index,
@@ -22,12 +21,8 @@ from pacedrl.training.objectives.base import (
 from pacedrl.types import Completion
 
 
-class GFlowRl(Objective):
+class GFlowRl(Objective[GFlowRlConfig]):
     """GFlowRL, arXiv 2607.13394 (`pacedrl.method.objectives.group_flow_balance` says what is assumed)."""
-
-    def __init__(self, settings: GFlowRlConfig, config: Config) -> None:
-        self.settings = settings
-        self.beta = settings.beta
 
     def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         group_B, reward_B = group_index([c.key for c in fresh]), rewards_to_train_on(fresh)
@@ -35,7 +30,7 @@ class GFlowRl(Objective):
         log_z_B = group_mean_log_z(reward_B, group_B, self.beta, log_ratio_B)
         return trajectory_balance_advantage(reward_B, log_z_B, self.beta)
 
-    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         assert inputs.reference_logprobs_BT is not None
         return group_flow_balance(
             inputs.logprobs_BT,
@@ -46,5 +41,5 @@ class GFlowRl(Objective):
             weight_cap=self.settings.weight_cap,
             gap_raise=self.settings.gap_raise,
             gap_lower=self.settings.gap_lower,
-            normalizer=batch.sequences,
+            normalizer=inputs.batch_sequences,
         )

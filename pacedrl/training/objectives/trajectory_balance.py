@@ -8,34 +8,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pacedrl.config import Config, TrajectoryBalanceConfig
+from pacedrl.config.method import TrajectoryBalanceConfig
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.method import blended_baseline, group_mean_log_z, trajectory_balance, trajectory_balance_advantage
 from pacedrl.method.objectives import Metrics
-from pacedrl.training.objectives.base import (
-    BatchSize,
-    LossInputs,
-    Objective,
-    group_index,
-    standardised,
-)
+from pacedrl.training.objectives.base import LossInputs, Objective, group_index, standardised
 from pacedrl.types import Completion
 
 
-class TrajectoryBalance(Objective):
+class TrajectoryBalance(Objective[TrajectoryBalanceConfig]):
     """δ = Σ_t (log π_θ − log μ)_t − (r/β − log Z(x)), squared; μ is the policy that sampled (arXiv 2602.12642).
 
     log Z is learned, the group's mean (VarGrad), or the accuracy estimate blended with the group's other completions.
     """
 
-    def __init__(self, settings: TrajectoryBalanceConfig, config: Config) -> None:
-        self.beta = settings.beta
-        self.log_z = settings.log_z
-        self.z_score_rewards = config.partition.z_score_rewards
-
     def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         keys, reward_B = [c.key for c in fresh], torch.tensor([c.total for c in fresh])
-        match self.log_z:
+        match self.settings.log_z:
             case "learned":
                 return scheduler.advantage(keys, reward_B)
             case "group_mean":
@@ -49,21 +38,21 @@ class TrajectoryBalance(Objective):
     def replayed_advantages(self, replayed: Sequence[Completion], scheduler: Scheduler) -> Tensor:
         """Take the estimate alone as the baseline. It has seen these completions by now, as log Z has in the paper."""
         keys, reward_B = [c.key for c in replayed], torch.tensor([c.total for c in replayed])
-        if self.log_z == "learned":
+        if self.settings.log_z == "learned":
             return scheduler.advantage(keys, reward_B)
         log_z_B = torch.from_numpy(scheduler.accuracy_estimate(keys)).float() / self.beta
         return trajectory_balance_advantage(reward_B, log_z_B, self.beta)
 
-    def loss(self, inputs: LossInputs, batch: BatchSize) -> tuple[Tensor, Metrics]:
+    def loss(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         return trajectory_balance(
-            inputs.logprobs_BT, inputs.anchor_logprobs_BT, inputs.mask_BT, inputs.advantage_B, batch.sequences
+            inputs.logprobs_BT, inputs.anchor_logprobs_BT, inputs.mask_BT, inputs.advantage_B, inputs.batch_sequences
         )
 
     def partition_targets(self, sampled: Sequence[Completion]) -> tuple[list[float], list[float] | None]:
-        if self.log_z != "learned":
+        if self.settings.log_z != "learned":
             return super().partition_targets(sampled)
         log_ratios = [c.log_ratio or 0.0 for c in sampled]
-        if not self.z_score_rewards:
+        if not self.config.partition.z_score_rewards:
             return log_ratios, None
         reward_B = torch.tensor([math.nan if c.reward is None else c.reward for c in sampled])
         return log_ratios, standardised(sampled, reward_B).tolist()
