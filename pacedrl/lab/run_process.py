@@ -19,6 +19,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from pacedrl.lab.fork_server import PARENT
+
 SERVER_KILLED = 255
 """multiprocessing's exit code for processes whose fork server was killed."""
 
@@ -32,13 +34,15 @@ def run_process(
     not reach the process. It is killed when this process ends.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pacedrl.lab.worker"])
+    context.set_forkserver_preload(["pacedrl.lab.fork_server", "pacedrl.lab.worker"])
     resource_tracker.ensure_running()  # before SIGINT is blocked, because the tracker unblocks it when it starts
     # The server and its forks inherit the mask: a SIGINT that follows a fork at once waits until the fork has its log.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    os.environ[PARENT] = str(os.getpid())
     try:
         forkserver.ensure_running()
     finally:
+        del os.environ[PARENT]
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context.Process(target=_run, args=(function, arguments, log, environment))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing import forkserver
@@ -114,3 +116,26 @@ def test_runs_end_when_their_fork_server_was_killed(runs: Runs) -> None:
     assert process.exitcode == SERVER_KILLED
     runs.processes.pop("log").close()
     assert gone(pid)
+
+
+STARTS_A_SERVER = """
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+from pacedrl.lab.run_process import run_process
+run_process(exec, ("pass",), Path("log"), {})
+print(forkserver._forkserver._forkserver_pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_server_ends_with_a_comparison_that_is_killed_even_while_it_imports(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STARTS_A_SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as comparison:
+        assert comparison.stdout is not None
+        server = int(comparison.stdout.readline())
+        while "libtorch" not in Path(f"/proc/{server}/maps").read_text():  # importing torch goes on for seconds
+            time.sleep(0.01)
+        comparison.kill()
+    time.sleep(0.5)
+    assert not Path(f"/proc/{server}").exists() or not Path(f"/proc/{server}/cmdline").read_bytes()
