@@ -21,12 +21,12 @@ ROOMS = {
     "training": "the loop, objectives, learner, checkpoints",
     "integrations": "the scheduler in TRL and verl",
     "evaluation": "pass@k on held-out tasks",
-    "rollouts": "prompts encoded, sampled, judged, gated",
+    "rollouts": "prompts sampled, judged, gated",
     "policy": "model, sampler, log-probabilities, vLLM",
     "tasks": "datasets, verifiers, their processes",
     "distributed": "several processes, sharding",
     "diagnosis": "rules: what is wrong with a run",
-    "method": "losses, log Z, estimator, selection, replay",
+    "method": "losses, log Z, selection, replay",
     "config": "all settings; recipes",
 }
 """The rooms that are drawn. Single files that these share (types, errors, view, ...) lie below all of them."""

@@ -1,7 +1,5 @@
 """`pacedrl doctor`: find what is wrong with a configuration before a run costs money."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections import defaultdict

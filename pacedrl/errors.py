@@ -1,7 +1,5 @@
 """Exceptions: bad input, and completions that a verifier cannot judge; exit codes of the command line."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from typing import Literal

@@ -1,7 +1,5 @@
 """Means over a few seeds, with 95% intervals that stay valid for few."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

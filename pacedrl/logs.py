@@ -1,7 +1,5 @@
 """Logs of a run: files that hold one JSON object per line, each with its ``step``."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

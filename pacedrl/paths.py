@@ -1,7 +1,5 @@
 """Paths as users write them, and atomic writes."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import TypeVar

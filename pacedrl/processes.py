@@ -4,8 +4,6 @@ This works on Linux only; elsewhere the functions do nothing. Imports stay few, 
 this module in memory twice.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -6,8 +6,6 @@ not name keep their defaults. All recipes share the sampler, the learner and the
 recipes at equal numbers of optimiser steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Wall-clock time of the phases of a training step."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

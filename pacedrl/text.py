@@ -1,7 +1,5 @@
 """Text of unknown origin, made fit to show."""
 
-from __future__ import annotations
-
 
 def plain(text: object) -> str:
     """Return a text in one line; characters that control or turn the direction of writing appear as their codes."""

@@ -4,8 +4,6 @@ Shape suffixes used throughout the package: ``_N`` all prompts, ``_P`` prompts o
 prompt, ``_B`` sequences, ``_T`` tokens, ``_V`` vocabulary, ``_H`` hidden units.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -3,8 +3,6 @@
 ``run`` returns the exit code. Slow imports (torch, transformers) stay inside it, so that ``pacedrl --help`` is fast.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

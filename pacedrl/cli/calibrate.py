@@ -1,7 +1,5 @@
 """``pacedrl calibrate``."""
 
-from __future__ import annotations
-
 import argparse
 
 from pacedrl.cli.arguments import home_path, positive

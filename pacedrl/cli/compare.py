@@ -1,7 +1,5 @@
 """``pacedrl compare``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

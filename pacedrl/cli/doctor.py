@@ -1,7 +1,5 @@
 """``pacedrl doctor``."""
 
-from __future__ import annotations
-
 import argparse
 
 from pacedrl.cli.arguments import add_config, add_overrides

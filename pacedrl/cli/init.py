@@ -1,7 +1,5 @@
 """``pacedrl init``."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

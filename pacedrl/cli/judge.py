@@ -1,7 +1,5 @@
 """``pacedrl judge``."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """``pacedrl recipes``."""
 
-from __future__ import annotations
-
 import argparse
 
 HELP = "list the recipes; with a NAME, print its complete configuration"

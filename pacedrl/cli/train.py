@@ -1,7 +1,5 @@
 """``pacedrl train``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """``pacedrl watch``."""
 
-from __future__ import annotations
-
 import argparse
 
 from pacedrl.cli.arguments import home_path

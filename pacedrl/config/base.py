@@ -1,7 +1,5 @@
 """The base class and the field types that all sections of the configuration share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar

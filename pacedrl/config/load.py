@@ -1,7 +1,5 @@
 """Read a configuration from YAML and the command line, with one-line errors that name the file and the field."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 from typing import Any

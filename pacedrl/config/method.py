@@ -4,8 +4,6 @@ The defaults are the paper's recipe (arXiv 2602.12642); `pacedrl.recipes` has th
 where the paper does not state a value.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

@@ -5,8 +5,6 @@ Warnings during training (`pacedrl.training.alarms`) apply a rule to the figures
 the resolved configuration, as in the run's config.yaml.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

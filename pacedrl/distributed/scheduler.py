@@ -1,7 +1,5 @@
 """The scheduler of a run of several processes: it lives on rank 0, and every call's result is broadcast."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, cast
 

@@ -4,8 +4,6 @@ This is torch's FSDP2 (``fully_shard``), also known as ZeRO-3: a layer's weights
 and freed afterwards; its gradient is reduce-scattered, so that each process keeps its part of the sum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 

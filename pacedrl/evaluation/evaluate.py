@@ -1,7 +1,5 @@
 """Evaluates a policy on held-out tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

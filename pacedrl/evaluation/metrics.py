@@ -1,7 +1,5 @@
 """pass@k, mean@n and diversity, with bootstrap intervals over prompts: pure functions of plain values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Results of evaluations as tables and lines for the console."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 

@@ -1,7 +1,5 @@
 """Proposes which columns of unknown data are the prompt and the answer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

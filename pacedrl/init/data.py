@@ -1,7 +1,5 @@
 """A look at the data: the columns and verifier of a source, and the prompts to hold out."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The decisions about a configuration: how prompts reach the model, and the sizes of a run."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

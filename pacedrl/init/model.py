@@ -1,7 +1,5 @@
 """Properties of a model that need no download: its chat template, its context, the lengths of prompts."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The text of the configuration: YAML in which a comment explains each setting."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Mapping

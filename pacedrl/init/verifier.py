@@ -1,7 +1,5 @@
 """The choice of a verifier for unknown data, and a reward function for the user to start from."""
 
-from __future__ import annotations
-
 import keyword
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Write a configuration for a model and a dataset, and say what to do next."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reads a file whose rows contain a completion and, optionally, its expected reward."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Judge the completions in a file with a verifier, as in training."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

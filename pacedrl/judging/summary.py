@@ -1,7 +1,5 @@
 """Prints a summary of verdicts: the share rewarded, the errors, and the agreement with the expected rewards."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 

@@ -3,8 +3,6 @@
 The truth of a prompt is the mean reward of fresh completions by the checkpoint's policy. They do not count as rollouts.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

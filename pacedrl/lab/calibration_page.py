@@ -1,7 +1,5 @@
 """The page of a run's calibration: which estimator was right, on which prompts, and when."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import mean
 from typing import Any

@@ -1,7 +1,5 @@
 """A comparison from its plan to its page: run what is not finished, collect the results, write them."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

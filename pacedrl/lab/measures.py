@@ -1,7 +1,5 @@
 """Measures of one run, read from its folder: learning curves, the cost of a target, the share of mixed groups."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The page of a comparison: the result in words, tables and figures, as Markdown and as one HTML file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

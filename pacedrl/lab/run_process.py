@@ -4,8 +4,6 @@ The server imports once what every run needs, which would take each run seconds.
 else a fork cannot share do not exist yet when it forks.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import multiprocessing

@@ -1,7 +1,5 @@
 """One run of a comparison: train, then evaluate the last policy with many samples."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -11,8 +11,6 @@ gradient. Loss and metrics are sums over the given sequences, divided by ``norma
 whole batch (default: in this call), so that the values of micro-batches add up to those of the whole batch.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -5,8 +5,6 @@ computed in float32 and has its own optimiser and timescale. At the policy's lea
 function (GFlowRL, arXiv 2607.13394).
 """
 
-from __future__ import annotations
-
 import math
 from copy import deepcopy
 from typing import Any

@@ -12,8 +12,6 @@ sampled, sharded or trained, so any trainer that accepts one advantage per compl
         metrics = scheduler.observe(Rollouts(keys_B, reward_B, log_ratio_B))
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from typing import Any, Literal

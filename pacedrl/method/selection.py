@@ -1,7 +1,5 @@
 """Selection: which prompts to sample next, which groups to keep, which past completions to replay."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence

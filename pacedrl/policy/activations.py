@@ -1,7 +1,5 @@
 """Saving device memory in the update: activations are recomputed in the backward pass, or kept in host memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial

@@ -4,8 +4,6 @@ A pattern is passed to a model through transformers' interface for attention imp
 `attention` lasts; the model's layers are not changed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar

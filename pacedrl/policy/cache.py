@@ -1,7 +1,5 @@
 """A key-value cache for decoding a changing set of rows: preallocated, written in place, never concatenated."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Turning prompts into token ids: messages through the model's chat template, plain text unchanged."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

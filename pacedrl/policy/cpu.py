@@ -1,7 +1,5 @@
 """Making torch faster on a CPU: packed weights for the matrix multiplications of sampling, and freed memory kept."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Drawing tokens from logits by inverting the cumulative distribution."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

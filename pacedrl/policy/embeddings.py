@@ -1,7 +1,5 @@
 """Prompt embeddings, computed once from the initial policy and cached on disk under a hash of their inputs."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Where completions end: at certain tokens, and as soon as their text contains certain strings."""
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence

@@ -1,7 +1,5 @@
 """Loading a causal language model and its tokenizer from any source that transformers supports."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

@@ -1,7 +1,5 @@
 """Log-probabilities of tokens computed from hidden states without holding all [tokens, vocabulary] logits."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

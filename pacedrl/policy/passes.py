@@ -1,7 +1,5 @@
 """Forward passes over completions: packed into micro-batches, and log-probabilities without gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

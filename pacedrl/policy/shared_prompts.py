@@ -1,7 +1,5 @@
 """Decoding completions of one prompt from a single copy of the prompt's keys and values."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Finding what a chat template ignores in the prompts, for the doctor."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ They are compressed into the page as JSON, which assets/completions.js reads. Te
 never read as HTML: it is JSON here, ``textContent`` there.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

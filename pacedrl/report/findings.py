@@ -4,8 +4,6 @@ The figures are those of the latest ``RECENT_STEPS`` unless stated otherwise: a 
 A rule is skipped if the logs hold too little for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Held-out accuracy of a run at its evaluations, and whether it has changed."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from statistics import NormalDist

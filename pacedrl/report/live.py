@@ -5,8 +5,6 @@ loopback interface, and only if the request's Host is this address, so that no o
 rebinding. Nothing else is served.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time

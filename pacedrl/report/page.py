@@ -1,7 +1,5 @@
 """The report: the page of one run or several."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Every value in a template is shown on one line and escaped, unless it is ``Markup``.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

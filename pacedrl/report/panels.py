@@ -1,7 +1,5 @@
 """Plots of what is logged at every step: what each shows, in which unit, and what to look for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """All plots of a report, in the order in which the page shows them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

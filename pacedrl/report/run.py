@@ -1,7 +1,5 @@
 """A run as the report reads it: its configuration and its logs, finished or still being written."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The progress of a run and whether it still runs, read from its folder alone: it may run elsewhere and be synced."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import statistics

@@ -1,7 +1,5 @@
 """Numbers to draw or to judge, computed from the logs of a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Settings of runs as a page lists them: those that differ from the recipe, or between runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

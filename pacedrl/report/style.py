@@ -1,7 +1,5 @@
 """How figures look in every page, and how they become SVG."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """``pacedrl watch --terminal``: a dashboard of figures, sparklines and completions. It needs no matplotlib."""
 
-from __future__ import annotations
-
 import math
 import re
 import time

@@ -1,7 +1,5 @@
 """Builds the sampler of a run and the settings of its sampling."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from pacedrl.config import Config

@@ -1,7 +1,5 @@
 """Gold answers, shown to a task's own verifier before training: it must reward them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pacedrl.errors import InputError, JudgeError

@@ -1,7 +1,5 @@
 """A run's prompts: tasks are loaded, encoded and checked."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

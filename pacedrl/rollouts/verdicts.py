@@ -1,7 +1,5 @@
 """Errors of verifiers: the commonest one, and those that stop a run before it starts."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Completions that no verifier should reward, and that a policy finds if one does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from pacedrl.tasks.completions import without_solution

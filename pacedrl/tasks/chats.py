@@ -1,7 +1,5 @@
 """What a row passes to the chat template: messages, tools and other variables."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """Which column of a row is the prompt, the answer, the completion: one table of names, and the lookup of values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Finds the parts of a completion's text: its thoughts, its boxes and the answer that it states."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Turns the rows of a source into prompts."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import math

@@ -1,7 +1,5 @@
 """Reads the rows of one file, by the ending of its name, as pairs (where, row); ``where`` names the row in messages."""
 
-from __future__ import annotations
-
 import bz2
 import csv
 import gzip

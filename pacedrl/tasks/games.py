@@ -4,8 +4,6 @@ The answer is the tagged answer of the completion. Without one, countdown reads 
 reads nothing, because the reasoning is full of such statements.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import itertools

@@ -4,8 +4,6 @@ A prompt is ``skill:digits=`` (``add:381+204=`` for two operands), and the answe
 Nothing carries from one digit to the next, so the difficulty of a skill's prompts depends only on their length.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import string

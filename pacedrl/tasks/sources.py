@@ -1,7 +1,5 @@
 """Reads rows from files, folders, hub datasets and generators, as pairs (where, row)."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import glob

@@ -5,8 +5,6 @@ The functions here run in the calling process without a time limit; training use
 them in processes that can be killed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Warnings during training: each names the remedy and is given once per run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Decides when a run ends and when it is evaluated."""
 
-from __future__ import annotations
-
 import math
 
 from pacedrl.config import Config

@@ -6,8 +6,6 @@ piece. The optimiser's state is then saved in one part per process, ``optimizer-
 of processes can resume.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

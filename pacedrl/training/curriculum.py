@@ -1,7 +1,5 @@
 """The difficulty scheduler of a run, built from its configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 The operating system holds the lock, so it ends with its process, even by SIGKILL.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import platform

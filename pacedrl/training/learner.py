@@ -1,7 +1,5 @@
 """The policy's update: its batch, one or several optimiser steps, and the rollouts that the scheduler observes."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Metrics of one step as flat dictionaries with slash names, and the rows of its other logs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

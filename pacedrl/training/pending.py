@@ -1,7 +1,5 @@
 """The state of a step's rollouts that were sampled ahead and are not trained on yet, for a checkpoint."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any

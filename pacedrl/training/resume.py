@@ -1,7 +1,5 @@
 """Checks whether a run may resume from a checkpoint: model and prompts must be the same, but may have moved."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from array import array

@@ -1,7 +1,5 @@
 """A run's folder: the resolved configuration and the line-by-line logs, which a resumed run continues exactly."""
 
-from __future__ import annotations
-
 import json
 import math
 import platform

@@ -1,7 +1,5 @@
 """Nested training state on disk: tensors in safetensors, everything else in JSON. Nothing is ever pickled."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

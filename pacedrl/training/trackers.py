@@ -1,7 +1,5 @@
 """TensorBoard, Weights & Biases or trackio beside metrics.jsonl, through accelerate's trackers."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math

@@ -9,8 +9,6 @@ scheduler.observe(groups, update.log_ratio)      fits Z, counts, admits to repla
 log; evaluate; checkpoint
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field

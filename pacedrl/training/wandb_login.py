@@ -1,7 +1,5 @@
 """Checks whether Weights & Biases would start without asking for a key, which wandb itself cannot tell beforehand."""
 
-from __future__ import annotations
-
 import configparser
 import netrc
 import os

@@ -1,7 +1,5 @@
 """HTTP calls from a training process to a vLLM server, which may fail at any moment."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random

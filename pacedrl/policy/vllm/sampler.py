@@ -1,7 +1,5 @@
 """Sampling with vLLM in the same process, which receives the policy's weights in memory."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The user starts the servers (`docs/serving.md`), rank 0 of the run sends them th
 (`pacedrl.policy.vllm.weights`), and all ranks send them prompts.
 """
 
-from __future__ import annotations
-
 import time
 import weakref
 from collections import Counter, deque

@@ -1,7 +1,5 @@
 """Keeping the current policy's weights on every vLLM server, including servers that come back."""
 
-from __future__ import annotations
-
 import json
 import logging
 import threading

@@ -6,8 +6,6 @@ group of the training process (rank 0) and the server's workers, so that servers
 transfer is not used, because it waits forever for a server that has died.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence

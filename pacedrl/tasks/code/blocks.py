@@ -1,7 +1,5 @@
 """Finds a completion's code: the fenced block that is its answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 

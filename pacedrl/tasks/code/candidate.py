@@ -8,8 +8,6 @@ The first message says what to run. Each later one is the standard input of one 
 If tests may use objects that are not plain data, these stay here, and references to them are sent.
 """
 
-from __future__ import annotations
-
 import builtins
 import collections
 import copy

@@ -4,8 +4,6 @@ Nothing that the candidate says is trusted. A result becomes plain data, built h
 classes of ``proxies``. So only the expected value itself passes a test that expects a value.
 """
 
-from __future__ import annotations
-
 import collections
 from typing import IO, Any, NoReturn
 

@@ -6,8 +6,6 @@ is printed with a point or an exponent passes for a whole number if it is within
 equals 1, as in Python.
 """
 
-from __future__ import annotations
-
 import collections
 import datetime
 import decimal

@@ -11,8 +11,6 @@ The job is one JSON object on standard input. The report is lines of JSON on sta
 its answers, to be sent with the next job of these tests, or None if they are longer than ``LONGEST_KNOWN``.
 """
 
-from __future__ import annotations
-
 import ast
 import builtins
 import functools

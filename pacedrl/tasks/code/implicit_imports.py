@@ -6,8 +6,6 @@ built-in names: whatever a program defines or imports itself wins, and no built-
 If a module and something in it have the same name, such as ``bisect``, the name means the module.
 """
 
-from __future__ import annotations
-
 import builtins
 import importlib
 from collections.abc import Collection

@@ -8,8 +8,6 @@ output is the list of what each operation returned.
 Inputs and outputs of functions and classes are values, or text: JSON, or a Python literal.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import json

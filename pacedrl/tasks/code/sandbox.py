@@ -12,8 +12,6 @@ it runs untrusted code. It imports the other files as ``pacedrl.tasks.code.NAME`
 resource limits, an empty environment and a temporary directory prevent accidents, not malice.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

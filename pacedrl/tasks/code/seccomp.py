@@ -9,8 +9,6 @@ Calls that no solution needs fail with EPERM; all others work. A call is forbidd
 - is for administrators only, or known for holes in the kernel.
 """
 
-from __future__ import annotations
-
 import errno
 import struct
 

@@ -7,8 +7,6 @@ it runs no code of the sender's: this is what makes a verdict safe. Imports stay
 those of ``collections``, built-in types such as ``int``, and numpy's arrays if numpy is installed.
 """
 
-from __future__ import annotations
-
 import builtins
 import collections
 import itertools

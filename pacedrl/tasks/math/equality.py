@@ -4,8 +4,6 @@ Lists, sets, intervals, matrices, equations, units and plain numbers are split a
 reads and evaluates the expressions that remain.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from fractions import Fraction

@@ -3,8 +3,6 @@
 Nothing is evaluated here. No regular expression takes more than quadratic time, and callers pass short texts.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from fractions import Fraction

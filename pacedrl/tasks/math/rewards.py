@@ -4,8 +4,6 @@ The gold answer is a number, plain text, LaTeX, or a GSM8K-style solution that e
 that cannot be read is wrong (0.0); a gold answer that cannot be read raises JudgeError.
 """
 
-from __future__ import annotations
-
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any

@@ -6,8 +6,6 @@ beginning of the line, else by a phrase such as "the answer is" or "Answer:". A 
 Completions are hostile: a model in training finds whatever a verifier rewards by mistake.
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

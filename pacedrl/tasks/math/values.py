@@ -4,8 +4,6 @@ Unlike simplification, evaluation takes bounded time: rational numbers are exact
 others have _DIGITS digits, and an expression that exceeds a limit has no value.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

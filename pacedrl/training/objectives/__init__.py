@@ -1,7 +1,5 @@
 """Training objectives, one file each. `build_objective` makes the one that a configuration names."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pacedrl.config import Config

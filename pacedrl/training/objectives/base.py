@@ -1,7 +1,5 @@
 """The interface between a training step and its objective."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -98,7 +96,7 @@ def standardised(completions: Sequence[Completion], reward_B: Tensor) -> Tensor:
 
 
 def mean_reference_log_ratio(completion: Completion) -> float:
-    """mean_t(log μ − log π_ref) of a completion."""
+    """mean_t(log μ − log π_ref) of a completion, for objectives whose μ is the sampler's policy."""
     anchor, reference = completion.anchor_logprobs, completion.reference_logprobs
     assert anchor is not None
     assert reference is not None

@@ -1,7 +1,5 @@
 """FlowRL: length-normalised trajectory balance to the initial policy, with z-scored rewards."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

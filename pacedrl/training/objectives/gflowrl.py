@@ -1,7 +1,5 @@
 """GFlowRL: FlowRL with the group's own log Z in place of a learned one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The GRPO family: a group-relative advantage and a clipped importance ratio."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

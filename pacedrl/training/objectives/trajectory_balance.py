@@ -1,7 +1,5 @@
 """Trajectory balance against the behaviour policy: PACED-RL's objective, and its variants of log Z."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
