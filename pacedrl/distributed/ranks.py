@@ -21,7 +21,7 @@ Made = TypeVar("Made")
 Value = TypeVar("Value")
 
 Outcome = tuple[Any, Exception | None]
-"""What a function returned, or what it raised."""
+"""The value that a function returned, or the exception that it raised."""
 
 TIMEOUT = timedelta(hours=2)
 """How long a collective waits for the other processes: sampling or verification may take longer on them. When a process

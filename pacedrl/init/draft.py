@@ -23,7 +23,7 @@ SYSTEM_PROMPTS = {"math": BOXED, "exact": BARE} | dict.fromkeys(("gym", "countdo
 """Instructions for a chat model, so that the verifier finds its answer."""
 
 Machine = Literal["tiny", "cpu", "gpu"]
-"""What a run is sized for: the tiny model, a CPU or a GPU."""
+"""The hardware or model that determines the size of a run: the tiny model, a CPU or a GPU."""
 POOL_FACTOR = 4
 """Minimum number of training prompts per prompt of a step; with fewer, there is nothing to select from."""
 ROUND_TO = 16

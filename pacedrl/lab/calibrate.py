@@ -58,7 +58,7 @@ class CheckpointScores(BaseModel):
     """The mae of a perfect estimate: the error of a mean of S samples, with p smoothed by Jeffreys' prior."""
     observed: dict[str, float] = {}
     scores: dict[str, dict[str, Scores]] = {}
-    """By estimator within each subset."""
+    """Scores of each estimator on each subset: subset → estimator → scores."""
     beta_kl: float | None
     """Mean β·KL(π_old‖π_θ) over the steps since the previous checkpoint: the theoretical error of β·log Z."""
 
@@ -81,7 +81,7 @@ class Calibration(BaseModel):
     """Share of the completions that the verifier could not judge; they are left out."""
     checkpoints: list[CheckpointScores]
     reliability: dict[str, dict[str, list[Bin]]]
-    """By subset and estimator, over all checkpoints."""
+    """Bins of the reliability plot, over all checkpoints: subset → estimator → bins."""
 
 
 def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:

@@ -36,7 +36,7 @@ _NAME = re.compile(r"\w[\w .+=-]*")
 Overrides = tuple[str, ...]
 """``section.key=value``, as on the command line."""
 Failures = Mapping[str, Mapping[int, str]]
-"""By variant and seed, why a run failed: the last line of its log."""
+"""Variant → seed → the reason why the run failed, which is the last line of its log."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class RunQueue:
         """Process → its run and its slot, a number below ``jobs``."""
         self.finished = [run for run in runs if run.finished]
         self.failed: dict[str, dict[int, str]] = {name: {} for name in plan.variants}
-        """As `Failures`."""
+        """Failed runs, in the form of `Failures`."""
 
 
 def read_variants(names: Sequence[str], file: Path | None) -> dict[str, Overrides]:

@@ -20,13 +20,13 @@ class VariantResult(BaseModel):
 
     overrides: list[str]
     runs: dict[int, RunResult]
-    """By seed, without the runs that failed."""
+    """Results by seed; failed runs are left out."""
     failures: dict[int, str]
     """Reason by seed: the last line of the run's log."""
     reached: int
     """Number of seeds that reached the target."""
     summary: dict[str, Interval | None]
-    """By measure, over the seeds that finished."""
+    """Mean and interval of each measure over the seeds that finished."""
     pass_at_k: dict[int, Interval]
     versus_baseline: dict[str, Interval | None]
     """Differences by measure, paired by seed, over the seeds that finished in both variants."""

@@ -11,7 +11,7 @@ from pacedrl.tasks.completions import END_OF_THINK
 from pacedrl.types import Message, Prompt
 
 ROOM_TO_THINK = 256
-"""With fewer new tokens, a model that thinks first will hardly reach its answer."""
+"""Fewer new tokens than this rarely suffice for a model that thinks before it answers."""
 
 Options = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What a row passes to the chat template: messages, tools and other variables."""
+"""Messages, tools and other variables that a row passes to the chat template."""
 
 import contextlib
 import json

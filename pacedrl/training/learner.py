@@ -51,7 +51,7 @@ SAMPLER_METRICS = ("mismatch/logprob_mean", "mismatch/logprob_max")
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did.
+    """Result of an update.
 
     ``skipped`` counts optimiser steps that were left out because their loss or gradient was not finite. ``trained`` is
     the number of sequences in the other steps, each counted once per epoch; it is 0 if the policy did not change.
@@ -273,7 +273,7 @@ class Learner:
 
 
 def fresh_rollouts(groups: Sequence[Group], objective: Objective[Any]) -> Rollouts:
-    """What the scheduler observes of a step: all completions; the reward is NaN if the verifier failed.
+    """Convert a step's completions to what the scheduler observes; the reward is NaN if the verifier failed.
 
     Groups that a gate dropped inform the estimates, but only completions that were trained on can enter replay.
     """

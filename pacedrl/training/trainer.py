@@ -229,7 +229,7 @@ class Trainer:
 
     @contextmanager
     def _ahead(self, collected: Collected) -> Iterator[Callable[[], Collected | None]]:
-        """With ``sampling.ahead``, sample the next step's groups in the background, with the current policy."""
+        """Sample the next step's groups in the background, with the current policy, if ``sampling.ahead`` says so."""
         rollouts = self.rollouts + sum(len(group.completions) for group in collected.sampled)
         if not self.config.sampling.ahead or ends_at(self.config, self.step + 1, rollouts):
             yield lambda: None

@@ -83,7 +83,7 @@ class VllmServerSampler(Sampler):
 
 @dataclass
 class _ServerState:
-    """What one call of `sample` knows of a server. Only the thread of the call uses it."""
+    """State of a server during one call of `sample`. Only the thread of the call uses it."""
 
     server: Server
     ready: bool = False

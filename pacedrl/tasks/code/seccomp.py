@@ -12,7 +12,7 @@ Calls that no solution needs fail with EPERM; all others work. A call is forbidd
 import errno
 import struct
 
-# By the name that ``platform.machine()`` gives: the number in the kernel ("audit architecture"), and the column below.
+# Name from ``platform.machine()`` → number in the kernel ("audit architecture") and column below.
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 # Numbers on x86_64 and aarch64; None if the machine has no such call.
