@@ -190,7 +190,7 @@ def test_tests_may_use_numpy_where_it_is_installed():
 
 def test_a_sandbox_that_does_not_start_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, "_START", "raise SystemExit('no start: {program}') # {settings}")
-    with pytest.raises(JudgeError, match="the tests did not start: no start: (driver|candidate)"):
+    with pytest.raises(JudgeError, match=r"the tests did not start: no start: (driver|candidate)"):
         reward(DOUBLE, test_list=["assert double(2) == 4"], settings=CodeSettings("rlimits"))
 
 
