@@ -180,16 +180,15 @@ def test_a_comparison_killed_or_interrupted_and_restarted_ends_with_the_same_res
         assert eventually(lambda path=path: path.exists() and path.read_text().count("\n") >= 2, 60)  # type: ignore[misc]
         getattr(running, stop)()
         assert running.wait().code == {"kill": -9, "interrupt": 130}[stop]
-        assert eventually(lambda: not processes_of(cli.folder), 10)
+        assert eventually(lambda: not processes_of(cli.folder, with_server=True), 10)
     assert cli(*command).code == 0
     ours, theirs = (json.loads((folder / "out/results.json").read_text()) for folder in (cli.folder, reference.folder))
     theirs["variants"] = {name: theirs["variants"][name] for name in ("grpo", "lilo")}
     assert ours == theirs
 
 
-def processes_of(folder: Path) -> list[int]:
-    """Return the processes of a comparison's runs in this folder, without their fork server, which has its own
-    session."""
+def processes_of(folder: Path, with_server: bool = False) -> list[int]:
+    """Return the processes of a comparison's runs in this folder; ``with_server``, their fork server among them."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -197,7 +196,7 @@ def processes_of(folder: Path) -> list[int]:
             pid = int(entry.name)
             if (
                 b"pacedrl.lab.worker" in line
-                and os.getsid(pid) == pid
+                and (with_server or os.getsid(pid) == pid)  # each run has its own session
                 and (entry / "cwd").resolve() == folder.resolve()
             ):
                 found.append(pid)
