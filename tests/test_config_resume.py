@@ -29,7 +29,7 @@ KEPT = {
     "TrajectoryBalanceConfig": "name beta log_z",
     "GrpoConfig": "name scale_by_std ratio aggregation clip_low clip_high kl_coefficient sampler_weight_cap",
     "FlowRlConfig": "name beta clip_low clip_high",
-    "GFlowRlConfig": "name beta weight_cap gap_raise gap_lower",
+    "GFlowRlConfig": "name beta weight_cap gap_low gap_high",
     "SelectionConfig": "method target_accuracy explore_fraction cooldown_steps",
     "PartitionEstimatorConfig": "name",
     "CountsEstimatorConfig": "name discount",

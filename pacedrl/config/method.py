@@ -110,26 +110,28 @@ class FlowRlConfig(ObjectiveSection):
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
     """β: rewards are divided by it. FlowRL's paper multiplies them by its β = 15, which is 1/15 here."""
     clip_low: Probability = 0.2
-    """Lower bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
+    """Lower bound of the clip range [1 − clip_low, 1 + clip_high] of the importance weight, a ratio of whole
+    completions. The authors' newer code has no lower bound (1 here)."""
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
-    """Upper bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
+    """Upper bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]. The authors' newer code caps the
+    weight at 10 (9 here)."""
 
 
 class GFlowRlConfig(ObjectiveSection):
-    """GFlowRL: FlowRL with log Z estimated from the group. The defaults are assumptions; see `group_flow_balance`."""
+    """GFlowRL: FlowRL with log Z estimated from the group, and a clipped flow gap."""
 
     needs_reference: ClassVar[bool] = True
 
     name: Literal["gflowrl"] = "gflowrl"
-    beta: Annotated[float, Field(gt=0.0)] = 1 / 15
-    """β: rewards are divided by it, as for FlowRL."""
+    beta: Annotated[float, Field(gt=0.0)] = 1 / 8
+    """β: rewards are divided by it. The paper multiplies them by its β, best at 8 of 1 to 10, which is 1/8 here."""
     weight_cap: Annotated[float, Field(gt=0.0)] = 2.0
-    """Upper bound of the importance weight π_θ/π_old."""
-    gap_raise: Annotated[float, Field(gt=0.0)] = 10.0
-    """The flow gap δ is clipped to [−gap_raise, gap_lower], in nats per token. A negative gap raises the completion's
-    probability."""
-    gap_lower: Annotated[float, Field(gt=0.0)] = 5.0
-    """Upper bound of the flow gap δ, in nats per token. A positive gap lowers the completion's probability."""
+    """Upper bound of the importance weight, the geometric mean of the tokens' ratios π_θ/π_old."""
+    gap_low: Annotated[float, Field(gt=0.0)] = 0.2
+    """The flow gap is clipped to [−gap_low, gap_high], in nats per token. A negative gap raises the completion's
+    probability. We assume that the clip range in the paper's table of settings, 0.2 and 0.28, is this one."""
+    gap_high: Annotated[float, Field(gt=0.0)] = 0.28
+    """Upper bound of the flow gap, in nats per token. A positive gap lowers the completion's probability."""
 
 
 ObjectiveConfig = Annotated[
