@@ -37,7 +37,7 @@ KEPT = {
     "OracleEstimatorConfig": "name",
     "NoEstimatorConfig": "name",
     "NoGateConfig": "name",
-    "DynamicGateConfig": "name max_batches",
+    "DynamicGateConfig": "name max_batches adaptive_batch",
     "LiloGateConfig": "name oversample",
     "PartitionConfig": "learning_rate weight_decay fit_steps hidden_size dropout prior_accuracy embedding projection "
     "rescore_share z_score_rewards",

@@ -228,8 +228,11 @@ class DynamicGateConfig(GateSection):
 
     name: Literal["dynamic"] = "dynamic"
     max_batches: Positive = 10
-    """Maximum number of batches, of ``sampling.prompts_per_step`` prompts each, that a step samples. If groups are
-    still missing, the step logs a warning and trains on those it has."""
+    """Maximum number of batches, of up to ``sampling.prompts_per_step`` prompts each, that a step samples. If groups
+    are still missing, the step logs a warning and trains on those it has."""
+    adaptive_batch: bool = False
+    """Let the later batches of a step contain only as many prompts as should fill it (GRESO): 1.25 times the number of
+    missing groups, divided by the share of groups kept in the batch before."""
 
     @property
     def sampling_factor(self) -> int:

@@ -137,7 +137,8 @@ class Beliefs:
             share_N = i / self.strength_N  # (m + i/κ)/(1 + i/κ) is m for κ = ∞
             right_N *= (mean_N + share_N) / (1.0 + share_N)
             wrong_N *= (1.0 - mean_N + share_N) / (1.0 + share_N)
-        return 1.0 - right_N - wrong_N
+        mixed_N: Floats = 1.0 - right_N - wrong_N
+        return mixed_N
 
 
 class DiscountedCounts:

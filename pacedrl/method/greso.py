@@ -53,7 +53,8 @@ class ZeroVarianceSkips:
     def skip_probability(self) -> Floats:
         """Return the probability that each prompt is skipped in an epoch, [N]."""
         base_N = np.where(self.run_N > 0, self.exploration["easy"], self.exploration["hard"])
-        return 1.0 - np.maximum(base_N ** np.abs(self.run_N), LEAST_KEPT)
+        skip_N: Floats = 1.0 - np.maximum(base_N ** np.abs(self.run_N), LEAST_KEPT)
+        return skip_N
 
     def next_epoch(self) -> Indices:
         """Return the epoch in which each prompt is sampled next, [N]; the prompts with the lowest are due first."""
