@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pacedrl.config.base import NonNegative, Positive, Probability, Section
 
-POSTERIORS = ("counts", "combined")
+POSTERIORS = ("counts", "combined", "bots")
 """Estimators that always give a distribution of a prompt's accuracy, not only a point estimate. ``partition`` gives one
 if log Z is in closed form."""
 
@@ -143,10 +143,12 @@ ObjectiveConfig = Annotated[
 class SelectionConfig(Section):
     """Which prompts are sampled next."""
 
-    method: Literal["nearest", "uniform", "thompson", "learnability", "noise"] = "nearest"
+    method: Literal["nearest", "uniform", "thompson", "learnability", "mapp", "greso", "noise"] = "nearest"
     """``nearest``: the prompts whose estimated accuracy is nearest to ``target_accuracy`` (the paper). ``uniform``: all
     prompts in shuffled epochs. ``thompson``: like nearest, with a draw from the posterior in place of the estimate.
-    ``learnability``: the prompts with the highest p(1 − p). ``noise``: random scores, as a control."""
+    ``learnability``: the prompts with the highest p(1 − p). ``mapp``: those whose groups are most likely to have
+    rewards that differ. ``greso``: like uniform, but prompts skip epochs if their last groups had equal rewards.
+    ``noise``: random scores, as a control."""
     target_accuracy: Probability = 0.5
     """τ, the accuracy that ``nearest`` and ``thompson`` look for."""
     explore_fraction: Probability = 0.0
@@ -187,6 +189,16 @@ class CombinedEstimatorConfig(Section):
     variance of log Z if ``partition.name`` is closed_form, otherwise one number from the error of log Z's estimates."""
 
 
+class BotsEstimatorConfig(Section):
+    """The Beta posterior of ``counts``, with implied evidence for the prompts that a step did not sample (BOTS)."""
+
+    name: Literal["bots"] = "bots"
+    discount: Probability = 0.9
+    """Factor by which the older evidence on every prompt is multiplied at each step, the paper's 1 − λ."""
+    implied_weight: Probability = 0.1
+    """Weight of implied evidence, the paper's ρ. 0: only the prompt's own results count."""
+
+
 class OracleEstimatorConfig(Section):
     """The policy's true accuracy, computed exactly. Only for tasks with one right answer (verifier ``exact``)."""
 
@@ -203,6 +215,7 @@ EstimatorConfig = Annotated[
     PartitionEstimatorConfig
     | CountsEstimatorConfig
     | CombinedEstimatorConfig
+    | BotsEstimatorConfig
     | OracleEstimatorConfig
     | NoEstimatorConfig,
     Field(discriminator="name"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pacedrl.method.estimator import DiscountedCounts, Floats
-from pacedrl.method.selection import Indices
+from pacedrl.method.estimator import DiscountedCounts, Floats, Indices
 
 
 def interpolated_accuracy(weak_N: Floats, strong_N: Floats, rows_P: Indices, observed_P: Floats) -> Floats:

@@ -34,6 +34,7 @@ from pacedrl.method.estimator import (
     calibration_metrics,
     pool_histogram,
 )
+from pacedrl.method.greso import ZeroVarianceSkips
 from pacedrl.method.objectives import trajectory_balance_advantage
 from pacedrl.method.partition import LogPartition, MlpPartition
 from pacedrl.method.selection import (
@@ -52,6 +53,8 @@ PartitionName = Literal["mlp", "closed_form"]
 
 FULL_REWARD = 1.0
 """Reward of a correct completion. Only correct completions are candidates for replay."""
+VISIT_STREAM = 1
+"""Distinguishes the random numbers drawn when a step ends from those that select."""
 
 
 class DifficultyScheduler:
@@ -74,7 +77,8 @@ class DifficultyScheduler:
         cooldown_steps: number of steps that a prompt rests after use.
         candidates: m, to select from m·P prompts drawn uniformly at each step; None to select from all (the paper). It
             explores at no cost, and a batch cannot fill with similar prompts (PCL, arXiv 2510.01135).
-        prior_strength, discount: of the estimator (`AccuracyEstimator`).
+        group_size: number G of completions of a prompt, for the selection ``mapp``.
+        prior_strength, discount, implied_weight: of the estimator (`AccuracyEstimator`).
         seed: seed of selection and dropout. Random numbers are derived from (seed, step), so there is no generator
             state to save.
 
@@ -96,8 +100,10 @@ class DifficultyScheduler:
         retain_fraction: float = 0.0,
         cooldown_steps: int = 0,
         candidates: int | None = None,
+        group_size: int = 8,
         prior_strength: float | None = 4.0,
         discount: float = 0.5,
+        implied_weight: float = 0.1,
         seed: int = 0,
     ) -> None:
         self.keys = list(keys)
@@ -109,7 +115,9 @@ class DifficultyScheduler:
         if not 0.0 <= target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
         self.partition = _partition(partition, embeddings_NH, beta)
-        self.estimator = AccuracyEstimator(estimator, len(self.keys), self.partition, prior_strength, discount)
+        self.estimator = AccuracyEstimator(
+            estimator, len(self.keys), self.partition, prior_strength, discount, implied_weight
+        )
         self.replay_buffer = replay if replay is not None else ReplayBuffer()
         self.selection = selection
         self.target_accuracy = target_accuracy
@@ -117,6 +125,8 @@ class DifficultyScheduler:
         self.retain_fraction = retain_fraction
         self.cooldown_steps = cooldown_steps
         self.candidates = candidates
+        self.group_size = group_size
+        self.skips = ZeroVarianceSkips(len(self.keys)) if selection == "greso" else None
         self.seed = seed
         self.step = 0
         self.last_used_N: Indices = np.full(len(self.keys), NEVER, dtype=np.int64)
@@ -170,7 +180,10 @@ class DifficultyScheduler:
         retained = self._retained(round(count * self.retain_fraction), taken_N, rng)
         taken_N[retained] = True
         scored, rows = self._candidates(count - len(retained), taken_N, rng)
-        score_P = selection_score(self.selection, self.estimator, scored, self.visits_N, self.target_accuracy, rng)
+        epoch_N = self.visits_N if self.skips is None else self.skips.next_epoch()
+        score_P = selection_score(
+            self.selection, self.estimator, scored, epoch_N, self.target_accuracy, self.group_size, rng
+        )
         chosen = select(
             score_P[rows] if isinstance(scored, slice) else score_P,
             self.last_used_N[rows],
@@ -198,8 +211,8 @@ class DifficultyScheduler:
         """
         metrics = dict.fromkeys((*CALIBRATION, "loss/partition"), math.nan) | {"replay/admitted": 0.0}
         judged = fresh.judged()
-        if len(judged.keys) > 0:
-            results = judged.rewards_by_prompt()
+        results = judged.rewards_by_prompt()
+        if results:
             observed_P = np.array([np.mean(rewards) for rewards in results.values()])
             estimate_P = self.accuracy_estimate(list(results))
             metrics |= calibration_metrics(estimate_P, observed_P)
@@ -210,6 +223,9 @@ class DifficultyScheduler:
             parts = [judged] if replayed is None else [judged, replayed.judged()]
             metrics["loss/partition"] = math.nan if self.partition is None else self._fit(self.partition, parts)
         used = np.unique(self._rows(fresh.keys))
+        if self.skips is not None:
+            rng = np.random.default_rng([self.seed, self.step, 0, VISIT_STREAM])
+            self.skips.observe(used, self._rows(results), list(results.values()), rng)
         self.last_used_N[used] = self.step
         self.visits_N[used] += 1
         self.step += 1
@@ -225,6 +241,7 @@ class DifficultyScheduler:
             "solved": torch.from_numpy(self.solved_N.copy()),
             "estimator": self.estimator.state_dict(),
             "partition": None if self.partition is None else self.partition.state_dict(),
+            "skips": None if self.skips is None else self.skips.state_dict(),
             "replay": self.replay_buffer.state_dict(),
         }
 
@@ -248,6 +265,8 @@ class DifficultyScheduler:
         self.estimator.load_state_dict(state["estimator"], rows)
         if self.partition is not None:
             self.partition.load_state_dict(state["partition"])
+        if self.skips is not None:
+            self.skips.load_state_dict(state["skips"], rows)
         self.replay_buffer.load_state_dict(state["replay"])
 
     @property

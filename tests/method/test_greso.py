@@ -13,7 +13,8 @@ RIGHT, WRONG, MIXED, EQUAL = [1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.5, 0.5]
 def visit(skips: ZeroVarianceSkips, *groups: list[float], draw: float = 0.0) -> None:
     """End a step that sampled the first prompts, one for each group."""
     rows = np.arange(len(groups))
-    skips.observe(rows, rows, groups, np.full(len(groups), draw))
+    skips.observe(rows, rows, groups, np.random.default_rng(0))
+    skips.draw_N[rows] = draw
 
 
 def test_the_probability_of_a_skip_is_one_less_a_power_of_the_exploration_probability() -> None:
@@ -85,7 +86,7 @@ def test_a_step_without_verdicts_only_ends_the_epoch() -> None:
     skips = ZeroVarianceSkips(2)
     visit(skips, RIGHT, RIGHT)
     before = skips.state_dict()
-    skips.observe(np.array([1]), np.array([], dtype=np.int64), [], np.array([0.0]))
+    skips.observe(np.array([1]), np.array([], dtype=np.int64), [], np.random.default_rng(0))
     assert skips.run_N.tolist() == before["run"].tolist()
     assert skips.exploration == before["exploration"]
     assert skips.epoch_N.tolist() == [1, 2]
