@@ -34,6 +34,7 @@ KEPT = {
     "PartitionEstimatorConfig": "name",
     "CountsEstimatorConfig": "name discount",
     "CombinedEstimatorConfig": "name discount prior_strength",
+    "BotsEstimatorConfig": "name discount implied_weight",
     "OracleEstimatorConfig": "name",
     "NoEstimatorConfig": "name",
     "NoGateConfig": "name",
