@@ -25,7 +25,7 @@ def initial_embeddings(config: Config, policy: Policy, prompts: Sequence[Prompt]
         return None
     view.phase("embedding prompts", len(prompts))
     ids = [prompt.token_ids for prompt in prompts]
-    return prompt_embeddings(policy, ids, view.advance, config.partition.embedding)
+    return prompt_embeddings(policy, ids, view.advance, config.partition.embedding, config.partition.layer)
 
 
 def build_scheduler(

@@ -169,7 +169,7 @@ def test_estimates_that_miss(run: RunLogs) -> None:
             {"estimator/stale": 0.41},
             "stale-estimates",
             "stale for 41% of prompts",
-            "raise partition.rescore_share (1.0)",
+            "raise selection.explore_fraction",
         ),
         ({"replay/trained": 40.0}, "replay-dominates", "62% of the completions", "lower replay.capacity (8)"),
         (
