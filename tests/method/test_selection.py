@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pacedrl.method import Beliefs, most_learnable, uninformative
+from pacedrl.method.estimator import ALL, Rows
 from pacedrl.method.selection import NEVER, lowest, rested, select, selection_score
 
 estimates = arrays(np.float64, st.integers(1, 60), elements=st.floats(-0.5, 1.5))
@@ -19,9 +20,27 @@ def points(mean_N: np.ndarray) -> Beliefs:
     return Beliefs(mean_N, np.full(len(mean_N), np.inf))
 
 
-def score(method: str, beliefs: Beliefs, seed: int = 0, target: float = 0.5) -> np.ndarray:
-    visits_N = np.zeros(len(beliefs.mean_N), dtype=np.int64)
-    return selection_score(method, beliefs, visits_N, target, np.random.default_rng(seed))  # type: ignore[arg-type]
+class Known:
+    """An estimator whose beliefs are given."""
+
+    def __init__(self, beliefs: Beliefs) -> None:
+        self.known = beliefs
+
+    def beliefs(self, rows: Rows) -> Beliefs:
+        return Beliefs(self.known.mean_N[rows], self.known.strength_N[rows])
+
+    def mean(self, rows: Rows) -> np.ndarray:
+        return self.beliefs(rows).mean_N
+
+    def draw(self, rng: np.random.Generator, rows: Rows) -> np.ndarray:
+        return self.beliefs(rows).draw(rng)
+
+
+def score(
+    method: str, beliefs: Beliefs, seed: int = 0, target: float = 0.5, group_size: int = 8, rows: Rows = ALL
+) -> np.ndarray:
+    epoch_N, rng = np.arange(len(beliefs.mean_N)), np.random.default_rng(seed)
+    return selection_score(method, Known(beliefs), rows, epoch_N, target, group_size, rng)  # type: ignore[arg-type]
 
 
 @given(estimates, st.floats(0, 1), st.data())
@@ -50,13 +69,13 @@ def test_refuses_too_few_prompts() -> None:
         lowest(np.array([0.5]), 2, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("method", ["nearest", "thompson", "learnability"])
+@pytest.mark.parametrize("method", ["nearest", "thompson", "learnability", "mapp"])
 def test_refuses_an_estimate_that_is_no_number(method: str) -> None:
     with pytest.raises(ValueError, match="NaN"):
         score(method, points(np.array([0.5, np.nan])))
 
 
-@pytest.mark.parametrize("method", ["uniform", "noise"])
+@pytest.mark.parametrize("method", ["uniform", "greso", "noise"])
 def test_what_reads_no_estimate_needs_none(method: str) -> None:
     assert len(score(method, points(np.full(3, np.nan)))) == 3
 
@@ -81,6 +100,19 @@ def test_learnability_is_the_posterior_mean_of_p_times_one_less_p(alpha: float, 
     total = alpha + beta
     beliefs = Beliefs(np.array([alpha / total]), np.array([total]))
     assert -score("learnability", beliefs)[0] == pytest.approx(alpha * beta / (total * (total + 1)), rel=1e-9)
+
+
+def test_a_larger_group_is_likely_mixed_further_from_one_half() -> None:
+    """At G = 2 it is 2·p(1 − p); at G = 8 even a prompt of accuracy 0.2 is likely mixed."""
+    means = np.array([-0.2, 0.0, 0.2, 0.5, 0.8, 1.0])
+    assert -score("mapp", points(means), group_size=2) == pytest.approx([0.0, 0.0, 0.32, 0.5, 0.32, 0.0])
+    assert -score("mapp", points(means)) == pytest.approx([0.0, 0.0, 0.8322, 0.9922, 0.8322, 0.0], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["nearest", "uniform", "thompson", "learnability", "mapp", "greso"])
+def test_only_the_given_rows_are_scored(method: str) -> None:
+    beliefs = points(np.array([0.1, 0.4, 0.9]))
+    assert score(method, beliefs, rows=np.array([2, 0])).tolist() == score(method, beliefs)[[2, 0]].tolist()
 
 
 def test_learnability_of_a_point_estimate_peaks_at_one_half() -> None:
