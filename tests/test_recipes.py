@@ -69,6 +69,16 @@ def test_settings_of_each_recipe(name: str) -> None:
     )
 
 
+def test_only_ours_have_log_z_in_closed_form_and_paced_closed_differs_from_paced_in_nothing_else() -> None:
+    assert [name for name in NAMES if Config(recipe=name).partition.name == "closed_form"] == ["paced_closed"]
+    paced, closed = Config(recipe="paced"), Config(recipe="paced_closed")
+    assert closed.model_copy(update={"recipe": "paced", "partition": paced.partition}) == paced
+
+
+def test_pcl_selects_from_four_times_as_many_candidates() -> None:
+    assert Config(recipe="pcl").selection.candidates == 4
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

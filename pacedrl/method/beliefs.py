@@ -67,7 +67,7 @@ class AccuracyEstimator:
         partition: Partition | None,
         prior_strength: float | None,
         discount: float,
-        implied_weight: float,
+        implied_weight: float = 0.1,
     ) -> None:
         if partition is None and name in ("partition", "combined"):
             raise ValueError(f"the estimator '{name}' reads log Z, which needs embeddings_NH")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pacedrl.method import Beliefs, most_learnable, uninformative
-from pacedrl.method.estimator import ALL, Rows
-from pacedrl.method.selection import NEVER, lowest, rested, select, selection_score
+from pacedrl.method import AccuracyEstimator, Beliefs, most_learnable, uninformative
+from pacedrl.method.estimator import ALL, Floats, Rows
+from pacedrl.method.selection import NEVER, SelectionMethod, last_solved, lowest, rested, select, selection_score
 
 estimates = arrays(np.float64, st.integers(1, 60), elements=st.floats(-0.5, 1.5))
 REWARDS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=8)
@@ -20,27 +20,30 @@ def points(mean_N: np.ndarray) -> Beliefs:
     return Beliefs(mean_N, np.full(len(mean_N), np.inf))
 
 
-class Known:
-    """An estimator whose beliefs are given."""
+class Believing(AccuracyEstimator):
+    """An estimator with the given beliefs."""
 
-    def __init__(self, beliefs: Beliefs) -> None:
-        self.known = beliefs
+    def __init__(self, given: Beliefs) -> None:
+        super().__init__("none", len(given.mean_N), None, None, 0.5)
+        self.given = given
 
-    def beliefs(self, rows: Rows) -> Beliefs:
-        return Beliefs(self.known.mean_N[rows], self.known.strength_N[rows])
+    def mean(self, rows: Rows = ALL) -> Floats:
+        return self.given.mean_N[rows]
 
-    def mean(self, rows: Rows) -> np.ndarray:
-        return self.beliefs(rows).mean_N
-
-    def draw(self, rng: np.random.Generator, rows: Rows) -> np.ndarray:
-        return self.beliefs(rows).draw(rng)
+    def beliefs(self, rows: Rows = ALL) -> Beliefs:
+        return Beliefs(self.given.mean_N[rows], self.given.strength_N[rows])
 
 
 def score(
-    method: str, beliefs: Beliefs, seed: int = 0, target: float = 0.5, group_size: int = 8, rows: Rows = ALL
+    method: SelectionMethod,
+    beliefs: Beliefs,
+    seed: int = 0,
+    target: float = 0.5,
+    group_size: int = 8,
+    rows: Rows = ALL,
 ) -> np.ndarray:
     epoch_N, rng = np.arange(len(beliefs.mean_N)), np.random.default_rng(seed)
-    return selection_score(method, Known(beliefs), rows, epoch_N, target, group_size, rng)  # type: ignore[arg-type]
+    return selection_score(method, Believing(beliefs), rows, epoch_N, target, group_size, rng)
 
 
 @given(estimates, st.floats(0, 1), st.data())
@@ -70,13 +73,13 @@ def test_refuses_too_few_prompts() -> None:
 
 
 @pytest.mark.parametrize("method", ["nearest", "thompson", "learnability", "mapp"])
-def test_refuses_an_estimate_that_is_no_number(method: str) -> None:
+def test_refuses_an_estimate_that_is_no_number(method: SelectionMethod) -> None:
     with pytest.raises(ValueError, match="NaN"):
         score(method, points(np.array([0.5, np.nan])))
 
 
 @pytest.mark.parametrize("method", ["uniform", "greso", "noise"])
-def test_what_reads_no_estimate_needs_none(method: str) -> None:
+def test_what_reads_no_estimate_needs_none(method: SelectionMethod) -> None:
     assert len(score(method, points(np.full(3, np.nan)))) == 3
 
 
@@ -109,15 +112,27 @@ def test_a_larger_group_is_likely_mixed_further_from_one_half() -> None:
     assert -score("mapp", points(means)) == pytest.approx([0.0, 0.0, 0.8322, 0.9922, 0.8322, 0.0], abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ["nearest", "uniform", "thompson", "learnability", "mapp", "greso"])
-def test_only_the_given_rows_are_scored(method: str) -> None:
-    beliefs = points(np.array([0.1, 0.4, 0.9]))
-    assert score(method, beliefs, rows=np.array([2, 0])).tolist() == score(method, beliefs)[[2, 0]].tolist()
-
-
 def test_learnability_of_a_point_estimate_peaks_at_one_half() -> None:
     scores = -score("learnability", points(np.array([-0.2, 0.0, 0.3, 0.5, 0.7, 1.0, 1.3])))
     assert scores == pytest.approx([0.0, 0.0, 0.21, 0.25, 0.21, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("method", ["nearest", "uniform", "learnability", "mapp", "greso"])
+def test_a_score_of_some_rows_is_that_of_all(method: SelectionMethod) -> None:
+    beliefs, rows = Beliefs(np.linspace(0, 1, 9), np.full(9, 4.0)), np.array([6, 1, 3])
+    assert np.array_equal(score(method, beliefs, rows=rows), score(method, beliefs)[rows])
+
+
+def test_solved_prompts_return_longest_ago_first_with_ties_at_random() -> None:
+    solved_N, last_used_N = np.array([True, True, False, True, True]), np.array([7, 3, 0, 5, 3])
+    firsts = set()
+    for seed in range(50):
+        chosen = last_solved(solved_N, last_used_N, 3, np.random.default_rng(seed)).tolist()
+        assert set(chosen[:2]) == {1, 4}
+        assert chosen[2] == 3
+        firsts.add(chosen[0])
+    assert firsts == {1, 4}
+    assert len(last_solved(solved_N, last_used_N, 9, np.random.default_rng(0))) == 4
 
 
 @given(REWARDS)
