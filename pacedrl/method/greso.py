@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pacedrl.method.estimator import ALL, Floats, Indices, Rows
+from pacedrl.method.estimator import Floats, Indices
 from pacedrl.method.selection import uninformative
 
 START = 0.5
@@ -50,25 +50,26 @@ class ZeroVarianceSkips:
         self.draw_N: Floats = np.zeros(prompts)
         self.exploration = dict.fromkeys(TARGETS, START)
 
-    def skip_probability(self, rows: Rows = ALL) -> Floats:
-        """Return the probability that each prompt in ``rows``, by default every one, is skipped in an epoch."""
-        run_P = self.run_N[rows]
-        base_P = np.where(run_P > 0, self.exploration["easy"], self.exploration["hard"])
-        skip_P: Floats = 1.0 - np.maximum(base_P ** np.abs(run_P), LEAST_KEPT)
-        return skip_P
+    def skip_probability(self) -> Floats:
+        """Return the probability that each prompt is skipped in an epoch, [N]."""
+        base_N = np.where(self.run_N > 0, self.exploration["easy"], self.exploration["hard"])
+        skip_N: Floats = 1.0 - np.maximum(base_N ** np.abs(self.run_N), LEAST_KEPT)
+        return skip_N
 
-    def next_epoch(self, rows: Rows = ALL) -> Indices:
-        """Return the epoch in which each prompt in ``rows`` is sampled next; those with the lowest are due first."""
+    def next_epoch(self) -> Indices:
+        """Return the epoch in which each prompt is sampled next, [N]; the prompts with the lowest are due first."""
         # A prompt is skipped at least k times with probability skip^k: if 1 − draw ≤ skip^k.
         with np.errstate(divide="ignore"):  # log 0 = −∞ means that it is never skipped
-            skipped_P = np.log1p(-self.draw_N[rows]) / np.log(self.skip_probability(rows))
-        return self.epoch_N[rows] + np.floor(skipped_P).astype(np.int64)
+            skipped_N = np.log1p(-self.draw_N) / np.log(self.skip_probability())
+        return self.epoch_N + np.floor(skipped_N).astype(np.int64)
 
     def observe(
         self, used: Indices, rows_P: Indices, rewards_P: Sequence[Sequence[float]], rng: np.random.Generator
     ) -> None:
         """End a step that sampled the prompts ``used``, each once; those in ``rows_P`` have judged rewards."""
-        self.epoch_N[used] = self.next_epoch(used) + 1
+        next_N = self.next_epoch()
+        # A prompt that was sampled long before it was due, e.g. to explore, does not wait for that epoch any more.
+        self.epoch_N[used] = np.minimum(next_N[used], next_N.min() + 1) + 1
         self.draw_N[used] = rng.random(len(used))
         kinds = [uninformative(rewards) for rewards in rewards_P]
         signs = [{"all_right": 1, "all_wrong": -1, "all_equal": -1}.get(str(kind), 0) for kind in kinds]

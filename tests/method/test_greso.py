@@ -42,13 +42,22 @@ def test_the_number_of_skipped_epochs_is_that_of_a_draw_in_every_epoch() -> None
         assert (skipped_N >= k).mean() == pytest.approx(0.75**k, abs=0.01)  # about 4 standard deviations
 
 
-def test_a_visit_ends_the_prompts_epoch_however_many_it_skipped() -> None:
-    skips = ZeroVarianceSkips(3)
-    visit(skips, RIGHT, MIXED, draw=0.7)  # 1 − 0.7 > 0.5², so two skips at a probability of ½ would need a draw of 0.75
-    assert skips.next_epoch().tolist() == [1 + 1, 1, 0]
-    visit(skips, RIGHT, RIGHT)
-    assert skips.epoch_N.tolist() == [3, 2, 0]
-    assert skips.next_epoch().tolist() == [3, 2, 0]
+def test_a_visit_ends_the_prompts_epoch_after_those_that_it_skipped() -> None:
+    skips = ZeroVarianceSkips(2)
+    visit(skips, RIGHT, MIXED, draw=0.7)  # 0.3 ≤ 0.5, but 0.3 > 0.5²: one epoch is skipped
+    assert skips.next_epoch().tolist() == [1 + 1, 1]
+    skips.observe(np.array([1]), np.array([1]), [MIXED], np.random.default_rng(0))
+    assert skips.next_epoch().tolist() == [2, 2]
+    visit(skips, MIXED, MIXED)
+    assert skips.next_epoch().tolist() == [3, 3]
+
+
+def test_a_prompt_sampled_long_before_it_is_due_does_not_wait_any_more() -> None:
+    skips = ZeroVarianceSkips(2)
+    visit(skips, WRONG, MIXED, draw=0.999)
+    assert skips.next_epoch().tolist() == [1 + 10, 1]  # 0.001 ≤ 0.51¹⁰
+    visit(skips, MIXED, MIXED)
+    assert skips.next_epoch().tolist() == [3, 2]
 
 
 def test_a_lower_exploration_probability_postpones_a_prompt_at_once() -> None:
