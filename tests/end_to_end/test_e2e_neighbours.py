@@ -54,7 +54,6 @@ def test_greso_refills_with_fewer_prompts_and_lets_unmixed_ones_skip(tmp_path: P
     assert scheduler.visits_N.sum() == sum(first) + sum(later)
     unmixed_N, seen_N = skips.run_N != 0, scheduler.visits_N > 0
     assert (unmixed_N & seen_N).any()
-    assert (skips.epoch_N[seen_N] >= scheduler.visits_N[seen_N]).all()
     next_N = skips.next_epoch()
     assert (next_N[~unmixed_N] == skips.epoch_N[~unmixed_N]).all()
     assert (next_N[unmixed_N] > skips.epoch_N[unmixed_N]).any()
