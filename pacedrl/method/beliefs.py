@@ -122,17 +122,17 @@ class AccuracyEstimator:
     def draw(self, rng: np.random.Generator, rows: Rows = ALL) -> Floats:
         """Draw an accuracy for each given prompt; point estimates return their mean.
 
-        With a log Z in closed form, one draw of its weights gives the mean of every prompt, so similar prompts move
-        together. What the features do not explain is drawn for each prompt, given its own results if it has any.
+        With a log Z in closed form, only its weights are drawn, once for all prompts, so similar prompts move together.
+        Each value is the mean of a prompt's belief if these weights were true. What the features cannot see is not
+        drawn: a visit would tell it about one prompt only, and noise of that kind made selection worse.
         """
         if not self._reads_variance:
             return self.beliefs(rows).draw(rng)
         assert isinstance(self._log_z, ClosedFormPartition)
         mean_P = self._log_z.draw(rng, rows).clip(*PRIOR_RANGE)
-        strength_P = beta_strength(mean_P, self._log_z.unseen_variance)
-        if self.name == "combined":
-            return self.counts.posterior(mean_P, strength_P, rows).draw(rng)
-        return Beliefs(mean_P, strength_P).draw(rng)
+        if self.name == "partition":
+            return mean_P
+        return self.counts.posterior(mean_P, beta_strength(mean_P, self._log_z.unseen_variance), rows).mean_N
 
     def observe(self, rows_P: Indices, rewards_P: list[list[float]]) -> None:
         """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength."""
