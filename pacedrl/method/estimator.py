@@ -28,6 +28,8 @@ STRENGTH_RANGE = (1.0, 100.0)
 """Range of a prior strength that is estimated, in completions."""
 TINY = 1e-9
 """Lower bound of α and β when drawing: rounding may bring them to 0, where there is no Beta distribution."""
+LOGIT_GRID = np.linspace(-12.0, 12.0, 4001)
+"""Grid for integrals over a Beta distribution: arsinh of the logit of the accuracy."""
 STRENGTH_MEMORY = 0.9
 """Factor by which the older moments of a learned strength are multiplied at each step."""
 
@@ -143,6 +145,26 @@ class Beliefs:
             wrong_N *= (1.0 - mean_N + share_N) / (1.0 + share_N)
         mixed_N: Floats = 1.0 - right_N - wrong_N
         return mixed_N
+
+    def interval(self, share: float) -> tuple[Floats, Floats]:
+        """Return the ends of the central interval that contains this share of the probability; points have no width."""
+        if self.are_points:
+            return self.mean_N, self.mean_N
+        alpha_N1, beta_N1 = (
+            (mean_N * self.strength_N).clip(TINY)[:, None] for mean_N in (self.mean_N, 1.0 - self.mean_N)
+        )
+        # Integrated over the logit t, in which the density has no poles: p^α·(1 − p)^β.
+        t_K = np.sinh(LOGIT_GRID)
+        log_density_NK = -alpha_N1 * np.logaddexp(0.0, -t_K) - beta_N1 * np.logaddexp(0.0, t_K)
+        density_NK = np.exp(log_density_NK - log_density_NK.max(axis=1, keepdims=True)) * np.cosh(LOGIT_GRID)
+        below_NK = np.cumsum(density_NK, axis=1)
+        below_NK = (below_NK - density_NK / 2) / below_NK[:, -1:]
+        ends = [
+            np.array([np.interp(quantile, below_K, t_K) for below_K in below_NK])
+            for quantile in ((1.0 - share) / 2.0, (1.0 + share) / 2.0)
+        ]
+        low_N, high_N = (0.5 * (1.0 + np.tanh(end_N / 2.0)) for end_N in ends)
+        return low_N, high_N
 
 
 class DiscountedCounts:

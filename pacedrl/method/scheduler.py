@@ -143,6 +143,14 @@ class DifficultyScheduler:
         """Return p̂ of the given prompts in their order; a key may recur. Raises KeyError for an unknown key."""
         return self.estimator.mean(self._rows(keys))
 
+    def accuracy_interval(self, keys: Sequence[str], share: float = 0.9) -> tuple[Floats, Floats]:
+        """Return the ends of the interval that contains each prompt's accuracy with this probability.
+
+        It needs an estimator with a distribution, such as ``partition`` with log Z in closed form; point estimates have
+        intervals without width.
+        """
+        return self.estimator.beliefs(self._rows(keys)).interval(share)
+
     def pool(self) -> dict[str, Any] | None:
         """Return the histogram of all estimates (`pacedrl.method.estimator.pool_histogram`); None without estimates."""
         return pool_histogram(self.accuracy_estimates())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta as beta_distribution
 
 from pacedrl.method.estimator import (
     FLAT_MEAN,
@@ -154,3 +155,16 @@ def test_mixed_groups_of_points_and_distributions_side_by_side() -> None:
     ]  # all outcomes of Beta(1, 1) are equally likely
     assert beliefs.mixed(8) == pytest.approx(expected)
     assert beliefs.mixed(1) == pytest.approx(np.zeros(5))
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.5, 120), st.sampled_from([0.5, 0.9, 0.99]))
+def test_intervals_are_the_quantiles_of_the_beta_distribution(mean: float, strength: float, share: float) -> None:
+    beliefs = Beliefs(np.array([mean]), np.array([strength]))
+    (low,), (high,) = beliefs.interval(share)
+    exact = beta_distribution(mean * strength, (1 - mean) * strength)
+    assert (low, high) == pytest.approx(exact.ppf([(1 - share) / 2, (1 + share) / 2]), abs=2e-3)
+
+
+def test_the_interval_of_a_point_has_no_width() -> None:
+    low, high = Beliefs(np.array([0.2, 1.1]), np.full(2, np.inf)).interval(0.9)
+    assert low.tolist() == high.tolist() == [0.2, 1.1]
