@@ -78,7 +78,7 @@ class DifficultyScheduler:
         seed: seed of selection and dropout. Random numbers are derived from (seed, step), so there is no generator
             state to save.
 
-    Raises ValueError for duplicate keys, missing embeddings, or a target accuracy outside [0, 1].
+    Raises ValueError for duplicate keys, missing embeddings, and settings out of range.
     """
 
     def __init__(
@@ -108,6 +108,8 @@ class DifficultyScheduler:
             raise ValueError(f"{len(self.keys)} keys but {len(embeddings_NH)} embeddings")
         if not 0.0 <= target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
+        if candidates is not None and candidates < 1:
+            raise ValueError(f"candidates must be at least 1, got {candidates}")
         self.partition = _partition(partition, embeddings_NH, beta)
         self.estimator = AccuracyEstimator(estimator, len(self.keys), self.partition, prior_strength, discount)
         self.replay_buffer = replay if replay is not None else ReplayBuffer()
