@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from pacedrl.config import Config, load_config
 from pacedrl.errors import InputError
+from pacedrl.intervals import scipy_stats
 from pacedrl.logs import read_rows
 from pacedrl.method import DifficultyScheduler
-from pacedrl.method.estimator import FLAT_MEAN, Floats, spearman
+from pacedrl.method.beliefs import AccuracyEstimator
+from pacedrl.method.estimator import FLAT_MEAN, TINY, Beliefs, Floats, spearman
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts.collect import sample_groups, score_groups
@@ -29,7 +32,11 @@ from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_
 from pacedrl.training.curriculum import build_scheduler, initial_embeddings
 from pacedrl.view import View
 
+INTERVALS = {"50%": 0.5, "90%": 0.9}
+"""The probabilities of the intervals whose coverage is measured."""
 BINS = np.linspace(0.0, 1.0, 11)
+Counts = NDArray[np.int64]
+
 SUBSETS = ("selected", "seen", "never seen")
 """The prompts that the run would train on next, and random samples of those that it has and has not trained on."""
 
@@ -44,6 +51,8 @@ class Scores(BaseModel):
     """Mean (p̂ − r)² over the sampled completions."""
     spearman: float | None
     """Rank correlation of p̂ with p̄; None if either is constant."""
+    coverage: dict[str, float] = {}
+    """Share of the truths in the central intervals of ``INTERVALS`` (`coverage`); empty for point estimates."""
 
 
 class CheckpointScores(BaseModel):
@@ -145,7 +154,9 @@ class _Calibrator:
         self.sampler.sync(Policy.load(self.config.model, self.device, folder))
         subsets = _subsets(self.scheduler, self.config.sampling.prompts_per_step, self.most, self.config.run.seed)
         reads_z = self.config.needs_partition and self.config.objective.log_z_is_accuracy
-        estimates = _estimates(self.scheduler, _last_means(self.groups, self.scheduler.keys, step), reads_z)
+        estimators = _estimators(self.scheduler, reads_z)
+        estimates = {name: estimator.mean() for name, estimator in estimators.items()}
+        estimates |= _simple_estimates(_last_means(self.groups, self.scheduler.keys, step))
         rewards = self._rewards(pool, sorted({row for rows in subsets.values() for row in rows}), step)
         logged = [row["kl/old_beta"] for row in self.metrics if before < row["step"] <= step]
         kl = [value for value in logged if value is not None]
@@ -161,6 +172,9 @@ class _Calibrator:
             result.scores[subset] = {}
             for name, estimate_N in estimates.items():
                 scores = _scores(estimate_N[judged], observed_P, [rewards[row] for row in judged])
+                if name in estimators:
+                    beliefs = estimators[name].beliefs(np.array(judged))
+                    scores.coverage = _coverages(beliefs, [rewards[row] for row in judged])
                 result.scores[subset][name] = scores
                 self.pairs[subset].setdefault(name, []).append((estimate_N[judged], observed_P))
         return result
@@ -190,21 +204,16 @@ def _subsets(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -
     return {subset: rows for subset, rows in zip(SUBSETS, (selected, seen, never), strict=True) if rows}
 
 
-def _estimates(scheduler: DifficultyScheduler, last_mean_N: Floats, reads_z: bool) -> dict[str, Floats]:
-    """Estimate all prompts' accuracies by each estimator, not only by the one that the run used."""
-    counts = "implied evidence (BOTS)" if scheduler.estimator.name == "bots" else "counts (MoPPS)"
-    estimates = {
-        counts: scheduler.estimator.under("counts").mean(),
-        "last group mean": last_mean_N,
-        "one mean for all": np.full(len(scheduler.keys), last_mean_N.mean()),
-    }
-    if not reads_z:
-        return estimates
-    by_z = {
-        "log Z": scheduler.estimator.under("partition").mean(),
-        "combined": scheduler.estimator.under("combined").mean(),
-    }
-    return by_z | estimates
+def _estimators(scheduler: DifficultyScheduler, reads_z: bool) -> dict[str, AccuracyEstimator]:
+    """Return each estimator with the run's evidence, not only the one that the run used."""
+    estimator = scheduler.estimator
+    by_z = {"log Z": estimator.under("partition"), "combined": estimator.under("combined")} if reads_z else {}
+    counts = "implied evidence (BOTS)" if estimator.name == "bots" else "counts (MoPPS)"
+    return by_z | {counts: estimator.under("counts")}
+
+
+def _simple_estimates(last_mean_N: Floats) -> dict[str, Floats]:
+    return {"last group mean": last_mean_N, "one mean for all": np.full(len(last_mean_N), last_mean_N.mean())}
 
 
 def _last_means(groups: Sequence[Mapping[str, Any]], keys: Sequence[str], step: int) -> Floats:
@@ -239,6 +248,35 @@ def _scores(estimate_P: Floats, observed_P: Floats, rewards_P: Sequence[Sequence
         brier=float(np.concatenate(brier).mean()),
         spearman=None if np.isnan(rank) else rank,
     )
+
+
+def _coverages(beliefs: Beliefs, rewards_P: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return the coverage of each of ``INTERVALS`` by these rewards; nothing for point estimates."""
+    if beliefs.are_points:
+        return {}
+    right_P = np.array([round(sum(rewards)) for rewards in rewards_P])  # partial rewards add up to right completions
+    trials_P = np.array([len(rewards) for rewards in rewards_P])
+    return {name: coverage(beliefs, right_P, trials_P, share) for name, share in INTERVALS.items()}
+
+
+def coverage(beliefs: Beliefs, right_P: Counts, trials_P: Counts, share: float) -> float:
+    """Return the share of prompts whose result lies in the central interval, of probability ``share``, of its belief.
+
+    The result is the number of right completions among ``trials_P``. A Beta belief predicts a beta-binomial number, so
+    the interval contains the sampling noise of the result as well as the belief's own width. A number on the boundary
+    of the interval counts in part (the randomised probability integral transform, in expectation), so the coverage of
+    right beliefs is ``share`` on average, however few the trials.
+    """
+    alpha_P1, beta_P1 = (
+        (mean_P * beliefs.strength_N).clip(TINY)[:, None] for mean_P in (beliefs.mean_N, 1.0 - beliefs.mean_N)
+    )
+    number_K = np.arange(trials_P.max() + 1)
+    probability_PK = scipy_stats().betabinom.pmf(number_K, trials_P[:, None], alpha_P1, beta_P1)
+    below_P = np.where(number_K < right_P[:, None], probability_PK, 0.0).sum(axis=1)
+    at_P = probability_PK[np.arange(len(right_P)), right_P]
+    low, high = (1.0 - share) / 2.0, (1.0 + share) / 2.0
+    overlap_P = (np.minimum(below_P + at_P, high) - np.maximum(below_P, low)).clip(0.0)
+    return float(np.divide(overlap_P, at_P, out=np.zeros_like(at_P), where=at_P > 0.0).mean())
 
 
 def _reliability(parts: Sequence[tuple[Floats, Floats]]) -> list[Bin]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pacedrl.lab.calibrate import SUBSETS, Calibration
+from pacedrl.lab.calibrate import INTERVALS, SUBSETS, Calibration, Scores
 from pacedrl.report.pages import article, fill
 from pacedrl.report.style import BLUE, FILE, GREEN, GREY, ORANGE, PURPLE, new_grid, save, styled
 from pacedrl.view import left_out
@@ -45,7 +45,7 @@ def calibration_section(calibration: Calibration, folder: Path, prefix: str = "c
 
 
 def calibration_table(calibration: Calibration) -> str:
-    """Return error, bias, Brier score and rank correlation of each estimator on each group, mean over checkpoints."""
+    """Return the scores and the coverage of each estimator on each group, mean over checkpoints."""
     return fill("calibration_table.md", **_table(calibration))
 
 
@@ -58,11 +58,18 @@ def _table(calibration: Calibration) -> dict[str, object]:
             mae, bias, brier = (mean([getattr(s, field) for s in scores]) for field in ("mae", "bias", "brier"))
             ranks = [score.spearman for score in scores if score.spearman is not None]
             rank = f"{mean(ranks):.2f}" if ranks else ""
-            rows.append([group, name, f"{mae:.3f}", f"{bias:+.3f}", f"{brier:.3f}", rank])
+            covered = [_mean_coverage(scores, interval) for interval in INTERVALS]
+            rows.append([group, name, f"{mae:.3f}", f"{bias:+.3f}", f"{brier:.3f}", rank, *covered])
         if having:
             noise = mean([checkpoint.noise[group] for checkpoint in having])
-            rows.append([group, "*noise of the truth*", f"{noise:.3f} | | |"])
+            rows.append([group, "*noise of the truth*", f"{noise:.3f} | | | | |"])
     return {"rows": rows, "left_out": left_out(calibration.left_out).strip(" ()")}
+
+
+def _mean_coverage(scores: list[Scores], interval: str) -> str:
+    """Return the mean coverage in percent; nothing for point estimates."""
+    known = [score.coverage[interval] for score in scores if interval in score.coverage]
+    return f"{mean(known):.0%}" if known else ""
 
 
 @styled(FILE)

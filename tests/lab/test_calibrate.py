@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pacedrl.lab.calibrate import _last_means, _noise, _reliability, _scores
+from pacedrl.lab.calibrate import _coverages, _last_means, _noise, _reliability, _scores, coverage
+from pacedrl.method.beliefs import points
+from pacedrl.method.estimator import Beliefs
 
 
 def test_scores_of_two_prompts() -> None:
@@ -46,3 +48,37 @@ def test_last_means_are_those_of_the_log_up_to_the_step() -> None:
     ]
     means = [_last_means(rows, ["a", "b", "c"], step).tolist() for step in (0, 1, 2)]
     assert means == [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [1.0, 0.5, 0.0]]
+
+
+def test_coverage_of_a_flat_belief_counts_a_number_on_the_boundary_in_part() -> None:
+    flat = Beliefs(np.array([0.5]), np.array([2.0]))  # predicts 0 to n right completions with equal probability
+    trials = np.array([3])
+    assert [coverage(flat, np.array([k]), trials, 0.5) for k in range(4)] == pytest.approx([0, 1, 1, 0])
+    assert [coverage(flat, np.array([k]), trials, 0.9) for k in range(4)] == pytest.approx([0.8, 1, 1, 0.8])
+    assert [coverage(flat, np.array([k]), np.array([1]), 0.5) for k in range(2)] == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("trials", [2, 16])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_right_beliefs_cover_their_share_and_others_do_not(trials: int, share: float) -> None:
+    rng = np.random.default_rng(0)
+    mean, strength = rng.uniform(0.02, 0.98, 4_000), rng.uniform(0.5, 50.0, 4_000)
+    right = rng.binomial(trials, rng.beta(mean * strength, (1 - mean) * strength))
+    number = np.full(4_000, trials)
+    assert coverage(Beliefs(mean, strength), right, number, share) == pytest.approx(share, abs=0.02)
+    if trials > 2:  # a result of two completions is hardly less noisy for being certain of the accuracy
+        assert coverage(Beliefs(mean, 20 * strength), right, number, share) < share - 0.04
+        assert coverage(Beliefs(mean, strength / 5), right, number, share) > share + 0.01
+        assert coverage(Beliefs(np.sqrt(mean), strength), right, number, share) < share - 0.04
+
+
+def test_prompts_may_have_different_numbers_of_judged_completions() -> None:
+    beliefs = Beliefs(np.array([0.5, 0.5]), np.array([2.0, 2.0]))
+    found = _coverages(beliefs, [[1.0], [1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]])  # 2 of 7: from 0.25 to 0.375
+    assert found == pytest.approx({"50%": (0.5 + 1.0) / 2, "90%": (0.9 + 1.0) / 2})
+
+
+def test_impossible_results_are_not_covered_and_points_have_no_intervals() -> None:
+    certain = Beliefs(np.array([0.01, 0.5]), np.array([1e9, 1e9]))
+    assert coverage(certain, np.array([400, 200]), np.array([400, 400]), 0.9) == pytest.approx(0.5)
+    assert _coverages(points(np.array([0.3])), [[1.0, 0.0]]) == {}
