@@ -34,6 +34,7 @@ from pacedrl.method.estimator import (
     calibration_metrics,
     pool_histogram,
 )
+from pacedrl.method.leases import Leases
 from pacedrl.method.objectives import trajectory_balance_advantage
 from pacedrl.method.partition import LogPartition, PartitionLearner, PartitionScores
 from pacedrl.method.selection import (
@@ -99,6 +100,7 @@ class DifficultyScheduler:
         prior_strength: float | None = 4.0,
         discount: float = 0.5,
         rescore_share: float = 1.0,
+        lease_steps: int = 8,
         seed: int = 0,
     ) -> None:
         self.keys = list(keys)
@@ -124,6 +126,7 @@ class DifficultyScheduler:
         self.cooldown_steps = cooldown_steps
         self.prior_strength = PriorStrength(prior_strength)
         self.counts = DiscountedCounts(len(self.keys), discount)
+        self.leases = Leases(lease_steps)
         self.seed = seed
         self.step = 0
         self.last_used_N: Indices = np.full(len(self.keys), NEVER, dtype=np.int64)
@@ -179,17 +182,18 @@ class DifficultyScheduler:
         if self._truth_N.shape != (len(self.keys),):
             raise ValueError(f"expected {len(self.keys)} accuracies, got shape {self._truth_N.shape}")
 
-    def select(self, count: int, exclude: Collection[str] = ()) -> list[str]:
-        """Return the keys of ``count`` distinct prompts to sample next, without those in ``exclude``.
+    def select(self, count: int) -> list[str]:
+        """Return the keys of ``count`` distinct prompts to sample next, without leasing them.
 
-        This changes no state: repeated calls return the same keys until `observe` ends the step, so an interrupted step
-        can be repeated. Raises ValueError if there are fewer than ``count`` prompts.
+        Prompts under lease are left out; if too few others remain, the longest leased are added. This changes no state:
+        repeated calls return the same keys until `take` or `observe` is called, so an interrupted step can be repeated.
+        Raises ValueError if there are fewer than ``count`` prompts.
         """
-        rng = np.random.default_rng([self.seed, self.step, len(exclude)] if exclude else [self.seed, self.step])
+        # Within a step the number of leases only grows, so that no two batches get the same random numbers.
+        drawn = [len(self.leases)] if self.leases else []
+        rng = np.random.default_rng([self.seed, self.step, *drawn])
         score_N = selection_score(self.selection, self.beliefs(), self.visits_N, self.target_accuracy, rng)
-        taken_N = np.zeros(len(self.keys), dtype=bool)
-        taken_N[self._rows(exclude)] = True
-        allowed = np.flatnonzero(~taken_N)
+        allowed = self.leases.free(len(self.keys), at_least=count)
         chosen = select(
             score_N[allowed],
             self.last_used_N[allowed],
@@ -200,6 +204,20 @@ class DifficultyScheduler:
             rng=rng,
         )
         return [self.keys[i] for i in allowed[chosen]]
+
+    def take(self, count: int) -> list[str]:
+        """Select ``count`` prompts and lease them, so that the next call takes others; see "Asynchronous training"."""
+        keys = self.select(count)
+        self.leases.take(self._rows(keys), self.step)
+        return keys
+
+    def leased(self) -> list[str]:
+        """Return the keys of the prompts under lease, the longest leased first."""
+        return [self.keys[row] for row in self.leases.rows]
+
+    def release(self, keys: Collection[str]) -> None:
+        """End the leases of these prompts as if they had not been taken: nothing will be observed for them."""
+        self.leases.close(self._rows(keys))
 
     def replay(self) -> list[ReplayEntry]:
         """Return past completions to train on together with this step's fresh ones."""
@@ -231,6 +249,8 @@ class DifficultyScheduler:
         self.last_used_N[used] = self.step
         self.visits_N[used] += 1
         self.step += 1
+        self.leases.close(used)
+        self.leases.expire(self.step)
         return metrics | self._state_metrics()
 
     def state_dict(self) -> State:
@@ -240,6 +260,7 @@ class DifficultyScheduler:
             "keys": self.keys,
             "last_used": torch.from_numpy(self.last_used_N.copy()),
             "visits": torch.from_numpy(self.visits_N.copy()),
+            "leases": self.leases.state_dict(),
             "right": torch.from_numpy(self.counts.right_N.copy()),
             "wrong": torch.from_numpy(self.counts.wrong_N.copy()),
             "prior_strength": self.prior_strength.state_dict(),
@@ -263,6 +284,7 @@ class DifficultyScheduler:
         self.last_used_N[rows] = state["last_used"].numpy()
         self.visits_N[:] = int(state["visits"].min())
         self.visits_N[rows] = state["visits"].numpy()
+        self.leases.load_state_dict(state["leases"], rows)
         self.counts.right_N[:] = self.counts.wrong_N[:] = 0.0
         self.counts.right_N[rows], self.counts.wrong_N[rows] = state["right"].numpy(), state["wrong"].numpy()
         self.prior_strength.load_state_dict(state["prior_strength"])
