@@ -38,6 +38,10 @@ GRPO: Settings = {"objective": {"name": "grpo"}, "replay": {"enabled": False}}
 BALANCE: Settings = {"objective": {"name": "trajectory_balance"}, "replay": {"enabled": False}}
 BALANCE_WITH_REPLAY: Settings = {"objective": {"name": "trajectory_balance"}, "replay": {"enabled": True}}
 
+# log Z: the paper's, unless the recipe says otherwise.
+MLP: Settings = {"partition": {"name": "mlp"}}
+CLOSED_FORM: Settings = {"partition": {"name": "closed_form"}}
+
 RECIPES: dict[str, Recipe] = {
     "grpo": Recipe("z-scored group advantage, clipped ratio, uniform prompts", "arXiv 2402.03300", UNIFORM | GRPO),
     "dr_grpo": Recipe(
@@ -76,6 +80,11 @@ RECIPES: dict[str, Recipe] = {
         "arXiv 2507.04632",
         UNIFORM | GRPO | {"selection": {"method": "thompson"}, "estimator": {"name": "counts"}},
     ),
+    "pcl": Recipe(
+        "GRPO on prompts whose value, by a regression, is nearest to 0.5 among 4 times as many random candidates",
+        "arXiv 2510.01135",
+        NEAREST | GRPO | {"selection": {"method": "nearest", "candidates": 4}},
+    ),
     "flowrl": Recipe(
         "length-normalised trajectory balance to the initial policy, z-scored rewards, log Z at the policy's rate",
         "arXiv 2509.15207",
@@ -83,7 +92,7 @@ RECIPES: dict[str, Recipe] = {
         | {
             "objective": {"name": "flowrl"},
             "replay": {"enabled": False},
-            "partition": {"learning_rate": None, "prior_accuracy": 0.0},
+            "partition": {"name": "mlp", "learning_rate": None, "prior_accuracy": 0.0},
         },
     ),
     "gflowrl": Recipe(
@@ -105,6 +114,11 @@ RECIPES: dict[str, Recipe] = {
         "PACED-RL: prompts whose β·log Z is nearest to 0.5, trajectory balance, replay",
         PACED_RL,
         NEAREST | BALANCE_WITH_REPLAY,
+    ),
+    "paced_closed": Recipe(
+        "ours: PACED-RL with log Z in closed form, and nothing else changed",
+        "this project",
+        NEAREST | BALANCE_WITH_REPLAY | CLOSED_FORM,
     ),
     "paced_select": Recipe("ablation: PACED-RL without replay", PACED_RL, NEAREST | BALANCE),
     "paced_replay": Recipe("ablation: PACED-RL on uniform prompts", PACED_RL, UNIFORM_WITH_Z | BALANCE_WITH_REPLAY),
@@ -144,7 +158,7 @@ def with_recipe(tree: Mapping[str, Any]) -> dict[str, Any]:
         hint = did_you_mean(str(name), RECIPES, before="") or f"there are {', '.join(RECIPES)}"
         raise ValueError(f"recipe: there is no recipe '{name}': {hint}")
     merged = dict(tree)
-    for section, row in RECIPES[name].settings.items():
+    for section, row in (MLP | RECIPES[name].settings).items():
         own = tree.get(section, {})
         if isinstance(own, Mapping) and own.get("name", row.get("name")) == row.get("name"):
             merged[section] = {**row, **own}

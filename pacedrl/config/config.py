@@ -11,6 +11,7 @@ from pacedrl.config.method import (
     POSTERIORS,
     EstimatorConfig,
     GateConfig,
+    MlpPartitionConfig,
     NoGateConfig,
     ObjectiveConfig,
     PartitionConfig,
@@ -50,7 +51,7 @@ class Config(Section):
     selection: SelectionConfig = SelectionConfig()
     estimator: EstimatorConfig = PartitionEstimatorConfig()
     gate: GateConfig = NoGateConfig()
-    partition: PartitionConfig = PartitionConfig()
+    partition: PartitionConfig = MlpPartitionConfig()
     replay: ReplayConfig = ReplayConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     scale: Free[ScaleConfig] = ScaleConfig()
@@ -78,10 +79,12 @@ class Config(Section):
         objective, estimator = self.objective, self.estimator.name
         if self.selection.method in ("nearest", "thompson", "learnability") and estimator == "none":
             raise ValueError(f"selection.method: '{self.selection.method}' needs an estimator; set estimator.name")
-        if self.selection.method == "thompson" and estimator not in POSTERIORS:
-            raise ValueError("selection.method: 'thompson' needs a posterior; set estimator.name to counts or combined")
-        if objective.needs_posterior and estimator not in POSTERIORS:
-            raise ValueError("objective.log_z: 'blended' needs a posterior; set estimator.name to counts or combined")
+        if not self.has_posterior:
+            remedy = "set estimator.name to counts or combined, or to partition with partition.name=closed_form"
+            if self.selection.method == "thompson":
+                raise ValueError(f"selection.method: 'thompson' needs a posterior; {remedy}")
+            if objective.needs_posterior:
+                raise ValueError(f"objective.log_z: 'blended' needs a posterior; {remedy}")
         if not objective.log_z_is_accuracy and estimator in ("partition", "combined"):
             raise ValueError(
                 f"estimator.name: '{estimator}' estimates accuracy from log Z, but this objective fits log Z to "
@@ -106,6 +109,12 @@ class Config(Section):
                 "with a learned or blended log Z, and an estimator; set replay.enabled=false"
             )
         return self
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the estimator gives a distribution of a prompt's accuracy, not only a point estimate."""
+        closed_form = self.estimator.name == "partition" and self.partition.name == "closed_form"
+        return closed_form or self.estimator.name in POSTERIORS
 
     @property
     def needs_partition(self) -> bool:

@@ -11,7 +11,8 @@ from pydantic import Field
 from pacedrl.config.base import NonNegative, Positive, Probability, Section
 
 POSTERIORS = ("counts", "combined")
-"""Estimators that give a posterior distribution of a prompt's accuracy, not only a point estimate."""
+"""Estimators that always give a distribution of a prompt's accuracy, not only a point estimate. ``partition`` gives one
+if log Z is in closed form."""
 
 
 class ObjectiveSection(Section):
@@ -148,6 +149,12 @@ class SelectionConfig(Section):
     """τ, the accuracy that ``nearest`` and ``thompson`` look for."""
     explore_fraction: Probability = 0.0
     """Fraction of each step's prompts drawn uniformly at random. The paper does not mention exploration, so 0."""
+    retain_fraction: Probability = 0.0
+    """Fraction of each step's prompts selected among those that were solved when last used, longest ago first. It keeps
+    skills that selection by difficulty no longer visits (ours)."""
+    candidates: Positive | None = None
+    """Select from this many times ``sampling.prompts_per_step`` prompts, drawn uniformly at each step, instead of from
+    all (PCL). It explores, and a batch cannot fill with similar prompts. null: all prompts (the paper)."""
     cooldown_steps: NonNegative = 0
     """Number of steps for which a prompt is not selected again after use. The paper does not mention a cooldown, so
     0."""
@@ -174,8 +181,8 @@ class CombinedEstimatorConfig(Section):
     discount: Probability = 0.6
     """Factor by which a prompt's older results are multiplied each time it is sampled."""
     prior_strength: Annotated[float, Field(gt=0.0)] | None = 4.0
-    """Weight of the prior, as a number of completions. null: estimated during training from the error of log Z's
-    estimates."""
+    """Weight of the prior, as a number of completions. null: estimated during training, for each prompt from the
+    variance of log Z if ``partition.name`` is closed_form, otherwise one number from the error of log Z's estimates."""
 
 
 class OracleEstimatorConfig(Section):
@@ -249,10 +256,24 @@ class LiloGateConfig(GateSection):
 GateConfig = Annotated[NoGateConfig | DynamicGateConfig | LiloGateConfig, Field(discriminator="name")]
 
 
-class PartitionConfig(Section):
-    """The learned log partition function log Z_φ and its optimiser. The paper states neither; we tuned the defaults by
-    experiment."""
+class PartitionSection(Section):
+    """Settings of every learned log Z."""
 
+    prior_accuracy: Probability = 0.5
+    """Accuracy estimate of every prompt before training."""
+    embedding: Literal["mean", "last"] = "mean"
+    """How a prompt is embedded: hidden states of the initial policy, averaged over the prompt's tokens (``mean``) or
+    taken at its last token (``last``)."""
+    z_score_rewards: bool = False
+    """Fit log Z to rewards z-scored within their group, as FlowRL does. log Z then no longer estimates accuracy: only
+    for an ablation."""
+
+
+class MlpPartitionConfig(PartitionSection):
+    """A multi-layer perceptron with its own optimiser (the paper). The paper states no settings; we tuned the
+    defaults by experiment."""
+
+    name: Literal["mlp"] = "mlp"
     learning_rate: Annotated[float, Field(gt=0.0)] | None = 2e-3
     """Learning rate of a weight matrix with fan-in 64; one with fan-in n uses 64/n times this rate. null: the policy's
     learning rate for all parameters (FlowRL)."""
@@ -264,20 +285,29 @@ class PartitionConfig(Section):
     """Width of the hidden layers. null: the width of the prompt embedding."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Dropout rate during fitting. Estimates are computed without dropout."""
-    prior_accuracy: Probability = 0.5
-    """Accuracy estimate of every prompt before training."""
-    embedding: Literal["mean", "last"] = "mean"
-    """How a prompt is embedded: the initial policy's last hidden state, averaged over the prompt's tokens (``mean``) or
-    taken at its last token (``last``)."""
-    projection: Positive | None = None
-    """Number of principal components of the embeddings that log Z reads, to save time with very many prompts. null:
-    the whole embedding."""
-    rescore_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Fraction of the prompts whose estimate is recomputed in each step. Below 1, estimates are up to
-    1/rescore_share steps old."""
-    z_score_rewards: bool = False
-    """Fit log Z to rewards z-scored within their group, as FlowRL does. log Z then no longer estimates accuracy: only
-    for an ablation."""
+    layer: Literal["middle", "last"] = "last"
+    """Layer of the hidden states that embed a prompt."""
+
+
+class ClosedFormPartitionConfig(PartitionSection):
+    """Bayesian linear regression on random Fourier features of the embeddings, solved in closed form (ours). It has no
+    optimiser, and every estimate has a variance."""
+
+    name: Literal["closed_form"] = "closed_form"
+    discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
+    """Factor by which the weight of older results is multiplied at each step, because the policy changes."""
+    components: Positive = 128
+    """Number of principal components of the embeddings that are used."""
+    features: Positive = 512
+    """Number of random Fourier features. Time per step grows with its square, and with its product with the number of
+    prompts."""
+    length_scale: Annotated[float, Field(gt=0.0)] = 1.0
+    """Length scale of the Gaussian kernel, as a multiple of the median distance between two prompts."""
+    layer: Literal["middle", "last"] = "middle"
+    """Layer of the hidden states that embed a prompt."""
+
+
+PartitionConfig = Annotated[MlpPartitionConfig | ClosedFormPartitionConfig, Field(discriminator="name")]
 
 
 class ReplayConfig(Section):

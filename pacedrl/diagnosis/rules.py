@@ -218,7 +218,9 @@ def not_calibrated(
     if estimator == "counts":
         remedy = "set estimator.name=combined, which also estimates prompts never drawn, or lower estimator.discount"
     else:
-        remedy = f"raise partition.learning_rate ({_setting(config, 'partition', 'learning_rate')})"
+        remedy = "set partition.name=closed_form"
+        if _setting(config, "partition", "name") == "closed_form":
+            remedy = f"lower partition.discount ({_setting(config, 'partition', 'discount')})"
         if estimator != "combined" and abs(error_P.mean()) <= math.sqrt(square_P.mean()) / 2:
             remedy += ", or set estimator.name=combined"
     return Finding("not-calibrated", "warn", text, remedy)
@@ -228,7 +230,7 @@ def stale_estimates(config: Settings, share: float) -> Finding | None:
     """Many estimates of the training set rest on old evidence."""
     if not share > STALE_SHARE:
         return None
-    remedy = f"raise partition.rescore_share ({_setting(config, 'partition', 'rescore_share')})"
+    remedy = "raise selection.explore_fraction"
     if _setting(config, "estimator", "name") == "counts":
         remedy = "set estimator.name=combined, or raise selection.explore_fraction"
     text = f"Estimates are stale for {share:.0%} of prompts: their evidence is more than {STALE_STEPS} steps old"

@@ -17,8 +17,7 @@ from pacedrl.config import Config, load_config
 from pacedrl.errors import InputError
 from pacedrl.logs import read_rows
 from pacedrl.method import DifficultyScheduler
-from pacedrl.method.estimator import FLAT_MEAN, FLAT_STRENGTH, Floats, spearman
-from pacedrl.method.scheduler import PRIOR_RANGE
+from pacedrl.method.estimator import FLAT_MEAN, Floats, spearman
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts.collect import sample_groups, score_groups
@@ -30,8 +29,6 @@ from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints, load_
 from pacedrl.training.curriculum import build_scheduler, initial_embeddings
 from pacedrl.view import View
 
-PRIOR_STRENGTH = 4.0
-"""Completions that log Z is worth in ``combined``, for runs whose recipe does not set it."""
 BINS = np.linspace(0.0, 1.0, 11)
 SUBSETS = ("selected", "seen", "never seen")
 """The prompts that the run would train on next, and random samples of those that it has and has not trained on."""
@@ -187,7 +184,7 @@ def _subsets(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -
     """Return the rows of at most ``most`` prompts of each subset; empty subsets are left out."""
     rng = np.random.default_rng([seed, scheduler.step])
     # The oracle selects by the accuracies of the policy, which the scheduler's state does not hold.
-    selected = [] if scheduler.estimator == "oracle" else [scheduler.index[key] for key in scheduler.select(count)]
+    selected = [] if scheduler.estimator.name == "oracle" else [scheduler.index[key] for key in scheduler.select(count)]
     visits_N = scheduler.visits_N
     seen, never = (rng.permutation(np.flatnonzero(mask))[:most].tolist() for mask in (visits_N > 0, visits_N == 0))
     return {subset: rows for subset, rows in zip(SUBSETS, (selected, seen, never), strict=True) if rows}
@@ -195,18 +192,18 @@ def _subsets(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -
 
 def _estimates(scheduler: DifficultyScheduler, last_mean_N: Floats, reads_z: bool) -> dict[str, Floats]:
     """Estimate all prompts' accuracies by each estimator, not only by the one that the run used."""
-    flat_N = np.full(len(scheduler.keys), FLAT_MEAN)
     estimates = {
-        "counts (MoPPS)": scheduler.counts.posterior(flat_N, FLAT_STRENGTH).mean_N,
+        "counts (MoPPS)": scheduler.estimator.under("counts").mean(),
         "last group mean": last_mean_N,
         "one mean for all": np.full(len(scheduler.keys), last_mean_N.mean()),
     }
     if not reads_z:
         return estimates
-    z_N = scheduler.partition_accuracy()
-    strength = scheduler.prior_strength.value if scheduler.estimator == "combined" else PRIOR_STRENGTH
-    combined_N = scheduler.counts.posterior(z_N.clip(*PRIOR_RANGE), strength).mean_N
-    return {"log Z": z_N, "combined": combined_N} | estimates
+    by_z = {
+        "log Z": scheduler.estimator.under("partition").mean(),
+        "combined": scheduler.estimator.under("combined").mean(),
+    }
+    return by_z | estimates
 
 
 def _last_means(groups: Sequence[Mapping[str, Any]], keys: Sequence[str], step: int) -> Floats:

@@ -1,5 +1,10 @@
-"""The method, for use in any trainer; it needs only torch and numpy. Read objectives, partition, scheduler in turn."""
+"""The method, for use in any trainer; it needs only torch and numpy.
 
+Read objectives, partition, closed_form, beliefs, selection and scheduler in turn.
+"""
+
+from pacedrl.method.beliefs import AccuracyEstimator
+from pacedrl.method.closed_form import ClosedFormPartition
 from pacedrl.method.estimator import Beliefs, Rollouts, calibration_metrics
 from pacedrl.method.objectives import (
     blended_baseline,
@@ -13,15 +18,17 @@ from pacedrl.method.objectives import (
     trajectory_balance,
     trajectory_balance_advantage,
 )
-from pacedrl.method.partition import LogPartition, PartitionLearner, project
+from pacedrl.method.partition import LogPartition, MlpPartition
 from pacedrl.method.scheduler import DifficultyScheduler
 from pacedrl.method.selection import ReplayBuffer, ReplayEntry, most_learnable, uninformative
 
 __all__ = [
+    "AccuracyEstimator",
     "Beliefs",
+    "ClosedFormPartition",
     "DifficultyScheduler",
     "LogPartition",
-    "PartitionLearner",
+    "MlpPartition",
     "ReplayBuffer",
     "ReplayEntry",
     "Rollouts",
@@ -34,7 +41,6 @@ __all__ = [
     "group_relative_advantage",
     "k3_divergence",
     "most_learnable",
-    "project",
     "sequence_log_ratio",
     "trajectory_balance",
     "trajectory_balance_advantage",

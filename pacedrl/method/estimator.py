@@ -15,13 +15,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Rows = Indices | slice
+"""Rows of prompts, or a slice of all rows."""
+ALL = slice(None)
 
 FLAT_STRENGTH = 2.0
 """α + β of the uniform distribution Beta(1, 1)."""
 FLAT_MEAN = 0.5
 """Mean of the uniform distribution."""
-LEARNED_STRENGTH_RANGE = (1.0, 100.0)
-"""Range of a learned prior strength, in completions."""
+STRENGTH_RANGE = (1.0, 100.0)
+"""Range of a prior strength that is estimated, in completions."""
 TINY = 1e-9
 """Lower bound of α and β when drawing: rounding may bring them to 0, where there is no Beta distribution."""
 STRENGTH_MEMORY = 0.9
@@ -144,10 +148,11 @@ class DiscountedCounts:
         self.right_N[index_P] = self.discount * self.right_N[index_P] + right_P
         self.wrong_N[index_P] = self.discount * self.wrong_N[index_P] + trials_P - right_P
 
-    def posterior(self, prior_mean_N: Floats, prior_strength: float) -> Beliefs:
-        """Return Beta(κ·m + S, κ·(1 − m) + F) for a prior of mean m and strength κ."""
-        strength_N = prior_strength + self.right_N + self.wrong_N
-        return Beliefs((prior_strength * prior_mean_N + self.right_N) / strength_N, strength_N)
+    def posterior(self, prior_mean_P: Floats, prior_strength_P: Floats | float, rows: Rows = ALL) -> Beliefs:
+        """Return Beta(κ·m + S, κ·(1 − m) + F) of the prompts in ``rows``, for priors of mean m and strength κ."""
+        right_P, wrong_P = self.right_N[rows], self.wrong_N[rows]
+        strength_P = prior_strength_P + right_P + wrong_P
+        return Beliefs((prior_strength_P * prior_mean_P + right_P) / strength_P, strength_P)
 
 
 class PriorStrength:
@@ -183,7 +188,7 @@ class PriorStrength:
         self.excess = STRENGTH_MEMORY * self.excess + float(missed_P[several].sum())
         self.scale = STRENGTH_MEMORY * self.scale + float((prior_mean_P * (1.0 - prior_mean_P))[several].sum())
         if self.scale > 0.0:
-            low, high = LEARNED_STRENGTH_RANGE
+            low, high = STRENGTH_RANGE
             overdispersion = min(max(self.excess / self.scale, 1.0 / (high + 1.0)), 1.0 / (low + 1.0))
             self.value = 1.0 / overdispersion - 1.0
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pacedrl.method.selection import Indices
+from pacedrl.method.estimator import Indices
 
 
 class Leases:
@@ -33,16 +34,16 @@ class Leases:
         """The rows of the prompts under lease, the longest leased first."""
         return np.fromiter(self._step_of, dtype=np.int64, count=len(self))
 
-    def free(self, prompts: int, at_least: int) -> Indices:
-        """Return the rows, of all ``prompts``, that are not under lease, in ascending order.
+    def free(self, prompts: int, at_least: int) -> NDArray[np.bool_]:
+        """Return for each of all ``prompts`` whether it may be taken, [N]: if it is not under lease.
 
-        If they are fewer than ``at_least``, the longest leased are added, so that leases cannot leave a batch short.
+        If these are fewer than ``at_least``, the longest leased are added, so that leases cannot leave a batch short.
         """
         leased = self.rows
         missing = max(at_least - (prompts - len(leased)), 0)
-        is_free_N = np.ones(prompts, dtype=bool)
-        is_free_N[leased[missing:]] = False
-        return np.flatnonzero(is_free_N)
+        free_N = np.ones(prompts, dtype=bool)
+        free_N[leased[missing:]] = False
+        return free_N
 
     def take(self, rows: Indices, step: int) -> None:
         """Lease the prompts at policy step ``step``."""

@@ -1,25 +1,23 @@
-"""The learned log partition function log Z_φ(x), how it is fitted, and its values for all prompts.
+"""The learned log partition function log Z_φ(x) as an MLP, and how it is fitted.
 
 Z_φ reads fixed embeddings of the prompts instead of the policy's activations, so it is independent of the policy: it is
 computed in float32 and has its own optimiser and timescale. At the policy's learning rate it would remain a random
 function (GFlowRL, arXiv 2607.13394).
 """
 
-import math
-from copy import deepcopy
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
+from copy import deepcopy
+from typing import Any, ClassVar
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pacedrl.method.estimator import Floats
+from pacedrl.method.estimator import ALL, Floats, Indices, Rows
+from pacedrl.method.features import feature_moments
 
 CHUNK = 8192
 """Number of prompts whose embeddings are converted to float32 at once."""
-PROJECTION_SAMPLE = 20_000
-"""Maximum number of prompts, evenly spaced, from which principal components are computed."""
 BASE_WIDTH = 64
 """Fan-in of a matrix whose learning rate is not scaled."""
 GRID = 2.0**-20
@@ -85,11 +83,12 @@ class LogPartition(nn.Module):
         return output.squeeze(-1)
 
 
-class PartitionLearner:
-    """A LogPartition with its own AdamW: evaluates it without gradient and fits it to rollouts.
+class MlpPartition:
+    """log Z of all prompts by a `LogPartition`, fitted to rollouts by its own AdamW (the paper's).
 
     Args:
-        partition: the module, on the device to compute on; embeddings may be on another device.
+        network: the module, on the device to compute on.
+        embeddings_NH: floating-point embeddings of all prompts; they may be memory-mapped and on another device.
         learning_rate: AdamW's learning rate.
         weight_decay: AdamW's weight decay.
         fit_steps: number of optimiser steps on each batch of rollouts.
@@ -98,49 +97,64 @@ class PartitionLearner:
             prompts erratically, and more so for wider embeddings.
     """
 
+    has_variance: ClassVar[bool] = False
+
     def __init__(
         self,
-        partition: LogPartition,
+        network: LogPartition,
+        embeddings_NH: Tensor,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.0,
         fit_steps: int = 4,
         scale_by_fan_in: bool = True,
     ) -> None:
-        self.partition = partition.eval()
+        self.network = network.eval()
+        self.embeddings_NH = embeddings_NH
         self.fit_steps = fit_steps
+        self._accuracy_N: Floats | None = None
         groups = [
             {
                 "params": [parameter],
                 "lr": learning_rate
                 * (BASE_WIDTH / parameter.shape[1] if scale_by_fan_in and parameter.ndim == 2 else 1),
             }
-            for parameter in partition.parameters()
+            for parameter in network.parameters()
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
 
     @property
     def beta(self) -> float:
-        return self.partition.beta
+        return self.network.beta
 
     @property
     def device(self) -> torch.device:
-        return next(self.partition.parameters()).device
+        return next(self.network.parameters()).device
+
+    def accuracy(self, rows: Rows = ALL) -> Floats:
+        """Return β·log Z of the prompts in ``rows``, by default of all: float64, not clipped to [0, 1].
+
+        All values are computed at once, after each fit. The caller must not write to the array.
+        """
+        if self._accuracy_N is None:
+            self._accuracy_N = self.accuracy_of(self.embeddings_NH)
+        return self._accuracy_N[rows]
 
     @torch.no_grad()
-    def accuracy(self, embeddings_NH: Tensor) -> Tensor:
-        """Return p̂ of every prompt, shape [N], computed without dropout in chunks of ``CHUNK`` prompts."""
-        parts = torch.split(embeddings_NH, CHUNK)
-        return torch.cat([self.partition.accuracy(part.to(self.device)) for part in parts])
+    def accuracy_of(self, embeddings_PH: Tensor) -> Floats:
+        """Return β·log Z of prompts with these embeddings, computed without dropout in chunks of ``CHUNK`` prompts."""
+        parts = [self.network.accuracy(part.to(self.device)) for part in torch.split(embeddings_PH, CHUNK)]
+        accuracy_P: Floats = torch.cat(parts).double().cpu().numpy()
+        return accuracy_P
 
-    def fit(self, embeddings_BH: Tensor, reward_B: Tensor, log_ratio_B: Tensor, seed: int) -> float:
+    def fit(self, rows_B: Indices, reward_B: Tensor, log_ratio_B: Tensor, seed: int) -> float:
         """Move log Z towards the minimiser of the trajectory-balance loss, mean_B (log Z + log-ratio − r/β)².
 
         The minimiser for one prompt is the mean of r/β − log-ratio (a sampled version of the paper's Prop. 4.1). The
         loss is multiplied by β², which makes it a squared error in units of accuracy; AdamW is invariant to it up to
-        its ε. Targets are rounded to multiples of ``GRID``.
+        its ε.
 
         Args:
-            embeddings_BH: embedding of each completion's prompt.
+            rows_B: row of each completion's prompt.
             reward_B: raw rewards; FlowRL's are z-scored.
             log_ratio_B: Σ_t (log π_θ − log π_old), used without gradient; FlowRL's is mean_t(log π_θ − log π_ref).
             seed: seed of the dropout.
@@ -148,139 +162,39 @@ class PartitionLearner:
         Returns:
             The loss, multiplied by β², before the first step.
         """
-        embeddings_BH = embeddings_BH.to(self.device)
-        target_B = (reward_B - self.beta * log_ratio_B.detach()).to(self.device, torch.float32)
-        target_B = (target_B / GRID).round() * GRID
+        embeddings_BH = self.embeddings_NH[torch.from_numpy(rows_B)].to(self.device)
+        target_B = balance_targets(reward_B, log_ratio_B, self.beta).to(self.device)
         with torch.no_grad():
-            before = (self.partition.accuracy(embeddings_BH) - target_B).square().mean().item()
+            before = (self.network.accuracy(embeddings_BH) - target_B).square().mean().item()
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(seed)
-            self.partition.train()
+            self.network.train()
             for _ in range(self.fit_steps):
                 self.optimizer.zero_grad(set_to_none=True)
-                loss = (self.partition.accuracy(embeddings_BH) - target_B).square().mean()
+                loss = (self.network.accuracy(embeddings_BH) - target_B).square().mean()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
-            self.partition.eval()
+            self.network.eval()
+        self._accuracy_N = None
         return before
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimiser state as tensors, numbers, strings, lists and dicts."""
-        return {"partition": self.partition.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self.partition.load_state_dict(state["partition"])
+        self.network.load_state_dict(state["network"])
         # torch's optimisers keep the tensors they load and would update the caller's.
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
-
-
-class PartitionScores:
-    """β·log Z_φ of all N prompts, kept up to date as φ is fitted.
-
-    With ``rescore_share`` 1, as in the paper, all values are recomputed with the current φ on demand. Values below 1
-    are meant for a million prompts: each fit recomputes the next ⌈share·N⌉ prompts in turn and the prompts of the fit,
-    and the other values are up to 1/share fits old.
-
-    Args:
-        learner: the partition function with its optimiser.
-        embeddings_NH: floating-point embeddings [N, H]; they may be memory-mapped.
-        rescore_share: share of the prompts recomputed after each fit, in (0, 1].
-    """
-
-    def __init__(self, learner: PartitionLearner, embeddings_NH: Tensor, rescore_share: float = 1.0) -> None:
-        if not 0.0 < rescore_share <= 1.0:
-            raise ValueError(f"rescore_share must lie in (0, 1], got {rescore_share}")
-        self.learner = learner
-        self.embeddings_NH = embeddings_NH
-        self.rescore_share = rescore_share
-        self.next = 0
-        self._accuracy_N: Floats | None = None
-
-    def all(self) -> Floats:
-        """Return the values of all prompts, [N]. The caller must not write to the array."""
-        if self._accuracy_N is None:
-            self._accuracy_N = self._compute(slice(None))
-        return self._accuracy_N
-
-    def of(self, rows: NDArray[np.int64]) -> Floats:
-        """Return the values of the given prompts, always with the current φ."""
-        return self.all()[rows] if self.rescore_share == 1.0 else self._compute(torch.from_numpy(rows))
-
-    def fitted(self, rows: NDArray[np.int64]) -> None:
-        """Update the values after a fit of φ on the given prompts."""
-        if self.rescore_share == 1.0:
-            self._accuracy_N = None
-            return
-        accuracy_N = self.all() if self._accuracy_N is None else self._accuracy_N
-        count = len(accuracy_N)
-        end = min(self.next + math.ceil(self.rescore_share * count), count)
-        accuracy_N[self.next : end] = self._compute(slice(self.next, end))
-        accuracy_N[rows] = self._compute(torch.from_numpy(rows))
-        self.next = end % count
-
-    def fits_ago(self) -> NDArray[np.int64]:
-        """Return the number of fits since each prompt's last turn to be recomputed, [N]; 0 if ``rescore_share`` is 1.
-
-        Prompts that have not had a turn get the number that earlier rounds would have given.
-        """
-        count = len(self.embeddings_NH)
-        if self.rescore_share == 1.0:
-            return np.zeros(count, dtype=np.int64)
-        turn = math.ceil(self.rescore_share * count)
-        turns = math.ceil(count / turn)
-        return (self.next // turn - 1 - np.arange(count) // turn) % turns
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the values if ``rescore_share`` is below 1; otherwise they are recomputed and there is no state."""
-        if self.rescore_share == 1.0 or self._accuracy_N is None:
-            return {}
-        return {"accuracy": torch.from_numpy(self._accuracy_N.copy()), "next": self.next}
-
-    def load_state_dict(self, state: dict[str, Any], rows: NDArray[np.int64]) -> None:
-        """Restore the state that `state_dict` returned for the prompts now in ``rows``; recompute the others."""
         self._accuracy_N = None
-        if state and self.rescore_share < 1.0:
-            self.next = state["next"] if len(rows) == len(self.embeddings_NH) else 0
-            self.all()[rows] = state["accuracy"].numpy()
-
-    def _compute(self, rows: slice | Tensor) -> Floats:
-        accuracy: Floats = self.learner.accuracy(self.embeddings_NH[rows]).double().cpu().numpy()
-        return accuracy
 
 
-def feature_moments(embeddings_NH: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each feature's mean and standard deviation (at least 1e-6), float32 [H], in one pass over the prompts."""
-    total_H = torch.zeros(embeddings_NH.shape[1], dtype=torch.float64, device=embeddings_NH.device)
-    squares_H = torch.zeros_like(total_H)
-    shift_H = embeddings_NH[0].double()  # without the large common offset, squares keep their precision
-    for part in torch.split(embeddings_NH, CHUNK):
-        shifted = part.double() - shift_H
-        total_H += shifted.sum(dim=0)
-        squares_H += shifted.square().sum(dim=0)
-    mean_H = total_H / len(embeddings_NH)
-    variance_H = (squares_H / len(embeddings_NH) - mean_H.square()).clamp_min(0.0)
-    return (mean_H + shift_H).float(), variance_H.sqrt().clamp_min(1e-6).float()
-
-
-def project(embeddings_NH: Tensor, size: int) -> Tensor:
-    """Return the first ``size`` principal components of the standardised embeddings: float16 [N, size].
-
-    This saves time with very many prompts: log Z of 128 features costs a hundredth of log Z of 1,536 features.
-
-    Raises ValueError if there are fewer than ``size`` features or prompts.
-    """
-    prompts, features = embeddings_NH.shape
-    if not 1 <= size <= min(features, prompts):
-        raise ValueError(f"cannot project {prompts} prompts of {features} features to {size}")
-    mean_H, scale_H = feature_moments(embeddings_NH)
-    rows = torch.linspace(0, prompts - 1, min(prompts, PROJECTION_SAMPLE), dtype=torch.float64).long()
-    sample_SH = (embeddings_NH[rows].float() - mean_H) / scale_H
-    _, vectors_HH = torch.linalg.eigh(sample_SH.T @ sample_SH)  # in ascending order
-    to_HK = vectors_HH[:, -size:].flip(1)
-    parts = [((part.float() - mean_H) / scale_H @ to_HK).half() for part in torch.split(embeddings_NH, CHUNK)]
-    return torch.cat(parts)
+def balance_targets(reward_B: Tensor, log_ratio_B: Tensor, beta: float) -> Tensor:
+    """Return r − β·log-ratio, what β·log Z is fitted to, rounded to multiples of ``GRID``: float32 [B] on the CPU."""
+    target_B = (reward_B - beta * log_ratio_B.detach()).to("cpu", torch.float32)
+    return (target_B / GRID).round() * GRID
 
 
 def _block(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:

@@ -18,42 +18,41 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pacedrl.method.beliefs import AccuracyEstimator, EstimatorName, Partition
+from pacedrl.method.closed_form import ClosedFormPartition
 from pacedrl.method.estimator import (
+    ALL,
     CALIBRATION,
-    FLAT_MEAN,
-    FLAT_STRENGTH,
     STALE_STEPS,
-    Beliefs,
-    DiscountedCounts,
     Floats,
-    PriorStrength,
+    Indices,
     Rollouts,
+    Rows,
     calibration_metrics,
     pool_histogram,
 )
 from pacedrl.method.leases import Leases
 from pacedrl.method.objectives import trajectory_balance_advantage
-from pacedrl.method.partition import LogPartition, PartitionLearner, PartitionScores
+from pacedrl.method.partition import LogPartition, MlpPartition
 from pacedrl.method.selection import (
     NEVER,
-    Indices,
     ReplayBuffer,
     ReplayEntry,
     SelectionMethod,
+    last_solved,
+    rested,
     select,
     selection_score,
 )
 
 State = dict[str, Any]
-EstimatorName = Literal["partition", "counts", "combined", "oracle", "none"]
+PartitionName = Literal["mlp", "closed_form"]
 
 FULL_REWARD = 1.0
 """Reward of a correct completion. Only correct completions are candidates for replay."""
-PRIOR_RANGE = (0.01, 0.99)
-"""Range to which log Z's unbounded estimate is clipped before it becomes the mean of a Beta distribution."""
 
 
 class DifficultyScheduler:
@@ -63,21 +62,20 @@ class DifficultyScheduler:
         keys: one distinct, stable key per prompt.
         embeddings_NH: the prompts' embeddings in the order of ``keys``, floating-point and constant over the run; None
             if neither the estimator nor the trainer needs log Z.
-        learner: the partition function with its optimiser; by default one with default settings and ``beta``.
-        beta: temperature β of the objective; ignored if ``learner`` is given.
+        partition: log Z: ``mlp`` (the paper's) or ``closed_form`` (ours) with default settings; or a partition with
+            its own embeddings, in the order of ``keys``.
+        beta: temperature β of the objective; ignored if ``partition`` brings its own.
         replay: the replay buffer; by default one with the paper's settings.
         selection: how prompts are selected (`pacedrl.method.selection.selection_score`); the paper's is ``nearest``.
-        estimator: the source of accuracy estimates. ``partition``: β·log Z (the paper). ``counts``: the prompt's own
-            discounted results with a flat prior (MoPPS). ``combined``: the same results with β·log Z as the prior's
-            mean (ours). ``oracle``: the accuracies passed to `set_truth`. ``none``: no estimates.
+        estimator: the source of accuracy estimates, ``partition`` in the paper (`AccuracyEstimator`).
         target_accuracy: target accuracy τ in [0, 1].
         explore_fraction: share of a batch selected uniformly, in [0, 1].
+        retain_fraction: share of a batch selected among the prompts that were solved when last used, those used longest
+            ago first, in [0, 1].
         cooldown_steps: number of steps that a prompt rests after use.
-        prior_strength: for ``combined``, the number of completions that log Z's estimate is worth, > 0; None learns it.
-        discount: for ``counts`` and ``combined``, the factor by which older results are multiplied at each visit, in
-            [0, 1].
-        rescore_share: share of the prompts whose log Z is recomputed after each fit, in (0, 1]. Values below 1 save
-            time with very many prompts, whose estimates are then up to 1/share steps old (`PartitionScores`).
+        candidates: m, to select from m·P prompts drawn uniformly at each step; None to select from all (the paper). It
+            explores at no cost, and a batch cannot fill with similar prompts (PCL, arXiv 2510.01135).
+        prior_strength, discount: of the estimator (`AccuracyEstimator`).
         seed: seed of selection and dropout. Random numbers are derived from (seed, step), so there is no generator
             state to save.
 
@@ -89,17 +87,18 @@ class DifficultyScheduler:
         keys: Sequence[str],
         embeddings_NH: Tensor | None = None,
         *,
-        learner: PartitionLearner | None = None,
+        partition: PartitionName | Partition = "mlp",
         beta: float = 0.05,
         replay: ReplayBuffer | None = None,
         selection: SelectionMethod = "nearest",
         estimator: EstimatorName = "partition",
         target_accuracy: float = 0.5,
         explore_fraction: float = 0.0,
+        retain_fraction: float = 0.0,
         cooldown_steps: int = 0,
+        candidates: int | None = None,
         prior_strength: float | None = 4.0,
         discount: float = 0.5,
-        rescore_share: float = 1.0,
         lease_steps: int = 8,
         seed: int = 0,
     ) -> None:
@@ -107,54 +106,33 @@ class DifficultyScheduler:
         self.index = {key: i for i, key in enumerate(self.keys)}
         if len(self.index) != len(self.keys):
             raise ValueError("prompt keys must be unique")
-        if embeddings_NH is None and estimator in ("partition", "combined"):
-            raise ValueError(f"the estimator '{estimator}' reads log Z, which needs embeddings_NH")
         if embeddings_NH is not None and len(embeddings_NH) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys but {len(embeddings_NH)} embeddings")
         if not 0.0 <= target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
-        self.learner = learner
-        self.scores: PartitionScores | None = None
-        if embeddings_NH is not None:
-            self.learner = learner or PartitionLearner(LogPartition(embeddings_NH, beta).to(embeddings_NH.device))
-            self.scores = PartitionScores(self.learner, embeddings_NH, rescore_share)
+        self.partition = _partition(partition, embeddings_NH, beta)
+        self.estimator = AccuracyEstimator(estimator, len(self.keys), self.partition, prior_strength, discount)
         self.replay_buffer = replay if replay is not None else ReplayBuffer()
         self.selection = selection
-        self.estimator = estimator
         self.target_accuracy = target_accuracy
         self.explore_fraction = explore_fraction
+        self.retain_fraction = retain_fraction
         self.cooldown_steps = cooldown_steps
-        self.prior_strength = PriorStrength(prior_strength)
-        self.counts = DiscountedCounts(len(self.keys), discount)
+        self.candidates = candidates
         self.leases = Leases(lease_steps)
         self.seed = seed
         self.step = 0
         self.last_used_N: Indices = np.full(len(self.keys), NEVER, dtype=np.int64)
         self.visits_N: Indices = np.zeros(len(self.keys), dtype=np.int64)
-        self._truth_N: Floats = np.full(len(self.keys), np.nan)
-
-    def beliefs(self) -> Beliefs:
-        """Return the estimator's current beliefs about every prompt's accuracy."""
-        point_N = np.full(len(self.keys), np.inf)
-        match self.estimator:
-            case "partition":
-                return Beliefs(self.partition_accuracy(), point_N)
-            case "counts":
-                return self.counts.posterior(np.full(len(self.keys), FLAT_MEAN), FLAT_STRENGTH)
-            case "combined":
-                return self.counts.posterior(self.partition_accuracy().clip(*PRIOR_RANGE), self.prior_strength.value)
-            case "oracle":
-                return Beliefs(self._truth_N, point_N)
-            case "none":
-                return Beliefs(np.full(len(self.keys), np.nan), point_N)
+        self.solved_N: NDArray[np.bool_] = np.zeros(len(self.keys), dtype=bool)
 
     def accuracy_estimates(self) -> Floats:
-        """Return p̂ of every prompt, shape [N]; with the default estimator this is β·log Z_φ with the current φ."""
-        return self.beliefs().mean_N
+        """Return p̂ of every prompt, shape [N]; with the default estimator this is β·log Z with the current φ."""
+        return self.estimator.mean()
 
     def accuracy_estimate(self, keys: Sequence[str]) -> Floats:
         """Return p̂ of the given prompts in their order; a key may recur. Raises KeyError for an unknown key."""
-        return self.accuracy_estimates()[self._rows(keys)]
+        return self.estimator.mean(self._rows(keys))
 
     def pool(self) -> dict[str, Any] | None:
         """Return the histogram of all estimates (`pacedrl.method.estimator.pool_histogram`); None without estimates."""
@@ -165,22 +143,23 @@ class DifficultyScheduler:
 
         It is infinite for point estimates.
         """
-        return self.beliefs().strength_N[self._rows(keys)]
+        return self.estimator.beliefs(self._rows(keys)).strength_N
 
     def log_z(self, keys: Sequence[str]) -> Tensor:
         """Return log Z_φ of the given prompts: float32 [len(keys)] on the CPU, without gradient."""
-        return torch.from_numpy(self._scores().of(self._rows(keys)) / self._scores().learner.beta).float()
+        return torch.from_numpy(self._log_z.accuracy(self._rows(keys)) / self._log_z.beta).float()
 
     def advantage(self, keys: Sequence[str], reward_B: ArrayLike) -> Tensor:
         """Return A = r/β − log Z_φ(x) of each completion: float32 [B] on the CPU."""
         reward = torch.as_tensor(np.asarray(reward_B, dtype=np.float32))
-        return trajectory_balance_advantage(reward, self.log_z(keys), self._scores().learner.beta)
+        return trajectory_balance_advantage(reward, self.log_z(keys), self._log_z.beta)
 
     def set_truth(self, accuracy_N: ArrayLike) -> None:
         """Set the true accuracies of all prompts, in the order of ``keys``, for the estimator ``oracle``."""
-        self._truth_N = np.asarray(accuracy_N, dtype=np.float64)
-        if self._truth_N.shape != (len(self.keys),):
-            raise ValueError(f"expected {len(self.keys)} accuracies, got shape {self._truth_N.shape}")
+        truth_N = np.asarray(accuracy_N, dtype=np.float64)
+        if truth_N.shape != (len(self.keys),):
+            raise ValueError(f"expected {len(self.keys)} accuracies, got shape {truth_N.shape}")
+        self.estimator.truth_N = truth_N
 
     def select(self, count: int) -> list[str]:
         """Return the keys of ``count`` distinct prompts to sample next, without leasing them.
@@ -190,20 +169,23 @@ class DifficultyScheduler:
         Raises ValueError if there are fewer than ``count`` prompts.
         """
         # Within a step the number of leases only grows, so that no two batches get the same random numbers.
-        drawn = [len(self.leases)] if self.leases else []
-        rng = np.random.default_rng([self.seed, self.step, *drawn])
-        score_N = selection_score(self.selection, self.beliefs(), self.visits_N, self.target_accuracy, rng)
-        allowed = self.leases.free(len(self.keys), at_least=count)
+        leases = [len(self.leases)] if self.leases else []
+        rng = np.random.default_rng([self.seed, self.step, *leases])
+        free_N = self.leases.free(len(self.keys), at_least=count)
+        retained = self._retained(round(count * self.retain_fraction), free_N, rng)
+        free_N[retained] = False
+        scored, rows = self._candidates(count - len(retained), free_N, rng)
+        score_P = selection_score(self.selection, self.estimator, scored, self.visits_N, self.target_accuracy, rng)
         chosen = select(
-            score_N[allowed],
-            self.last_used_N[allowed],
+            score_P[rows] if isinstance(scored, slice) else score_P,
+            self.last_used_N[rows],
             step=self.step,
-            count=count,
+            count=count - len(retained),
             explore_fraction=self.explore_fraction,
             cooldown_steps=self.cooldown_steps,
             rng=rng,
         )
-        return [self.keys[i] for i in allowed[chosen]]
+        return [self.keys[i] for i in (*retained, *rows[chosen])]
 
     def take(self, count: int) -> list[str]:
         """Select ``count`` prompts and lease them, so that the next call takes others; see "Asynchronous training"."""
@@ -242,9 +224,10 @@ class DifficultyScheduler:
             metrics |= calibration_metrics(estimate_P, observed_P)
             priority = dict(zip(results, np.abs(estimate_P - observed_P).tolist(), strict=True))
             metrics["replay/admitted"] = float(self.replay_buffer.add(self._replay_candidates(judged, priority)))
-            self._count(results)
+            self.estimator.observe(self._rows(results), list(results.values()))
+            self.solved_N[self._rows(results)] = observed_P >= FULL_REWARD
             parts = [judged] if replayed is None else [judged, replayed.judged()]
-            metrics["loss/partition"] = math.nan if self.scores is None else self._fit(self.scores, parts)
+            metrics["loss/partition"] = math.nan if self.partition is None else self._fit(self.partition, parts)
         used = np.unique(self._rows(fresh.keys))
         self.last_used_N[used] = self.step
         self.visits_N[used] += 1
@@ -260,12 +243,10 @@ class DifficultyScheduler:
             "keys": self.keys,
             "last_used": torch.from_numpy(self.last_used_N.copy()),
             "visits": torch.from_numpy(self.visits_N.copy()),
+            "solved": torch.from_numpy(self.solved_N.copy()),
             "leases": self.leases.state_dict(),
-            "right": torch.from_numpy(self.counts.right_N.copy()),
-            "wrong": torch.from_numpy(self.counts.wrong_N.copy()),
-            "prior_strength": self.prior_strength.state_dict(),
-            "learner": None if self.learner is None else self.learner.state_dict(),
-            "scores": None if self.scores is None else self.scores.state_dict(),
+            "estimator": self.estimator.state_dict(),
+            "partition": None if self.partition is None else self.partition.state_dict(),
             "replay": self.replay_buffer.state_dict(),
         }
 
@@ -284,27 +265,19 @@ class DifficultyScheduler:
         self.last_used_N[rows] = state["last_used"].numpy()
         self.visits_N[:] = int(state["visits"].min())
         self.visits_N[rows] = state["visits"].numpy()
+        self.solved_N[:] = False
+        self.solved_N[rows] = state["solved"].numpy()
         self.leases.load_state_dict(state["leases"], rows)
-        self.counts.right_N[:] = self.counts.wrong_N[:] = 0.0
-        self.counts.right_N[rows], self.counts.wrong_N[rows] = state["right"].numpy(), state["wrong"].numpy()
-        self.prior_strength.load_state_dict(state["prior_strength"])
-        if self.learner is not None:
-            self.learner.load_state_dict(state["learner"])
-        if self.scores is not None:
-            self.scores.load_state_dict(state["scores"], rows)
+        self.estimator.load_state_dict(state["estimator"], rows)
+        if self.partition is not None:
+            self.partition.load_state_dict(state["partition"])
         self.replay_buffer.load_state_dict(state["replay"])
 
-    def partition_accuracy(self) -> Floats:
-        """Return β·log Z_φ of every prompt with any estimator; it is recomputed only after a fit.
-
-        Raises ValueError if the scheduler has no log Z.
-        """
-        return self._scores().all()
-
-    def _scores(self) -> PartitionScores:
-        if self.scores is None:
+    @property
+    def _log_z(self) -> Partition:
+        if self.partition is None:
             raise ValueError("this scheduler was made without embeddings, so it has no log Z")
-        return self.scores
+        return self.partition
 
     def _rows(self, keys: Collection[str]) -> Indices:
         return np.fromiter((self.index[key] for key in keys), dtype=np.int64, count=len(keys))
@@ -319,20 +292,23 @@ class DifficultyScheduler:
             if reward >= FULL_REWARD and ids is not None
         ]
 
-    def _count(self, results: dict[str, list[float]]) -> None:
-        """Update the prior's strength by comparing the prior with the results, then add the results to the counts."""
-        rows = self._rows(results)
-        right_P = np.array([np.sum(rewards) for rewards in results.values()])
-        trials_P = np.array([float(len(rewards)) for rewards in results.values()])
-        if self.estimator == "combined":
-            variance_P = np.array(
-                [np.var(rewards, ddof=1) if len(rewards) > 1 else 0.0 for rewards in results.values()]
-            )
-            prior_P = self._scores().of(rows).clip(*PRIOR_RANGE)
-            self.prior_strength.observe(prior_P, right_P / trials_P, variance_P, trials_P)
-        self.counts.observe(rows, right_P, trials_P)
+    def _retained(self, count: int, free_N: NDArray[np.bool_], rng: np.random.Generator) -> Indices:
+        """Return at most ``count`` rested prompts that were solved when last used."""
+        if count == 0:
+            return np.empty(0, dtype=np.int64)
+        rested_N = self.last_used_N < self.step - self.cooldown_steps
+        return last_solved(self.solved_N & free_N & rested_N, self.last_used_N, count, rng)
 
-    def _fit(self, scores: PartitionScores, parts: list[Rollouts]) -> float:
+    def _candidates(self, count: int, free_N: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Rows, Indices]:
+        """Return the rows to score and the rows to select from."""
+        free = np.flatnonzero(free_N)
+        if self.candidates is None:
+            return ALL, free
+        free = free[rested(self.last_used_N[free], self.step, self.cooldown_steps, count, rng)]
+        rows: Indices = np.sort(rng.choice(free, min(self.candidates * count, len(free)), replace=False))
+        return rows, rows
+
+    def _fit(self, partition: Partition, parts: list[Rollouts]) -> float:
         """Fit log Z to the completions that have a target; return the loss, or NaN if none has one."""
         rows = np.concatenate([self._rows(part.keys) for part in parts])
         target_B = np.concatenate([np.asarray(part.partition_reward_B) for part in parts])
@@ -340,42 +316,40 @@ class DifficultyScheduler:
         known = ~np.isnan(target_B)
         if not known.any():
             return math.nan
-        loss = scores.learner.fit(
-            scores.embeddings_NH[torch.from_numpy(rows[known])],
+        return partition.fit(
+            rows[known],
             torch.from_numpy(target_B[known]).float(),
             torch.from_numpy(log_ratio_B[known]).float(),
             seed=int(np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0]),
         )
-        scores.fitted(np.unique(rows))
-        return loss
 
     def _state_metrics(self) -> dict[str, float]:
         return self.replay_buffer.metrics(self.step) | {
             "selection/coverage": float((self.last_used_N > NEVER).mean()),
-            "estimator/prior_strength": self.prior_strength.value if self.estimator == "combined" else math.nan,
+            "estimator/prior_strength": self.estimator.mean_strength,
             "estimator/stale": self._stale_share(),
         }
 
     def _stale_share(self) -> float:
-        """Return the share of prompts whose estimate rests mostly on evidence older than ``STALE_STEPS`` steps.
+        """Return the share of prompts whose estimate rests mostly on results older than ``STALE_STEPS`` steps.
 
-        The age of β·log Z is the time since it was computed, since a fit on other prompts updates it as well. It is 0
-        if ``rescore_share`` is 1. The age of counts is the time since the prompt's last visit; prompts without a visit
-        are not stale (``selection/coverage`` reports them). The estimator ``combined`` uses the age of whichever of the
-        two has the larger weight.
+        β·log Z is never stale, since a fit on other prompts updates it as well. Prompts that were never visited have no
+        results (``selection/coverage`` reports them).
         """
-        since_visit_N = self.step - 1 - self.last_used_N
-        counts_N = np.where(self.last_used_N == NEVER, 0, since_visit_N)
-        match self.estimator:
-            case "none":
-                return math.nan
-            case "oracle":
-                return 0.0
-            case "counts":
-                age_N = counts_N
-            case _:
-                age_N = np.minimum(self._scores().fits_ago(), since_visit_N).clip(max=self.step)
-                if self.estimator == "combined":
-                    own_N = self.counts.right_N + self.counts.wrong_N > self.prior_strength.value
-                    age_N = np.where(own_N, counts_N, age_N)
-        return float((age_N > STALE_STEPS).mean())
+        if self.estimator.name == "none":
+            return math.nan
+        old_N = self.step - 1 - self.last_used_N > STALE_STEPS
+        return float((self.estimator.rests_on_counts() & old_N).mean())
+
+
+def _partition(given: PartitionName | Partition, embeddings_NH: Tensor | None, beta: float) -> Partition | None:
+    """Return the partition given by name with default settings, or itself; None without embeddings."""
+    if not isinstance(given, str):
+        return given
+    if given not in ("mlp", "closed_form"):
+        raise ValueError(f"partition must be mlp or closed_form, got '{given}'")
+    if embeddings_NH is None:
+        return None
+    if given == "closed_form":
+        return ClosedFormPartition(embeddings_NH, beta, device=embeddings_NH.device)
+    return MlpPartition(LogPartition(embeddings_NH, beta).to(embeddings_NH.device), embeddings_NH)

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pacedrl.method.estimator import Beliefs, Floats
-
-Indices = NDArray[np.int64]
+from pacedrl.method.beliefs import AccuracyEstimator
+from pacedrl.method.estimator import Floats, Indices, Rows
 
 SelectionMethod = Literal["nearest", "uniform", "thompson", "learnability", "noise"]
 
@@ -22,33 +21,42 @@ QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
 def selection_score(
-    method: SelectionMethod, beliefs: Beliefs, visits_N: Indices, target: float, rng: np.random.Generator
+    method: SelectionMethod,
+    estimator: AccuracyEstimator,
+    rows: Rows,
+    visits_N: Indices,
+    target: float,
+    rng: np.random.Generator,
 ) -> Floats:
-    """Return a score for every prompt, [N]; the prompts with the lowest scores are selected.
+    """Return a score for each prompt in ``rows``; the prompts with the lowest scores are selected.
 
     - ``nearest``: |p̂ − τ| (PACED-RL, arXiv 2602.12642).
     - ``uniform``: the number of visits. With random tie-breaking this gives shuffled epochs: at any batch size, no
       prompt is drawn twice before all were drawn once.
-    - ``thompson``: |p − τ| with p drawn from the prompt's Beta posterior (MoPPS, arXiv 2507.04632).
+    - ``thompson``: |p − τ| with p drawn from the prompt's posterior (MoPPS, arXiv 2507.04632).
     - ``learnability``: −E[p(1 − p)] under the posterior, or −p̂(1 − p̂) for a point estimate. This is the criterion of
       LILO (Foster et al., 2025), computed from an estimate instead of extra rollouts.
     - ``noise``: uniform noise that is redrawn at each step, a control for ``nearest``.
 
     Raises ValueError if the method needs estimates and one of them is NaN.
     """
-    if method in ("nearest", "thompson", "learnability") and np.isnan(beliefs.mean_N).any():
-        raise ValueError("an accuracy estimate is NaN")
     match method:
         case "nearest":
-            return np.abs(beliefs.mean_N - target)
+            return np.abs(_known(estimator.mean(rows)) - target)
         case "uniform":
-            return visits_N.astype(np.float64)
+            return visits_N[rows].astype(np.float64)
         case "thompson":
-            return np.abs(beliefs.draw(rng) - target)
+            return np.abs(_known(estimator.draw(rng, rows)) - target)
         case "learnability":
-            return -beliefs.learnability()
+            return -_known(estimator.beliefs(rows).learnability())
         case "noise":
-            return rng.random(len(visits_N))
+            return rng.random(len(visits_N[rows]))
+
+
+def _known(values_P: Floats) -> Floats:
+    if np.isnan(values_P).any():
+        raise ValueError("an accuracy estimate is NaN")
+    return values_P
 
 
 def lowest(score_N: Floats, count: int, rng: np.random.Generator) -> Indices:
@@ -83,8 +91,8 @@ def rested(last_used_N: Indices, step: int, cooldown_steps: int, at_least: int, 
 
 
 def select(
-    score_N: Floats,
-    last_used_N: Indices,
+    score_P: Floats,
+    last_used_P: Indices,
     *,
     step: int,
     count: int,
@@ -92,15 +100,25 @@ def select(
     cooldown_steps: int,
     rng: np.random.Generator,
 ) -> Indices:
-    """Return ``count`` distinct prompts: a share of ``explore_fraction`` drawn uniformly, the rest by lowest score.
+    """Return the places of ``count`` distinct prompts: a share of ``explore_fraction`` uniformly, the rest by score.
 
     The number of explored prompts is rounded to the nearest integer.
     """
-    candidates = rested(last_used_N, step, cooldown_steps, count, rng)
+    free = rested(last_used_P, step, cooldown_steps, count, rng)
     explored = round(count * explore_fraction)
-    greedy = candidates[lowest(score_N[candidates], count - explored, rng)]
-    others = np.setdiff1d(candidates, greedy, assume_unique=True)
+    greedy = free[lowest(score_P[free], count - explored, rng)]
+    others = np.setdiff1d(free, greedy, assume_unique=True)
     return np.concatenate([greedy, rng.choice(others, size=explored, replace=False)])
+
+
+def last_solved(solved_N: NDArray[np.bool_], last_used_N: Indices, count: int, rng: np.random.Generator) -> Indices:
+    """Return at most ``count`` prompts that were solved when last used, those used longest ago first.
+
+    Training on a few of them keeps skills that selection by difficulty no longer visits (ours).
+    """
+    solved = rng.permutation(np.flatnonzero(solved_N))
+    oldest: Indices = solved[np.argsort(last_used_N[solved], kind="stable")[:count]]
+    return oldest
 
 
 def uninformative(rewards: Sequence[float]) -> str | None:

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from pacedrl.config import ModelConfig
 from pacedrl.distributed.sharding import Sharded, whole
+from pacedrl.errors import InputError
 from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
 from pacedrl.policy.chat_template import token_ids
 from pacedrl.policy.decoding import Decoding, choose_decoding
@@ -28,7 +29,9 @@ from pacedrl.policy.shared_prompts import can_share_prompts
 from pacedrl.types import Message
 
 Pooling = Literal["mean", "last"]
-"""How a prompt's hidden states are reduced to its embedding."""
+"""How a prompt's hidden states are reduced to its embedding: their mean over the tokens, or that of the last token."""
+Layer = Literal["middle", "last"]
+"""The hidden states that an embedding is made of: those after ⌈L/2⌉ of the L layers, or the last ones."""
 
 
 class Policy:
@@ -192,9 +195,21 @@ class Policy:
             (0.0 * logprobs_BT.sum()).backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def embed(self, prompt_ids: Sequence[Sequence[int]], pooling: Pooling = "mean") -> Tensor:
-        """Compute each prompt's last hidden state, the mean or that of the last token: float32 [P, H] on the CPU."""
-        hidden_PLH, mask_PL = self._hidden(prompt_ids)
+    def embed(self, prompt_ids: Sequence[Sequence[int]], pooling: Pooling = "mean", layer: Layer = "last") -> Tensor:
+        """Compute each prompt's embedding from the hidden states of a layer: float32 [P, H] on the CPU.
+
+        ``middle`` takes the output of layer ⌈L/2⌉ of L, counted from 1, as transformers' ``hidden_states`` lists it;
+        the output of a single layer is the last hidden state. Models with S parallel residual streams between their
+        layers, such as DeepSeek-V4 and Gemma 3n, give all of them: [P, S·H]. All layers are computed and kept for the
+        length of the call, because only so every architecture gives the right states.
+
+        Raises InputError if the model does not return the hidden states of its layers.
+        """
+        if layer == "middle":
+            output, mask_PL = self._decode(prompt_ids, output_hidden_states=True)
+            hidden_PLH = self._middle(output)
+        else:
+            hidden_PLH, mask_PL = self._hidden(prompt_ids)
         if pooling == "last":
             rows = torch.arange(len(hidden_PLH), device=hidden_PLH.device)
             return hidden_PLH[rows, mask_PL.sum(dim=1) - 1].float().cpu()
@@ -246,10 +261,25 @@ class Policy:
         return torch.cat([hidden_LH[span] for hidden_LH, span in zip(hidden_BLH, spans, strict=True)])
 
     def _hidden(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        output, mask_BL = self._decode(sequences)
+        return output.last_hidden_state, mask_BL
+
+    def _decode(self, sequences: Sequence[Sequence[int]], **options: bool) -> tuple[Any, Tensor]:
+        """Run the decoder on padded sequences. Returns its output and the mask of `padded`."""
         ids_BL, mask_BL = self.padded(sequences)
         with self.autocast():
-            output = self.decoder(input_ids=ids_BL, attention_mask=mask_BL.long(), use_cache=False)
-        return output.last_hidden_state, mask_BL
+            output = self.decoder(input_ids=ids_BL, attention_mask=mask_BL.long(), use_cache=False, **options)
+        return output, mask_BL
+
+    def _middle(self, output: Any) -> Tensor:
+        """Return the hidden states [P, L, H] in the middle of a decoder's output."""
+        states = getattr(output, "hidden_states", None)  # the input of the first layer and the output of each
+        if not states:
+            raise InputError(f"model.name: {type(self.causal_lm).__name__} returns no hidden states of its layers")
+        middle: Tensor = states[len(states) // 2]
+        if hasattr(self.config, "altup_num_inputs"):
+            middle = middle.movedim(0, 2)  # Gemma 3n puts its streams first, the others after the tokens
+        return middle.flatten(start_dim=2)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)

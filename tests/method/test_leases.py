@@ -37,7 +37,7 @@ def test_leases_are_what_was_taken_less_what_was_closed_or_is_too_old(
     free = leases.free(PROMPTS, at_least)
     others = set(range(PROMPTS)) - {row for row, _ in expected}
     added = [row for row, _ in expected][: max(at_least - len(others), 0)]
-    assert free.tolist() == sorted(others | set(added))
+    assert np.flatnonzero(free).tolist() == sorted(others | set(added))
     again = Leases(steps)
     reversed_rows = np.arange(PROMPTS)[::-1]
     again.load_state_dict(leases.state_dict(), reversed_rows)  # the prompts were reordered
@@ -104,7 +104,7 @@ def test_a_lease_ends_with_any_result_and_expires_without_one() -> None:
     assert scheduler.leased() == second[:2]
     scheduler.observe(bandit.rollouts(first))  # late, but not lost
     assert scheduler.leased() == []
-    evidence_N = scheduler.counts.right_N + scheduler.counts.wrong_N
+    evidence_N = scheduler.estimator.counts.right_N + scheduler.estimator.counts.wrong_N
     assert evidence_N[[scheduler.index[key] for key in [*first, *second]]].tolist() == [8] * 4 + [0, 0, 8, 8]
 
 

@@ -42,6 +42,7 @@ def test_a_fresh_adapter_changes_nothing(tiny: Policy, prompts: IDS, completions
     policy = adapted()
     assert torch.equal(policy.logprobs(prompts, completions)[0], tiny.logprobs(prompts, completions)[0])
     assert torch.equal(policy.embed(prompts), tiny.embed(prompts))
+    assert torch.equal(policy.embed(prompts, layer="middle"), tiny.embed(prompts, layer="middle"))
 
 
 def test_only_the_adapter_trains(prompts: IDS, completions: IDS) -> None:

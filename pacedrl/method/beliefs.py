@@ -1,0 +1,188 @@
+"""The estimators: how log Z, a prompt's own results, or the truth become a belief about its accuracy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pacedrl.method.closed_form import ClosedFormPartition
+from pacedrl.method.estimator import (
+    ALL,
+    FLAT_MEAN,
+    FLAT_STRENGTH,
+    STRENGTH_RANGE,
+    Beliefs,
+    DiscountedCounts,
+    Floats,
+    Indices,
+    PriorStrength,
+    Rows,
+)
+from pacedrl.method.partition import MlpPartition
+
+EstimatorName = Literal["partition", "counts", "combined", "oracle", "none"]
+Partition = MlpPartition | ClosedFormPartition
+
+PRIOR_RANGE = (0.01, 0.99)
+"""Range to which log Z's unbounded estimate is clipped before it becomes the mean of a Beta distribution."""
+TINY_VARIANCE = 1e-9
+"""Lower bound of a variance, against division by 0."""
+
+
+class AccuracyEstimator:
+    """Estimates the accuracy of N prompts, which are given by their rows.
+
+    - ``partition``: β·log Z (the paper). With a log Z in closed form, the belief is a Beta distribution with the
+      variance v(x) + u, where u is the variance that the features do not explain (`ClosedFormPartition`); with the MLP
+      it is a point.
+    - ``counts``: a Beta posterior from a flat prior and the prompt's own discounted results (MoPPS).
+    - ``combined``: the same posterior with β·log Z as the prior's mean (ours). The prior's strength is one number; or,
+      if ``prior_strength`` is None, that of the Beta distribution above for a log Z in closed form, and learned
+      (`PriorStrength`) for the MLP.
+    - ``oracle``: the accuracies in ``truth_N``, which the caller sets.
+    - ``none``: no estimates; all are NaN.
+
+    Args:
+        name: one of the above.
+        prompts: number N of prompts.
+        partition: log Z, or None for an estimator that does not read it.
+        prior_strength: for ``combined``, the number of completions that log Z's estimate is worth, > 0, or None.
+        discount: for ``counts`` and ``combined``, the factor by which older results are multiplied at each visit.
+    """
+
+    def __init__(
+        self,
+        name: EstimatorName,
+        prompts: int,
+        partition: Partition | None,
+        prior_strength: float | None,
+        discount: float,
+    ) -> None:
+        if partition is None and name in ("partition", "combined"):
+            raise ValueError(f"the estimator '{name}' reads log Z, which needs embeddings_NH")
+        self.name = name
+        self.partition = partition
+        self.counts = DiscountedCounts(prompts, discount)
+        self.prior_strength = PriorStrength(prior_strength)
+        self.truth_N: Floats = np.full(prompts, np.nan)
+        self.mean_strength = self.prior_strength.value if name == "combined" else float("nan")
+        """Number of completions that log Z's estimate was worth for the prompts of the last step, on average."""
+
+    def under(self, name: EstimatorName) -> AccuracyEstimator:
+        """Return the estimator of another name that has the same log Z and the same results."""
+        other = copy.copy(self)
+        other.name = name
+        return other
+
+    def mean(self, rows: Rows = ALL) -> Floats:
+        """Return p̂ of the prompts in ``rows``, by default of all. The caller must not write to the array."""
+        match self.name:
+            case "partition":
+                return self._log_z.accuracy(rows)
+            case "combined":
+                # Only where a prompt has results of its own does the mean depend on the prior's strength.
+                mean_P = self._log_z.accuracy(rows).clip(*PRIOR_RANGE)
+                own_P = (self.counts.right_N + self.counts.wrong_N)[rows] > 0.0
+                mean_P[own_P] = self.beliefs(np.arange(len(self.truth_N))[rows][own_P]).mean_N
+                return mean_P
+            case _:
+                return self.beliefs(rows).mean_N
+
+    def beliefs(self, rows: Rows = ALL) -> Beliefs:
+        """Return the beliefs about the given prompts. With a log Z in closed form, this costs O(F²) for each."""
+        match self.name:
+            case "partition":
+                mean_P = self._log_z.accuracy(rows)
+                if isinstance(self._log_z, MlpPartition):
+                    return points(mean_P)
+                mean_P = mean_P.clip(*PRIOR_RANGE)
+                return Beliefs(mean_P, self._strength(rows, mean_P))
+            case "counts":
+                return self.counts.posterior(np.full(len(self.truth_N), FLAT_MEAN)[rows], FLAT_STRENGTH, rows)
+            case "combined":
+                mean_P = self._log_z.accuracy(rows).clip(*PRIOR_RANGE)
+                return self.counts.posterior(mean_P, self._strength(rows, mean_P), rows)
+            case "oracle":
+                return points(self.truth_N[rows])
+            case "none":
+                return points(np.full(len(self.truth_N), np.nan)[rows])
+
+    def draw(self, rng: np.random.Generator, rows: Rows = ALL) -> Floats:
+        """Draw an accuracy for each given prompt; point estimates return their mean.
+
+        With a log Z in closed form, one draw of its weights gives the mean of every prompt, so similar prompts move
+        together. What the features do not explain is drawn for each prompt, given its own results if it has any.
+        """
+        if not self._reads_variance:
+            return self.beliefs(rows).draw(rng)
+        assert isinstance(self._log_z, ClosedFormPartition)
+        mean_P = self._log_z.draw(rng, rows).clip(*PRIOR_RANGE)
+        strength_P = beta_strength(mean_P, self._log_z.unseen_variance)
+        if self.name == "combined":
+            return self.counts.posterior(mean_P, strength_P, rows).draw(rng)
+        return Beliefs(mean_P, strength_P).draw(rng)
+
+    def observe(self, rows_P: Indices, rewards_P: list[list[float]]) -> None:
+        """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength."""
+        right_P = np.array([np.sum(rewards) for rewards in rewards_P])
+        trials_P = np.array([float(len(rewards)) for rewards in rewards_P])
+        if self.name == "combined":
+            variance_P = np.array([np.var(rewards, ddof=1) if len(rewards) > 1 else 0.0 for rewards in rewards_P])
+            prior_P = self._log_z.accuracy(rows_P).clip(*PRIOR_RANGE)
+            self.prior_strength.observe(prior_P, right_P / trials_P, variance_P, trials_P)
+            self.mean_strength = float(self._strength(rows_P, prior_P).mean())
+        self.counts.observe(rows_P, right_P, trials_P)
+
+    def rests_on_counts(self) -> NDArray[np.bool_]:
+        """Return for each prompt whether its own results weigh more than log Z does on average: [N]."""
+        own_N = self.counts.right_N + self.counts.wrong_N
+        least = {"counts": 0.0, "combined": self.mean_strength}.get(self.name, np.inf)
+        return own_N > least
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is learned, except log Z, as tensors and numbers."""
+        return {
+            "right": torch.from_numpy(self.counts.right_N.copy()),
+            "wrong": torch.from_numpy(self.counts.wrong_N.copy()),
+            "prior_strength": self.prior_strength.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], rows: Indices) -> None:
+        """Restore the state of the prompts that are now in ``rows``; the others have no results."""
+        self.counts.right_N[:] = self.counts.wrong_N[:] = 0.0
+        self.counts.right_N[rows], self.counts.wrong_N[rows] = state["right"].numpy(), state["wrong"].numpy()
+        self.prior_strength.load_state_dict(state["prior_strength"])
+
+    @property
+    def _log_z(self) -> Partition:
+        assert self.partition is not None
+        return self.partition
+
+    @property
+    def _reads_variance(self) -> bool:
+        """Whether the belief's width comes from log Z's variance."""
+        reads_z = self.name == "partition" or (self.name == "combined" and self.prior_strength.learned)
+        return reads_z and isinstance(self.partition, ClosedFormPartition)
+
+    def _strength(self, rows: Rows, mean_P: Floats) -> Floats:
+        """Return the number of completions that log Z's estimate is worth for each prompt."""
+        if not self._reads_variance:
+            return np.full(len(mean_P), self.prior_strength.value)
+        assert isinstance(self._log_z, ClosedFormPartition)
+        return beta_strength(mean_P, self._log_z.variance(rows) + self._log_z.unseen_variance)
+
+
+def points(mean_P: Floats) -> Beliefs:
+    """Return point estimates as beliefs."""
+    return Beliefs(mean_P, np.full(len(mean_P), np.inf))
+
+
+def beta_strength(mean_P: Floats, variance_P: Floats | float) -> Floats:
+    """Return the strength m(1 − m)/v − 1 of Beta distributions with mean m and variance v, limited to a range."""
+    strength_P: Floats = (mean_P * (1.0 - mean_P) / np.maximum(variance_P, TINY_VARIANCE) - 1.0).clip(*STRENGTH_RANGE)
+    return strength_P
