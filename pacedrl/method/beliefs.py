@@ -127,8 +127,11 @@ class AccuracyEstimator:
             return self.counts.posterior(mean_P, strength_P, rows).draw(rng)
         return Beliefs(mean_P, strength_P).draw(rng)
 
-    def observe(self, rows_P: Indices, rewards_P: list[list[float]]) -> None:
-        """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength."""
+    def observe(self, rows_P: Indices, rewards_P: list[list[float]], step_P: Indices, weight_P: Floats) -> None:
+        """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength.
+
+        ``step_P`` and ``weight_P`` are those of `DiscountedCounts.observe`.
+        """
         right_P = np.array([np.sum(rewards) for rewards in rewards_P])
         trials_P = np.array([float(len(rewards)) for rewards in rewards_P])
         if self.name == "combined":
@@ -136,7 +139,7 @@ class AccuracyEstimator:
             prior_P = self._log_z.accuracy(rows_P).clip(*PRIOR_RANGE)
             self.prior_strength.observe(prior_P, right_P / trials_P, variance_P, trials_P)
             self.mean_strength = float(self._strength(rows_P, prior_P).mean())
-        self.counts.observe(rows_P, right_P, trials_P)
+        self.counts.observe(rows_P, right_P, trials_P, step_P, weight_P)
 
     def rests_on_counts(self) -> NDArray[np.bool_]:
         """Return for each prompt whether its own results weigh more than log Z does on average: [N]."""
@@ -149,6 +152,7 @@ class AccuracyEstimator:
         return {
             "right": torch.from_numpy(self.counts.right_N.copy()),
             "wrong": torch.from_numpy(self.counts.wrong_N.copy()),
+            "newest": torch.from_numpy(self.counts.newest_N.copy()),
             "prior_strength": self.prior_strength.state_dict(),
         }
 
@@ -156,6 +160,8 @@ class AccuracyEstimator:
         """Restore the state of the prompts that are now in ``rows``; the others have no results."""
         self.counts.right_N[:] = self.counts.wrong_N[:] = 0.0
         self.counts.right_N[rows], self.counts.wrong_N[rows] = state["right"].numpy(), state["wrong"].numpy()
+        self.counts.newest_N[:] = -1
+        self.counts.newest_N[rows] = state["newest"].numpy()
         self.prior_strength.load_state_dict(state["prior_strength"])
 
     @property

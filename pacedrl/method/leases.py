@@ -1,4 +1,27 @@
-"""Leases: which prompts are under way, so that several batches can be sampled at the same time."""
+"""Leases: which prompts are under way, so that a trainer can have several batches sampled at the same time.
+
+In lock step, a trainer selects a batch, samples it, trains on it and observes it before it selects the next one. In an
+asynchronous trainer, results come late, out of order, in parts, or never. These are the rules:
+
+- `DifficultyScheduler.take` selects prompts and leases them. A prompt under lease is not selected again, unless too few
+  others are left: then the longest leased fill up the batch.
+- `DifficultyScheduler.observe` ends a policy step. Call it once for each update of the policy, with all results that
+  have come since the last call, from any batch. It closes the lease of every prompt in them, even if only a part of the
+  prompt's completions has come, or none could be judged.
+- Each completion may name the step of the policy that sampled it (`Rollouts.policy_step_B`). What the policy of one
+  step does on a prompt is one visit, in however many parts its results come. (If one call brings completions of a
+  prompt by several policies, the newest stands for all.)
+- Results of a policy that is a steps old have the weight γ^a (``age_discount``) in the prompt's counts and in the fit
+  of log Z. Replay counts the age of a completion from its policy step. If a newer policy has visited the prompt in the
+  meantime, late results are still added to the evidence, but are no visit. A log Z in closed form is fitted to each
+  part of a group as to a group, which overstates what it knows: give it whole groups if you can.
+- A lease expires after ``lease_steps`` policy steps, in case that its results never come. If they come after all, they
+  are evidence like any other, and so are results of prompts that were never leased.
+- Selection draws its random numbers from (seed, step, number of leases), so no two batches share them.
+  `DifficultyScheduler.release` returns prompts as if they had not been taken; another batch may then draw them.
+
+With one batch at a time, all this is the same as lock step. The state of the scheduler holds the leases.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +34,7 @@ from pacedrl.method.estimator import Indices
 class Leases:
     """The prompts under way: those that were taken to be sampled and whose results have not been observed yet.
 
-    A lease is a prompt's row and the policy step at which the prompt was taken. A prompt has at most one lease; taking
+    A lease is a prompt (its row) and the policy step at which it was taken. A prompt has at most one lease; taking
     it again replaces the lease. A lease ends when the prompt's results are observed or given up (`close`), or when they
     have not come within ``steps`` policy steps (`expire`). Leases are kept in the order in which they were taken.
 

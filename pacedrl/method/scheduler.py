@@ -13,7 +13,7 @@ sampled, sharded or trained, so any trainer that accepts one advantage per compl
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -51,6 +51,8 @@ from pacedrl.method.selection import (
 State = dict[str, Any]
 PartitionName = Literal["mlp", "closed_form"]
 
+LEAST_WEIGHT = 1e-6
+"""Lower bound of the weight of old results: the fit of log Z divides by the mean weight."""
 FULL_REWARD = 1.0
 """Reward of a correct completion. Only correct completions are candidates for replay."""
 
@@ -76,10 +78,14 @@ class DifficultyScheduler:
         candidates: m, to select from m·P prompts drawn uniformly at each step; None to select from all (the paper). It
             explores at no cost, and a batch cannot fill with similar prompts (PCL, arXiv 2510.01135).
         prior_strength, discount: of the estimator (`AccuracyEstimator`).
-        seed: seed of selection and dropout. Random numbers are derived from (seed, step), so there is no generator
-            state to save.
+        lease_steps: number of policy steps after which the lease of a prompt expires (`pacedrl.method.leases`), at
+            least 1; by default 8, the greatest age at which a completion is replayed.
+        age_discount: γ, the factor per policy step of age by which results of an older policy weigh less, in (0, 1].
+            With that of a log Z in closed form, late results weigh in it what they would weigh had they come in time.
+        seed: seed of selection and dropout. Random numbers are derived from (seed, step, number of leases), so there is
+            no generator state to save.
 
-    Raises ValueError for duplicate keys, missing embeddings, or a target accuracy outside [0, 1].
+    Raises ValueError for duplicate keys, missing embeddings, and settings out of range.
     """
 
     def __init__(
@@ -100,6 +106,7 @@ class DifficultyScheduler:
         prior_strength: float | None = 4.0,
         discount: float = 0.5,
         lease_steps: int = 8,
+        age_discount: float = 0.98,
         seed: int = 0,
     ) -> None:
         self.keys = list(keys)
@@ -108,6 +115,8 @@ class DifficultyScheduler:
             raise ValueError("prompt keys must be unique")
         if embeddings_NH is not None and len(embeddings_NH) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys but {len(embeddings_NH)} embeddings")
+        if not 0.0 < age_discount <= 1.0:
+            raise ValueError(f"age_discount must lie in (0, 1], got {age_discount}")
         if not 0.0 <= target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
         self.partition = _partition(partition, embeddings_NH, beta)
@@ -120,6 +129,7 @@ class DifficultyScheduler:
         self.cooldown_steps = cooldown_steps
         self.candidates = candidates
         self.leases = Leases(lease_steps)
+        self.age_discount = age_discount
         self.seed = seed
         self.step = 0
         self.last_used_N: Indices = np.full(len(self.keys), NEVER, dtype=np.int64)
@@ -188,7 +198,10 @@ class DifficultyScheduler:
         return [self.keys[i] for i in (*retained, *rows[chosen])]
 
     def take(self, count: int) -> list[str]:
-        """Select ``count`` prompts and lease them, so that the next call takes others; see "Asynchronous training"."""
+        """Return the keys that `select` returns and lease them, so that the next call returns others.
+
+        `pacedrl.method.leases` has the rules for a trainer with several batches under way.
+        """
         keys = self.select(count)
         self.leases.take(self._rows(keys), self.step)
         return keys
@@ -206,7 +219,9 @@ class DifficultyScheduler:
         return self.replay_buffer.draw(self.step)
 
     def observe(self, fresh: Rollouts, replayed: Rollouts | None = None) -> dict[str, float]:
-        """Learn from one step's rollouts: fit log Z, fill the replay buffer, count the visits, advance the step.
+        """Learn from one step's rollouts: fit log Z, fill the replay buffer, close leases, count visits, end the step.
+
+        ``fresh`` is what has come since the last call, from any batch. Prompts need not be under lease.
 
         Estimates are compared with observations before they are fitted to them, so the calibration metrics measure
         genuine predictions. They are NaN if no completion could be judged. ``replayed`` only takes part in the fit.
@@ -216,23 +231,25 @@ class DifficultyScheduler:
         used so far), ``estimator/prior_strength`` and ``estimator/stale``.
         """
         metrics = dict.fromkeys((*CALIBRATION, "loss/partition"), math.nan) | {"replay/admitted": 0.0}
+        policy_step = fresh.policy_step_by_prompt(self.step)
         judged = fresh.judged()
         if len(judged.keys) > 0:
             results = judged.rewards_by_prompt()
+            rows, step_P = self._rows(results), np.array([policy_step[key] for key in results])
             observed_P = np.array([np.mean(rewards) for rewards in results.values()])
             estimate_P = self.accuracy_estimate(list(results))
             metrics |= calibration_metrics(estimate_P, observed_P)
             priority = dict(zip(results, np.abs(estimate_P - observed_P).tolist(), strict=True))
-            metrics["replay/admitted"] = float(self.replay_buffer.add(self._replay_candidates(judged, priority)))
-            self.estimator.observe(self._rows(results), list(results.values()))
-            self.solved_N[self._rows(results)] = observed_P >= FULL_REWARD
-            parts = [judged] if replayed is None else [judged, replayed.judged()]
-            metrics["loss/partition"] = math.nan if self.partition is None else self._fit(self.partition, parts)
-        used = np.unique(self._rows(fresh.keys))
-        self.last_used_N[used] = self.step
-        self.visits_N[used] += 1
+            candidates = self._replay_candidates(judged, priority, policy_step)
+            metrics["replay/admitted"] = float(self.replay_buffer.add(candidates))
+            weight_P = np.maximum(self.age_discount ** (self.step - step_P), LEAST_WEIGHT)
+            self.estimator.observe(rows, list(results.values()), step_P, weight_P)
+            self._note_solved(rows, observed_P, step_P)
+            if self.partition is not None:
+                weight = dict(zip(results, weight_P.tolist(), strict=True))
+                metrics["loss/partition"] = self._fit(self.partition, judged, weight, replayed)
+        self._note_used(self._rows(policy_step), np.array(list(policy_step.values()), dtype=np.int64))
         self.step += 1
-        self.leases.close(used)
         self.leases.expire(self.step)
         return metrics | self._state_metrics()
 
@@ -282,15 +299,30 @@ class DifficultyScheduler:
     def _rows(self, keys: Collection[str]) -> Indices:
         return np.fromiter((self.index[key] for key in keys), dtype=np.int64, count=len(keys))
 
-    def _replay_candidates(self, judged: Rollouts, priority: dict[str, float]) -> list[ReplayEntry]:
+    def _replay_candidates(
+        self, judged: Rollouts, priority: Mapping[str, float], policy_step: Mapping[str, int]
+    ) -> list[ReplayEntry]:
         if judged.token_ids is None:
             return []
         rows = zip(judged.keys, np.asarray(judged.reward_B), judged.token_ids, judged.logprobs, strict=True)
+        oldest = self.step - self.replay_buffer.max_age  # what is older would only push others out of the buffer
         return [
-            ReplayEntry(key, tuple(ids), tuple(logprobs), float(reward), self.step, priority[key])
+            ReplayEntry(key, tuple(ids), tuple(logprobs), float(reward), policy_step[key], priority[key])
             for key, reward, ids, logprobs in rows
-            if reward >= FULL_REWARD and ids is not None
+            if reward >= FULL_REWARD and ids is not None and policy_step[key] >= oldest
         ]
+
+    def _note_solved(self, rows: Indices, observed_P: Floats, step_P: Indices) -> None:
+        """Note which prompts were solved in their newest visit, in all of its parts."""
+        newer_P, older_P = step_P > self.last_used_N[rows], step_P < self.last_used_N[rows]
+        solved_P = (observed_P >= FULL_REWARD) & (newer_P | self.solved_N[rows])
+        self.solved_N[rows] = np.where(older_P, self.solved_N[rows], solved_P)
+
+    def _note_used(self, rows: Indices, step_P: Indices) -> None:
+        """Close the prompts' leases and count a visit of those that were not used by this policy or a newer one."""
+        self.leases.close(rows)
+        self.visits_N[rows] += step_P > self.last_used_N[rows]
+        self.last_used_N[rows] = np.maximum(self.last_used_N[rows], step_P)
 
     def _retained(self, count: int, free_N: NDArray[np.bool_], rng: np.random.Generator) -> Indices:
         """Return at most ``count`` rested prompts that were solved when last used."""
@@ -308,11 +340,16 @@ class DifficultyScheduler:
         rows: Indices = np.sort(rng.choice(free, min(self.candidates * count, len(free)), replace=False))
         return rows, rows
 
-    def _fit(self, partition: Partition, parts: list[Rollouts]) -> float:
+    def _fit(
+        self, partition: Partition, judged: Rollouts, weight: Mapping[str, float], replayed: Rollouts | None
+    ) -> float:
         """Fit log Z to the completions that have a target; return the loss, or NaN if none has one."""
+        parts = [judged] if replayed is None else [judged, replayed.judged()]
         rows = np.concatenate([self._rows(part.keys) for part in parts])
         target_B = np.concatenate([np.asarray(part.partition_reward_B) for part in parts])
         log_ratio_B = np.concatenate([np.asarray(part.log_ratio_B) for part in parts])
+        weight_B = np.ones(len(rows))
+        weight_B[: len(judged.keys)] = [weight[key] for key in judged.keys]
         known = ~np.isnan(target_B)
         if not known.any():
             return math.nan
@@ -321,6 +358,7 @@ class DifficultyScheduler:
             torch.from_numpy(target_B[known]).float(),
             torch.from_numpy(log_ratio_B[known]).float(),
             seed=int(np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0]),
+            weight_B=torch.from_numpy(weight_B[known]),
         )
 
     def _state_metrics(self) -> dict[str, float]:

@@ -151,8 +151,8 @@ def most_learnable(rewards_P: Sequence[Sequence[float]], count: int) -> list[int
 class ReplayEntry:
     """A correct completion kept for later training.
 
-    ``logprobs`` are the behaviour policy's log-probabilities of the tokens, ``step`` is the step in which it was
-    sampled, and ``priority`` is |p̂ − p̄| of its prompt in that step.
+    ``logprobs`` are the behaviour policy's log-probabilities of the tokens, ``step`` is the step of that policy, and
+    ``priority`` is |p̂ − p̄| of its prompt in that step.
     """
 
     key: str
@@ -194,10 +194,11 @@ class ReplayBuffer:
         return len(ranked)
 
     def draw(self, step: int) -> list[ReplayEntry]:
-        """Drop entries older than ``max_age`` steps and return the others, oldest first."""
-        while self.entries and step - self.entries[0].step > self.max_age:
-            self.entries.popleft()
-        return list(self.entries)
+        """Drop entries older than ``max_age`` steps and return the others in the order of their admission."""
+        kept = [entry for entry in self.entries if step - entry.step <= self.max_age]
+        self.entries.clear()
+        self.entries.extend(kept)
+        return kept
 
     def metrics(self, step: int) -> dict[str, float]:
         """Return ``replay/size``, and mean and ``QUANTILES`` of ages (in steps) and priorities, NaN if it is empty."""
