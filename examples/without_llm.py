@@ -67,9 +67,9 @@ def train(policy: Policy, x_NF: Tensor, steps: int, seed: int, **options) -> tup
     """Train the policy in place; return the last step's π_old and the scheduler, whose keys are rows of ``x_NF``."""
     torch.manual_seed(seed)
     optimizer = torch.optim.Adam(policy.parameters(), LEARNING_RATE)
-    learner = method.PartitionLearner(method.LogPartition(x_NF, BETA, hidden_size=64))
+    partition = method.MlpPartition(method.LogPartition(x_NF, BETA, hidden_size=64), x_NF)
     keys = [str(row) for row in range(len(x_NF))]
-    scheduler = method.DifficultyScheduler(keys, x_NF, learner=learner, seed=seed, **options)
+    scheduler = method.DifficultyScheduler(keys, partition=partition, seed=seed, **options)
     for _ in range(steps):
         keys_B = [key for key in scheduler.select(PROMPTS_PER_STEP) for _ in range(GROUP_SIZE)]
         x_BF = x_NF[[int(key) for key in keys_B]]
@@ -99,17 +99,18 @@ def fit_to_frozen(log_mu_NS: Tensor, x_NF: Tensor, reward_NS: Tensor) -> Tensor:
     """Fit β·log Z [N] by trajectory balance against a frozen reference μ; a tabular policy has an optimum."""
     table_NS = nn.Parameter(log_mu_NS.clone())
     optimizer = torch.optim.Adam([table_NS], 0.03)
-    learner = method.PartitionLearner(method.LogPartition(x_NF, FROZEN_BETA, hidden_size=64, dropout=0.0))
+    partition = method.MlpPartition(method.LogPartition(x_NF, FROZEN_BETA, hidden_size=64, dropout=0.0), x_NF)
     mu_B1, mask_B1 = log_mu_NS.reshape(-1, 1), torch.ones(log_mu_NS.numel(), 1)  # a whole completion is one action
     for step in range(200):
-        log_pi_NS, log_z_N = table_NS.log_softmax(1), learner.partition(x_NF)
+        log_pi_NS, log_z_N = table_NS.log_softmax(1), partition.network(x_NF)
         advantage_NS = method.trajectory_balance_advantage(reward_NS, log_z_N[:, None], FROZEN_BETA)
         loss, _ = method.trajectory_balance(log_pi_NS.reshape(-1, 1), mu_B1, mask_B1, advantage_NS.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        learner.fit(x_NF, reward_NS.mean(1), (log_pi_NS - log_mu_NS).mean(1), seed=step)  # same gradient as all 256
-    return learner.accuracy(x_NF).double()
+        # The mean of the 256 completions has the same gradient as all of them.
+        partition.fit(np.arange(len(x_NF)), reward_NS.mean(1), (log_pi_NS - log_mu_NS).mean(1), seed=step)
+    return torch.from_numpy(partition.accuracy())
 
 
 def show(name: str, p: Tensor, estimate: Tensor) -> None:
@@ -132,7 +133,8 @@ def main(steps: int, seed: int) -> None:
         for group, rows in (("all", seen_N | True), ("selected", seen_N), ("never selected", ~seen_N)):
             if rows.any():
                 show(f"{name}: {group}", p_N[rows], estimate_N[rows])
-        show(f"{name}: held out", policy.enumerated(held_out_MF)[1], scheduler.learner.accuracy(held_out_MF).double())
+        estimate_M = torch.from_numpy(scheduler.partition.accuracy_of(held_out_MF))
+        show(f"{name}: held out", policy.enumerated(held_out_MF)[1], estimate_M)
         kl_N = (log_old_NS.exp() * (log_old_NS - log_new_NS)).sum(1)
         gap_N = best_intercept(log_old_NS, log_new_NS, reward_NS) - (p_old_N / BETA + kl_N)
         print(f"  |log Z* - (p_old/beta + KL)| <= {gap_N.abs().max():.0e}, beta*KL of a step: {BETA * kl_N.mean():.5f}")

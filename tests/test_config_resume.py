@@ -30,7 +30,7 @@ KEPT = {
     "GrpoConfig": "name scale_by_std ratio aggregation clip_low clip_high kl_coefficient sampler_weight_cap",
     "FlowRlConfig": "name beta clip_low clip_high",
     "GFlowRlConfig": "name beta weight_cap gap_raise gap_lower",
-    "SelectionConfig": "method target_accuracy explore_fraction cooldown_steps",
+    "SelectionConfig": "method target_accuracy explore_fraction retain_fraction candidates cooldown_steps",
     "PartitionEstimatorConfig": "name",
     "CountsEstimatorConfig": "name discount",
     "CombinedEstimatorConfig": "name discount prior_strength",
@@ -39,8 +39,10 @@ KEPT = {
     "NoGateConfig": "name",
     "DynamicGateConfig": "name max_batches",
     "LiloGateConfig": "name oversample",
-    "PartitionConfig": "learning_rate weight_decay fit_steps hidden_size dropout prior_accuracy embedding projection "
-    "rescore_share z_score_rewards",
+    "MlpPartitionConfig": "name learning_rate weight_decay fit_steps hidden_size dropout prior_accuracy embedding "
+    "layer z_score_rewards",
+    "ClosedFormPartitionConfig": "name discount components features length_scale prior_accuracy embedding layer "
+    "z_score_rewards",
     "ReplayConfig": "enabled capacity admit max_age anchor train_partition",
     "OptimizerConfig": "learning_rate weight_decay betas schedule warmup_steps mini_batches epochs max_grad_norm",
 }

@@ -14,8 +14,8 @@ from pacedrl.errors import InputError
 from pacedrl.recipes import RECIPES
 
 NAMES = """
-    grpo dr_grpo dapo gspo lilo mopps flowrl gflowrl tb tb_groupmean paced paced_select paced_replay paced_noise
-    paced_grpo paced_plus oracle
+    grpo dr_grpo dapo gspo lilo mopps pcl flowrl gflowrl tb tb_groupmean paced paced_closed paced_select paced_replay
+    paced_noise paced_grpo paced_plus oracle
 """.split()  # noqa: SIM905 - a column of names would be longer than the table below
 
 
@@ -35,11 +35,13 @@ TABLE = {
     "gspo": ("uniform", "none", "none", "grpo", False, 4, False, False),
     "lilo": ("uniform", "none", "lilo", "grpo", False, 1, False, False),
     "mopps": ("thompson", "counts", "none", "grpo", False, 1, False, False),
+    "pcl": ("nearest", "partition", "none", "grpo", False, 1, False, True),
     "flowrl": ("uniform", "none", "none", "flowrl", False, 1, True, True),
     "gflowrl": ("uniform", "none", "none", "gflowrl", False, 1, True, False),
     "tb": ("uniform", "partition", "none", "trajectory_balance", False, 1, False, True),
     "tb_groupmean": ("uniform", "none", "none", "trajectory_balance", False, 1, False, False),
     "paced": ("nearest", "partition", "none", "trajectory_balance", True, 1, False, True),
+    "paced_closed": ("nearest", "partition", "none", "trajectory_balance", True, 1, False, True),
     "paced_select": ("nearest", "partition", "none", "trajectory_balance", False, 1, False, True),
     "paced_replay": ("uniform", "partition", "none", "trajectory_balance", True, 1, False, True),
     "paced_noise": ("noise", "partition", "none", "trajectory_balance", True, 1, False, True),
@@ -62,6 +64,16 @@ def test_settings_of_each_recipe(name: str) -> None:
         config.objective.needs_reference,
         config.needs_partition,
     )
+
+
+def test_only_ours_have_log_z_in_closed_form_and_paced_closed_differs_from_paced_in_nothing_else() -> None:
+    assert [name for name in NAMES if Config(recipe=name).partition.name == "closed_form"] == ["paced_closed"]
+    paced, closed = Config(recipe="paced"), Config(recipe="paced_closed")
+    assert closed.model_copy(update={"recipe": "paced", "partition": paced.partition}) == paced
+
+
+def test_pcl_selects_from_four_times_as_many_candidates() -> None:
+    assert Config(recipe="pcl").selection.candidates == 4
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ class DifficultyScheduler:
             raise ValueError(f"age_discount must lie in (0, 1], got {age_discount}")
         if not 0.0 <= target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
+        if candidates is not None and candidates < 1:
+            raise ValueError(f"candidates must be at least 1, got {candidates}")
         self.partition = _partition(partition, embeddings_NH, beta)
         self.estimator = AccuracyEstimator(estimator, len(self.keys), self.partition, prior_strength, discount)
         self.replay_buffer = replay if replay is not None else ReplayBuffer()

@@ -1,4 +1,4 @@
-"""Real runs that sample one step ahead, and runs that rescore a share of the estimates per step."""
+"""Real runs that sample one step ahead."""
 
 from __future__ import annotations
 
@@ -102,21 +102,3 @@ def test_the_oracle_cannot_look_ahead(cli: CommandLine) -> None:
     result = cli("train", "c.yaml")
     assert result.code == 2
     assert "sampling.ahead: the oracle needs the accuracies of the current policy" in result.err
-
-
-MANY: dict[str, Any] = {"partition": {"rescore_share": 0.25, "projection": 8}}
-
-
-def test_estimates_rescored_in_turn_on_projected_embeddings_resume_bit_for_bit(cli: CommandLine) -> None:
-    whole, cut = (cli.write(f"{name}.yaml", tiny_run(name, run={"steps": STEPS}, **MANY)) for name in ("whole", "cut"))
-    assert cli("train", whole).code == 0
-    assert cli("train", cut, patch=kill_in_the_middle_of_a_row("metrics.jsonl", 8)).code == -signal.SIGKILL
-    assert cli("train", cut).code == 0
-    assert_same_run(cli.folder / "cut", cli.folder / "whole")
-
-
-def test_a_projection_to_more_than_there_is_is_refused(cli: CommandLine) -> None:
-    cli.write("c.yaml", tiny_run(partition={"projection": 65}))
-    result = cli("train", "c.yaml")
-    assert result.code == 2
-    assert "partition.projection: cannot project" in result.err

@@ -76,7 +76,7 @@ def test_the_final_estimate_agrees_with_held_out_accuracy(long_trained: Trainer)
     (task,) = long_trained.eval_tasks
     ids = [prompt.token_ids for prompt in task.prompts]
     embeddings_NH = Policy.load(ModelConfig(), torch.device("cpu")).embed(ids)
-    estimate = float(np.mean(long_trained.scheduler.learner.accuracy(embeddings_NH).numpy()))
+    estimate = float(np.mean(long_trained.scheduler.partition.accuracy_of(embeddings_NH)))
     assert estimate == pytest.approx(long_trained.folder.rows("eval.jsonl")[-1]["held/pass@1"], abs=0.12)
 
 

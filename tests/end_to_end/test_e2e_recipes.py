@@ -213,7 +213,7 @@ def test_flowrls_log_z_learns_the_mean_of_what_is_left(tmp_path: Path) -> None:
     trainer.train()
     log_z = trainer.scheduler.log_z(list(trainer.prompts))
     assert math.isfinite(float(log_z.abs().max()))
-    assert float((log_z * trainer.scheduler.learner.beta).abs().mean()) < 0.15  # type: ignore[union-attr]
+    assert float((log_z * trainer.scheduler.partition.beta).abs().mean()) < 0.15  # type: ignore[union-attr]
 
 
 def test_the_references_forward_passes_stop_for_ctrl_c(tmp_path: Path) -> None:

@@ -296,10 +296,10 @@ def test_prompts_fetched_in_parts_are_all_different(configure: Configure) -> Non
 def test_the_scheduler_has_the_configured_settings(configure: Configure) -> None:
     overrides = ("trainer.v1.paced.beta=0.1", "+trainer.v1.paced.cooldown_steps=3", "+trainer.v1.paced.seed=7")
     one, two = ready(configure(*overrides)), ready(configure(*overrides))
-    assert (one.scheduler.learner.beta, one.scheduler.cooldown_steps, one.scheduler.seed) == (0.1, 3, 7)
+    assert (one.scheduler.partition.beta, one.scheduler.cooldown_steps, one.scheduler.seed) == (0.1, 3, 7)
     assert len(one.scheduler.keys) == len(ROWS)
     assert one.scheduler.replay_buffer.entries.maxlen == ROOM * GROUP
-    state, again = (t.scheduler.learner.partition.state_dict() for t in (one, two))
+    state, again = (t.scheduler.partition.network.state_dict() for t in (one, two))
     assert all(torch.equal(state[name], again[name]) for name in state)
     assert integration._scheduler is two.scheduler
 

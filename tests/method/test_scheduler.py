@@ -7,26 +7,24 @@ import pytest
 import torch
 from bandits import BETA, Bandit, scheduler_for
 
-from pacedrl.method import DifficultyScheduler, LogPartition, PartitionLearner, Rollouts
+from pacedrl.method import DifficultyScheduler, LogPartition, MlpPartition, Rollouts
 
 
 def test_theorem_estimates_converge_to_the_accuracy_of_a_fixed_policy() -> None:
     """β·log Z → p_old at π_θ = π_old, within 0.05 for seen prompts and not much worse for unseen ones."""
     seen, unseen = Bandit(64, seed=0), Bandit(64, seed=1)
     torch.manual_seed(0)
-    partition = LogPartition(seen.embeddings(), BETA, hidden_size=64)
-    scheduler = DifficultyScheduler(
-        seen.keys, seen.embeddings(), learner=PartitionLearner(partition), explore_fraction=1.0
-    )
+    partition = MlpPartition(LogPartition(seen.embeddings(), BETA, hidden_size=64), seen.embeddings())
+    scheduler = DifficultyScheduler(seen.keys, partition=partition, explore_fraction=1.0)
     start = np.abs(scheduler.accuracy_estimates() - seen.accuracy).mean()
     for _ in range(250):
         scheduler.observe(seen.rollouts(scheduler.select(32)))
-    for group in scheduler.learner.optimizer.param_groups:
+    for group in partition.optimizer.param_groups:
         group["lr"] /= 10  # average out the noise of the last batches
     for _ in range(100):
         scheduler.observe(seen.rollouts(scheduler.select(32)))
     seen_error = np.abs(scheduler.accuracy_estimates() - seen.accuracy).mean()
-    unseen_error = np.abs(scheduler.learner.accuracy(unseen.embeddings()).numpy() - unseen.accuracy).mean()
+    unseen_error = np.abs(partition.accuracy_of(unseen.embeddings()) - unseen.accuracy).mean()
     print(f"mean absolute error: start {start:.3f}, seen {seen_error:.3f}, unseen {unseen_error:.3f}")
     assert start > 0.2
     assert seen_error <= 0.05
@@ -46,8 +44,9 @@ def test_theorem_off_policy_the_gap_is_beta_times_kl() -> None:
     action = torch.multinomial(old.exp(), samples, replacement=True, generator=generator)
     embeddings = torch.ones(1, 4)
     torch.manual_seed(0)
-    learner = PartitionLearner(LogPartition(embeddings, beta, dropout=0.0), learning_rate=0.02, fit_steps=200)
-    scheduler = DifficultyScheduler(["x"], embeddings, learner=learner)
+    network = LogPartition(embeddings, beta, dropout=0.0)
+    partition = MlpPartition(network, embeddings, learning_rate=0.02, fit_steps=200)
+    scheduler = DifficultyScheduler(["x"], partition=partition)
     log_ratio = (new - old)[action]
     metrics = scheduler.observe(Rollouts(["x"] * samples, reward_of[action].numpy(), log_ratio.numpy()))
     gap = scheduler.accuracy_estimates()[0] - accuracy
@@ -233,14 +232,12 @@ def test_the_combined_estimate_is_the_posterior_of_log_z_and_counts() -> None:
     scheduler = scheduler_for(bandit, estimator="combined", prior_strength=3.0, discount=0.5)
     scheduler.observe(Rollouts(["prompt-0"] * 4, [1.0, 1.0, 1.0, 0.0]))
     scheduler.observe(Rollouts(["prompt-0"] * 4, [0.0, 0.0, 1.0, 0.0]))
-    assert scheduler.learner is not None
-    z = scheduler.learner.accuracy(bandit.embeddings()).double().numpy().clip(0.01, 0.99)
+    assert scheduler.partition is not None
+    z = scheduler.partition.accuracy().clip(0.01, 0.99)
     right, wrong = 0.5 * 3 + 1, 0.5 * 1 + 3
     assert scheduler.accuracy_estimate(["prompt-0"])[0] == pytest.approx((3 * z[0] + right) / (3 + right + wrong))
     assert scheduler.accuracy_estimate(["prompt-1"])[0] == pytest.approx(z[1])
-    assert scheduler.log_z(["prompt-0"]).item() == pytest.approx(
-        scheduler.learner.accuracy(bandit.embeddings())[0].item() / BETA, rel=1e-5
-    )
+    assert scheduler.log_z(["prompt-0"]).item() == pytest.approx(scheduler.partition.accuracy()[0] / BETA, rel=1e-5)
 
 
 def test_thompson_selection_finds_the_medium_prompts_and_visits_the_others() -> None:
@@ -294,7 +291,7 @@ def test_completions_without_a_target_stay_out_of_the_fit_but_count() -> None:
     partly.observe(Rollouts(bandit.keys[:4], [1.0, 0.0, 1.0, 0.0], partition_reward_B=targets))
     only.observe(Rollouts(bandit.keys[:2], [1.0, 0.0], partition_reward_B=targets[:2]))
     assert torch.equal(partly.log_z(bandit.keys), only.log_z(bandit.keys))
-    assert partly.counts.right_N.sum() == 2
+    assert partly.estimator.counts.right_N.sum() == 2
     assert np.isnan(partly.observe(Rollouts(["prompt-0"], [1.0], partition_reward_B=[np.nan]))["loss/partition"])
 
 

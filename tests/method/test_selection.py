@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pacedrl.method import Beliefs, most_learnable, uninformative
-from pacedrl.method.selection import NEVER, lowest, rested, select, selection_score
+from pacedrl.method import AccuracyEstimator, Beliefs, most_learnable, uninformative
+from pacedrl.method.estimator import ALL, Floats, Rows
+from pacedrl.method.selection import NEVER, SelectionMethod, last_solved, lowest, rested, select, selection_score
 
 estimates = arrays(np.float64, st.integers(1, 60), elements=st.floats(-0.5, 1.5))
 REWARDS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=8)
@@ -19,9 +20,23 @@ def points(mean_N: np.ndarray) -> Beliefs:
     return Beliefs(mean_N, np.full(len(mean_N), np.inf))
 
 
-def score(method: str, beliefs: Beliefs, seed: int = 0, target: float = 0.5) -> np.ndarray:
+class Believing(AccuracyEstimator):
+    """An estimator with the given beliefs."""
+
+    def __init__(self, given: Beliefs) -> None:
+        super().__init__("none", len(given.mean_N), None, None, 0.5)
+        self.given = given
+
+    def mean(self, rows: Rows = ALL) -> Floats:
+        return self.given.mean_N[rows]
+
+    def beliefs(self, rows: Rows = ALL) -> Beliefs:
+        return Beliefs(self.given.mean_N[rows], self.given.strength_N[rows])
+
+
+def score(method: SelectionMethod, beliefs: Beliefs, seed: int = 0, target: float = 0.5) -> np.ndarray:
     visits_N = np.zeros(len(beliefs.mean_N), dtype=np.int64)
-    return selection_score(method, beliefs, visits_N, target, np.random.default_rng(seed))  # type: ignore[arg-type]
+    return selection_score(method, Believing(beliefs), ALL, visits_N, target, np.random.default_rng(seed))
 
 
 @given(estimates, st.floats(0, 1), st.data())
@@ -51,13 +66,13 @@ def test_refuses_too_few_prompts() -> None:
 
 
 @pytest.mark.parametrize("method", ["nearest", "thompson", "learnability"])
-def test_refuses_an_estimate_that_is_no_number(method: str) -> None:
+def test_refuses_an_estimate_that_is_no_number(method: SelectionMethod) -> None:
     with pytest.raises(ValueError, match="NaN"):
         score(method, points(np.array([0.5, np.nan])))
 
 
 @pytest.mark.parametrize("method", ["uniform", "noise"])
-def test_what_reads_no_estimate_needs_none(method: str) -> None:
+def test_what_reads_no_estimate_needs_none(method: SelectionMethod) -> None:
     assert len(score(method, points(np.full(3, np.nan)))) == 3
 
 
@@ -86,6 +101,29 @@ def test_learnability_is_the_posterior_mean_of_p_times_one_less_p(alpha: float, 
 def test_learnability_of_a_point_estimate_peaks_at_one_half() -> None:
     scores = -score("learnability", points(np.array([-0.2, 0.0, 0.3, 0.5, 0.7, 1.0, 1.3])))
     assert scores == pytest.approx([0.0, 0.0, 0.21, 0.25, 0.21, 0.0, 0.0])
+
+
+def test_a_score_of_some_rows_is_that_of_all() -> None:
+    beliefs = Beliefs(np.linspace(0, 1, 9), np.full(9, 4.0))
+    rows, visits_N = np.array([6, 1, 3]), np.arange(9)
+    for method in ("nearest", "uniform", "learnability"):
+        some, every = (
+            selection_score(method, Believing(beliefs), at, visits_N, 0.3, np.random.default_rng(0))
+            for at in (rows, ALL)
+        )
+        assert np.array_equal(some, every[rows])
+
+
+def test_solved_prompts_return_longest_ago_first_with_ties_at_random() -> None:
+    solved_N, last_used_N = np.array([True, True, False, True, True]), np.array([7, 3, 0, 5, 3])
+    firsts = set()
+    for seed in range(50):
+        chosen = last_solved(solved_N, last_used_N, 3, np.random.default_rng(seed)).tolist()
+        assert set(chosen[:2]) == {1, 4}
+        assert chosen[2] == 3
+        firsts.add(chosen[0])
+    assert firsts == {1, 4}
+    assert len(last_solved(solved_N, last_used_N, 9, np.random.default_rng(0))) == 4
 
 
 @given(REWARDS)

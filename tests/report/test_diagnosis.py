@@ -152,7 +152,7 @@ def test_estimates_that_miss(run: RunLogs) -> None:
     assert finding.id == "not-calibrated"
     assert f"Z is not calibrated: MAE {sum(missed) / len(missed):.2f} after 60 steps" in finding.text
     assert "(0.07 by chance with 8 samples per prompt)" in finding.text  # of p = 0.95
-    assert finding.remedy == "raise partition.learning_rate (0.002)"
+    assert finding.remedy == "set partition.name=closed_form"
     assert diagnose(with_groups(grown(run, 48), lambda row: {"accuracy_estimate": [0.95] * 8})) == []  # too early
 
     def ideal(row: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def test_estimates_that_miss(run: RunLogs) -> None:
             {"estimator/stale": 0.41},
             "stale-estimates",
             "stale for 41% of prompts",
-            "raise partition.rescore_share (1.0)",
+            "raise selection.explore_fraction",
         ),
         ({"replay/trained": 40.0}, "replay-dominates", "62% of the completions", "lower replay.capacity (8)"),
         (

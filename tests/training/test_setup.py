@@ -12,6 +12,7 @@ import torch
 
 from pacedrl.config import parse_config
 from pacedrl.errors import InputError
+from pacedrl.method import ClosedFormPartition, MlpPartition
 from pacedrl.policy.policy import Policy
 from pacedrl.rollouts.tasks import encode_tasks, load_tasks, shorten, unique_prompts
 from pacedrl.seeding import derive_seed
@@ -84,23 +85,48 @@ def test_every_setting_of_the_scheduler_reaches_it() -> None:
                 "fit_steps": 3,
             },
             "replay": {"capacity": 7, "admit": 2, "max_age": 3},
-            "selection": {"target_accuracy": 0.7, "explore_fraction": 0.25, "cooldown_steps": 6},
+            "selection": {
+                "target_accuracy": 0.7,
+                "explore_fraction": 0.25,
+                "cooldown_steps": 6,
+                "retain_fraction": 0.125,
+                "candidates": 9,
+            },
         }
     )
     scheduler = build_scheduler(config, ["a", "b"], torch.eye(2, 4))
-    assert scheduler.learner is not None
-    assert scheduler.learner.beta == 0.2
+    partition = scheduler.partition
+    assert isinstance(partition, MlpPartition)
+    assert partition.beta == 0.2
     assert scheduler.accuracy_estimate(["b", "a"]) == pytest.approx([0.3, 0.3])
     assert scheduler.log_z(["a"]).tolist() == pytest.approx([1.5])
-    bias = scheduler.learner.optimizer.param_groups[-1]
-    assert (bias["lr"], bias["weight_decay"], scheduler.learner.fit_steps) == (0.01, 0.2, 3)
-    layers = list(scheduler.learner.partition.layers)
+    bias = partition.optimizer.param_groups[-1]
+    assert (bias["lr"], bias["weight_decay"], partition.fit_steps) == (0.01, 0.2, 3)
+    layers = list(partition.network.layers)
     assert [layer.out_features for layer in layers if isinstance(layer, torch.nn.Linear)] == [5, 5, 1]
     assert {layer.p for layer in layers if isinstance(layer, torch.nn.Dropout)} == {0.4}
     buffer = scheduler.replay_buffer
     assert (buffer.entries.maxlen, buffer.admit, buffer.max_age) == (7, 2, 3)
     assert (scheduler.target_accuracy, scheduler.explore_fraction, scheduler.cooldown_steps) == (0.7, 0.25, 6)
+    assert (scheduler.retain_fraction, scheduler.candidates) == (0.125, 9)
     assert scheduler.seed == 11
+
+
+def test_every_setting_of_a_closed_form_reaches_it() -> None:
+    settings = {"name": "closed_form", "prior_accuracy": 0.3, "discount": 0.7, "components": 3, "features": 16}
+    one, two = (
+        build_scheduler(
+            parse_config({"objective": {"beta": 0.2}, "partition": {**settings, "length_scale": scale}}),
+            ["a", "b", "c"],
+            torch.eye(3, 4),
+        ).partition
+        for scale in (1.0, 2.0)
+    )
+    assert isinstance(one, ClosedFormPartition)
+    assert isinstance(two, ClosedFormPartition)
+    assert (one.beta, one.prior_accuracy, one.discount, one.features.size) == (0.2, 0.3, 0.7, 17)
+    assert one.features.components_HK.shape == (4, 3)
+    torch.testing.assert_close(one.features.frequencies_KF, 2 * two.features.frequencies_KF)
 
 
 @pytest.mark.parametrize(
