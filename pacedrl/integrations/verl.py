@@ -160,7 +160,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
 
     Departures from `pacedrl.training`: verl drops a completion whose reward function fails, so it is not counted
     anywhere, and each output of an agent loop with several outputs counts as a completion. verl's asynchronous trainers
-    are not supported, because they fetch prompts several steps ahead. Its older trainer (``use_v1=False``) is not
+    are not supported: this class extends the synchronous one. Its older trainer (``use_v1=False``) is not
     supported either: although only it calls a dataset's ``on_batch_end``, its workers have fetched the next rows by
     then.
 
