@@ -162,6 +162,7 @@ def test_late_results_weigh_in_a_closed_form_what_they_would_have_weighed_in_tim
         return ClosedFormPartition(BANDIT.embeddings(), discount=discount, components=4, features=16)
 
     scheduler = scheduler_for(partition=partition(), age_discount=discount, lease_steps=100)
+    scheduler.step = lag
     sampler, history = Sampler(seed, lag), list[Part]()
     for _ in range(12):
         # one prompt that is never taken has results in every step, so that both forget as often
@@ -171,7 +172,7 @@ def test_late_results_weigh_in_a_closed_form_what_they_would_have_weighed_in_tim
         scheduler.observe(rollouts(arrived))
         history += arrived
     reference = partition()
-    for step in range(12):
+    for step in range(scheduler.step):
         seen = [part for part in history if part.policy_step == step]
         rows_B = np.array([BANDIT.keys.index(part.key) for part in seen for _ in part.rewards])
         reward_B = torch.tensor([reward for part in seen for reward in part.rewards])
