@@ -127,7 +127,9 @@ class AccuracyEstimator:
             return self.counts.posterior(mean_P, strength_P, rows).draw(rng)
         return Beliefs(mean_P, strength_P).draw(rng)
 
-    def observe(self, rows_P: Indices, rewards_P: list[list[float]], step_P: Indices, weight_P: Floats) -> None:
+    def observe(
+        self, rows_P: Indices, rewards_P: list[list[float]], step_P: Indices | int, weight_P: Floats | float = 1.0
+    ) -> None:
         """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength.
 
         ``step_P`` and ``weight_P`` are those of `DiscountedCounts.observe`.

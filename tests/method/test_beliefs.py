@@ -20,9 +20,9 @@ def fitted(name: EstimatorName, prior_strength: float | None = None) -> Accuracy
     partition = ClosedFormPartition(bandit.embeddings(), features=64)
     estimator = AccuracyEstimator(name, PROMPTS, partition, prior_strength, discount=0.6)
     rows = np.arange(20)
-    for _ in range(3):
+    for step in range(3):
         rewards = (np.random.default_rng(5).random((20, 8)) < bandit.accuracy[:20, None]).astype(float)
-        estimator.observe(rows, rewards.tolist())
+        estimator.observe(rows, rewards.tolist(), step)
         partition.fit(rows.repeat(8), torch.from_numpy(rewards.ravel()).float(), torch.zeros(160))
     return estimator
 
