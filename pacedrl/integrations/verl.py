@@ -218,6 +218,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         settings = OmegaConf.to_container(self.config.trainer.v1.get(NAME) or OmegaConf.create())
         torch.manual_seed(settings.get("seed", 0))  # log Z's initial weights
         try:
+            settings = {"group_size": self.config.actor_rollout_ref.rollout.n} | settings
             return DifficultyScheduler(list(self.row_of), embeddings_NH, replay=replay, **settings)
         except (TypeError, ValueError) as error:
             raise InputError(f"trainer.v1.{NAME}: {error}") from None

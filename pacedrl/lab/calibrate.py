@@ -192,8 +192,9 @@ def _subsets(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -
 
 def _estimates(scheduler: DifficultyScheduler, last_mean_N: Floats, reads_z: bool) -> dict[str, Floats]:
     """Estimate all prompts' accuracies by each estimator, not only by the one that the run used."""
+    counts = "implied evidence (BOTS)" if scheduler.estimator.name == "bots" else "counts (MoPPS)"
     estimates = {
-        "counts (MoPPS)": scheduler.estimator.under("counts").mean(),
+        counts: scheduler.estimator.under("counts").mean(),
         "last group mean": last_mean_N,
         "one mean for all": np.full(len(scheduler.keys), last_mean_N.mean()),
     }

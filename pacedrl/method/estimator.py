@@ -146,6 +146,21 @@ class Beliefs:
         learnability_N: Floats = mean_N * (1.0 - mean_N) * shrinkage_N
         return learnability_N
 
+    def mixed(self, group_size: int) -> Floats:
+        """Return E[1 − p^G − (1 − p)^G], the probability that a group of G completions has unequal rewards of 0 and 1.
+
+        G is ``group_size``, at least 1. For a Beta distribution with mean m and strength κ, E[p^G] is the beta-binomial
+        probability Π_{i<G} (κ·m + i)/(κ + i); for a point estimate it is m^G, with m clipped to [0, 1].
+        """
+        mean_N = self.mean_N.clip(0.0, 1.0)
+        right_N, wrong_N = np.ones_like(mean_N), np.ones_like(mean_N)
+        for i in range(group_size):
+            share_N = i / self.strength_N  # (m + i/κ)/(1 + i/κ) is m for κ = ∞
+            right_N *= (mean_N + share_N) / (1.0 + share_N)
+            wrong_N *= (1.0 - mean_N + share_N) / (1.0 + share_N)
+        mixed_N: Floats = 1.0 - right_N - wrong_N
+        return mixed_N
+
 
 class DiscountedCounts:
     """Discounted numbers of right and wrong completions of every prompt.

@@ -13,8 +13,8 @@ asynchronous trainer, results come late, out of order, in parts, or never. These
   prompt by several policies, the newest stands for all.)
 - Results of a policy that is a steps old have the weight γ^a (``age_discount``) in the prompt's counts and in the fit
   of log Z. Replay counts the age of a completion from its policy step. If a newer policy has visited the prompt in the
-  meantime, late results are still added to the evidence, but are no visit. A log Z in closed form is fitted to each
-  part of a group as to a group, which overstates what it knows: give it whole groups if you can.
+  meantime, late results are still added to the evidence, but are no visit. A log Z in closed form, BOTS and GRESO take
+  each part of a group for a group, which overstates what is known: give them whole groups if you can.
 - A lease expires after ``lease_steps`` policy steps, in case that its results never come. If they come after all, they
   are evidence like any other, and so are results of prompts that were never leased.
 - Selection draws its random numbers from (seed, step, number of leases), so no two batches share them.

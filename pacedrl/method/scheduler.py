@@ -34,15 +34,18 @@ from pacedrl.method.estimator import (
     calibration_metrics,
     pool_histogram,
 )
+from pacedrl.method.greso import ZeroVarianceSkips
 from pacedrl.method.leases import Leases
 from pacedrl.method.objectives import trajectory_balance_advantage
 from pacedrl.method.partition import LogPartition, MlpPartition
 from pacedrl.method.selection import (
+    FULL_REWARD,
     NEVER,
     ReplayBuffer,
     ReplayEntry,
     SelectionMethod,
     last_solved,
+    replay_candidates,
     rested,
     select,
     selection_score,
@@ -53,8 +56,8 @@ PartitionName = Literal["mlp", "closed_form"]
 
 LEAST_WEIGHT = 1e-6
 """Lower bound of the weight of old results: the fit of log Z divides by the mean weight."""
-FULL_REWARD = 1.0
-"""Reward of a correct completion. Only correct completions are candidates for replay."""
+VISIT_STREAM = 1
+"""Distinguishes the random numbers drawn when a step ends from those that select."""
 
 
 class DifficultyScheduler:
@@ -77,7 +80,8 @@ class DifficultyScheduler:
         cooldown_steps: number of steps that a prompt rests after use.
         candidates: m, to select from m·P prompts drawn uniformly at each step; None to select from all (the paper). It
             explores at no cost, and a batch cannot fill with similar prompts (PCL, arXiv 2510.01135).
-        prior_strength, discount: of the estimator (`AccuracyEstimator`).
+        group_size: number G of completions of a prompt, for the selection ``mapp``.
+        prior_strength, discount, implied_weight: of the estimator (`AccuracyEstimator`).
         lease_steps: number of policy steps after which the lease of a prompt expires (`pacedrl.method.leases`), at
             least 1; by default 8, the greatest age at which a completion is replayed.
         age_discount: γ, the factor per policy step of age by which results of an older policy weigh less, in (0, 1].
@@ -103,8 +107,10 @@ class DifficultyScheduler:
         retain_fraction: float = 0.0,
         cooldown_steps: int = 0,
         candidates: int | None = None,
+        group_size: int = 8,
         prior_strength: float | None = 4.0,
         discount: float = 0.5,
+        implied_weight: float = 0.1,
         lease_steps: int = 8,
         age_discount: float = 0.98,
         seed: int = 0,
@@ -122,7 +128,9 @@ class DifficultyScheduler:
         if candidates is not None and candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
         self.partition = _partition(partition, embeddings_NH, beta)
-        self.estimator = AccuracyEstimator(estimator, len(self.keys), self.partition, prior_strength, discount)
+        self.estimator = AccuracyEstimator(
+            estimator, len(self.keys), self.partition, prior_strength, discount, implied_weight
+        )
         self.replay_buffer = replay if replay is not None else ReplayBuffer()
         self.selection = selection
         self.target_accuracy = target_accuracy
@@ -130,6 +138,8 @@ class DifficultyScheduler:
         self.retain_fraction = retain_fraction
         self.cooldown_steps = cooldown_steps
         self.candidates = candidates
+        self.group_size = group_size
+        self.skips = ZeroVarianceSkips(len(self.keys)) if selection == "greso" else None
         self.leases = Leases(lease_steps)
         self.age_discount = age_discount
         self.seed = seed
@@ -187,7 +197,10 @@ class DifficultyScheduler:
         retained = self._retained(round(count * self.retain_fraction), free_N, rng)
         free_N[retained] = False
         scored, rows = self._candidates(count - len(retained), free_N, rng)
-        score_P = selection_score(self.selection, self.estimator, scored, self.visits_N, self.target_accuracy, rng)
+        epoch_N = self.visits_N if self.skips is None else self.skips.next_epoch()
+        score_P = selection_score(
+            self.selection, self.estimator, scored, epoch_N, self.target_accuracy, self.group_size, rng
+        )
         chosen = select(
             score_P[rows] if isinstance(scored, slice) else score_P,
             self.last_used_N[rows],
@@ -235,21 +248,26 @@ class DifficultyScheduler:
         metrics = dict.fromkeys((*CALIBRATION, "loss/partition"), math.nan) | {"replay/admitted": 0.0}
         policy_step = fresh.policy_step_by_prompt(self.step)
         judged = fresh.judged()
-        if len(judged.keys) > 0:
-            results = judged.rewards_by_prompt()
+        results = judged.rewards_by_prompt()
+        if results:
             rows, step_P = self._rows(results), np.array([policy_step[key] for key in results])
             observed_P = np.array([np.mean(rewards) for rewards in results.values()])
             estimate_P = self.accuracy_estimate(list(results))
             metrics |= calibration_metrics(estimate_P, observed_P)
             priority = dict(zip(results, np.abs(estimate_P - observed_P).tolist(), strict=True))
-            candidates = self._replay_candidates(judged, priority, policy_step)
-            metrics["replay/admitted"] = float(self.replay_buffer.add(candidates))
+            oldest = self.step - self.replay_buffer.max_age
+            correct = replay_candidates(judged, priority, policy_step, oldest)
+            metrics["replay/admitted"] = float(self.replay_buffer.add(correct))
             weight_P = np.maximum(self.age_discount ** (self.step - step_P), LEAST_WEIGHT)
             self.estimator.observe(rows, list(results.values()), step_P, weight_P)
             self._note_solved(rows, observed_P, step_P)
             if self.partition is not None:
                 weight = dict(zip(results, weight_P.tolist(), strict=True))
                 metrics["loss/partition"] = self._fit(self.partition, judged, weight, replayed)
+        if self.skips is not None:
+            rng = np.random.default_rng([self.seed, self.step, 0, VISIT_STREAM])
+            used = np.unique(self._rows(fresh.keys))
+            self.skips.observe(used, self._rows(results), list(results.values()), rng)
         self._note_used(self._rows(policy_step), np.array(list(policy_step.values()), dtype=np.int64))
         self.step += 1
         self.leases.expire(self.step)
@@ -266,6 +284,7 @@ class DifficultyScheduler:
             "leases": self.leases.state_dict(),
             "estimator": self.estimator.state_dict(),
             "partition": None if self.partition is None else self.partition.state_dict(),
+            "skips": None if self.skips is None else self.skips.state_dict(),
             "replay": self.replay_buffer.state_dict(),
         }
 
@@ -290,6 +309,8 @@ class DifficultyScheduler:
         self.estimator.load_state_dict(state["estimator"], rows)
         if self.partition is not None:
             self.partition.load_state_dict(state["partition"])
+        if self.skips is not None:
+            self.skips.load_state_dict(state["skips"], rows)
         self.replay_buffer.load_state_dict(state["replay"])
 
     @property
@@ -300,19 +321,6 @@ class DifficultyScheduler:
 
     def _rows(self, keys: Collection[str]) -> Indices:
         return np.fromiter((self.index[key] for key in keys), dtype=np.int64, count=len(keys))
-
-    def _replay_candidates(
-        self, judged: Rollouts, priority: Mapping[str, float], policy_step: Mapping[str, int]
-    ) -> list[ReplayEntry]:
-        if judged.token_ids is None:
-            return []
-        rows = zip(judged.keys, np.asarray(judged.reward_B), judged.token_ids, judged.logprobs, strict=True)
-        oldest = self.step - self.replay_buffer.max_age  # what is older would only push others out of the buffer
-        return [
-            ReplayEntry(key, tuple(ids), tuple(logprobs), float(reward), policy_step[key], priority[key])
-            for key, reward, ids, logprobs in rows
-            if reward >= FULL_REWARD and ids is not None and policy_step[key] >= oldest
-        ]
 
     def _note_solved(self, rows: Indices, observed_P: Floats, step_P: Indices) -> None:
         """Note which prompts were solved in their newest visit, in all of its parts."""

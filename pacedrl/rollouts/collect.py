@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ Rollout = Callable[[list[str]], list[Group]]
 
 REASONS = ("all_right", "all_wrong", "all_equal", "unjudged", "less_learnable", "surplus")
 """Why a gate drops a group."""
+REFILL_FACTOR = 1.25
+"""Number of prompts sampled for each group that an adaptive batch is expected to add."""
 
 
 @dataclass
@@ -267,18 +270,31 @@ def collect(gate: GateConfig, count: int, take: Take, rollout: Rollout) -> Colle
 def _dynamic(gate: DynamicGateConfig, count: int, take: Take, rollout: Rollout) -> Collected:
     """DAPO's dynamic sampling. Informative groups beyond ``count`` are dropped, as in DAPO."""
     result = Collected()
-    kept = 0
+    kept, size = 0, count
     while kept < count and result.batches < gate.max_batches:
-        keys = take(count)
+        keys = take(size)
         if not keys:  # every prompt was sampled in this step
             break
         result.batches += 1
-        for group in rollout(keys):
-            result.sampled.append(group)
+        groups = rollout(keys)
+        for group in groups:
             group.dropped = uninformative(group.rewards) or ("surplus" if kept == count else None)
             kept += group.dropped is None
+        result.sampled += groups
+        if gate.adaptive_batch:
+            size = expected_to_fill(count - kept, sum(group.dropped is None for group in groups) / len(groups), count)
     result.capped = kept < count
     return result
+
+
+def expected_to_fill(missing: int, kept_share: float, largest: int) -> int:
+    """Return the number of prompts to sample next, at most ``largest``: 1.25·missing/kept_share (GRESO, arXiv
+    2506.02177).
+
+    The factor keeps a batch from falling short by a few groups. The paper's largest batch is 1.5 times as many prompts
+    as it trains on; ours is that number.
+    """
+    return min(largest, math.ceil(REFILL_FACTOR * missing / kept_share)) if kept_share > 0 else largest
 
 
 def _lilo(gate: LiloGateConfig, count: int, take: Take, rollout: Rollout) -> Collected:

@@ -301,6 +301,9 @@ def test_the_scheduler_has_the_configured_settings(configure: Configure) -> None
     state, again = (t.scheduler.partition.network.state_dict() for t in (one, two))
     assert all(torch.equal(state[name], again[name]) for name in state)
     assert integration._scheduler is two.scheduler
+    other = ready(configure("+trainer.v1.paced.selection=mapp", "+trainer.v1.paced.estimator=bots"))
+    assert (other.scheduler.selection, other.scheduler.estimator.name) == ("mapp", "bots")
+    assert other.scheduler.group_size == GROUP
 
 
 @pytest.mark.parametrize(

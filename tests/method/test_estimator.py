@@ -127,3 +127,30 @@ def test_the_histogram_of_the_pool_counts_what_lies_outside() -> None:
     assert (pool["below"], pool["above"]) == (1, 2)
     assert {i: count for i, count in enumerate(pool["counts"]) if count} == {0: 2, 1: 1, 10: 1, 19: 2}
     assert pool_histogram(np.full(3, np.nan)) is None
+
+
+def beta_function(a: float, b: float) -> float:
+    return math.exp(math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
+
+
+@given(st.floats(0.05, 30), st.floats(0.05, 30), st.integers(1, 32))
+def test_a_mixed_group_has_its_beta_binomial_probability(alpha: float, beta: float, group_size: int) -> None:
+    """E[p^G] = B(α + G, β)/B(α, β)."""
+    beliefs = Beliefs(np.array([alpha / (alpha + beta)]), np.array([alpha + beta]))
+    one = beta_function(alpha + group_size, beta) / beta_function(alpha, beta)
+    zero = beta_function(alpha, beta + group_size) / beta_function(alpha, beta)
+    assert beliefs.mixed(group_size)[0] == pytest.approx(1.0 - one - zero, abs=1e-9)
+    assert beliefs.mixed(2) == pytest.approx(2 * beliefs.learnability())
+
+
+def test_mixed_groups_of_points_and_distributions_side_by_side() -> None:
+    beliefs = Beliefs(np.array([0.5, 0.5, 0.25, -0.1, 1.2]), np.array([np.inf, 2.0, np.inf, np.inf, np.inf]))
+    expected = [
+        1 - 2 / 2**8,
+        1 - 2 / 9,
+        1 - 0.25**8 - 0.75**8,
+        0.0,
+        0.0,
+    ]  # all outcomes of Beta(1, 1) are equally likely
+    assert beliefs.mixed(8) == pytest.approx(expected)
+    assert beliefs.mixed(1) == pytest.approx(np.zeros(5))
