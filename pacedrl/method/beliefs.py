@@ -134,8 +134,13 @@ class AccuracyEstimator:
             return mean_P
         return self.counts.posterior(mean_P, beta_strength(mean_P, self._log_z.unseen_variance), rows).mean_N
 
-    def observe(self, rows_P: Indices, rewards_P: list[list[float]]) -> None:
-        """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength."""
+    def observe(
+        self, rows_P: Indices, rewards_P: list[list[float]], step_P: Indices | int, weight_P: Floats | float = 1.0
+    ) -> None:
+        """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength.
+
+        ``step_P`` and ``weight_P`` are those of `DiscountedCounts.observe`.
+        """
         right_P = np.array([np.sum(rewards) for rewards in rewards_P])
         trials_P = np.array([float(len(rewards)) for rewards in rewards_P])
         if self.name == "combined":
@@ -145,9 +150,10 @@ class AccuracyEstimator:
             self.mean_strength = float(self._strength(rows_P, prior_P).mean())
         if self.name == "bots":
             implied_N = implied_accuracy(self.mean(), rows_P, right_P / trials_P)
-            add_evidence(self.counts, rows_P, right_P, trials_P, implied_N, self.implied_weight)
+            evidence = weight_P * right_P, weight_P * trials_P
+            add_evidence(self.counts, rows_P, *evidence, implied_N, self.implied_weight)
         else:
-            self.counts.observe(rows_P, right_P, trials_P)
+            self.counts.observe(rows_P, right_P, trials_P, step_P, weight_P)
 
     def rests_on_counts(self) -> NDArray[np.bool_]:
         """Return for each prompt whether its own results weigh more than log Z does on average: [N]."""
@@ -160,6 +166,7 @@ class AccuracyEstimator:
         return {
             "right": torch.from_numpy(self.counts.right_N.copy()),
             "wrong": torch.from_numpy(self.counts.wrong_N.copy()),
+            "newest": torch.from_numpy(self.counts.newest_N.copy()),
             "prior_strength": self.prior_strength.state_dict(),
         }
 
@@ -167,6 +174,8 @@ class AccuracyEstimator:
         """Restore the state of the prompts that are now in ``rows``; the others have no results."""
         self.counts.right_N[:] = self.counts.wrong_N[:] = 0.0
         self.counts.right_N[rows], self.counts.wrong_N[rows] = state["right"].numpy(), state["wrong"].numpy()
+        self.counts.newest_N[:] = -1
+        self.counts.newest_N[rows] = state["newest"].numpy()
         self.prior_strength.load_state_dict(state["prior_strength"])
 
     @property

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pacedrl.method.beliefs import AccuracyEstimator
-from pacedrl.method.estimator import Floats, Indices, Rows
+from pacedrl.method.estimator import Floats, Indices, Rollouts, Rows
 
 SelectionMethod = Literal["nearest", "uniform", "thompson", "learnability", "mapp", "greso", "noise"]
 
 NEVER = -(2**40)
 """Value of ``last_used_N`` for a prompt that was never used."""
+FULL_REWARD = 1.0
+"""Reward of a correct completion. Only correct completions are candidates for replay."""
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 """Quantiles of the replay buffer's ages and priorities that are logged."""
 
@@ -157,8 +159,8 @@ def most_learnable(rewards_P: Sequence[Sequence[float]], count: int) -> list[int
 class ReplayEntry:
     """A correct completion kept for later training.
 
-    ``logprobs`` are the behaviour policy's log-probabilities of the tokens, ``step`` is the step in which it was
-    sampled, and ``priority`` is |p̂ − p̄| of its prompt in that step.
+    ``logprobs`` are the behaviour policy's log-probabilities of the tokens, ``step`` is the step of that policy, and
+    ``priority`` is |p̂ − p̄| of its prompt in that step.
     """
 
     key: str
@@ -167,6 +169,23 @@ class ReplayEntry:
     reward: float
     step: int
     priority: float
+
+
+def replay_candidates(
+    judged: Rollouts, priority: Mapping[str, float], policy_step: Mapping[str, int], oldest: int
+) -> list[ReplayEntry]:
+    """Return the correct completions that have tokens; ``priority`` and ``policy_step`` are those of their prompts.
+
+    Completions of policies before ``oldest`` are left out: they would only push others out of the buffer.
+    """
+    if judged.token_ids is None:
+        return []
+    completions = zip(judged.keys, np.asarray(judged.reward_B), judged.token_ids, judged.logprobs, strict=True)
+    return [
+        ReplayEntry(key, tuple(ids), tuple(logprobs), float(reward), policy_step[key], priority[key])
+        for key, reward, ids, logprobs in completions
+        if reward >= FULL_REWARD and ids is not None and policy_step[key] >= oldest
+    ]
 
 
 class ReplayBuffer:
@@ -200,10 +219,11 @@ class ReplayBuffer:
         return len(ranked)
 
     def draw(self, step: int) -> list[ReplayEntry]:
-        """Drop entries older than ``max_age`` steps and return the others, oldest first."""
-        while self.entries and step - self.entries[0].step > self.max_age:
-            self.entries.popleft()
-        return list(self.entries)
+        """Drop entries older than ``max_age`` steps and return the others in the order of their admission."""
+        kept = [entry for entry in self.entries if step - entry.step <= self.max_age]
+        self.entries.clear()
+        self.entries.extend(kept)
+        return kept
 
     def metrics(self, step: int) -> dict[str, float]:
         """Return ``replay/size``, and mean and ``QUANTILES`` of ages (in steps) and priorities, NaN if it is empty."""

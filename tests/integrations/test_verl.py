@@ -275,7 +275,6 @@ def test_each_batch_has_the_prompts_that_the_scheduler_selects(configure: Config
         ]
         rollouts = integration.Rollouts(expected, [float(step % 2)] * PROMPTS)
         trainer.scheduler.observe(rollouts)
-        trainer.named.clear()
         assert trainer.scheduler.select(PROMPTS) != expected
 
 

@@ -20,9 +20,9 @@ def fitted(name: EstimatorName, prior_strength: float | None = None) -> Accuracy
     partition = ClosedFormPartition(bandit.embeddings(), features=64)
     estimator = AccuracyEstimator(name, PROMPTS, partition, prior_strength, discount=0.6)
     rows = np.arange(20)
-    for _ in range(3):
+    for step in range(3):
         rewards = (np.random.default_rng(5).random((20, 8)) < bandit.accuracy[:20, None]).astype(float)
-        estimator.observe(rows, rewards.tolist())
+        estimator.observe(rows, rewards.tolist(), step)
         partition.fit(rows.repeat(8), torch.from_numpy(rewards.ravel()).float(), torch.zeros(160))
     return estimator
 
@@ -88,7 +88,7 @@ def test_draws_have_the_mean_and_variance_of_log_z() -> None:
 
 def test_one_draw_moves_equal_prompts_together_except_for_their_own_results() -> None:
     estimator = AccuracyEstimator("combined", 3, ClosedFormPartition(torch.zeros(3, 3)), None, 1.0)
-    estimator.observe(np.array([2]), [[1.0] * 4])
+    estimator.observe(np.array([2]), [[1.0] * 4], 0)
     draws = np.stack([estimator.draw(np.random.default_rng(seed)) for seed in range(100)])
     assert draws[:, 0] == pytest.approx(draws[:, 1], abs=1e-6)
     assert draws[:, 0].std() > 0.1

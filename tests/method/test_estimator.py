@@ -30,8 +30,8 @@ def test_counts_on_a_flat_prior_are_mopps(visits: list[tuple[int, int]], discoun
     """α ← λα + (1 − λ)α⁰ + s and β ← λβ + (1 − λ)β⁰ + n − s, from α⁰ = β⁰ = 1."""
     counts = DiscountedCounts(2, discount)
     alpha = beta = 1.0
-    for right, trials in visits:
-        counts.observe(np.array([1]), np.array([float(right)]), np.array([float(trials)]))
+    for step, (right, trials) in enumerate(visits):
+        counts.observe(np.array([1]), np.array([float(right)]), np.array([float(trials)]), step)
         alpha = discount * alpha + (1 - discount) + right
         beta = discount * beta + (1 - discount) + trials - right
     posterior = counts.posterior(np.full(2, FLAT_MEAN), FLAT_STRENGTH)
@@ -43,7 +43,7 @@ def test_counts_on_a_flat_prior_are_mopps(visits: list[tuple[int, int]], discoun
 def test_the_prior_fades_as_results_come_in() -> None:
     counts = DiscountedCounts(1, discount=1.0)
     for visit in range(1, 4):
-        counts.observe(np.array([0]), np.array([8.0]), np.array([8.0]))
+        counts.observe(np.array([0]), np.array([8.0]), np.array([8.0]), visit)
         posterior = counts.posterior(np.array([0.2]), 4.0)
         assert posterior.mean_N[0] == pytest.approx((4 * 0.2 + 8 * visit) / (4 + 8 * visit))
 

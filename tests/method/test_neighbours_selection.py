@@ -74,8 +74,8 @@ def test_greso_samples_no_prompt_twice_in_a_step_that_refills() -> None:
     bandit = polarised(60)
     scheduler = scheduler_for(bandit, "greso")
     run(scheduler, bandit, 8)
-    first = scheduler.select(16)
-    second = scheduler.select(40, exclude=first)
+    first = scheduler.take(16)
+    second = scheduler.take(40)
     assert len({*first, *second}) == 56
     scheduler.observe(bandit.rollouts(first + second, GROUP))
     assert scheduler.visits_N.sum() == 8 * 16 + 56

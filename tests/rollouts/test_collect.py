@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,11 +17,13 @@ class Pool:
 
     def __init__(self, rewards: list[list[float | None]]) -> None:
         self.rewards = {str(i): row for i, row in enumerate(rewards)}
+        self.left = list(self.rewards)
         self.asked: list[int] = []
 
-    def select(self, count: int, exclude: Collection[str]) -> list[str]:
+    def take(self, count: int) -> list[str]:
         self.asked.append(count)
-        return [key for key in self.rewards if key not in exclude][:count]
+        keys, self.left = self.left[:count], self.left[count:]
+        return keys
 
     def rollout(self, keys: list[str]) -> list[Group]:
         return [
@@ -32,7 +32,7 @@ class Pool:
         ]
 
     def collect(self, gate: NoGateConfig | DynamicGateConfig | LiloGateConfig, count: int) -> Collected:
-        return collect(gate, count, self.select, self.rollout)
+        return collect(gate, count, self.take, self.rollout)
 
 
 def keys(groups: list[Group]) -> list[str]:
