@@ -4,9 +4,9 @@
     python benchmarks/scheduler.py --sizes 10000,100000 --steps 3
 
 Synthetic prompts have 1,536 features (the hidden size of a 1.5B model) in a memory-mapped float16 file, as in a run. A
-step is 128 prompts of 8 completions, with 64 of 128 replayed. Estimates are kept in three ways: from the whole
-embedding, from 128 principal components, and from these with a tenth rescored per step. A run first spends ``prepare``
-once, on the moments of the features, the projection and the first estimates. "Peak" is the largest growth of the
+step is 128 prompts of 8 completions, with 64 of 128 replayed. log Z is the MLP or in closed form; in closed form,
+prompts are selected nearest to 0.5, by one joint draw, or from 4 times as many candidates with the variance of each. A
+run first spends ``prepare`` once, on the features and the first estimates. "Peak" is the largest growth of the
 process's own memory without the mapped file, sampled every hundredth of a second. Prints medians over the steps and the
 growth from one size to the next; the paper's steps take 308 to 1,086 seconds.
 """
@@ -26,14 +26,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from pacedrl.method import DifficultyScheduler, Rollouts, project
+from pacedrl.method import DifficultyScheduler, Rollouts
 
 PROMPTS, COMPLETIONS, TOKENS = 128, 8, 512
 PAPER_STEP_S = 308.0
 WAYS: dict[str, dict[str, Any]] = {
-    "whole embedding": {"components": None, "share": 1.0},
-    "128 components": {"components": 128, "share": 1.0},
-    "128 components, a tenth rescored": {"components": 128, "share": 0.1},
+    "MLP": {"partition": "mlp"},
+    "closed form": {"partition": "closed_form"},
+    "closed form, joint draw": {"partition": "closed_form", "selection": "thompson"},
+    "closed form, candidates": {
+        "partition": "closed_form",
+        "estimator": "combined",
+        "prior_strength": None,
+        "selection": "learnability",
+        "candidates": 4,
+    },
 }
 PHASES = ("prepare", "select", "observe", "replay")
 
@@ -60,7 +67,7 @@ def main() -> None:
                 path = Path(folder) / "embeddings.npy"
                 write_embeddings(path, size, options.features)
                 with context.Pool(1) as pool:  # its own process, so that only this size's memory counts
-                    found = watched(pool, (path, way["components"], way["share"], options.steps))
+                    found = watched(pool, (path, way, options.steps))
             cells = "".join(f"{found[phase]:>10.3f} s" for phase in PHASES)
             share = sum(found[phase] for phase in PHASES[1:]) / PAPER_STEP_S
             print(f"{size:>10,}{cells}{share:>11.3%}{found['peak'] / 2**20:>7.0f} MB")
@@ -84,7 +91,7 @@ def write_embeddings(path: Path, prompts: int, features: int) -> None:
     file.flush()
 
 
-def watched(pool: Pool, work: tuple[Path, int | None, float, int]) -> dict[str, float]:
+def watched(pool: Pool, work: tuple[Path, dict[str, Any], int]) -> dict[str, float]:
     """Run `measure` in the pool's process and add the largest growth of its memory in bytes."""
     process = pool.apply(os.getpid)
     before = peak = own_memory(process)
@@ -101,14 +108,13 @@ def own_memory(process: int) -> int:
     return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
-def measure(path: Path, components: int | None, share: float, steps: int) -> dict[str, float]:
+def measure(path: Path, way: dict[str, Any], steps: int) -> dict[str, float]:
     """Return the median seconds of each phase over the steps."""
     torch.manual_seed(0)
     mapped = torch.from_numpy(np.load(path, mmap_mode="c"))
     begin = time.perf_counter()
-    embeddings = mapped if components is None else project(mapped, components)
     keys = [f"{i:016x}" for i in range(len(mapped))]
-    scheduler = DifficultyScheduler(keys, embeddings, estimator="combined", rescore_share=share)
+    scheduler = DifficultyScheduler(keys, mapped, **way)
     scheduler.accuracy_estimates()
     seconds: dict[str, list[float]] = {"prepare": [time.perf_counter() - begin]}
     rng = np.random.default_rng(1)

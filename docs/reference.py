@@ -105,7 +105,7 @@ def _nested(model: type[BaseModel], package: Any, path: str, free: Callable[[Fie
 def _table(
     model: type[BaseModel], package: Any, path: str, free: Callable[[FieldInfo], str], own_fields_only: bool = False
 ) -> list[str]:
-    documented = package[model.__module__.removeprefix("pacedrl.config.")][model.__name__].members
+    documented = package[model.__module__.removeprefix("pacedrl.config.")][model.__name__].all_members
     schemas = model.model_json_schema()["properties"]
     rows = []
     for key, field in model.model_fields.items():

@@ -80,6 +80,21 @@ RECIPES: dict[str, Recipe] = {
         "arXiv 2507.04632",
         UNIFORM | GRPO | {"selection": {"method": "thompson"}, "estimator": {"name": "counts"}},
     ),
+    "mapp": Recipe(
+        "GRPO on prompts whose groups are most likely to have unequal rewards, by their Beta posterior",
+        "MaPP",
+        UNIFORM | GRPO | {"selection": {"method": "mapp"}, "estimator": {"name": "counts"}},
+    ),
+    "bots": Recipe(
+        "GRPO on prompts chosen by Thompson sampling, with implied evidence about the prompts not sampled",
+        "arXiv 2510.26374",
+        UNIFORM | GRPO | {"selection": {"method": "thompson"}, "estimator": {"name": "bots"}},
+    ),
+    "greso": Recipe(
+        "GRPO with dynamic sampling, skipping prompts whose last groups had equal rewards",
+        "arXiv 2506.02177",
+        UNIFORM | GRPO | {"selection": {"method": "greso"}, "gate": {"name": "dynamic", "adaptive_batch": True}},
+    ),
     "pcl": Recipe(
         "GRPO on prompts whose value, by a regression, is nearest to 0.5 among 4 times as many random candidates",
         "arXiv 2510.01135",

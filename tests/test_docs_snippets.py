@@ -13,6 +13,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +25,8 @@ from pacedrl import cli
 from pacedrl.config import apply_override, config_tree, load_config, parse_config
 from pacedrl.recipes import RECIPES
 
-QUICKSTART, GUIDE, FIRST_RUN, CONTRIBUTING = (
-    ROOT / f"docs/{name}.md" for name in ("index", "guide", "first_run", "contributing")
+QUICKSTART, GUIDE, FIRST_RUN, CONTRIBUTING, METHOD = (
+    ROOT / f"docs/{name}.md" for name in ("index", "guide", "first_run", "contributing", "method")
 )
 ALL_BLOCKS = [block for page in PAGES if page.name != "README.md" for block in blocks(page)]
 """Blocks of all pages except the README, whose blocks are tested in test_docs.py."""
@@ -107,6 +108,40 @@ def test_the_guides_python_reads_a_run(walked: Path, capsys: pytest.CaptureFixtu
     assert all(0.0 <= value <= 1.0 for value in (reward, mixed, error))
 
 
+class TwoBatches:
+    """A sampler with two batches under way, each of which arrives in two halves; the rewards are 1 and 0."""
+
+    def __init__(self) -> None:
+        self.halves: list[tuple[list[str], int]] = []
+
+    def has_room(self) -> bool:
+        return len(self.halves) < 4
+
+    def start(self, keys: list[str], policy_step: int) -> None:
+        self.halves += [(keys[::2], policy_step), (keys[1::2], policy_step)]
+
+    def finished(self) -> SimpleNamespace:
+        keys, policy_step = self.halves.pop(1)  # out of order
+        return SimpleNamespace(keys=keys * 2, rewards=[1.0, 0.0] * len(keys), policy_steps=policy_step)
+
+
+def test_the_loop_with_several_batches_under_way_runs() -> None:
+    (code,) = python_of(METHOD)
+    sampler, trained = TwoBatches(), list[str]()
+
+    def train(done: SimpleNamespace, advantage_B: torch.Tensor) -> float:
+        assert len(advantage_B) == len(done.keys)
+        trained.extend(done.keys)
+        return 0.0
+
+    keys = [f"prompt {i}" for i in range(200)]
+    names = {"keys": keys, "embeddings": torch.randn(200, 4), "steps": 6, "sampler": sampler, "train": train}
+    exec(code, names)
+    scheduler: Any = names["scheduler"]
+    assert sorted(scheduler.leased()) == sorted(key for half, _ in sampler.halves for key in half)
+    assert scheduler.visits_N.sum() == len(trained) / 2 == 6 * 16
+
+
 @pytest.mark.parametrize("block", of_language("python"), ids=lambda block: block.where)
 def test_python_is_a_reward_or_was_run(block: Block) -> None:
     if is_reward(block.text):
@@ -115,7 +150,13 @@ def test_python_is_a_reward_or_was_run(block: Block) -> None:
         assert names["reward"](prompts=["p"], completions=[" 4 "], answer=["4"]) == [1.0]
         assert names["reward"](prompts=["p"], completions=["5"], answer=["4"]) == [0.0]
     else:
-        run = {QUICKSTART: 2, GUIDE: 1, FIRST_RUN: 2, CONTRIBUTING: 4}  # run by the tests above and in other files
+        run = {
+            QUICKSTART: 2,
+            GUIDE: 1,
+            FIRST_RUN: 2,
+            CONTRIBUTING: 4,
+            METHOD: 1,
+        }  # run by the tests above and in other files
         assert [is_reward(code) for code in python_of(block.page)].count(False) == run.get(block.page)
 
 

@@ -14,8 +14,8 @@ from pacedrl.errors import InputError
 from pacedrl.recipes import RECIPES
 
 NAMES = """
-    grpo dr_grpo dapo gspo lilo mopps pcl flowrl gflowrl tb tb_groupmean paced paced_closed paced_select paced_replay
-    paced_noise paced_grpo paced_plus oracle
+    grpo dr_grpo dapo gspo lilo mopps mapp bots greso pcl flowrl gflowrl tb tb_groupmean paced paced_closed paced_select
+    paced_replay paced_noise paced_grpo paced_plus oracle
 """.split()  # noqa: SIM905 - a column of names would be longer than the table below
 
 
@@ -35,6 +35,9 @@ TABLE = {
     "gspo": ("uniform", "none", "none", "grpo", False, 4, False, False),
     "lilo": ("uniform", "none", "lilo", "grpo", False, 1, False, False),
     "mopps": ("thompson", "counts", "none", "grpo", False, 1, False, False),
+    "mapp": ("mapp", "counts", "none", "grpo", False, 1, False, False),
+    "bots": ("thompson", "bots", "none", "grpo", False, 1, False, False),
+    "greso": ("greso", "none", "dynamic", "grpo", False, 1, False, False),
     "pcl": ("nearest", "partition", "none", "grpo", False, 1, False, True),
     "flowrl": ("uniform", "none", "none", "flowrl", False, 1, True, True),
     "gflowrl": ("uniform", "none", "none", "gflowrl", False, 1, True, False),
@@ -89,7 +92,8 @@ def test_pcl_selects_from_four_times_as_many_candidates() -> None:
             {"scale_by_std": True, "ratio": "token", "aggregation": "token_mean", "clip_low": 0.2, "clip_high": 0.28},
         ),
         ("gspo", {"scale_by_std": True, "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}),
-        ("flowrl", {"beta": 1 / 15}),
+        ("flowrl", {"beta": 1 / 15, "clip_low": 0.2, "clip_high": 0.2}),
+        ("gflowrl", {"beta": 1 / 8, "weight_cap": 2.0, "gap_low": 0.2, "gap_high": 0.28}),
         ("tb_groupmean", {"beta": 0.05, "log_z": "group_mean"}),
         ("paced", {"beta": 0.05, "log_z": "learned"}),
         ("paced_plus", {"beta": 0.05, "log_z": "blended"}),
@@ -100,6 +104,9 @@ def test_values_from_the_papers(name: str, said: dict[str, Any]) -> None:
     assert {field: objective[field] for field in said} == said
     assert Config(recipe="lilo").gate.model_dump() == {"name": "lilo", "oversample": 4}
     assert Config(recipe="flowrl").partition.learning_rate is None
+    assert Config(recipe="bots").estimator.model_dump() == {"name": "bots", "discount": 0.9, "implied_weight": 0.1}
+    assert Config(recipe="greso").gate.model_dump() == {"name": "dynamic", "max_batches": 10, "adaptive_batch": True}
+    assert Config(recipe="pcl").selection.candidates == 4
 
 
 @pytest.mark.parametrize("name", NAMES)

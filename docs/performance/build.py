@@ -120,28 +120,20 @@ def scheduler() -> str:
 def selecting(way: str) -> str:
     """Return the seconds of selecting from a million prompts."""
     seconds = load("scheduler")[way][str(MILLION)]["select"]
-    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2f}"
 
 
-EMBEDDING, MILLION = 1536, 10**6
+def observing() -> str:
+    """Return the seconds of observing a step of a million prompts."""
+    return f"{load('scheduler')['closed form'][str(MILLION)]['observe']:.2f}"
 
 
-def multiplying() -> str:
-    """Return the seconds of log Z's two square layers for a million whole embeddings, at the machine's limit."""
-    return f"{2 * 2 * EMBEDDING**2 * MILLION / load('step')['rate']:.0f}"
+MILLION = 10**6
 
 
 def lower_precision() -> str:
     found = load("choices")["bfloat16"]
     return f"{found['after'] / found['before']:.0f}"
-
-
-def projection() -> str:
-    rows = [
-        [str(row["components"]), f"{row['share']:g}", *(f"{row[name]:.3f}" for name in ("error", "brier", "rank"))]
-        for row in load("projection")
-    ]
-    return table(["components", "rescored per step", "mean error", "Brier", "rank correlation"], rows)
 
 
 def output_layer() -> str:
@@ -194,7 +186,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "breakdown": breakdown,
     "scheduler": scheduler,
     "memory": output_layer,
-    "projection": projection,
 }
 FIGURES: dict[str, Callable[[], str]] = {
     "aims": aims,
@@ -207,11 +198,12 @@ FIGURES: dict[str, Callable[[], str]] = {
     "tiny": lambda: f"{ratio(load('tiny/as it comes'), 'step'):.1f}",
     "tiny tuned": lambda: f"{ratio(load('tiny/tuned'), 'step'):.1f}",
     "earlier tiny": lambda: f"{ratio(load('tiny_before/as it comes'), 'step'):.1f}",
-    "whole embedding": partial(selecting, "whole embedding"),
-    "projected": partial(selecting, "128 components"),
-    "multiplying": multiplying,
+    "MLP selecting": partial(selecting, "MLP"),
+    "closed form selecting": partial(selecting, "closed form"),
+    "closed form drawing": partial(selecting, "closed form, joint draw"),
+    "closed form of candidates": partial(selecting, "closed form, candidates"),
+    "closed form observing": observing,
     "bfloat16 without": lower_precision,
-    "rescored": partial(selecting, "128 components, a tenth rescored"),
     **{name: partial(gain, name) for name in ("packed body", "packed head", "joined", "grouped heads")},
     **{
         name: partial(gain, name)

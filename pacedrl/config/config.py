@@ -77,7 +77,7 @@ class Config(Section):
                 f"({self.sampling.max_new_tokens})"
             )
         objective, estimator = self.objective, self.estimator.name
-        if self.selection.method in ("nearest", "thompson", "learnability") and estimator == "none":
+        if self.selection.method in ("nearest", "thompson", "learnability", "mapp") and estimator == "none":
             raise ValueError(f"selection.method: '{self.selection.method}' needs an estimator; set estimator.name")
         if not self.has_posterior:
             remedy = "set estimator.name to counts or combined, or to partition with partition.name=closed_form"

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pacedrl.config.base import NonNegative, Positive, Probability, Section
 
-POSTERIORS = ("counts", "combined")
+POSTERIORS = ("counts", "combined", "bots")
 """Estimators that always give a distribution of a prompt's accuracy, not only a point estimate. ``partition`` gives one
 if log Z is in closed form."""
 
@@ -111,26 +111,28 @@ class FlowRlConfig(ObjectiveSection):
     beta: Annotated[float, Field(gt=0.0)] = 1 / 15
     """β: rewards are divided by it. FlowRL's paper multiplies them by its β = 15, which is 1/15 here."""
     clip_low: Probability = 0.2
-    """Lower bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
+    """Lower bound of the clip range [1 − clip_low, 1 + clip_high] of the importance weight, a ratio of whole
+    completions. The authors' newer code has no lower bound (1 here)."""
     clip_high: Annotated[float, Field(ge=0.0)] = 0.2
-    """Upper bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]."""
+    """Upper bound of the importance weight's clip range [1 − clip_low, 1 + clip_high]. The authors' newer code caps the
+    weight at 10 (9 here)."""
 
 
 class GFlowRlConfig(ObjectiveSection):
-    """GFlowRL: FlowRL with log Z estimated from the group. The defaults are assumptions; see `group_flow_balance`."""
+    """GFlowRL: FlowRL with log Z estimated from the group, and a clipped flow gap."""
 
     needs_reference: ClassVar[bool] = True
 
     name: Literal["gflowrl"] = "gflowrl"
-    beta: Annotated[float, Field(gt=0.0)] = 1 / 15
-    """β: rewards are divided by it, as for FlowRL."""
+    beta: Annotated[float, Field(gt=0.0)] = 1 / 8
+    """β: rewards are divided by it. The paper multiplies them by its β, best at 8 of 1 to 10, which is 1/8 here."""
     weight_cap: Annotated[float, Field(gt=0.0)] = 2.0
-    """Upper bound of the importance weight π_θ/π_old."""
-    gap_raise: Annotated[float, Field(gt=0.0)] = 10.0
-    """The flow gap δ is clipped to [−gap_raise, gap_lower], in nats per token. A negative gap raises the completion's
-    probability."""
-    gap_lower: Annotated[float, Field(gt=0.0)] = 5.0
-    """Upper bound of the flow gap δ, in nats per token. A positive gap lowers the completion's probability."""
+    """Upper bound of the importance weight, the geometric mean of the tokens' ratios π_θ/π_old."""
+    gap_low: Annotated[float, Field(gt=0.0)] = 0.2
+    """The flow gap is clipped to [−gap_low, gap_high], in nats per token. A negative gap raises the completion's
+    probability. We assume that the clip range in the paper's table of settings, 0.2 and 0.28, is this one."""
+    gap_high: Annotated[float, Field(gt=0.0)] = 0.28
+    """Upper bound of the flow gap, in nats per token. A positive gap lowers the completion's probability."""
 
 
 ObjectiveConfig = Annotated[
@@ -141,10 +143,12 @@ ObjectiveConfig = Annotated[
 class SelectionConfig(Section):
     """Which prompts are sampled next."""
 
-    method: Literal["nearest", "uniform", "thompson", "learnability", "noise"] = "nearest"
+    method: Literal["nearest", "uniform", "thompson", "learnability", "mapp", "greso", "noise"] = "nearest"
     """``nearest``: the prompts whose estimated accuracy is nearest to ``target_accuracy`` (the paper). ``uniform``: all
     prompts in shuffled epochs. ``thompson``: like nearest, with a draw from the posterior in place of the estimate.
-    ``learnability``: the prompts with the highest p(1 − p). ``noise``: random scores, as a control."""
+    ``learnability``: the prompts with the highest p(1 − p). ``mapp``: those whose groups are most likely to have
+    rewards that differ. ``greso``: like uniform, but prompts skip epochs if their last groups had equal rewards.
+    ``noise``: random scores, as a control."""
     target_accuracy: Probability = 0.5
     """τ, the accuracy that ``nearest`` and ``thompson`` look for."""
     explore_fraction: Probability = 0.0
@@ -185,6 +189,16 @@ class CombinedEstimatorConfig(Section):
     variance of log Z if ``partition.name`` is closed_form, otherwise one number from the error of log Z's estimates."""
 
 
+class BotsEstimatorConfig(Section):
+    """The Beta posterior of ``counts``, with implied evidence for the prompts that a step did not sample (BOTS)."""
+
+    name: Literal["bots"] = "bots"
+    discount: Probability = 0.9
+    """Factor by which the older evidence on every prompt is multiplied at each step, the paper's 1 − λ."""
+    implied_weight: Probability = 0.1
+    """Weight of implied evidence, the paper's ρ. 0: only the prompt's own results count."""
+
+
 class OracleEstimatorConfig(Section):
     """The policy's true accuracy, computed exactly. Only for tasks with one right answer (verifier ``exact``)."""
 
@@ -201,6 +215,7 @@ EstimatorConfig = Annotated[
     PartitionEstimatorConfig
     | CountsEstimatorConfig
     | CombinedEstimatorConfig
+    | BotsEstimatorConfig
     | OracleEstimatorConfig
     | NoEstimatorConfig,
     Field(discriminator="name"),
@@ -233,8 +248,11 @@ class DynamicGateConfig(GateSection):
 
     name: Literal["dynamic"] = "dynamic"
     max_batches: Positive = 10
-    """Maximum number of batches, of ``sampling.prompts_per_step`` prompts each, that a step samples. If groups are
-    still missing, the step logs a warning and trains on those it has."""
+    """Maximum number of batches, of up to ``sampling.prompts_per_step`` prompts each, that a step samples. If groups
+    are still missing, the step logs a warning and trains on those it has."""
+    adaptive_batch: bool = False
+    """Let the later batches of a step contain only as many prompts as should fill it (GRESO): 1.25 times the number of
+    missing groups, divided by the share of groups kept in the batch before."""
 
     @property
     def sampling_factor(self) -> int:

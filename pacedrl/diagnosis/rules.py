@@ -191,7 +191,7 @@ def forgetting(config: Settings, changes: Mapping[str, Change]) -> Finding | Non
         return None
     listed = "; ".join(f"{task} {change.before:.2f} → {change.after:.2f}" for task, change in worse.items())
     selection = config.get("selection", {})
-    explored = 1.0 if selection.get("method") == "uniform" else float(selection.get("explore_fraction", 0.0))
+    explored = 1.0 if selection.get("method") in ("uniform", "greso") else float(selection.get("explore_fraction", 0.0))
     explore = f"set selection.explore_fraction to {EXPLORED} (now {explored:g}), or " if explored < EXPLORED else ""
     text = f"Forgotten since the start: held-out pass@1 of {listed}"
     return Finding("forgetting", "warn", text, f"{explore}lower {_learning_rate(config)}")
@@ -215,7 +215,7 @@ def not_calibrated(
         f"{what} not calibrated: MAE {np.abs(error_P).mean():.2f} after {step:,} steps ({chance:.2f} by chance "
         f"with {samples:.0f} samples per prompt), bias {error_P.mean():+.2f}"
     )
-    if estimator == "counts":
+    if estimator in ("counts", "bots"):
         remedy = "set estimator.name=combined, which also estimates prompts never drawn, or lower estimator.discount"
     else:
         remedy = "set partition.name=closed_form"

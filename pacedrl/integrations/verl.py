@@ -160,7 +160,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
 
     Departures from `pacedrl.training`: verl drops a completion whose reward function fails, so it is not counted
     anywhere, and each output of an agent loop with several outputs counts as a completion. verl's asynchronous trainers
-    are not supported, because they fetch prompts several steps ahead. Its older trainer (``use_v1=False``) is not
+    are not supported: this class extends the synchronous one. Its older trainer (``use_v1=False``) is not
     supported either: although only it calls a dataset's ``on_batch_end``, its workers have fetched the next rows by
     then.
 
@@ -199,7 +199,6 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
             raise InputError(
                 f"data.train_files: each step needs {wanted} different prompts, but there are only {len(self.row_of)}"
             )
-        self.named: list[str] = []
         self.scheduler = self._make_scheduler()
         # verl saves and loads its data loader's state; the scheduler takes that place.
         self.train_dataloader = _SavedScheduler(self.scheduler)
@@ -219,6 +218,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         settings = OmegaConf.to_container(self.config.trainer.v1.get(NAME) or OmegaConf.create())
         torch.manual_seed(settings.get("seed", 0))  # log Z's initial weights
         try:
+            settings = {"group_size": self.config.actor_rollout_ref.rollout.n} | settings
             return DifficultyScheduler(list(self.row_of), embeddings_NH, replay=replay, **settings)
         except (TypeError, ValueError) as error:
             raise InputError(f"trainer.v1.{NAME}: {error}") from None
@@ -226,8 +226,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
     def _fetch_one_gen_batch(self) -> Any:
         """Return the prompts that the scheduler selects, with their keys as uids; a step has no prompt twice."""
         count = self.config.data.get("gen_batch_size") or self.config.data.train_batch_size
-        keys = self.scheduler.select(count, exclude=self.named)
-        self.named += keys
+        keys = self.scheduler.take(count)
         batch = collate_fn([self.train_dataset[self.row_of[key]] for key in keys])
         batch["uid"] = np.array(keys, dtype=object)
         return tensordict_utils.get_tensordict(batch)
@@ -288,7 +287,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         return batch
 
     def _observe(self, batch: Any) -> dict[str, float]:
-        place = {key: i for i, key in enumerate(self.named)}
+        place = {key: i for i, key in enumerate(self.scheduler.leased())}
 
         def order(row: str) -> tuple[int, int, int]:
             key, session, output = row.rsplit("_", 2)
@@ -314,7 +313,6 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
                 logprobs=[logprobs_T.tolist() for logprobs_T in logprobs],
             )
         )
-        self.named.clear()
         return {name: value for name, value in observed.items() if not math.isnan(value)}
 
     def _load_checkpoint(self) -> None:

@@ -208,7 +208,8 @@ def _estimators(scheduler: DifficultyScheduler, reads_z: bool) -> dict[str, Accu
     """Return each estimator with the run's evidence, not only the one that the run used."""
     estimator = scheduler.estimator
     by_z = {"log Z": estimator.under("partition"), "combined": estimator.under("combined")} if reads_z else {}
-    return by_z | {"counts (MoPPS)": estimator.under("counts")}
+    counts = "implied evidence (BOTS)" if estimator.name == "bots" else "counts (MoPPS)"
+    return by_z | {counts: estimator.under("counts")}
 
 
 def _simple_estimates(last_mean_N: Floats) -> dict[str, Floats]:

@@ -13,6 +13,7 @@ STYLES = {
     "log Z": (BLUE, "-"),
     "combined": (ORANGE, "-"),
     "counts (MoPPS)": (GREEN, "--"),
+    "implied evidence (BOTS)": (GREEN, "--"),
     "last group mean": (PURPLE, "--"),
     "one mean for all": (GREY, ":"),
 }

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pacedrl.method.bots import add_evidence, implied_accuracy
 from pacedrl.method.closed_form import ClosedFormPartition
 from pacedrl.method.estimator import (
     ALL,
@@ -25,7 +26,7 @@ from pacedrl.method.estimator import (
 )
 from pacedrl.method.partition import MlpPartition
 
-EstimatorName = Literal["partition", "counts", "combined", "oracle", "none"]
+EstimatorName = Literal["partition", "counts", "combined", "bots", "oracle", "none"]
 Partition = MlpPartition | ClosedFormPartition
 
 PRIOR_RANGE = (0.01, 0.99)
@@ -44,6 +45,8 @@ class AccuracyEstimator:
     - ``combined``: the same posterior with β·log Z as the prior's mean (ours). The prior's strength is one number; or,
       if ``prior_strength`` is None, that of the Beta distribution above for a log Z in closed form, and learned
       (`PriorStrength`) for the MLP.
+    - ``bots``: the posterior of ``counts``, but the counts of all prompts are discounted at each step, and those that
+      were not sampled get implied evidence (BOTS, arXiv 2510.26374; `pacedrl.method.bots` says what is assumed).
     - ``oracle``: the accuracies in ``truth_N``, which the caller sets.
     - ``none``: no estimates; all are NaN.
 
@@ -52,7 +55,9 @@ class AccuracyEstimator:
         prompts: number N of prompts.
         partition: log Z, or None for an estimator that does not read it.
         prior_strength: for ``combined``, the number of completions that log Z's estimate is worth, > 0, or None.
-        discount: for ``counts`` and ``combined``, the factor by which older results are multiplied at each visit.
+        discount: for ``counts`` and ``combined``, the factor by which older results are multiplied at each visit; for
+            ``bots``, at each step (1 − λ, 0.9 in its paper).
+        implied_weight: for ``bots``, the weight ρ of implied evidence, in [0, 1].
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class AccuracyEstimator:
         partition: Partition | None,
         prior_strength: float | None,
         discount: float,
+        implied_weight: float = 0.1,
     ) -> None:
         if partition is None and name in ("partition", "combined"):
             raise ValueError(f"the estimator '{name}' reads log Z, which needs embeddings_NH")
@@ -69,6 +75,7 @@ class AccuracyEstimator:
         self.partition = partition
         self.counts = DiscountedCounts(prompts, discount)
         self.prior_strength = PriorStrength(prior_strength)
+        self.implied_weight = implied_weight
         self.truth_N: Floats = np.full(prompts, np.nan)
         self.mean_strength = self.prior_strength.value if name == "combined" else float("nan")
         """Number of completions that log Z's estimate was worth for the prompts of the last step, on average."""
@@ -102,7 +109,7 @@ class AccuracyEstimator:
                     return points(mean_P)
                 mean_P = mean_P.clip(*PRIOR_RANGE)
                 return Beliefs(mean_P, self._strength(rows, mean_P))
-            case "counts":
+            case "counts" | "bots":
                 return self.counts.posterior(np.full(len(self.truth_N), FLAT_MEAN)[rows], FLAT_STRENGTH, rows)
             case "combined":
                 mean_P = self._log_z.accuracy(rows).clip(*PRIOR_RANGE)
@@ -115,20 +122,25 @@ class AccuracyEstimator:
     def draw(self, rng: np.random.Generator, rows: Rows = ALL) -> Floats:
         """Draw an accuracy for each given prompt; point estimates return their mean.
 
-        With a log Z in closed form, one draw of its weights gives the mean of every prompt, so similar prompts move
-        together. What the features do not explain is drawn for each prompt, given its own results if it has any.
+        With a log Z in closed form, only its weights are drawn, once for all prompts, so similar prompts move together.
+        Each value is the mean of a prompt's belief if these weights were true. What the features cannot see is not
+        drawn: a visit would tell it about one prompt only, and noise of that kind made selection worse.
         """
         if not self._reads_variance:
             return self.beliefs(rows).draw(rng)
         assert isinstance(self._log_z, ClosedFormPartition)
         mean_P = self._log_z.draw(rng, rows).clip(*PRIOR_RANGE)
-        strength_P = beta_strength(mean_P, self._log_z.unseen_variance)
-        if self.name == "combined":
-            return self.counts.posterior(mean_P, strength_P, rows).draw(rng)
-        return Beliefs(mean_P, strength_P).draw(rng)
+        if self.name == "partition":
+            return mean_P
+        return self.counts.posterior(mean_P, beta_strength(mean_P, self._log_z.unseen_variance), rows).mean_N
 
-    def observe(self, rows_P: Indices, rewards_P: list[list[float]]) -> None:
-        """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength."""
+    def observe(
+        self, rows_P: Indices, rewards_P: list[list[float]], step_P: Indices | int, weight_P: Floats | float = 1.0
+    ) -> None:
+        """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength.
+
+        ``step_P`` and ``weight_P`` are those of `DiscountedCounts.observe`.
+        """
         right_P = np.array([np.sum(rewards) for rewards in rewards_P])
         trials_P = np.array([float(len(rewards)) for rewards in rewards_P])
         if self.name == "combined":
@@ -136,7 +148,12 @@ class AccuracyEstimator:
             prior_P = self._log_z.accuracy(rows_P).clip(*PRIOR_RANGE)
             self.prior_strength.observe(prior_P, right_P / trials_P, variance_P, trials_P)
             self.mean_strength = float(self._strength(rows_P, prior_P).mean())
-        self.counts.observe(rows_P, right_P, trials_P)
+        if self.name == "bots":
+            implied_N = implied_accuracy(self.mean(), rows_P, right_P / trials_P)
+            evidence = weight_P * right_P, weight_P * trials_P
+            add_evidence(self.counts, rows_P, *evidence, implied_N, self.implied_weight)
+        else:
+            self.counts.observe(rows_P, right_P, trials_P, step_P, weight_P)
 
     def rests_on_counts(self) -> NDArray[np.bool_]:
         """Return for each prompt whether its own results weigh more than log Z does on average: [N]."""
@@ -149,6 +166,7 @@ class AccuracyEstimator:
         return {
             "right": torch.from_numpy(self.counts.right_N.copy()),
             "wrong": torch.from_numpy(self.counts.wrong_N.copy()),
+            "newest": torch.from_numpy(self.counts.newest_N.copy()),
             "prior_strength": self.prior_strength.state_dict(),
         }
 
@@ -156,6 +174,8 @@ class AccuracyEstimator:
         """Restore the state of the prompts that are now in ``rows``; the others have no results."""
         self.counts.right_N[:] = self.counts.wrong_N[:] = 0.0
         self.counts.right_N[rows], self.counts.wrong_N[rows] = state["right"].numpy(), state["wrong"].numpy()
+        self.counts.newest_N[:] = -1
+        self.counts.newest_N[rows] = state["newest"].numpy()
         self.prior_strength.load_state_dict(state["prior_strength"])
 
     @property

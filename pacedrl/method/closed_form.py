@@ -121,7 +121,9 @@ class ClosedFormPartition:
         sampling = float(self.sums["sampling"] / self.sums["sampled"]) if self.sums["sampled"] > 0 else 0.0
         return max(self.noise - sampling, 0.0)
 
-    def fit(self, rows_B: Indices, reward_B: Tensor, log_ratio_B: Tensor, seed: int = 0) -> float:
+    def fit(
+        self, rows_B: Indices, reward_B: Tensor, log_ratio_B: Tensor, seed: int = 0, weight_B: Tensor | None = None
+    ) -> float:
         """Add one step's completions to the data and solve again.
 
         Args:
@@ -129,6 +131,7 @@ class ClosedFormPartition:
             reward_B: raw rewards; FlowRL's are z-scored.
             log_ratio_B: Σ_t (log π_θ − log π_old), used without gradient; FlowRL's is mean_t(log π_θ − log π_ref).
             seed: not used, because nothing is random.
+            weight_B: weights of the completions, > 0; by default all are 1. A row has the mean of its completions'.
 
         Returns:
             The mean squared error of the estimates on the completions before the fit, in units of accuracy.
@@ -140,16 +143,19 @@ class ClosedFormPartition:
         count_P = torch.zeros(len(rows_P), dtype=torch.float64).index_add(0, group_B, torch.ones_like(target_B))
         mean_P = torch.zeros_like(count_P).index_add(0, group_B, target_B) / count_P
         squares_P = torch.zeros_like(count_P).index_add(0, group_B, (target_B - mean_P[group_B]).square())
+        weight_B = torch.ones_like(target_B) if weight_B is None else weight_B.double()
+        weight_P = torch.zeros_like(count_P).index_add(0, group_B, weight_B) / count_P
         several = count_P > 1
         features_PF = self._features(rows_P).double().cpu()
+        weighted_PF = weight_P[:, None] * features_PF
         error_P = mean_P - self.prior_accuracy
         added = {
-            "gram": features_PF.T @ features_PF,
-            "moment": features_PF.T @ error_P,
-            "rows": torch.tensor(float(len(rows_P)), dtype=torch.float64),
-            "squares": error_P.square().sum(),
-            "sampling": (squares_P / (count_P * (count_P - 1)))[several].sum(),
-            "sampled": several.sum().double(),
+            "gram": features_PF.T @ weighted_PF,
+            "moment": weighted_PF.T @ error_P,
+            "rows": weight_P.sum(),
+            "squares": (weight_P * error_P.square()).sum(),
+            "sampling": (weight_P * squares_P / (count_P * (count_P - 1)))[several].sum(),
+            "sampled": weight_P[several].sum(),
         }
         self.sums = {name: self.discount * value + added[name] for name, value in self.sums.items()}
         self._solve()

@@ -28,6 +28,8 @@ STRENGTH_RANGE = (1.0, 100.0)
 """Range of a prior strength that is estimated, in completions."""
 TINY = 1e-9
 """Lower bound of α and β when drawing: rounding may bring them to 0, where there is no Beta distribution."""
+LOGIT_GRID = np.linspace(-12.0, 12.0, 4001)
+"""Grid for integrals over a Beta distribution: arsinh of the logit of the accuracy."""
 STRENGTH_MEMORY = 0.9
 """Factor by which the older moments of a learned strength are multiplied at each step."""
 
@@ -61,6 +63,8 @@ class Rollouts:
         logprobs: the behaviour policy's log-probability of each token.
         partition_reward_B: the reward to fit log Z to, if it is not the raw reward; NaN excludes a completion from the
             fit. FlowRL passes z-scored rewards here, and mean_t(log π_θ − log π_ref) as ``log_ratio_B``.
+        policy_step_B: the step of the policy that sampled each completion: the scheduler's ``step`` when that policy
+            was handed to the sampler. By default it is the scheduler's present step.
     """
 
     keys: Sequence[str]
@@ -69,6 +73,7 @@ class Rollouts:
     token_ids: Sequence[Sequence[int] | None] | None = None
     logprobs: Sequence[Sequence[float]] = ()
     partition_reward_B: ArrayLike | None = None
+    policy_step_B: ArrayLike | None = None
 
     def judged(self) -> Rollouts:
         """Return the completions that have a reward, with all arrays at full length.
@@ -82,7 +87,7 @@ class Rollouts:
         kept = np.flatnonzero(~np.isnan(reward_B)).tolist()
         if ((reward_B[kept] < 0) | (reward_B[kept] > 1)).any():
             raise ValueError("rewards must lie in [0, 1]: raw, not z-scored")
-        ids, shaped = self.token_ids, self.partition_reward_B
+        ids, shaped, step = self.token_ids, self.partition_reward_B, self.policy_step_B
         return Rollouts(
             [self.keys[i] for i in kept],
             reward_B[kept],
@@ -90,7 +95,21 @@ class Rollouts:
             None if ids is None else [ids[i] for i in kept],
             () if ids is None else [self.logprobs[i] for i in kept],
             (reward_B if shaped is None else np.asarray(shaped, dtype=np.float64))[kept],
+            None if step is None else np.broadcast_to(np.asarray(step, dtype=np.int64), reward_B.shape)[kept],
         )
+
+    def policy_step_by_prompt(self, now: int) -> dict[str, int]:
+        """Return each prompt's policy step: the newest of its completions, judged or not. ``now`` is the present step.
+
+        Raises ValueError for a step after ``now``.
+        """
+        step_B = np.asarray(now if self.policy_step_B is None else self.policy_step_B, dtype=np.int64)
+        newest: dict[str, int] = {}
+        for key, step in zip(self.keys, np.broadcast_to(step_B, len(self.keys)).tolist(), strict=True):
+            newest[key] = max(step, newest.get(key, step))
+        if any(step > now for step in newest.values()):
+            raise ValueError(f"a completion's policy step is after the present step {now}")
+        return newest
 
     def rewards_by_prompt(self) -> dict[str, list[float]]:
         """Return the rewards of each prompt; the prompts are in order of first appearance."""
@@ -129,6 +148,41 @@ class Beliefs:
         learnability_N: Floats = mean_N * (1.0 - mean_N) * shrinkage_N
         return learnability_N
 
+    def mixed(self, group_size: int) -> Floats:
+        """Return E[1 − p^G − (1 − p)^G], the probability that a group of G completions has unequal rewards of 0 and 1.
+
+        G is ``group_size``, at least 1. For a Beta distribution with mean m and strength κ, E[p^G] is the beta-binomial
+        probability Π_{i<G} (κ·m + i)/(κ + i); for a point estimate it is m^G, with m clipped to [0, 1].
+        """
+        mean_N = self.mean_N.clip(0.0, 1.0)
+        right_N, wrong_N = np.ones_like(mean_N), np.ones_like(mean_N)
+        for i in range(group_size):
+            share_N = i / self.strength_N  # (m + i/κ)/(1 + i/κ) is m for κ = ∞
+            right_N *= (mean_N + share_N) / (1.0 + share_N)
+            wrong_N *= (1.0 - mean_N + share_N) / (1.0 + share_N)
+        mixed_N: Floats = 1.0 - right_N - wrong_N
+        return mixed_N
+
+    def interval(self, share: float) -> tuple[Floats, Floats]:
+        """Return the ends of the central interval that contains this share of the probability; points have no width."""
+        if self.are_points:
+            return self.mean_N, self.mean_N
+        alpha_N1, beta_N1 = (
+            (mean_N * self.strength_N).clip(TINY)[:, None] for mean_N in (self.mean_N, 1.0 - self.mean_N)
+        )
+        # Integrated over the logit t, in which the density has no poles: p^α·(1 − p)^β.
+        t_K = np.sinh(LOGIT_GRID)
+        log_density_NK = -alpha_N1 * np.logaddexp(0.0, -t_K) - beta_N1 * np.logaddexp(0.0, t_K)
+        density_NK = np.exp(log_density_NK - log_density_NK.max(axis=1, keepdims=True)) * np.cosh(LOGIT_GRID)
+        below_NK = np.cumsum(density_NK, axis=1)
+        below_NK = (below_NK - density_NK / 2) / below_NK[:, -1:]
+        ends = [
+            np.array([np.interp(quantile, below_K, t_K) for below_K in below_NK])
+            for quantile in ((1.0 - share) / 2.0, (1.0 + share) / 2.0)
+        ]
+        low_N, high_N = (0.5 * (1.0 + np.tanh(end_N / 2.0)) for end_N in ends)
+        return low_N, high_N
+
 
 class DiscountedCounts:
     """Discounted numbers of right and wrong completions of every prompt.
@@ -136,17 +190,42 @@ class DiscountedCounts:
     When a prompt is visited, S ← λ·S + Σ r and F ← λ·F + Σ (1 − r) with the discount λ; the counts of other prompts do
     not change. With the prior Beta(α⁰, β⁰), α = α⁰ + S follows MoPPS' α ← λα + (1 − λ)α⁰ + s (arXiv 2507.04632).
     A partial reward counts as a fraction of a right completion.
+
+    A visit is what the policy of one step did on the prompt. Its results may come in parts: only the first part of a
+    newer visit discounts S and F. Results of a visit before the newest are themselves multiplied by λ, which is what
+    they would be worth had they come in order, if only one visit has overtaken them.
     """
 
     def __init__(self, prompts: int, discount: float) -> None:
         self.discount = discount
         self.right_N = np.zeros(prompts)
         self.wrong_N = np.zeros(prompts)
+        self.newest_N: Indices = np.full(prompts, -1, dtype=np.int64)
+        """Policy step of each prompt's newest results, −1 before there are any."""
 
-    def observe(self, index_P: NDArray[np.int64], right_P: Floats, trials_P: Floats) -> None:
-        """Add the summed rewards and the numbers of judged completions of distinct prompts."""
-        self.right_N[index_P] = self.discount * self.right_N[index_P] + right_P
-        self.wrong_N[index_P] = self.discount * self.wrong_N[index_P] + trials_P - right_P
+    def observe(
+        self,
+        index_P: Indices,
+        right_P: Floats,
+        trials_P: Floats,
+        step_P: Indices | int,
+        weight_P: Floats | float = 1.0,
+    ) -> None:
+        """Add results of distinct prompts.
+
+        Args:
+            index_P: the prompts' rows.
+            right_P: their summed rewards.
+            trials_P: their numbers of judged completions.
+            step_P: the steps of the policies that sampled them.
+            weight_P: factors by which these results are multiplied.
+        """
+        newest_P = self.newest_N[index_P]
+        before_P = np.where(step_P > newest_P, self.discount, 1.0)
+        added_P = weight_P * np.where(step_P < newest_P, self.discount, 1.0)
+        self.right_N[index_P] = before_P * self.right_N[index_P] + added_P * right_P
+        self.wrong_N[index_P] = before_P * self.wrong_N[index_P] + added_P * trials_P - added_P * right_P
+        self.newest_N[index_P] = np.maximum(newest_P, step_P)
 
     def posterior(self, prior_mean_P: Floats, prior_strength_P: Floats | float, rows: Rows = ALL) -> Beliefs:
         """Return Beta(κ·m + S, κ·(1 − m) + F) of the prompts in ``rows``, for priors of mean m and strength κ."""

@@ -52,7 +52,8 @@ def group_mean_log_z(reward_B: Tensor, group_B: Tensor, beta: float, log_ratio_B
 
     It replaces a learned log Z. With the log-ratio log π_θ − log μ it is VarGrad as in TBA (arXiv 2503.18929); we
     compute the ratio once at the start of the batch, where it is 0 for μ = π_old. With mean_t(log π_old − log π_ref) it
-    is GFlowRL's (arXiv 2607.13394).
+    is GFlowRL's (arXiv 2607.13394, eq. 4). That paper writes the ratio there as a sum over tokens, but as a mean in the
+    gap that log Z is subtracted from (eq. 6); we take the mean in both, so that they cancel.
     """
     return group_mean(reward_B / beta - log_ratio_B, group_B)
 
@@ -129,7 +130,7 @@ def clipped_policy_gradient(
     log-probabilities, ``objective/weight``, the weight's mean over tokens, then over sequences.
     """
     count = normalizer or len(advantage_B)
-    advantage_B1, tokens_B = advantage_B.detach()[:, None], mask_BT.sum(dim=1).clamp_min(1)
+    advantage_B1, tokens_B = advantage_B.detach()[:, None], _tokens(mask_BT)
     log_ratio_BT = _masked(logprobs_BT - old_logprobs_BT.detach(), mask_BT)
     if ratio == "sequence":
         log_ratio_BT = (log_ratio_BT.sum(dim=1) / tokens_B)[:, None].expand_as(log_ratio_BT)
@@ -166,56 +167,48 @@ def flow_balance(
 ) -> tuple[Tensor, Metrics]:
     """Return FlowRL's loss (arXiv 2509.15207): mean of w·δ², δ = mean_t(log π_θ − log π_ref) − A.
 
-    A = r̂/β − log Z_φ(x), where r̂ is the group's z-scored reward (FlowRL's β is our 1/β). The weight w is π_θ/π_old,
-    clipped to [1 − clip_low, 1 + clip_high] and detached. In the paper π_θ/π_old is a ratio of whole sequences. We
-    average the log-ratio over tokens, as its later code does (its first code did not clip), so that the weights of long
-    completions are not all at the bounds. Departure: log Z reads a fixed embedding of the prompt and is fitted
-    separately, without w.
+    A = r̂/β − log Z_φ(x), where r̂ is the group's z-scored reward (FlowRL's β is our 1/β). The weight w is the ratio
+    π_θ/π_old of whole completions, clipped to [1 − clip_low, 1 + clip_high] and detached. This is the paper's formula.
+    Its first code does not clip w, and its newer one (verl's recipes) only caps it at 10, which is ``clip_low`` 1 and
+    ``clip_high`` 9 here. Departure: log Z reads a fixed embedding of the prompt and is fitted separately, without w.
 
     Metrics: ``loss/objective``, ``objective/delta_abs`` and ``objective/weight``, the mean of w.
     """
-    log_ratio_B, ratio_B = _mean_ratios(logprobs_BT, old_logprobs_BT, reference_logprobs_BT, mask_BT)
-    delta_B, weight_B = log_ratio_B - advantage_B.detach(), ratio_B.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss, metrics = _squared(delta_B, weight_B, normalizer)
-    return loss, metrics | {"objective/weight": weight_B.sum() / (normalizer or len(advantage_B))}
+    log_ratio_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / _tokens(mask_BT)
+    weight_B = sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach().exp()
+    weight_B = weight_B.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss, metrics = _squared(log_ratio_B - advantage_B.detach(), weight_B, normalizer)
+    return loss, metrics | {"objective/weight": weight_B.sum() / (normalizer or len(weight_B))}
 
 
 def group_flow_balance(
     logprobs_BT: Tensor,
     old_logprobs_BT: Tensor,
-    reference_logprobs_BT: Tensor,
     mask_BT: Tensor,
     advantage_B: Tensor,
     *,
     weight_cap: float,
-    gap_raise: float,
-    gap_lower: float,
+    gap_low: float,
+    gap_high: float,
     normalizer: float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """Return GFlowRL's loss (arXiv 2607.13394): FlowRL's with the group's own log Z instead of a learned one.
+    """Return GFlowRL's loss (arXiv 2607.13394, eq. 8): mean of w·(g̃ + ℓ)², ℓ = mean_t(log π_θ − log π_old).
 
-    A = r/β − log Z with log Z = mean_G(r/β + mean_t(log π_ref − log π_old)), without gradient (`group_mean_log_z`). The
-    weight is w = min(π_θ/π_old, ``weight_cap``), detached. The flow gap δ is clipped to [−``gap_raise``,
-    ``gap_lower``], which limits how much one sample can raise or lower its probability.
+    The flow gap g = log Z + mean_t(log π_old − log π_ref) − r/β belongs to the policy that sampled, so it is constant.
+    It enters as ``advantage_B`` = −g, with the group's own log Z (`group_mean_log_z`). g̃ is g clipped to [−gap_low,
+    gap_high]; a negative gap raises the completion's probability. The weight w is min(e^ℓ, ``weight_cap``), detached.
+    At π_θ = π_old the gradient is 2·g̃·∇ℓ.
 
-    We know the method only from a summary, and assume that the log-probabilities and the log-ratio in w are averaged
-    over tokens as in FlowRL, that the reward is raw, and that the loss continues linearly beyond the bounds: a clipped
-    gap still has the gradient it has at the bound.
-
-    Metrics: those of `flow_balance`, and ``objective/clipped``, the share of sequences whose gap was clipped.
+    Metrics: those of `flow_balance` (δ is the loss's g̃ + ℓ), and ``objective/clipped``, the share of sequences whose
+    gap was clipped.
     """
-    count = normalizer or len(advantage_B)
-    log_ratio_B, ratio_B = _mean_ratios(logprobs_BT, old_logprobs_BT, reference_logprobs_BT, mask_BT)
-    delta_B, weight_B = log_ratio_B - advantage_B.detach(), ratio_B.clamp_max(weight_cap)
-    bounded_B = delta_B.detach().clamp(-gap_raise, gap_lower)
-    # c·(2δ − c), with c the clipped δ, equals δ² within the bounds and its tangent outside.
-    loss = (weight_B * bounded_B * (2 * delta_B - bounded_B)).sum() / count
-    return loss, {
-        "loss/objective": loss.detach(),
-        "objective/delta_abs": delta_B.detach().abs().sum() / count,
-        "objective/weight": weight_B.sum() / count,
-        "objective/clipped": (bounded_B != delta_B.detach()).float().sum() / count,
-    }
+    count, gap_B = normalizer or len(advantage_B), -advantage_B.detach()
+    clipped_B = gap_B.clamp(-gap_low, gap_high)
+    log_ratio_B = sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT) / _tokens(mask_BT)
+    weight_B = log_ratio_B.detach().exp().clamp_max(weight_cap)
+    loss, metrics = _squared(clipped_B + log_ratio_B, weight_B, normalizer)
+    clipped = (clipped_B != gap_B).float().sum() / count
+    return loss, metrics | {"objective/weight": weight_B.sum() / count, "objective/clipped": clipped}
 
 
 def sequence_log_ratio(logprobs_BT: Tensor, anchor_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -243,13 +236,8 @@ def _group_size(group_B: Tensor) -> Tensor:
     return torch.bincount(group_B)[group_B]
 
 
-def _mean_ratios(
-    logprobs_BT: Tensor, old_logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return mean_t(log π_θ − log π_ref), and exp(mean_t(log π_θ − log π_old)) without gradient, both [B]."""
-    tokens_B = mask_BT.sum(dim=1).clamp_min(1)
-    log_ratio_B = sequence_log_ratio(logprobs_BT, reference_logprobs_BT, mask_BT) / tokens_B
-    return log_ratio_B, (sequence_log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).detach() / tokens_B).exp()
+def _tokens(mask_BT: Tensor) -> Tensor:
+    return mask_BT.sum(dim=1).clamp_min(1)
 
 
 def _squared(delta_B: Tensor, weight_B: Tensor, normalizer: float | None) -> tuple[Tensor, Metrics]:

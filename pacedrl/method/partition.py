@@ -146,7 +146,9 @@ class MlpPartition:
         accuracy_P: Floats = torch.cat(parts).double().cpu().numpy()
         return accuracy_P
 
-    def fit(self, rows_B: Indices, reward_B: Tensor, log_ratio_B: Tensor, seed: int) -> float:
+    def fit(
+        self, rows_B: Indices, reward_B: Tensor, log_ratio_B: Tensor, seed: int, weight_B: Tensor | None = None
+    ) -> float:
         """Move log Z towards the minimiser of the trajectory-balance loss, mean_B (log Z + log-ratio − r/β)².
 
         The minimiser for one prompt is the mean of r/β − log-ratio (a sampled version of the paper's Prop. 4.1). The
@@ -158,12 +160,15 @@ class MlpPartition:
             reward_B: raw rewards; FlowRL's are z-scored.
             log_ratio_B: Σ_t (log π_θ − log π_old), used without gradient; FlowRL's is mean_t(log π_θ − log π_ref).
             seed: seed of the dropout.
+            weight_B: weights of the completions in the mean, > 0; by default all are 1.
 
         Returns:
-            The loss, multiplied by β², before the first step.
+            The loss, multiplied by β² and without weights, before the first step.
         """
         embeddings_BH = self.embeddings_NH[torch.from_numpy(rows_B)].to(self.device)
         target_B = balance_targets(reward_B, log_ratio_B, self.beta).to(self.device)
+        weight_B = torch.ones(len(rows_B)) if weight_B is None else weight_B.float()
+        share_B = (weight_B / weight_B.mean()).to(self.device)
         with torch.no_grad():
             before = (self.network.accuracy(embeddings_BH) - target_B).square().mean().item()
         cuda = [self.device] if self.device.type == "cuda" else []
@@ -172,7 +177,7 @@ class MlpPartition:
             self.network.train()
             for _ in range(self.fit_steps):
                 self.optimizer.zero_grad(set_to_none=True)
-                loss = (self.network.accuracy(embeddings_BH) - target_B).square().mean()
+                loss = (share_B * (self.network.accuracy(embeddings_BH) - target_B).square()).mean()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
             self.network.eval()

@@ -13,7 +13,7 @@ sampled, sharded or trained, so any trainer that accepts one advantage per compl
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -34,14 +34,18 @@ from pacedrl.method.estimator import (
     calibration_metrics,
     pool_histogram,
 )
+from pacedrl.method.greso import ZeroVarianceSkips
+from pacedrl.method.leases import Leases
 from pacedrl.method.objectives import trajectory_balance_advantage
 from pacedrl.method.partition import LogPartition, MlpPartition
 from pacedrl.method.selection import (
+    FULL_REWARD,
     NEVER,
     ReplayBuffer,
     ReplayEntry,
     SelectionMethod,
     last_solved,
+    replay_candidates,
     rested,
     select,
     selection_score,
@@ -50,8 +54,10 @@ from pacedrl.method.selection import (
 State = dict[str, Any]
 PartitionName = Literal["mlp", "closed_form"]
 
-FULL_REWARD = 1.0
-"""Reward of a correct completion. Only correct completions are candidates for replay."""
+LEAST_WEIGHT = 1e-6
+"""Lower bound of the weight of old results: the fit of log Z divides by the mean weight."""
+VISIT_STREAM = 1
+"""Distinguishes the random numbers drawn when a step ends from those that select."""
 
 
 class DifficultyScheduler:
@@ -74,9 +80,14 @@ class DifficultyScheduler:
         cooldown_steps: number of steps that a prompt rests after use.
         candidates: m, to select from m·P prompts drawn uniformly at each step; None to select from all (the paper). It
             explores at no cost, and a batch cannot fill with similar prompts (PCL, arXiv 2510.01135).
-        prior_strength, discount: of the estimator (`AccuracyEstimator`).
-        seed: seed of selection and dropout. Random numbers are derived from (seed, step), so there is no generator
-            state to save.
+        group_size: number G of completions of a prompt, for the selection ``mapp``.
+        prior_strength, discount, implied_weight: of the estimator (`AccuracyEstimator`).
+        lease_steps: number of policy steps after which the lease of a prompt expires (`pacedrl.method.leases`), at
+            least 1; by default 8, the greatest age at which a completion is replayed.
+        age_discount: γ, the factor per policy step of age by which results of an older policy weigh less, in (0, 1].
+            With that of a log Z in closed form, late results weigh in it what they would weigh had they come in time.
+        seed: seed of selection and dropout. Random numbers are derived from (seed, step, number of leases), so there is
+            no generator state to save.
 
     Raises ValueError for duplicate keys, missing embeddings, and settings out of range.
     """
@@ -96,8 +107,12 @@ class DifficultyScheduler:
         retain_fraction: float = 0.0,
         cooldown_steps: int = 0,
         candidates: int | None = None,
+        group_size: int = 8,
         prior_strength: float | None = 4.0,
         discount: float = 0.5,
+        implied_weight: float = 0.1,
+        lease_steps: int = 8,
+        age_discount: float = 0.98,
         seed: int = 0,
     ) -> None:
         self.keys = list(keys)
@@ -106,12 +121,16 @@ class DifficultyScheduler:
             raise ValueError("prompt keys must be unique")
         if embeddings_NH is not None and len(embeddings_NH) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys but {len(embeddings_NH)} embeddings")
+        if not 0.0 < age_discount <= 1.0:
+            raise ValueError(f"age_discount must lie in (0, 1], got {age_discount}")
         if not 0.0 <= target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
         if candidates is not None and candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
         self.partition = _partition(partition, embeddings_NH, beta)
-        self.estimator = AccuracyEstimator(estimator, len(self.keys), self.partition, prior_strength, discount)
+        self.estimator = AccuracyEstimator(
+            estimator, len(self.keys), self.partition, prior_strength, discount, implied_weight
+        )
         self.replay_buffer = replay if replay is not None else ReplayBuffer()
         self.selection = selection
         self.target_accuracy = target_accuracy
@@ -119,6 +138,10 @@ class DifficultyScheduler:
         self.retain_fraction = retain_fraction
         self.cooldown_steps = cooldown_steps
         self.candidates = candidates
+        self.group_size = group_size
+        self.skips = ZeroVarianceSkips(len(self.keys)) if selection == "greso" else None
+        self.leases = Leases(lease_steps)
+        self.age_discount = age_discount
         self.seed = seed
         self.step = 0
         self.last_used_N: Indices = np.full(len(self.keys), NEVER, dtype=np.int64)
@@ -132,6 +155,14 @@ class DifficultyScheduler:
     def accuracy_estimate(self, keys: Sequence[str]) -> Floats:
         """Return p̂ of the given prompts in their order; a key may recur. Raises KeyError for an unknown key."""
         return self.estimator.mean(self._rows(keys))
+
+    def accuracy_interval(self, keys: Sequence[str], share: float = 0.9) -> tuple[Floats, Floats]:
+        """Return the ends of the interval that contains each prompt's accuracy with this probability.
+
+        It needs an estimator with a distribution, such as ``partition`` with log Z in closed form; point estimates have
+        intervals without width.
+        """
+        return self.estimator.beliefs(self._rows(keys)).interval(share)
 
     def pool(self) -> dict[str, Any] | None:
         """Return the histogram of all estimates (`pacedrl.method.estimator.pool_histogram`); None without estimates."""
@@ -160,19 +191,24 @@ class DifficultyScheduler:
             raise ValueError(f"expected {len(self.keys)} accuracies, got shape {truth_N.shape}")
         self.estimator.truth_N = truth_N
 
-    def select(self, count: int, exclude: Collection[str] = ()) -> list[str]:
-        """Return the keys of ``count`` distinct prompts to sample next, without those in ``exclude``.
+    def select(self, count: int) -> list[str]:
+        """Return the keys of ``count`` distinct prompts to sample next, without leasing them.
 
-        This changes no state: repeated calls return the same keys until `observe` ends the step, so an interrupted step
-        can be repeated. Raises ValueError if there are fewer than ``count`` prompts.
+        Prompts under lease are left out; if too few others remain, the longest leased are added. This changes no state:
+        repeated calls return the same keys until `take` or `observe` is called, so an interrupted step can be repeated.
+        Raises ValueError if there are fewer than ``count`` prompts.
         """
-        rng = np.random.default_rng([self.seed, self.step, len(exclude)] if exclude else [self.seed, self.step])
-        taken_N = np.zeros(len(self.keys), dtype=bool)
-        taken_N[self._rows(exclude)] = True
-        retained = self._retained(round(count * self.retain_fraction), taken_N, rng)
-        taken_N[retained] = True
-        scored, rows = self._candidates(count - len(retained), taken_N, rng)
-        score_P = selection_score(self.selection, self.estimator, scored, self.visits_N, self.target_accuracy, rng)
+        # Within a step the number of leases only grows, so that no two batches get the same random numbers.
+        leases = [len(self.leases)] if self.leases else []
+        rng = np.random.default_rng([self.seed, self.step, *leases])
+        free_N = self.leases.free(len(self.keys), at_least=count)
+        retained = self._retained(round(count * self.retain_fraction), free_N, rng)
+        free_N[retained] = False
+        scored, rows = self._candidates(count - len(retained), free_N, rng)
+        epoch_N = self.visits_N if self.skips is None else self.skips.next_epoch()
+        score_P = selection_score(
+            self.selection, self.estimator, scored, epoch_N, self.target_accuracy, self.group_size, rng
+        )
         chosen = select(
             score_P[rows] if isinstance(scored, slice) else score_P,
             self.last_used_N[rows],
@@ -184,12 +220,31 @@ class DifficultyScheduler:
         )
         return [self.keys[i] for i in (*retained, *rows[chosen])]
 
+    def take(self, count: int) -> list[str]:
+        """Return the keys that `select` returns and lease them, so that the next call returns others.
+
+        `pacedrl.method.leases` has the rules for a trainer with several batches under way.
+        """
+        keys = self.select(count)
+        self.leases.take(self._rows(keys), self.step)
+        return keys
+
+    def leased(self) -> list[str]:
+        """Return the keys of the prompts under lease, the longest leased first."""
+        return [self.keys[row] for row in self.leases.rows]
+
+    def release(self, keys: Collection[str]) -> None:
+        """End the leases of these prompts as if they had not been taken: nothing will be observed for them."""
+        self.leases.close(self._rows(keys))
+
     def replay(self) -> list[ReplayEntry]:
         """Return past completions to train on together with this step's fresh ones."""
         return self.replay_buffer.draw(self.step)
 
     def observe(self, fresh: Rollouts, replayed: Rollouts | None = None) -> dict[str, float]:
-        """Learn from one step's rollouts: fit log Z, fill the replay buffer, count the visits, advance the step.
+        """Learn from one step's rollouts: fit log Z, fill the replay buffer, close leases, count visits, end the step.
+
+        ``fresh`` is what has come since the last call, from any batch. Prompts need not be under lease.
 
         Estimates are compared with observations before they are fitted to them, so the calibration metrics measure
         genuine predictions. They are NaN if no completion could be judged. ``replayed`` only takes part in the fit.
@@ -199,22 +254,31 @@ class DifficultyScheduler:
         used so far), ``estimator/prior_strength`` and ``estimator/stale``.
         """
         metrics = dict.fromkeys((*CALIBRATION, "loss/partition"), math.nan) | {"replay/admitted": 0.0}
+        policy_step = fresh.policy_step_by_prompt(self.step)
         judged = fresh.judged()
-        if len(judged.keys) > 0:
-            results = judged.rewards_by_prompt()
+        results = judged.rewards_by_prompt()
+        if results:
+            rows, step_P = self._rows(results), np.array([policy_step[key] for key in results])
             observed_P = np.array([np.mean(rewards) for rewards in results.values()])
             estimate_P = self.accuracy_estimate(list(results))
             metrics |= calibration_metrics(estimate_P, observed_P)
             priority = dict(zip(results, np.abs(estimate_P - observed_P).tolist(), strict=True))
-            metrics["replay/admitted"] = float(self.replay_buffer.add(self._replay_candidates(judged, priority)))
-            self.estimator.observe(self._rows(results), list(results.values()))
-            self.solved_N[self._rows(results)] = observed_P >= FULL_REWARD
-            parts = [judged] if replayed is None else [judged, replayed.judged()]
-            metrics["loss/partition"] = math.nan if self.partition is None else self._fit(self.partition, parts)
-        used = np.unique(self._rows(fresh.keys))
-        self.last_used_N[used] = self.step
-        self.visits_N[used] += 1
+            oldest = self.step - self.replay_buffer.max_age
+            correct = replay_candidates(judged, priority, policy_step, oldest)
+            metrics["replay/admitted"] = float(self.replay_buffer.add(correct))
+            weight_P = np.maximum(self.age_discount ** (self.step - step_P), LEAST_WEIGHT)
+            self.estimator.observe(rows, list(results.values()), step_P, weight_P)
+            self._note_solved(rows, observed_P, step_P)
+            if self.partition is not None:
+                weight = dict(zip(results, weight_P.tolist(), strict=True))
+                metrics["loss/partition"] = self._fit(self.partition, judged, weight, replayed)
+        if self.skips is not None:
+            rng = np.random.default_rng([self.seed, self.step, 0, VISIT_STREAM])
+            used = np.unique(self._rows(fresh.keys))
+            self.skips.observe(used, self._rows(results), list(results.values()), rng)
+        self._note_used(self._rows(policy_step), np.array(list(policy_step.values()), dtype=np.int64))
         self.step += 1
+        self.leases.expire(self.step)
         return metrics | self._state_metrics()
 
     def state_dict(self) -> State:
@@ -225,8 +289,10 @@ class DifficultyScheduler:
             "last_used": torch.from_numpy(self.last_used_N.copy()),
             "visits": torch.from_numpy(self.visits_N.copy()),
             "solved": torch.from_numpy(self.solved_N.copy()),
+            "leases": self.leases.state_dict(),
             "estimator": self.estimator.state_dict(),
             "partition": None if self.partition is None else self.partition.state_dict(),
+            "skips": None if self.skips is None else self.skips.state_dict(),
             "replay": self.replay_buffer.state_dict(),
         }
 
@@ -247,9 +313,12 @@ class DifficultyScheduler:
         self.visits_N[rows] = state["visits"].numpy()
         self.solved_N[:] = False
         self.solved_N[rows] = state["solved"].numpy()
+        self.leases.load_state_dict(state["leases"], rows)
         self.estimator.load_state_dict(state["estimator"], rows)
         if self.partition is not None:
             self.partition.load_state_dict(state["partition"])
+        if self.skips is not None:
+            self.skips.load_state_dict(state["skips"], rows)
         self.replay_buffer.load_state_dict(state["replay"])
 
     @property
@@ -261,37 +330,44 @@ class DifficultyScheduler:
     def _rows(self, keys: Collection[str]) -> Indices:
         return np.fromiter((self.index[key] for key in keys), dtype=np.int64, count=len(keys))
 
-    def _replay_candidates(self, judged: Rollouts, priority: dict[str, float]) -> list[ReplayEntry]:
-        if judged.token_ids is None:
-            return []
-        rows = zip(judged.keys, np.asarray(judged.reward_B), judged.token_ids, judged.logprobs, strict=True)
-        return [
-            ReplayEntry(key, tuple(ids), tuple(logprobs), float(reward), self.step, priority[key])
-            for key, reward, ids, logprobs in rows
-            if reward >= FULL_REWARD and ids is not None
-        ]
+    def _note_solved(self, rows: Indices, observed_P: Floats, step_P: Indices) -> None:
+        """Note which prompts were solved in their newest visit, in all of its parts."""
+        newer_P, older_P = step_P > self.last_used_N[rows], step_P < self.last_used_N[rows]
+        solved_P = (observed_P >= FULL_REWARD) & (newer_P | self.solved_N[rows])
+        self.solved_N[rows] = np.where(older_P, self.solved_N[rows], solved_P)
 
-    def _retained(self, count: int, taken_N: NDArray[np.bool_], rng: np.random.Generator) -> Indices:
+    def _note_used(self, rows: Indices, step_P: Indices) -> None:
+        """Close the prompts' leases and count a visit of those that were not used by this policy or a newer one."""
+        self.leases.close(rows)
+        self.visits_N[rows] += step_P > self.last_used_N[rows]
+        self.last_used_N[rows] = np.maximum(self.last_used_N[rows], step_P)
+
+    def _retained(self, count: int, free_N: NDArray[np.bool_], rng: np.random.Generator) -> Indices:
         """Return at most ``count`` rested prompts that were solved when last used."""
         if count == 0:
             return np.empty(0, dtype=np.int64)
-        free_N = ~taken_N & (self.last_used_N < self.step - self.cooldown_steps)
-        return last_solved(self.solved_N & free_N, self.last_used_N, count, rng)
+        rested_N = self.last_used_N < self.step - self.cooldown_steps
+        return last_solved(self.solved_N & free_N & rested_N, self.last_used_N, count, rng)
 
-    def _candidates(self, count: int, taken_N: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Rows, Indices]:
+    def _candidates(self, count: int, free_N: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Rows, Indices]:
         """Return the rows to score and the rows to select from."""
-        free = np.flatnonzero(~taken_N)
+        free = np.flatnonzero(free_N)
         if self.candidates is None:
             return ALL, free
         free = free[rested(self.last_used_N[free], self.step, self.cooldown_steps, count, rng)]
         rows: Indices = np.sort(rng.choice(free, min(self.candidates * count, len(free)), replace=False))
         return rows, rows
 
-    def _fit(self, partition: Partition, parts: list[Rollouts]) -> float:
+    def _fit(
+        self, partition: Partition, judged: Rollouts, weight: Mapping[str, float], replayed: Rollouts | None
+    ) -> float:
         """Fit log Z to the completions that have a target; return the loss, or NaN if none has one."""
+        parts = [judged] if replayed is None else [judged, replayed.judged()]
         rows = np.concatenate([self._rows(part.keys) for part in parts])
         target_B = np.concatenate([np.asarray(part.partition_reward_B) for part in parts])
         log_ratio_B = np.concatenate([np.asarray(part.log_ratio_B) for part in parts])
+        weight_B = np.ones(len(rows))
+        weight_B[: len(judged.keys)] = [weight[key] for key in judged.keys]
         known = ~np.isnan(target_B)
         if not known.any():
             return math.nan
@@ -300,6 +376,7 @@ class DifficultyScheduler:
             torch.from_numpy(target_B[known]).float(),
             torch.from_numpy(log_ratio_B[known]).float(),
             seed=int(np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0]),
+            weight_B=torch.from_numpy(weight_B[known]),
         )
 
     def _state_metrics(self) -> dict[str, float]:

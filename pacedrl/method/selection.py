@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pacedrl.method.beliefs import AccuracyEstimator
-from pacedrl.method.estimator import Floats, Indices, Rows
+from pacedrl.method.estimator import Floats, Indices, Rollouts, Rows
 
-SelectionMethod = Literal["nearest", "uniform", "thompson", "learnability", "noise"]
+SelectionMethod = Literal["nearest", "uniform", "thompson", "learnability", "mapp", "greso", "noise"]
 
 NEVER = -(2**40)
 """Value of ``last_used_N`` for a prompt that was never used."""
+FULL_REWARD = 1.0
+"""Reward of a correct completion. Only correct completions are candidates for replay."""
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 """Quantiles of the replay buffer's ages and priorities that are logged."""
 
@@ -24,18 +26,22 @@ def selection_score(
     method: SelectionMethod,
     estimator: AccuracyEstimator,
     rows: Rows,
-    visits_N: Indices,
+    epoch_N: Indices,
     target: float,
+    group_size: int,
     rng: np.random.Generator,
 ) -> Floats:
     """Return a score for each prompt in ``rows``; the prompts with the lowest scores are selected.
 
     - ``nearest``: |p̂ − τ| (PACED-RL, arXiv 2602.12642).
-    - ``uniform``: the number of visits. With random tie-breaking this gives shuffled epochs: at any batch size, no
-      prompt is drawn twice before all were drawn once.
+    - ``uniform``: ``epoch_N``, the number of visits. With random tie-breaking this gives shuffled epochs: at any batch
+      size, no prompt is drawn twice before all were drawn once.
+    - ``greso``: ``epoch_N``, the epoch in which a prompt is due after those that it skips (`ZeroVarianceSkips`).
     - ``thompson``: |p − τ| with p drawn from the prompt's posterior (MoPPS, arXiv 2507.04632).
     - ``learnability``: −E[p(1 − p)] under the posterior, or −p̂(1 − p̂) for a point estimate. This is the criterion of
       LILO (Foster et al., 2025), computed from an estimate instead of extra rollouts.
+    - ``mapp``: minus the probability that the rewards of a group of ``group_size`` completions differ, E[1 − p^G − (1 −
+      p)^G] under the posterior or for a point estimate (MaPP). We know this method from a summary only.
     - ``noise``: uniform noise that is redrawn at each step, a control for ``nearest``.
 
     Raises ValueError if the method needs estimates and one of them is NaN.
@@ -43,14 +49,16 @@ def selection_score(
     match method:
         case "nearest":
             return np.abs(_known(estimator.mean(rows)) - target)
-        case "uniform":
-            return visits_N[rows].astype(np.float64)
+        case "uniform" | "greso":
+            return epoch_N[rows].astype(np.float64)
         case "thompson":
             return np.abs(_known(estimator.draw(rng, rows)) - target)
         case "learnability":
             return -_known(estimator.beliefs(rows).learnability())
+        case "mapp":
+            return -_known(estimator.beliefs(rows).mixed(group_size))
         case "noise":
-            return rng.random(len(visits_N[rows]))
+            return rng.random(len(epoch_N[rows]))
 
 
 def _known(values_P: Floats) -> Floats:
@@ -151,8 +159,8 @@ def most_learnable(rewards_P: Sequence[Sequence[float]], count: int) -> list[int
 class ReplayEntry:
     """A correct completion kept for later training.
 
-    ``logprobs`` are the behaviour policy's log-probabilities of the tokens, ``step`` is the step in which it was
-    sampled, and ``priority`` is |p̂ − p̄| of its prompt in that step.
+    ``logprobs`` are the behaviour policy's log-probabilities of the tokens, ``step`` is the step of that policy, and
+    ``priority`` is |p̂ − p̄| of its prompt in that step.
     """
 
     key: str
@@ -161,6 +169,23 @@ class ReplayEntry:
     reward: float
     step: int
     priority: float
+
+
+def replay_candidates(
+    judged: Rollouts, priority: Mapping[str, float], policy_step: Mapping[str, int], oldest: int
+) -> list[ReplayEntry]:
+    """Return the correct completions that have tokens; ``priority`` and ``policy_step`` are those of their prompts.
+
+    Completions of policies before ``oldest`` are left out: they would only push others out of the buffer.
+    """
+    if judged.token_ids is None:
+        return []
+    completions = zip(judged.keys, np.asarray(judged.reward_B), judged.token_ids, judged.logprobs, strict=True)
+    return [
+        ReplayEntry(key, tuple(ids), tuple(logprobs), float(reward), policy_step[key], priority[key])
+        for key, reward, ids, logprobs in completions
+        if reward >= FULL_REWARD and ids is not None and policy_step[key] >= oldest
+    ]
 
 
 class ReplayBuffer:
@@ -194,10 +219,11 @@ class ReplayBuffer:
         return len(ranked)
 
     def draw(self, step: int) -> list[ReplayEntry]:
-        """Drop entries older than ``max_age`` steps and return the others, oldest first."""
-        while self.entries and step - self.entries[0].step > self.max_age:
-            self.entries.popleft()
-        return list(self.entries)
+        """Drop entries older than ``max_age`` steps and return the others in the order of their admission."""
+        kept = [entry for entry in self.entries if step - entry.step <= self.max_age]
+        self.entries.clear()
+        self.entries.extend(kept)
+        return kept
 
     def metrics(self, step: int) -> dict[str, float]:
         """Return ``replay/size``, and mean and ``QUANTILES`` of ages (in steps) and priorities, NaN if it is empty."""

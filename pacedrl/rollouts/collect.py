@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,13 +28,15 @@ from pacedrl.view import View
 
 Tick = Callable[[], None]
 """Called once per sampled token; it may raise to stop the sampling."""
-Select = Callable[[int, Collection[str]], list[str]]
-"""(number of prompts, keys to exclude) → keys; fewer than asked for if there are no more prompts."""
+Take = Callable[[int], list[str]]
+"""Number of prompts → keys that were not taken before; fewer than asked for if there are no more prompts."""
 Rollout = Callable[[list[str]], list[Group]]
 """Keys of prompts → their groups, sampled and judged."""
 
 REASONS = ("all_right", "all_wrong", "all_equal", "unjudged", "less_learnable", "surplus")
 """Why a gate drops a group."""
+REFILL_FACTOR = 1.25
+"""Number of prompts sampled for each group that an adaptive batch is expected to add."""
 
 
 @dataclass
@@ -188,22 +191,23 @@ class Collector:
     true_accuracies: Callable[[], list[float]]
     ranks: Ranks
 
-    def collect(self, step: int, policy_step: int, tick: Tick, exclude: Collection[str] = ()) -> Collected:
+    def collect(self, step: int, policy_step: int, tick: Tick) -> Collected:
         """Collect the judged groups of ``step``, sampled by the policy of ``policy_step``.
 
-        Prompts in ``exclude`` are not selected, unless too few others remain.
+        The prompts stay under lease until the groups are observed.
         """
         clock = Stopwatch()
-        if len(self.prompts) - len(exclude) < self.config.sampling.prompts_per_step * self.config.gate.selection_factor:
-            exclude = ()
+        left = len(self.prompts)
 
-        def select(count: int, sampled: Collection[str]) -> list[str]:
+        def take(count: int) -> list[str]:
+            nonlocal left
             with clock.phase("select"):
                 # The policy does not change within a step, so the oracle's truth is computed once.
-                if self.config.estimator.name == "oracle" and not sampled:
+                if self.config.estimator.name == "oracle" and left == len(self.prompts):
                     self.scheduler.set_truth(self.true_accuracies())
-                left = len(self.prompts) - len(sampled) - len(exclude)
-                return self.scheduler.select(min(count, left), [*sampled, *exclude])
+                keys = self.scheduler.take(min(count, left))
+            left -= len(keys)
+            return keys
 
         def own_rollout(keys: Sequence[str]) -> list[Group]:
             # Groups are judged as they finish, while others are still sampled; "verify" is the time left after that.
@@ -219,13 +223,13 @@ class Collector:
             return groups
 
         count = self.config.sampling.prompts_per_step
-        collected = collect(self.config.gate, count, select, lambda keys: self.ranks.map(keys, own_rollout))
+        collected = collect(self.config.gate, count, take, lambda keys: self.ranks.map(keys, own_rollout))
         self.sampler.rest()
         collected.policy_step, collected.seconds = policy_step, clock.seconds
         return collected
 
     @contextmanager
-    def ahead(self, step: int, policy_step: int, exclude: Collection[str]) -> Iterator[Callable[[], Collected]]:
+    def ahead(self, step: int, policy_step: int) -> Iterator[Callable[[], Collected]]:
         """Collect the groups of ``step`` in a thread; the function yielded waits for them and returns them.
 
         Leaving the context early abandons them.
@@ -237,7 +241,7 @@ class Collector:
                 raise Interrupted
 
         with ThreadPoolExecutor(1, thread_name_prefix="pacedrl-ahead") as thread:
-            future = thread.submit(self.collect, step, policy_step, tick, exclude)
+            future = thread.submit(self.collect, step, policy_step, tick)
             try:
                 yield future.result
             finally:
@@ -252,37 +256,50 @@ class Collector:
         return sample_groups(self.sampler, prompts, settings, seed, tick, self.view.advance, finished)
 
 
-def collect(gate: GateConfig, count: int, select: Select, rollout: Rollout) -> Collected:
+def collect(gate: GateConfig, count: int, take: Take, rollout: Rollout) -> Collected:
     """Sample until the gate has ``count`` groups to train on, or may not sample more."""
     match gate:
         case DynamicGateConfig():
-            return _dynamic(gate, count, select, rollout)
+            return _dynamic(gate, count, take, rollout)
         case LiloGateConfig():
-            return _lilo(gate, count, select, rollout)
+            return _lilo(gate, count, take, rollout)
         case _:
-            return Collected(rollout(select(count, ())), batches=1)
+            return Collected(rollout(take(count)), batches=1)
 
 
-def _dynamic(gate: DynamicGateConfig, count: int, select: Select, rollout: Rollout) -> Collected:
+def _dynamic(gate: DynamicGateConfig, count: int, take: Take, rollout: Rollout) -> Collected:
     """DAPO's dynamic sampling. Informative groups beyond ``count`` are dropped, as in DAPO."""
     result = Collected()
-    kept = 0
+    kept, size = 0, count
     while kept < count and result.batches < gate.max_batches:
-        keys = select(count, [group.prompt.key for group in result.sampled])
+        keys = take(size)
         if not keys:  # every prompt was sampled in this step
             break
         result.batches += 1
-        for group in rollout(keys):
-            result.sampled.append(group)
+        groups = rollout(keys)
+        for group in groups:
             group.dropped = uninformative(group.rewards) or ("surplus" if kept == count else None)
             kept += group.dropped is None
+        result.sampled += groups
+        if gate.adaptive_batch:
+            size = expected_to_fill(count - kept, sum(group.dropped is None for group in groups) / len(groups), count)
     result.capped = kept < count
     return result
 
 
-def _lilo(gate: LiloGateConfig, count: int, select: Select, rollout: Rollout) -> Collected:
+def expected_to_fill(missing: int, kept_share: float, largest: int) -> int:
+    """Return the number of prompts to sample next, at most ``largest``: 1.25·missing/kept_share (GRESO, arXiv
+    2506.02177).
+
+    The factor keeps a batch from falling short by a few groups. The paper's largest batch is 1.5 times as many prompts
+    as it trains on; ours is that number.
+    """
+    return min(largest, math.ceil(REFILL_FACTOR * missing / kept_share)) if kept_share > 0 else largest
+
+
+def _lilo(gate: LiloGateConfig, count: int, take: Take, rollout: Rollout) -> Collected:
     """LILO: of an oversampled batch, keep the groups with the largest p(1 − p)."""
-    sampled = rollout(select(count * gate.oversample, ()))
+    sampled = rollout(take(count * gate.oversample))
     judged = [group for group in sampled if group.rewards]
     kept = most_learnable([group.rewards for group in judged], count)
     for group in sampled:

@@ -49,6 +49,7 @@ def build_scheduler(
         retain_fraction=config.selection.retain_fraction,
         cooldown_steps=config.selection.cooldown_steps,
         candidates=config.selection.candidates,
+        group_size=config.sampling.group_size,
         seed=config.run.seed,
         **config.estimator.model_dump(exclude={"name"}),
     )

@@ -1,6 +1,6 @@
 """The training loop.
 
-prompts  = scheduler.select(P)
+prompts  = scheduler.take(P)
 groups   = sample(prompts, G); score(groups)     with sampling.ahead: those of the next step, during this one's update
 kept     = gate(groups)                          may drop some and ask for more
 replayed = scheduler.replay()
@@ -136,6 +136,7 @@ class Trainer:
                 self._loop()
         except Interrupted:
             interrupted = True
+            self._release_unfinished()
             self._save()
         finally:
             self.view.stop()
@@ -186,6 +187,7 @@ class Trainer:
         pool = self.scheduler.pool()
         with clock.phase("observe"):
             again = [completion for completion in batch if completion.replayed]
+            # A run ahead has results of one age only, so the scheduler is not told their policy's step, to weigh them.
             observed = self.scheduler.observe(
                 fresh_rollouts(collected.sampled, self.objective),
                 replayed_rollouts(again) if self.config.replay.train_partition and again else None,
@@ -235,9 +237,13 @@ class Trainer:
             yield lambda: None
             return
         self.sampler.sync(self.policy, self._tick)
-        taken = [group.prompt.key for group in collected.sampled]
-        with self.collector.ahead(self.step + 1, self.step, taken) as following:
+        with self.collector.ahead(self.step + 1, self.step) as following:
             yield following
+
+    def _release_unfinished(self) -> None:
+        """Release the prompts that an interrupted step has taken, so that it can be repeated."""
+        waiting = {group.prompt.key for group in self.pending.sampled} if self.pending else set()
+        self.scheduler.release([key for key in self.scheduler.leased() if key not in waiting])
 
     def _reference_logprobs(self, batch: Sequence[Completion]) -> list[list[float]]:
         policy = self.initial or self.policy

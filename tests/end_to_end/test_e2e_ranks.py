@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 RUNS: dict[str, dict[str, Any]] = {
     "paced": {"recipe": "paced"},
     "grpo": {"recipe": "grpo", "optimizer": {"mini_batches": 2, "gradient_checkpointing": True}},
+    "greso": {"recipe": "greso"},
     "flowrl": {"recipe": "flowrl", "optimizer": {"tokens_per_micro_batch": 40}},  # not as many passes on each process
     "lora": {"recipe": "paced", "model": {"name": "tiny", "lora": {"r": 4, "target_modules": ["q_proj", "up_proj"]}}},
 }
@@ -92,7 +93,7 @@ def configured(name: str, **sections: Any) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four runs in three layouts, one started by torchrun in a script, the others as forks of the command line."""
+    """Runs in three layouts, one started by torchrun in a script, the others as forks of the command line."""
     folder = tmp_path_factory.mktemp("ranks")
     for layout, (_, scale) in LAYOUTS.items():
         for run, sections in RUNS.items():

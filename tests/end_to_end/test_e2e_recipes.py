@@ -62,10 +62,13 @@ def test_every_recipe_trains_and_resumes_bit_for_bit(tmp_path: Path, recipe: str
             assert (halves / file.relative_to(whole)).read_bytes() == file.read_bytes(), file
 
     metrics = rows(whole)
-    batches = [row["gate/batches"] for row in metrics]
+    batches = sum(row["gate/batches"] for row in metrics)
     factor = 4 if recipe == "lilo" else 1
-    assert metrics[-1]["rollouts/generated"] == sum(batches) * PROMPTS * GROUP * factor
     kept = sum(row["gate/kept"] for row in metrics)
+    dropped = sum(value for row in metrics for name, value in row.items() if name.startswith("gate/dropped_"))
+    assert metrics[-1]["rollouts/generated"] == (kept + dropped) * GROUP
+    if not getattr(Config(recipe=recipe).gate, "adaptive_batch", False):
+        assert kept + dropped == batches * PROMPTS * factor
     replayed = sum(row["replay/trained"] for row in metrics)
     assert metrics[-1]["rollouts/trained"] == kept * GROUP + replayed
     assert (replayed > 0) == Config(recipe=recipe).replay.enabled

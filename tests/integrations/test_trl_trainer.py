@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,17 +158,29 @@ def test_prompts_are_chosen_with_what_the_step_before_taught(tmp_path: Path, mod
     assert trainer.scheduler.step == 3  # an evaluation teaches the scheduler nothing
 
 
-def test_a_resumed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, model: Path) -> None:
-    whole = trainer_of(model, tmp_path / "whole", max_steps=4)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"selection": "mapp", "estimator": "counts", "group_size": GROUP},
+        {"selection": "thompson", "estimator": "bots", "discount": 0.9},
+        {"selection": "greso", "estimator": "counts"},
+    ],
+    ids=["paced", "mapp", "bots", "greso"],
+)
+def test_a_resumed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, model: Path, settings: dict[str, Any]) -> None:
+    make = partial(DifficultyScheduler, **settings)
+    whole = trainer_of(model, tmp_path / "whole", make=make, max_steps=4)
     whole.train()
-    half = trainer_of(model, tmp_path / "half", max_steps=4, save_strategy="steps", save_steps=2)
+    half = trainer_of(model, tmp_path / "half", make=make, max_steps=4, save_strategy="steps", save_steps=2)
     half.train()
-    resumed = trainer_of(model, tmp_path / "half", max_steps=4)
+    resumed = trainer_of(model, tmp_path / "half", make=make, max_steps=4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "half/checkpoint-2"))
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert resumed.scheduler.step == 4
     assert resumed.scheduler.accuracy_estimates().tolist() == whole.scheduler.accuracy_estimates().tolist()
+    assert resumed.scheduler.select(PROMPTS) == whole.scheduler.select(PROMPTS)
     (tmp_path / "half/checkpoint-2/scheduler.json").unlink()
     (tmp_path / "half/checkpoint-2/scheduler.safetensors").unlink()
     with pytest.raises(InputError, match=r"checkpoint-2: contains no scheduler.json"):

@@ -275,7 +275,6 @@ def test_each_batch_has_the_prompts_that_the_scheduler_selects(configure: Config
         ]
         rollouts = integration.Rollouts(expected, [float(step % 2)] * PROMPTS)
         trainer.scheduler.observe(rollouts)
-        trainer.named.clear()
         assert trainer.scheduler.select(PROMPTS) != expected
 
 
@@ -302,6 +301,9 @@ def test_the_scheduler_has_the_configured_settings(configure: Configure) -> None
     state, again = (t.scheduler.partition.network.state_dict() for t in (one, two))
     assert all(torch.equal(state[name], again[name]) for name in state)
     assert integration._scheduler is two.scheduler
+    other = ready(configure("+trainer.v1.paced.selection=mapp", "+trainer.v1.paced.estimator=bots"))
+    assert (other.scheduler.selection, other.scheduler.estimator.name) == ("mapp", "bots")
+    assert other.scheduler.group_size == GROUP
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ def fitted(name: EstimatorName, prior_strength: float | None = None) -> Accuracy
     partition = ClosedFormPartition(bandit.embeddings(), features=64)
     estimator = AccuracyEstimator(name, PROMPTS, partition, prior_strength, discount=0.6)
     rows = np.arange(20)
-    for _ in range(3):
+    for step in range(3):
         rewards = (np.random.default_rng(5).random((20, 8)) < bandit.accuracy[:20, None]).astype(float)
-        estimator.observe(rows, rewards.tolist())
+        estimator.observe(rows, rewards.tolist(), step)
         partition.fit(rows.repeat(8), torch.from_numpy(rewards.ravel()).float(), torch.zeros(160))
     return estimator
 
@@ -76,27 +76,24 @@ def test_beliefs_means_and_draws_of_some_rows_are_those_of_all(name: EstimatorNa
     assert estimator.draw(np.random.default_rng(0), rows).shape == (3,)
 
 
-def test_draws_have_the_mean_and_variance_of_the_beliefs() -> None:
+def test_draws_have_the_mean_and_variance_of_log_z() -> None:
     estimator = fitted("partition")
     rng = np.random.default_rng(0)
     draws = np.stack([estimator.draw(rng) for _ in range(3000)])
-    beliefs = estimator.beliefs()
-    middle = np.abs(beliefs.mean_N - 0.5) < 0.2  # away from the ends, where draws are clipped
+    middle = np.abs(log_z(estimator).accuracy() - 0.5) < 0.2  # away from the ends, where draws are clipped
     assert middle.sum() > 10
-    assert draws.mean(axis=0)[middle] == pytest.approx(beliefs.mean_N[middle], abs=0.04)
-    variance_N = beliefs.mean_N * (1 - beliefs.mean_N) / (beliefs.strength_N + 1)
-    # Draws given w have the strength 100 at most, so a variance of 0.0025 at least.
-    assert draws.var(axis=0)[middle] == pytest.approx(variance_N[middle], rel=0.2, abs=0.003)
+    assert draws.mean(axis=0)[middle] == pytest.approx(log_z(estimator).accuracy()[middle], abs=0.02)
+    assert draws.var(axis=0)[middle] == pytest.approx(log_z(estimator).variance()[middle], rel=0.2, abs=1e-3)
 
 
-def test_one_draw_moves_equal_prompts_together() -> None:
-    """Two prompts of equal embeddings differ in a draw only by what the features cannot see."""
-    partition = ClosedFormPartition(torch.zeros(2, 3))
-    estimator = AccuracyEstimator("partition", 2, partition, None, 1.0)
-    partition.noise = 1e-6
-    draws = np.stack([estimator.draw(np.random.default_rng(seed)) for seed in range(300)])
-    assert np.abs(draws[:, 0] - draws[:, 1]).max() < 0.25
-    assert np.corrcoef(draws.T)[0, 1] > 0.9
+def test_one_draw_moves_equal_prompts_together_except_for_their_own_results() -> None:
+    estimator = AccuracyEstimator("combined", 3, ClosedFormPartition(torch.zeros(3, 3)), None, 1.0)
+    estimator.observe(np.array([2]), [[1.0] * 4], 0)
+    draws = np.stack([estimator.draw(np.random.default_rng(seed)) for seed in range(100)])
+    assert draws[:, 0] == pytest.approx(draws[:, 1], abs=1e-6)
+    assert draws[:, 0].std() > 0.1
+    strength = beta_strength(draws[:, 0], log_z(estimator).unseen_variance)
+    assert draws[:, 2] == pytest.approx((strength * draws[:, 0] + 4) / (strength + 4), abs=1e-5)
 
 
 def test_the_mlp_gives_points_and_its_strength_is_learned() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta as beta_distribution
 
 from pacedrl.method.estimator import (
     FLAT_MEAN,
@@ -29,8 +30,8 @@ def test_counts_on_a_flat_prior_are_mopps(visits: list[tuple[int, int]], discoun
     """α ← λα + (1 − λ)α⁰ + s and β ← λβ + (1 − λ)β⁰ + n − s, from α⁰ = β⁰ = 1."""
     counts = DiscountedCounts(2, discount)
     alpha = beta = 1.0
-    for right, trials in visits:
-        counts.observe(np.array([1]), np.array([float(right)]), np.array([float(trials)]))
+    for step, (right, trials) in enumerate(visits):
+        counts.observe(np.array([1]), np.array([float(right)]), np.array([float(trials)]), step)
         alpha = discount * alpha + (1 - discount) + right
         beta = discount * beta + (1 - discount) + trials - right
     posterior = counts.posterior(np.full(2, FLAT_MEAN), FLAT_STRENGTH)
@@ -42,7 +43,7 @@ def test_counts_on_a_flat_prior_are_mopps(visits: list[tuple[int, int]], discoun
 def test_the_prior_fades_as_results_come_in() -> None:
     counts = DiscountedCounts(1, discount=1.0)
     for visit in range(1, 4):
-        counts.observe(np.array([0]), np.array([8.0]), np.array([8.0]))
+        counts.observe(np.array([0]), np.array([8.0]), np.array([8.0]), visit)
         posterior = counts.posterior(np.array([0.2]), 4.0)
         assert posterior.mean_N[0] == pytest.approx((4 * 0.2 + 8 * visit) / (4 + 8 * visit))
 
@@ -127,3 +128,43 @@ def test_the_histogram_of_the_pool_counts_what_lies_outside() -> None:
     assert (pool["below"], pool["above"]) == (1, 2)
     assert {i: count for i, count in enumerate(pool["counts"]) if count} == {0: 2, 1: 1, 10: 1, 19: 2}
     assert pool_histogram(np.full(3, np.nan)) is None
+
+
+def beta_function(a: float, b: float) -> float:
+    return math.exp(math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
+
+
+@given(st.floats(0.05, 30), st.floats(0.05, 30), st.integers(1, 32))
+def test_a_mixed_group_has_its_beta_binomial_probability(alpha: float, beta: float, group_size: int) -> None:
+    """E[p^G] = B(α + G, β)/B(α, β)."""
+    beliefs = Beliefs(np.array([alpha / (alpha + beta)]), np.array([alpha + beta]))
+    one = beta_function(alpha + group_size, beta) / beta_function(alpha, beta)
+    zero = beta_function(alpha, beta + group_size) / beta_function(alpha, beta)
+    assert beliefs.mixed(group_size)[0] == pytest.approx(1.0 - one - zero, abs=1e-9)
+    assert beliefs.mixed(2) == pytest.approx(2 * beliefs.learnability())
+
+
+def test_mixed_groups_of_points_and_distributions_side_by_side() -> None:
+    beliefs = Beliefs(np.array([0.5, 0.5, 0.25, -0.1, 1.2]), np.array([np.inf, 2.0, np.inf, np.inf, np.inf]))
+    expected = [
+        1 - 2 / 2**8,
+        1 - 2 / 9,
+        1 - 0.25**8 - 0.75**8,
+        0.0,
+        0.0,
+    ]  # all outcomes of Beta(1, 1) are equally likely
+    assert beliefs.mixed(8) == pytest.approx(expected)
+    assert beliefs.mixed(1) == pytest.approx(np.zeros(5))
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.5, 120), st.sampled_from([0.5, 0.9, 0.99]))
+def test_intervals_are_the_quantiles_of_the_beta_distribution(mean: float, strength: float, share: float) -> None:
+    beliefs = Beliefs(np.array([mean]), np.array([strength]))
+    (low,), (high,) = beliefs.interval(share)
+    exact = beta_distribution(mean * strength, (1 - mean) * strength)
+    assert (low, high) == pytest.approx(exact.ppf([(1 - share) / 2, (1 + share) / 2]), abs=2e-3)
+
+
+def test_the_interval_of_a_point_has_no_width() -> None:
+    low, high = Beliefs(np.array([0.2, 1.1]), np.full(2, np.inf)).interval(0.9)
+    assert low.tolist() == high.tolist() == [0.2, 1.1]

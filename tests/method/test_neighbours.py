@@ -127,44 +127,56 @@ def test_the_reference_pulls_by_its_coefficient() -> None:
 
 
 def test_flow_balance_by_hand() -> None:
-    """δ and w average over tokens; the weight is clipped and has no gradient."""
-    new, old = ratios([2.0, 2.0], [1.1, 1.1, 1.1])
+    """δ averages over tokens; w is a ratio of whole completions, clipped, without gradient."""
+    new, old = ratios([2.0, 2.0], [1.05, 1.05, 1.05])
     reference = torch.full((2, 3), -1.5)
     loss, metrics = flow_balance(new, old, reference, MASK, torch.tensor([1.0, -0.5]), clip_low=0.2, clip_high=0.28)
-    delta = [0.5 + math.log(2) - 1.0, 0.5 + math.log(1.1) + 0.5]
-    assert loss.item() == pytest.approx((1.28 * delta[0] ** 2 + 1.1 * delta[1] ** 2) / 2, rel=1e-5)
-    assert metrics["objective/weight"].item() == pytest.approx((1.28 + 1.1) / 2)
+    delta, weight = [0.5 + math.log(2) - 1.0, 0.5 + math.log(1.05) + 0.5], [1.28, 1.05**3]
+    assert loss.item() == pytest.approx((weight[0] * delta[0] ** 2 + weight[1] * delta[1] ** 2) / 2, rel=1e-5)
+    assert metrics["objective/weight"].item() == pytest.approx(sum(weight) / 2)
     assert metrics["objective/delta_abs"].item() == pytest.approx((abs(delta[0]) + delta[1]) / 2)
     loss.backward()
     assert new.grad is not None
-    expected = [1.28 * delta[0] / 2, 1.28 * delta[0] / 2, 0.0, *[1.1 * delta[1] / 3] * 3]
+    expected = [weight[0] * delta[0] / 2, weight[0] * delta[0] / 2, 0.0, *[weight[1] * delta[1] / 3] * 3]
     assert new.grad.flatten().tolist() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("ratio", "weight"), [(4.0, 10.0), (3.0, 9.0), (1e-3, 1e-6), (1e30, 10.0)])
+def test_flowrls_newer_code_caps_the_weight_at_10_and_has_no_lower_bound(ratio: float, weight: float) -> None:
+    new, old = ratios([ratio, ratio])
+    metrics = flow_balance(new, old, old, torch.ones(1, 2), torch.zeros(1), clip_low=1.0, clip_high=9.0)[1]
+    assert metrics["objective/weight"].item() == pytest.approx(weight)
+
+
 @pytest.mark.parametrize(
-    ("advantage", "gap"), [(0.0, 0.5), (10.0, -2.0), (-10.0, 1.0)], ids=["within", "raised", "lowered"]
+    ("advantage", "gap"), [(0.5, -0.5), (10.0, -1.0), (-10.0, 2.0)], ids=["within", "raised", "lowered"]
 )
 def test_the_flow_gap_is_bounded_differently_up_and_down(advantage: float, gap: float) -> None:
-    """The gradient of each token is 2·w·clip(δ)/T, which is constant beyond the bounds."""
+    """At π_θ = π_old the loss is g̃², and the gradient of each token 2·g̃/T."""
     new, old = ratios([1.0, 1.0])
-    reference, mask = torch.full((1, 2), -1.5), torch.ones(1, 2)
-    loss, metrics = group_flow_balance(
-        new, old, reference, mask, torch.tensor([advantage]), weight_cap=2.0, gap_raise=2.0, gap_lower=1.0
-    )
+    options = {"weight_cap": 2.0, "gap_low": 1.0, "gap_high": 2.0}
+    loss, metrics = group_flow_balance(new, old, torch.ones(1, 2), torch.tensor([advantage]), **options)
     loss.backward()
+    assert loss.item() == pytest.approx(gap**2)
     assert new.grad is not None
     assert new.grad[0].tolist() == pytest.approx([gap, gap])
-    assert metrics["objective/clipped"].item() == float(advantage != 0)
-    if advantage == 0:
-        assert loss.item() == pytest.approx(0.25)
+    assert metrics["objective/clipped"].item() == float(abs(advantage) > 1)
 
 
-def test_the_importance_weight_is_capped() -> None:
-    new, old = ratios([4.0, 4.0])
-    metrics = group_flow_balance(
-        new, old, old, torch.ones(1, 2), torch.zeros(1), weight_cap=3.0, gap_raise=9.0, gap_lower=9.0
-    )[1]
-    assert metrics["objective/weight"].item() == pytest.approx(3.0)
+def test_the_clipped_gap_stays_while_the_policy_moves() -> None:
+    """Equation 8: the clipped gap is that of the policy that sampled, and the move since then is not clipped."""
+    new, old = ratios([1.5, 1.5], [0.5, 2.0, 1.0])
+    options = {"weight_cap": 1.2, "gap_low": 0.2, "gap_high": 0.28}
+    loss, metrics = group_flow_balance(new, old, MASK, torch.tensor([4.0, -4.0]), **options)
+    moved = [math.log(1.5), 0.0]
+    delta = [-0.2 + moved[0], 0.28 + moved[1]]
+    assert loss.item() == pytest.approx((1.2 * delta[0] ** 2 + 1.0 * delta[1] ** 2) / 2, rel=1e-5)
+    assert metrics["objective/weight"].item() == pytest.approx((1.2 + 1.0) / 2)
+    assert metrics["objective/delta_abs"].item() == pytest.approx((delta[0] + delta[1]) / 2)
+    loss.backward()
+    assert new.grad is not None
+    expected = [1.2 * delta[0] / 2, 1.2 * delta[0] / 2, 0.0, *[delta[1] / 3] * 3]
+    assert new.grad.flatten().tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def _clipped(*tensors: Tensor, **options: Any) -> Any:
@@ -175,7 +187,8 @@ def _clipped(*tensors: Tensor, **options: Any) -> Any:
 
 
 def _group_flow(*tensors: Tensor, **options: Any) -> Any:
-    return group_flow_balance(*tensors, weight_cap=1.5, gap_raise=1.0, gap_lower=0.5, **options)
+    new, old, _, mask, advantage = tensors
+    return group_flow_balance(new, old, mask, advantage, weight_cap=1.5, gap_low=0.5, gap_high=1.0, **options)
 
 
 @pytest.mark.parametrize("loss_of", [_clipped, flow_balance, _group_flow])

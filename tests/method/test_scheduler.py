@@ -215,17 +215,6 @@ def test_a_cooldown_longer_than_the_pool_never_starves_the_batch() -> None:
         scheduler.observe(bandit.rollouts(chosen))
 
 
-def test_excluded_prompts_are_not_selected() -> None:
-    bandit = Bandit(20)
-    for selection in ("nearest", "uniform", "noise"):
-        scheduler = scheduler_for(bandit, selection=selection, cooldown_steps=2, explore_fraction=0.3)
-        first = scheduler.select(8)
-        second = scheduler.select(8, exclude=first)
-        assert not set(first) & set(second)
-        assert scheduler.select(8, exclude=first) == second
-        assert sorted(scheduler.select(4, exclude=[*first, *second]) + first + second) == sorted(bandit.keys)
-
-
 @pytest.mark.parametrize("estimator", ["counts", "combined"])
 def test_estimates_with_counts_converge_to_each_prompts_own_accuracy(estimator: str) -> None:
     bandit = Bandit(32)

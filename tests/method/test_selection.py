@@ -34,9 +34,16 @@ class Believing(AccuracyEstimator):
         return Beliefs(self.given.mean_N[rows], self.given.strength_N[rows])
 
 
-def score(method: SelectionMethod, beliefs: Beliefs, seed: int = 0, target: float = 0.5) -> np.ndarray:
-    visits_N = np.zeros(len(beliefs.mean_N), dtype=np.int64)
-    return selection_score(method, Believing(beliefs), ALL, visits_N, target, np.random.default_rng(seed))
+def score(
+    method: SelectionMethod,
+    beliefs: Beliefs,
+    seed: int = 0,
+    target: float = 0.5,
+    group_size: int = 8,
+    rows: Rows = ALL,
+) -> np.ndarray:
+    epoch_N, rng = np.arange(len(beliefs.mean_N)), np.random.default_rng(seed)
+    return selection_score(method, Believing(beliefs), rows, epoch_N, target, group_size, rng)
 
 
 @given(estimates, st.floats(0, 1), st.data())
@@ -65,13 +72,13 @@ def test_refuses_too_few_prompts() -> None:
         lowest(np.array([0.5]), 2, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("method", ["nearest", "thompson", "learnability"])
+@pytest.mark.parametrize("method", ["nearest", "thompson", "learnability", "mapp"])
 def test_refuses_an_estimate_that_is_no_number(method: SelectionMethod) -> None:
     with pytest.raises(ValueError, match="NaN"):
         score(method, points(np.array([0.5, np.nan])))
 
 
-@pytest.mark.parametrize("method", ["uniform", "noise"])
+@pytest.mark.parametrize("method", ["uniform", "greso", "noise"])
 def test_what_reads_no_estimate_needs_none(method: SelectionMethod) -> None:
     assert len(score(method, points(np.full(3, np.nan)))) == 3
 
@@ -98,20 +105,22 @@ def test_learnability_is_the_posterior_mean_of_p_times_one_less_p(alpha: float, 
     assert -score("learnability", beliefs)[0] == pytest.approx(alpha * beta / (total * (total + 1)), rel=1e-9)
 
 
+def test_a_larger_group_is_likely_mixed_further_from_one_half() -> None:
+    """At G = 2 it is 2·p(1 − p); at G = 8 even a prompt of accuracy 0.2 is likely mixed."""
+    means = np.array([-0.2, 0.0, 0.2, 0.5, 0.8, 1.0])
+    assert -score("mapp", points(means), group_size=2) == pytest.approx([0.0, 0.0, 0.32, 0.5, 0.32, 0.0])
+    assert -score("mapp", points(means)) == pytest.approx([0.0, 0.0, 0.8322, 0.9922, 0.8322, 0.0], abs=1e-4)
+
+
 def test_learnability_of_a_point_estimate_peaks_at_one_half() -> None:
     scores = -score("learnability", points(np.array([-0.2, 0.0, 0.3, 0.5, 0.7, 1.0, 1.3])))
     assert scores == pytest.approx([0.0, 0.0, 0.21, 0.25, 0.21, 0.0, 0.0])
 
 
-def test_a_score_of_some_rows_is_that_of_all() -> None:
-    beliefs = Beliefs(np.linspace(0, 1, 9), np.full(9, 4.0))
-    rows, visits_N = np.array([6, 1, 3]), np.arange(9)
-    for method in ("nearest", "uniform", "learnability"):
-        some, every = (
-            selection_score(method, Believing(beliefs), at, visits_N, 0.3, np.random.default_rng(0))
-            for at in (rows, ALL)
-        )
-        assert np.array_equal(some, every[rows])
+@pytest.mark.parametrize("method", ["nearest", "uniform", "learnability", "mapp", "greso"])
+def test_a_score_of_some_rows_is_that_of_all(method: SelectionMethod) -> None:
+    beliefs, rows = Beliefs(np.linspace(0, 1, 9), np.full(9, 4.0)), np.array([6, 1, 3])
+    assert np.array_equal(score(method, beliefs, rows=rows), score(method, beliefs)[rows])
 
 
 def test_solved_prompts_return_longest_ago_first_with_ties_at_random() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pacedrl.config.method import DynamicGateConfig, LiloGateConfig, NoGateConfig
-from pacedrl.rollouts.collect import Collected, collect
+from pacedrl.rollouts.collect import Collected, collect, expected_to_fill
 from pacedrl.types import Completion, Group, Prompt
 
 POOLS = st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=3, max_size=3), min_size=4, max_size=24)
@@ -19,11 +17,13 @@ class Pool:
 
     def __init__(self, rewards: list[list[float | None]]) -> None:
         self.rewards = {str(i): row for i, row in enumerate(rewards)}
+        self.left = list(self.rewards)
         self.asked: list[int] = []
 
-    def select(self, count: int, exclude: Collection[str]) -> list[str]:
+    def take(self, count: int) -> list[str]:
         self.asked.append(count)
-        return [key for key in self.rewards if key not in exclude][:count]
+        keys, self.left = self.left[:count], self.left[count:]
+        return keys
 
     def rollout(self, keys: list[str]) -> list[Group]:
         return [
@@ -32,7 +32,7 @@ class Pool:
         ]
 
     def collect(self, gate: NoGateConfig | DynamicGateConfig | LiloGateConfig, count: int) -> Collected:
-        return collect(gate, count, self.select, self.rollout)
+        return collect(gate, count, self.take, self.rollout)
 
 
 def keys(groups: list[Group]) -> list[str]:
@@ -78,6 +78,29 @@ def test_reasons_for_dropping() -> None:
     for reason in ("all_wrong", "all_right", "all_equal", "unjudged"):
         assert metrics[f"gate/dropped_{reason}"] == 1
     assert (metrics["gate/kept"], metrics["gate/capped"], metrics["gate/batches"]) == (1, 1, 1)
+
+
+def test_an_adaptive_batch_is_as_large_as_should_fill_the_step() -> None:
+    mixed_row: list[float | None] = [0.0, 1.0, 1.0]
+    # Of 8 prompts 2 are mixed: 1.25·6/¼ = 30 is more than 8. Then 5 of 8: 1.25·1/⅝ = 2. Then 1 of 2 fills the step.
+    rows = [*[[0.0] * 3] * 6, *[mixed_row] * 2, *[mixed_row] * 5, *[[1.0] * 3] * 3, [1.0] * 3, mixed_row]
+    pool = Pool(rows)
+    result = pool.collect(DynamicGateConfig(adaptive_batch=True), 8)
+    assert pool.asked == [8, 8, 2]
+    assert (len(result.kept), result.batches, result.capped) == (8, 3, False)
+    assert Pool(rows).collect(DynamicGateConfig(), 8).metrics()["gate/batches"] == 3
+    assert expected_to_fill(3, 0.0, 8) == 8  # nothing was kept, so nothing is known
+
+
+@given(POOLS, st.integers(1, 6))
+def test_an_adaptive_batch_ends_with_the_same_groups_from_no_more_prompts(
+    rewards: list[list[float | None]], count: int
+) -> None:
+    adaptive, full = (
+        Pool(rewards).collect(DynamicGateConfig(max_batches=30, adaptive_batch=on), count) for on in (True, False)
+    )
+    assert keys(adaptive.kept) == keys(full.kept)
+    assert len(adaptive.sampled) <= len(full.sampled)
 
 
 def test_lilo_oversamples_and_keeps_the_most_learnable() -> None:

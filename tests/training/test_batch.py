@@ -147,15 +147,17 @@ def method_config(recipe: str, **sections: object) -> Config:
     return Config.model_validate({"recipe": recipe} | sections)
 
 
-def test_gflowrls_log_z_is_the_group_mean_of_reward_over_beta_and_reference_over_old(groups: list[Group]) -> None:
-    """Old means −0.6, −0.65, −0.75 a token, reference means −1.1, −0.7, −0.65: ratios ref/old −0.5, −0.05, 0.1."""
+def test_gflowrls_advantage_is_the_gap_of_what_each_completion_implies_for_log_z(groups: list[Group]) -> None:
+    """Old means −0.6, −0.65, −0.75 a token, reference means −1.1, −0.7, −0.65: ratios ref/old −0.5, −0.05, 0.1.
+
+    −g = (r/β + ref/old) − its group mean: 0 in a group of one.
+    """
     config = method_config("gflowrl", objective={"beta": 0.5})
     scheduler = DifficultyScheduler(["a", "b", "c"], selection="uniform", estimator="none")
     batch = training_batch(groups, [], scheduler, config, reference)
-    log_z_b = ((1.0 / 0.5 - 0.5) + (0.25 / 0.5 - 0.05)) / 2
-    log_z_a = 0.0 + 0.1
-    expected = [1.0 / 0.5 - log_z_b, 0.25 / 0.5 - log_z_b, 0.0 - log_z_a]
-    assert [s.advantage for s in batch] == pytest.approx(expected, rel=1e-5)
+    implied = [1.0 / 0.5 - 0.5, 0.25 / 0.5 - 0.05]
+    expected = [(implied[0] - implied[1]) / 2, (implied[1] - implied[0]) / 2, 0.0]
+    assert [s.advantage for s in batch] == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert [s.reference_logprobs for s in batch] == REFERENCES
 
 
