@@ -148,7 +148,9 @@ def main() -> None:
     options = parser.parse_args()
     path = Path(__file__).with_suffix(".json")
     results = json.loads(path.read_text()) if path.exists() else {"fixed": {}, "moving": {}}
-    for folder in sorted(folder for folder in options.folder.iterdir() if (options.only or "") in folder.name):
+    for folder in sorted(path for path in options.folder.iterdir() if path.is_dir()):
+        if (options.only or "") not in folder.name:
+            continue
         if folder.name in POOLS:
             results["fixed"][folder.name] = study_fixed(load_pool(folder), *POOLS[folder.name], options.streams)
         else:
@@ -213,7 +215,7 @@ def observe(estimator: AccuracyEstimator | None, rows_P: Ints, reward_NG: Floats
     if estimator is None:
         return
     reward_PG = reward_NG[rows_P]
-    estimator.observe(rows_P, reward_PG.tolist())
+    estimator.observe(rows_P, reward_PG.tolist(), step_P=0)  # each prompt is visited once, so no count is discounted
     if estimator.partition is not None:
         reward_B = torch.from_numpy(reward_PG.ravel())
         estimator.partition.fit(np.repeat(rows_P, GROUP), reward_B, torch.zeros_like(reward_B), int(rows_P[0]))
