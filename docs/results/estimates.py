@@ -4,13 +4,12 @@
 
 FOLDER/words, FOLDER/even and FOLDER/skewed hold what estimates_data.py wrote about a fixed policy and its prompts. A
 stream shows each estimator batches of P groups of 8 completions, each prompt at most once, in a random order. At some
-numbers of observed prompts the estimates of the prompts seen so far and of up to 500 others are compared with the
-truth. That is exact for the tiny model. For SmolLM2 it is the mean of the 64 completions that the stream does not use;
-``noise`` is the error that a perfect estimate would have against it.
+numbers of observed prompts the estimates of the prompts seen so far and of the others, up to 500 of each, are compared
+with the truth. That is exact for the tiny model. For SmolLM2 it is the mean of the 64 completions that the stream does
+not use; ``noise`` is the error that a perfect estimate would have against it.
 
-Coverage is measured for estimators that give a distribution. From each belief accuracies are drawn; where the truth is
-sampled, so are completions of as many as the truth has, so that its noise is in the belief too. An interval of 90%
-covers a truth with at least 5% of the draws below it and at least 5% above it.
+Coverage is measured for estimators that give a distribution, by the results of 64 completions of each prompt
+(`pacedrl.lab.calibrate.coverage`, which accounts for their noise); for the tiny model they are drawn from the truth.
 
 FOLDER/moving_NAME are runs of ``grpo``, whose policy moves. Their steps are replayed: each step's accuracies are
 estimated before they are observed (prequential), with one γ after another.
@@ -23,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pacedrl.config import load_config
+from pacedrl.lab.calibrate import coverage
 from pacedrl.logs import read_rows
 from pacedrl.method import ClosedFormPartition, LogPartition, MlpPartition
 from pacedrl.method.beliefs import AccuracyEstimator, EstimatorName, Partition
@@ -44,12 +45,13 @@ from pacedrl.rollouts.tasks import encode_tasks, load_tasks, unique_prompts
 
 GROUP = 8
 MOST = 500
-"""Maximum number of prompts not seen on which estimates are scored."""
-DRAWS = 200
+"""Maximum number of prompts, seen or not, on which estimates are scored."""
+TRIALS = 64
+"""Completions by whose results coverage is measured."""
 POOLS = {
     "words": (8, (32, 64, 128, 256)),
-    "even": (32, (32, 64, 128, 256, 512, 1024, 2048)),
-    "skewed": (32, (32, 64, 128, 256, 512, 1024, 2048)),
+    "even": (32, (32, 128, 512, 2048)),
+    "skewed": (32, (32, 128, 512, 2048)),
 }
 """Prompts per step, and the numbers of observed prompts at which estimates are scored."""
 DISCOUNTS = (0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
@@ -68,12 +70,15 @@ class Pool:
     def __len__(self) -> int:
         return len(self.embeddings["middle"])
 
-    def groups(self, rng: np.random.Generator) -> tuple[Floats, Floats, int | None]:
-        """Return one group's rewards for each prompt [N, G], its true accuracy, and the size of the truth's sample."""
-        if self.reward_NS is None:
-            return (rng.random((len(self), GROUP)) < self.accuracy_N[:, None]).astype(float), self.accuracy_N, None
-        mixed_NS = rng.permuted(self.reward_NS, axis=1)
-        return mixed_NS[:, :GROUP], mixed_NS[:, GROUP:].mean(axis=1), mixed_NS.shape[1] - GROUP
+    def sample(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """Return rewards of one group and of ``TRIALS`` more completions of each prompt: [N, G] and [N, TRIALS]."""
+        size = GROUP + TRIALS
+        if self.accuracy_N is not None:
+            reward_NS = (rng.random((len(self), size)) < self.accuracy_N[:, None]).astype(float)
+        else:
+            assert self.reward_NS is not None
+            reward_NS = rng.permuted(self.reward_NS, axis=1)[:, :size]
+        return reward_NS[:, :GROUP], reward_NS[:, GROUP:]
 
 
 def load_pool(folder: Path) -> Pool:
@@ -127,10 +132,8 @@ CANDIDATES = {
     "last layer": Candidate("partition", closed_form("last"), in_steps=False),
     "both layers": Candidate("partition", closed_form("both"), in_steps=False),
     "32 components": Candidate("partition", closed_form(components=32), in_steps=False),
-    "64 components": Candidate("partition", closed_form(components=64), in_steps=False),
     "256 components": Candidate("partition", closed_form(components=256), in_steps=False),
     "128 Fourier features": Candidate("partition", closed_form(features=128), in_steps=False),
-    "256 Fourier features": Candidate("partition", closed_form(features=256), in_steps=False),
     "1,024 Fourier features": Candidate("partition", closed_form(features=1024), in_steps=False),
     "half the length scale": Candidate("partition", closed_form(length_scale=0.5), in_steps=False),
     "twice the length scale": Candidate("partition", closed_form(length_scale=2.0), in_steps=False),
@@ -145,7 +148,9 @@ def main() -> None:
     options = parser.parse_args()
     path = Path(__file__).with_suffix(".json")
     results = json.loads(path.read_text()) if path.exists() else {"fixed": {}, "moving": {}}
-    for folder in sorted(folder for folder in options.folder.iterdir() if (options.only or "") in folder.name):
+    for folder in sorted(path for path in options.folder.iterdir() if path.is_dir()):
+        if (options.only or "") not in folder.name:
+            continue
         if folder.name in POOLS:
             results["fixed"][folder.name] = study_fixed(load_pool(folder), *POOLS[folder.name], options.streams)
         else:
@@ -157,7 +162,17 @@ def study_fixed(pool: Pool, batch: int, points: tuple[int, ...], streams: int) -
     """Return estimator → number of observed prompts → ``seen`` or ``unseen`` → score → (mean, deviation)."""
     found: dict[str, Any] = {}
     for label, candidate in {"one mean for all": None, **CANDIDATES}.items():
-        runs = [list(scores_of(pool, candidate, batch, points, stream)) for stream in range(streams)]
+        partition = None if candidate is None else candidate.partition(pool)
+        start = None if partition is None else deepcopy(partition.state_dict())
+        runs = []
+        for stream in range(streams):
+            if partition is not None:
+                partition.load_state_dict(start)
+            estimator = (
+                None if candidate is None else AccuracyEstimator(candidate.name, len(pool), partition, None, 1.0)
+            )
+            size = batch if candidate is not None and candidate.in_steps else None
+            runs.append(list(scores_of(pool, estimator, size, points, stream)))
         found[label] = {
             point: {subset: summary([run[i][subset] for run in runs]) for subset in ("seen", "unseen")}
             for i, point in enumerate(points)
@@ -168,32 +183,31 @@ def study_fixed(pool: Pool, batch: int, points: tuple[int, ...], streams: int) -
 
 
 def scores_of(
-    pool: Pool, candidate: Candidate | None, batch: int, points: tuple[int, ...], stream: int
+    pool: Pool, estimator: AccuracyEstimator | None, batch: int | None, points: tuple[int, ...], stream: int
 ) -> Iterator[dict[str, dict[str, float]]]:
-    """Yield the scores on prompts seen and not seen at each of the points of one stream."""
+    """Yield the scores on prompts seen and not seen at each of the points of one stream.
+
+    The estimator sees ``batch`` prompts at once, or all up to the next point. None is the mean of what was seen so far.
+    """
     rng = np.random.default_rng([stream, 300])
     order_N = rng.permutation(len(pool))
-    reward_NG, truth_N, trials = pool.groups(rng)
-    partition = None if candidate is None else candidate.partition(pool)
-    estimator = None if candidate is None else AccuracyEstimator(candidate.name, len(pool), partition, None, 1.0)
+    reward_NG, other_NS = pool.sample(rng)
     done = 0
     for point in points:
         while done < point:
-            size = batch if candidate is not None and candidate.in_steps else point - done
+            size = batch or point - done
             observe(estimator, order_N[done : done + size], reward_NG)
             done += size
-        parts = {"seen": order_N[:point], "unseen": order_N[point:][:MOST]}
+        parts = {"seen": order_N[:point][-MOST:], "unseen": order_N[point:][:MOST]}
         mean = float(reward_NG[order_N[:point]].mean())
-        yield {
-            subset: scores(
-                np.full(len(rows_P), mean) if estimator is None else estimator.mean(rows_P),
-                None if estimator is None else estimator.beliefs(rows_P),
-                truth_N[rows_P],
-                trials,
-                rng,
-            )
-            for subset, rows_P in parts.items()
-        }
+        found = {}
+        for subset, rows_P in parts.items():
+            mean_P = np.full(len(rows_P), mean) if estimator is None else estimator.mean(rows_P)
+            exact_P = None if pool.accuracy_N is None else pool.accuracy_N[rows_P]
+            found[subset] = scores(mean_P, other_NS[rows_P], exact_P)
+            if estimator is not None:
+                found[subset] |= coverages(estimator.beliefs(rows_P), other_NS[rows_P])
+        yield found
 
 
 def observe(estimator: AccuracyEstimator | None, rows_P: Ints, reward_NG: Floats) -> None:
@@ -201,38 +215,25 @@ def observe(estimator: AccuracyEstimator | None, rows_P: Ints, reward_NG: Floats
     if estimator is None:
         return
     reward_PG = reward_NG[rows_P]
-    estimator.observe(rows_P, reward_PG.tolist())
+    estimator.observe(rows_P, reward_PG.tolist(), step_P=0)  # each prompt is visited once, so no count is discounted
     if estimator.partition is not None:
         reward_B = torch.from_numpy(reward_PG.ravel())
         estimator.partition.fit(np.repeat(rows_P, GROUP), reward_B, torch.zeros_like(reward_B), int(rows_P[0]))
 
 
-def scores(
-    estimate_P: Floats, beliefs: Beliefs | None, truth_P: Floats, trials: int | None, rng: np.random.Generator
-) -> dict[str, float]:
-    noise_P = np.zeros_like(truth_P) if trials is None else np.sqrt(2 * truth_P * (1 - truth_P) / (np.pi * trials))
-    found = {
-        "mae": float(np.abs(estimate_P.clip(0, 1) - truth_P).mean()),
-        "rank": spearman(estimate_P, truth_P),
-        "noise": float(noise_P.mean()),
-    }
-    if beliefs is None or beliefs.are_points:
-        return found
-    place_P = np.abs(places(beliefs, truth_P, trials, rng) - 0.5)
-    return found | {"in_50": float((place_P < 0.25).mean()), "in_90": float((place_P < 0.45).mean())}
+def scores(estimate_P: Floats, other_PS: Floats, exact_P: Floats | None) -> dict[str, float]:
+    truth_P = other_PS.mean(axis=1) if exact_P is None else exact_P
+    noise_P = np.sqrt(2 * truth_P * (1 - truth_P) / (np.pi * TRIALS)) if exact_P is None else np.zeros_like(truth_P)
+    error = np.abs(estimate_P.clip(0, 1) - truth_P).mean()
+    return {"mae": float(error), "rank": spearman(estimate_P, truth_P), "noise": float(noise_P.mean())}
 
 
-def places(beliefs: Beliefs, truth_P: Floats, trials: int | None, rng: np.random.Generator) -> Floats:
-    """Return the share of draws from each belief that lie below the truth; ties, after sampling, are broken at random.
-
-    If the beliefs are right, the places are distributed uniformly over [0, 1].
-    """
-    draws_DP = np.stack([beliefs.draw(rng) for _ in range(DRAWS)])
-    if trials is not None:
-        draws_DP = (rng.binomial(trials, draws_DP.clip(0, 1)) + rng.random(draws_DP.shape)) / (trials + 1)
-        truth_P = (truth_P * trials + rng.random(truth_P.shape)) / (trials + 1)
-    places_P: Floats = (draws_DP < truth_P).mean(axis=0)
-    return places_P
+def coverages(beliefs: Beliefs, result_PS: Floats) -> dict[str, float]:
+    """Return the coverage of 50% and 90% intervals by these rewards; nothing for point estimates."""
+    if beliefs.are_points:
+        return {}
+    right_P, trials_P = result_PS.sum(axis=1).astype(int), np.full(len(result_PS), result_PS.shape[1])
+    return {f"in_{round(100 * share)}": coverage(beliefs, right_P, trials_P, share) for share in (0.5, 0.9)}
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, list[float | None]]:
@@ -261,21 +262,21 @@ def study_moving(run: Path) -> dict[str, Any]:
     for discount in DISCOUNTS:
         partition = ClosedFormPartition(embeddings_NH, discount=discount)
         estimator = AccuracyEstimator("partition", len(prompts), partition, None, 1.0)
-        parts = []
+        parts, covered = [], []
         for i, (rows_P, reward_PG) in enumerate(steps):
             observed_P = reward_PG.mean(axis=1)
             if i > 0:
                 beliefs = estimator.beliefs(rows_P)
                 error_P = estimator.mean(rows_P).clip(0, 1) - observed_P
                 noise_P = reward_PG.var(axis=1, ddof=1) / GROUP
-                place_P = np.abs(places(beliefs, observed_P, GROUP, np.random.default_rng(i)) - 0.5)
-                parts.append([np.abs(error_P), error_P**2 - noise_P, error_P, place_P < 0.25, place_P < 0.45])
+                parts.append(np.stack([np.abs(error_P), error_P**2 - noise_P, error_P], axis=1).mean(axis=0))
+                covered.append(coverages(beliefs, reward_PG))
             reward_NG = np.zeros((len(prompts), GROUP))
             reward_NG[rows_P] = reward_PG
             observe(estimator, rows_P, reward_NG)
-        means = np.concatenate(parts, axis=1).mean(axis=1)
-        names = ("mae", "square", "bias", "in_50", "in_90")
-        found[str(discount)] = {name: round(float(v), 5) for name, v in zip(names, means, strict=True)}
+        errors = dict(zip(("mae", "square", "bias"), np.mean(parts, axis=0), strict=True))
+        shares = {name: np.mean([step[name] for step in covered]) for name in covered[0]}
+        found[str(discount)] = {name: round(float(value), 5) for name, value in (errors | shares).items()}
         print(run.name, discount, found[str(discount)], flush=True)
     return found
 

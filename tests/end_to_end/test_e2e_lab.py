@@ -259,8 +259,10 @@ def test_a_folder_that_holds_something_else_is_left_alone(cli: CommandLine) -> N
     assert (cli.folder / "mine/config.yaml").read_text() == "precious: true\n"
 
 
-def test_calibration_is_measured_on_fresh_samples(cli: CommandLine) -> None:
+@pytest.mark.parametrize("partition", ["mlp", "closed_form"])
+def test_calibration_is_measured_on_fresh_samples(cli: CommandLine, partition: str) -> None:
     run = tiny_run(recipe="paced_plus", checkpoint={"every": 2, "keep": 9}, eval={"every": 0})
+    run["partition"] = {"name": partition}
     cli.write("c.yaml", run)
     assert cli("train", "c.yaml").code == 0
     before = {path: path.read_bytes() for path in (cli.folder / "run").rglob("*") if path.is_file()}
@@ -285,6 +287,10 @@ def test_calibration_is_measured_on_fresh_samples(cli: CommandLine) -> None:
                 assert abs(score.bias) <= score.mae + 1e-9, (group, name)
                 assert score.mae**2 <= score.brier + 1e-9, (group, name)
             assert scores["one mean for all"].spearman is None
+            by_estimator = {name: score.coverage for name, score in scores.items()}
+            with_intervals = {"combined", "counts (MoPPS)"} | ({"log Z"} if partition == "closed_form" else set())
+            assert {name for name, coverage in by_estimator.items() if coverage} == with_intervals
+            assert all(0 <= by_estimator[name]["50%"] <= by_estimator[name]["90%"] <= 1 for name in with_intervals)
         assert checkpoint.scores["never seen"]["counts (MoPPS)"].spearman is None
     pooled = sum(bin_.prompts for bin_ in calibration.reliability["seen"]["log Z"])
     assert pooled == sum(checkpoint.prompts["seen"] for checkpoint in calibration.checkpoints)
