@@ -57,6 +57,15 @@ def test_prompts_under_way_are_not_taken_again(trainer_of: TrainerFactory) -> No
     assert all(not before & after for before, after in itertools.pairwise(keys))
 
 
+def test_a_pool_of_less_than_two_batches_is_used_whole(trainer_of: TrainerFactory) -> None:
+    """Each batch of 4 from 6 prompts has the two that are not under way, and two of the batch before."""
+    small = {"train": [{"source": "skills", "options": {"size": 6}}], "eval": []}
+    trainer = trainer_of(run={"steps": 6}, data=small, **AHEAD)
+    trainer.train()
+    keys = [set(row["keys"]) for row in trainer.folder.rows("groups.jsonl")]
+    assert all(len(before | after) == 6 for before, after in itertools.pairwise(keys))
+
+
 def test_nothing_is_sampled_that_is_not_trained_on(trainer_of: TrainerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(run={"steps": 50, "max_rollouts": 40}, **AHEAD)
     sampled: list[int] = []
