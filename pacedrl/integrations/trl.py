@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pacedrl.errors import InputError
 from pacedrl.method import DifficultyScheduler, Rollouts, trajectory_balance
 from pacedrl.policy.embeddings import prompt_embeddings
-from pacedrl.policy.policy import Policy
+from pacedrl.policy.policy import Layer, Policy
 from pacedrl.training.learner import replayed_completion
 from pacedrl.training.state import load_state, save_state
 from pacedrl.types import Completion, prompt_key
@@ -54,11 +54,13 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
     are vLLM's, and its importance sampling correction has no effect, because trajectory balance does not need it.
 
     The arguments are those of GRPOTrainer (``model``, ``reward_funcs``, ``args``, ``train_dataset`` and any other by
-    name) and one more:
+    name) and two more:
 
     Args:
         scheduler: makes the scheduler; the default uses the paper's settings. Other settings:
-            ``functools.partial(DifficultyScheduler, estimator="combined", cooldown_steps=3)``.
+            ``functools.partial(DifficultyScheduler, partition="closed_form", cooldown_steps=3)``.
+        layer: layer of the hidden states that embed a prompt, ``middle`` or ``last``. With log Z in closed form,
+            ``middle`` ranks the prompts of a language model better.
 
     Raises InputError for a dataset that cannot be indexed or has too few prompts, for images and tools, and for
     settings of GRPO's loss that would have no effect.
@@ -74,6 +76,7 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         train_dataset: Any = None,
         *,
         scheduler: SchedulerFactory = DifficultyScheduler,
+        layer: Layer = "last",
         **others: Any,
     ) -> None:
         super().__init__(model, reward_funcs, args, train_dataset, **others)
@@ -89,7 +92,7 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
         self.prompt_ids = dict(zip(self.row_of, ids, strict=True))
         policy = Policy(self.accelerator.unwrap_model(self.model), self._tokenizer, self.accelerator.device)
         with policy.adapter_off():
-            embeddings_NH = prompt_embeddings(policy, list(self.prompt_ids.values()))
+            embeddings_NH = prompt_embeddings(policy, list(self.prompt_ids.values()), layer=layer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.args.seed)  # TRL seeds processes differently, but log Z must start the same in all
             self.scheduler = scheduler(list(self.row_of), embeddings_NH)

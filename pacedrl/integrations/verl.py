@@ -15,7 +15,7 @@ Shapes: ``_B`` sequences, ``_T`` completion tokens (padded on the right), ``_N``
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from pacedrl.method import DifficultyScheduler, ReplayBuffer, ReplayEntry, Rollo
 from pacedrl.method import trajectory_balance as balance
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.loading import resolve_device
-from pacedrl.policy.policy import Policy
+from pacedrl.policy.policy import Layer, Policy
 from pacedrl.types import prompt_key
 
 try:
@@ -145,7 +145,8 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
 
     The scheduler runs in verl's driver process. Before each generation it selects the prompts with its current
     estimates; verl's data loader, whose workers prefetch rows, is not used. ``trainer.v1.paced`` contains arguments of
-    `pacedrl.method.DifficultyScheduler` by name; the defaults are the paper's settings.
+    `pacedrl.method.DifficultyScheduler` by name, and ``layer``, the layer of the hidden states that embed a prompt
+    (``middle`` or ``last``); the defaults are the paper's settings.
 
     log Z is fitted with a log-ratio of 0, because verl's actor does not return the log-probabilities of single
     sequences from its update; at the start of a step π_θ = π_old. With ``bypass_mode``, μ is the rollout server's, and
@@ -210,12 +211,15 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
         # The task requests no CPU: in a small cluster verl's queue may hold all of them, and the task would wait
         # forever.
         embed = ray.remote(num_cpus=0, num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))(_embeddings)
+        settings = OmegaConf.to_container(self.config.trainer.v1.get(NAME) or OmegaConf.create())
+        layer = settings.pop("layer", "last")
+        if layer not in get_args(Layer):
+            raise InputError(f"trainer.v1.{NAME}.layer: must be middle or last, got {layer!r}")
         embeddings_NH = ray.get(
-            embed.remote(model.path, model.get("trust_remote_code", False), list(self.prompt_ids.values()))
+            embed.remote(model.path, model.get("trust_remote_code", False), list(self.prompt_ids.values()), layer)
         )
         room = self.config.actor_rollout_ref.actor.ppo_mini_batch_size - self.config.data.train_batch_size
         replay = ReplayBuffer(capacity=max(room, 0) * self.config.actor_rollout_ref.rollout.n)
-        settings = OmegaConf.to_container(self.config.trainer.v1.get(NAME) or OmegaConf.create())
         torch.manual_seed(settings.get("seed", 0))  # log Z's initial weights
         try:
             settings = {"group_size": self.config.actor_rollout_ref.rollout.n} | settings
@@ -342,7 +346,7 @@ class _SavedScheduler:
             raise InputError(f"data.train_files: {error}") from None
 
 
-def _embeddings(model: str, trust_remote_code: bool, prompt_ids: list[list[int]]) -> Tensor:
+def _embeddings(model: str, trust_remote_code: bool, prompt_ids: list[list[int]], layer: Layer) -> Tensor:
     """Return the prompts' embeddings [N, H] on the CPU; runs as a Ray task, with a GPU if the cluster has one."""
     config = ModelConfig(name=copy_to_local(model), trust_remote_code=trust_remote_code)
-    return prompt_embeddings(Policy.load(config, resolve_device("auto")), prompt_ids)
+    return prompt_embeddings(Policy.load(config, resolve_device("auto")), prompt_ids, layer=layer)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pacedrl.method.bots import add_evidence, implied_accuracy
 from pacedrl.method.closed_form import ClosedFormPartition
@@ -24,10 +25,11 @@ from pacedrl.method.estimator import (
     PriorStrength,
     Rows,
 )
-from pacedrl.method.partition import MlpPartition
+from pacedrl.method.partition import LogPartition, MlpPartition
 
 EstimatorName = Literal["partition", "counts", "combined", "bots", "oracle", "none"]
 Partition = MlpPartition | ClosedFormPartition
+PartitionName = Literal["mlp", "closed_form"]
 
 PRIOR_RANGE = (0.01, 0.99)
 """Range to which log Z's unbounded estimate is clipped before it becomes the mean of a Beta distribution."""
@@ -206,3 +208,14 @@ def beta_strength(mean_P: Floats, variance_P: Floats | float) -> Floats:
     """Return the strength m(1 − m)/v − 1 of Beta distributions with mean m and variance v, limited to a range."""
     strength_P: Floats = (mean_P * (1.0 - mean_P) / np.maximum(variance_P, TINY_VARIANCE) - 1.0).clip(*STRENGTH_RANGE)
     return strength_P
+
+
+def default_partition(name: PartitionName, embeddings_NH: Tensor | None, beta: float) -> Partition | None:
+    """Return a log Z of this name with default settings, on the device of the embeddings; None without embeddings."""
+    if name not in ("mlp", "closed_form"):
+        raise ValueError(f"partition must be mlp or closed_form, got '{name}'")
+    if embeddings_NH is None:
+        return None
+    if name == "closed_form":
+        return ClosedFormPartition(embeddings_NH, beta, device=embeddings_NH.device)
+    return MlpPartition(LogPartition(embeddings_NH, beta).to(embeddings_NH.device), embeddings_NH)

@@ -14,15 +14,20 @@ sampled, sharded or trained, so any trainer that accepts one advantage per compl
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pacedrl.method.beliefs import AccuracyEstimator, EstimatorName, Partition
-from pacedrl.method.closed_form import ClosedFormPartition
+from pacedrl.method.beliefs import (
+    AccuracyEstimator,
+    EstimatorName,
+    Partition,
+    PartitionName,
+    default_partition,
+)
 from pacedrl.method.estimator import (
     ALL,
     CALIBRATION,
@@ -37,7 +42,6 @@ from pacedrl.method.estimator import (
 from pacedrl.method.greso import ZeroVarianceSkips
 from pacedrl.method.leases import Leases
 from pacedrl.method.objectives import trajectory_balance_advantage
-from pacedrl.method.partition import LogPartition, MlpPartition
 from pacedrl.method.selection import (
     FULL_REWARD,
     NEVER,
@@ -52,7 +56,6 @@ from pacedrl.method.selection import (
 )
 
 State = dict[str, Any]
-PartitionName = Literal["mlp", "closed_form"]
 
 LEAST_WEIGHT = 1e-6
 """Lower bound of the weight of old results: the fit of log Z divides by the mean weight."""
@@ -127,7 +130,7 @@ class DifficultyScheduler:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
         if candidates is not None and candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
-        self.partition = _partition(partition, embeddings_NH, beta)
+        self.partition = default_partition(partition, embeddings_NH, beta) if isinstance(partition, str) else partition
         self.estimator = AccuracyEstimator(
             estimator, len(self.keys), self.partition, prior_strength, discount, implied_weight
         )
@@ -396,16 +399,3 @@ class DifficultyScheduler:
             return math.nan
         old_N = self.step - 1 - self.last_used_N > STALE_STEPS
         return float((self.estimator.rests_on_counts() & old_N).mean())
-
-
-def _partition(given: PartitionName | Partition, embeddings_NH: Tensor | None, beta: float) -> Partition | None:
-    """Return the partition given by name with default settings, or itself; None without embeddings."""
-    if not isinstance(given, str):
-        return given
-    if given not in ("mlp", "closed_form"):
-        raise ValueError(f"partition must be mlp or closed_form, got '{given}'")
-    if embeddings_NH is None:
-        return None
-    if given == "closed_form":
-        return ClosedFormPartition(embeddings_NH, beta, device=embeddings_NH.device)
-    return MlpPartition(LogPartition(embeddings_NH, beta).to(embeddings_NH.device), embeddings_NH)

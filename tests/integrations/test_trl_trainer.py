@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ from pacedrl import Config, Trainer
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.integrations.trl import PacedTrainer
-from pacedrl.method import DifficultyScheduler
-from pacedrl.policy.policy import Policy
+from pacedrl.method import ClosedFormPartition, DifficultyScheduler
+from pacedrl.policy.policy import Layer, Policy
 from pacedrl.seeding import derive_seed
 from pacedrl.tasks.skills import skill_rows
 from pacedrl.training.curriculum import build_scheduler
@@ -48,7 +48,13 @@ def right(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[f
 
 
 def trainer_of(
-    model: Path, out: Path, reward: Any = right, rows: Any = None, make: Any = DifficultyScheduler, **settings: Any
+    model: Path,
+    out: Path,
+    reward: Any = right,
+    rows: Any = None,
+    make: Any = DifficultyScheduler,
+    layer: Layer = "last",
+    **settings: Any,
 ) -> PacedTrainer:
     arguments = {
         "per_device_train_batch_size": PROMPTS * GROUP // 2,
@@ -70,7 +76,7 @@ def trainer_of(
     tokenizer = AutoTokenizer.from_pretrained(model)
     causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     config = GRPOConfig(output_dir=str(out), **arguments)
-    return PacedTrainer(causal_lm, reward, config, data, processing_class=tokenizer, scheduler=make)
+    return PacedTrainer(causal_lm, reward, config, data, processing_class=tokenizer, scheduler=make, layer=layer)
 
 
 def ours(folder: Path, model: Path) -> Trainer:
@@ -162,11 +168,12 @@ def test_prompts_are_chosen_with_what_the_step_before_taught(tmp_path: Path, mod
     "settings",
     [
         {},
+        {"partition": "closed_form", "estimator": "combined", "prior_strength": None, "selection": "thompson"},
         {"selection": "mapp", "estimator": "counts", "group_size": GROUP},
         {"selection": "thompson", "estimator": "bots", "discount": 0.9},
         {"selection": "greso", "estimator": "counts"},
     ],
-    ids=["paced", "mapp", "bots", "greso"],
+    ids=["paced", "closed form", "mapp", "bots", "greso"],
 )
 def test_a_resumed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, model: Path, settings: dict[str, Any]) -> None:
     make = partial(DifficultyScheduler, **settings)
@@ -225,6 +232,13 @@ def test_a_second_reward_shapes_the_policy_and_not_the_estimate(tmp_path: Path, 
     assert any(not torch.equal(a, b) for a, b in pairs)
     with pytest.raises(InputError, match=r"the first, short, must return rewards in \[0, 1\].* but returned -"):
         final([short, right], "wrong")
+
+
+def test_the_layer_of_the_embeddings_is_chosen(tmp_path: Path, model: Path) -> None:
+    make = partial(DifficultyScheduler, partition="closed_form")
+    middle, last = (trainer_of(model, tmp_path, make=make, layer=layer).scheduler for layer in get_args(Layer))
+    assert isinstance(middle.partition, ClosedFormPartition)
+    assert not torch.equal(middle.partition.embeddings_NH, last.partition.embeddings_NH)  # type: ignore[union-attr]
 
 
 def test_unsupported_settings_are_refused_before_training(tmp_path: Path, model: Path) -> None:

@@ -34,7 +34,7 @@ from verl.workers.utils.losses import ppo_loss
 import pacedrl.integrations.verl as integration
 from pacedrl.errors import InputError
 from pacedrl.integrations.verl import PacedTrainer
-from pacedrl.method import DifficultyScheduler, trajectory_balance
+from pacedrl.method import ClosedFormPartition, DifficultyScheduler, trajectory_balance
 
 pytestmark = pytest.mark.slow
 
@@ -301,6 +301,9 @@ def test_the_scheduler_has_the_configured_settings(configure: Configure) -> None
     state, again = (t.scheduler.partition.network.state_dict() for t in (one, two))
     assert all(torch.equal(state[name], again[name]) for name in state)
     assert integration._scheduler is two.scheduler
+    closed = ready(configure("+trainer.v1.paced.partition=closed_form", "+trainer.v1.paced.layer=middle"))
+    assert isinstance(closed.scheduler.partition, ClosedFormPartition)
+    assert not torch.equal(closed.scheduler.partition.embeddings_NH, one.scheduler.partition.embeddings_NH)
     other = ready(configure("+trainer.v1.paced.selection=mapp", "+trainer.v1.paced.estimator=bots"))
     assert (other.scheduler.selection, other.scheduler.estimator.name) == ("mapp", "bots")
     assert other.scheduler.group_size == GROUP
