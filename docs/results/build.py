@@ -15,8 +15,8 @@ never typed by hand:
 - ``{difference:COMPARISON/VARIANT/MEASURE/OTHER}``: a variant minus another one, seed by seed
 - ``{error:COMPARISON/VARIANT/SEED/GROUP/ESTIMATOR}``: an estimator's mean error over the checkpoints
 - ``{target:COMPARISON}``: the comparison's target accuracy
-- ``{estimates:POOL/SUBSET}``, ``{discounts:RUN/RUN}`` and ``{noise:POOL}``: from estimates.json (estimates.py), the table
-  of the estimates of a pool's ``seen`` or ``unseen`` prompts, that of the errors by γ, and the noise of a sampled truth
+- ``{estimates:POOL/SUBSET}``, ``{discounts:RUN/RUN}`` and ``{noise:POOL}``: from estimates.json (estimates.py), the
+  table of the estimates of a pool's ``seen`` or ``unseen`` prompts, that of the errors by γ, and the noise of the truth
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ from pacedrl.lab.results import Results, variant_result
 from pacedrl.lab.tables import interval_text
 
 HERE = Path(__file__).resolve().parent
-PLACEHOLDER = re.compile(
-    r"\{(section|calibration|mean|ratio|difference|error|target|estimates|discounts|noise):([^{}]+)\}"
-)
+KINDS = "section|calibration|mean|ratio|difference|error|target|estimates|discounts|noise"
+PLACEHOLDER = re.compile(rf"\{{({KINDS}):([^{{}}]+)\}}")
 
 
 def main() -> None:
@@ -78,8 +77,8 @@ def fill(kind: str, argument: str, figures: Path) -> str:
         case "discounts":
             return discounts_table(argument.split("/"))
         case "noise":
-            points = estimates()["fixed"][comparison]["counts"].values()
-            return f"{list(points)[0]['unseen']['noise'][0]:.3f}"
+            first = next(iter(estimates()["fixed"][comparison]["counts"].values()))
+            return f"{first['unseen']['noise'][0]:.3f}"
     results, _ = load(comparison)
     if kind == "target":
         return f"{results.target:.3f}"
