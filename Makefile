@@ -68,15 +68,18 @@ results-words: $(VENV)/dev.stamp smollm2  ## compare four recipes with SmolLM2-1
 	$(BIN)/python docs/results/words_seen.py runs/results/words
 	$(BIN)/python docs/results/build.py words --from runs/results
 
+MOVING := recipe=grpo run.steps=60 run.seed=300
+
 results-estimates: $(VENV)/dev.stamp smollm2  ## measure the estimates of accuracy on fixed and moving policies (an hour on 2 cores; SVAMP=PATH)
 	$(BIN)/python docs/results/words_rows.py $(SVAMP) runs/results/words_rows
 	test -d runs/results/words_rows/base || $(BIN)/python docs/results/words_base.py models/smollm2 runs/results/words_rows/warm_up.jsonl runs/results/words_rows/base
 	$(BIN)/python docs/results/estimates_data.py docs/results/words.yaml runs/results/estimates/words --samples 72
-	for pool in even skewed; do \
-	$(BIN)/python docs/results/estimates_data.py docs/results/skills_$$pool.yaml runs/results/estimates/$$pool --exact --pool 4 || exit 1; \
-	sed 's/seed: 500/seed: 300/' docs/results/skills_$$pool.yaml > runs/results/estimates/$$pool.yaml; \
-	$(BIN)/pacedrl train runs/results/estimates/$$pool.yaml recipe=grpo run.steps=60 run.seed=300 run.dir=runs/results/estimates/moving_$$pool optimizer.learning_rate=4e-4 || exit 1; \
-	done
+	for pool in even skewed; do $(BIN)/python docs/results/estimates_data.py docs/results/skills_$$pool.yaml runs/results/estimates/$$pool --exact --pool 4 || exit 1; done
+	sed 's/seed: 500/seed: 300/' docs/results/skills_even.yaml > runs/results/even.yaml
+	sed 's/seed: 500/seed: 300/' docs/results/skills_skewed.yaml > runs/results/skewed.yaml
+	sed 's/size: 460/size: 9000/; s/size: 104/size: 2000/' runs/results/skewed.yaml > runs/results/wide.yaml
+	for pool in even skewed wide; do $(BIN)/pacedrl train runs/results/$$pool.yaml $(MOVING) run.dir=runs/results/estimates/moving_$$pool optimizer.learning_rate=4e-4 || exit 1; done
+	$(BIN)/pacedrl train runs/results/even.yaml $(MOVING) run.dir=runs/results/estimates/moving_slow optimizer.learning_rate=1e-4
 	$(BIN)/python docs/results/estimates.py runs/results/estimates
 	$(BIN)/python docs/results/build.py estimates
 

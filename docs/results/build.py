@@ -15,8 +15,8 @@ never typed by hand:
 - ``{difference:COMPARISON/VARIANT/MEASURE/OTHER}``: a variant minus another one, seed by seed
 - ``{error:COMPARISON/VARIANT/SEED/GROUP/ESTIMATOR}``: an estimator's mean error over the checkpoints
 - ``{target:COMPARISON}``: the comparison's target accuracy
-- ``{estimates:POOL/SUBSET}`` and ``{discounts:RUN}``: tables of estimates.json (estimates.py), of the estimates of a
-  pool's ``seen`` or ``unseen`` prompts, and of the error by γ
+- ``{estimates:POOL/SUBSET}``, ``{discounts:RUN/RUN}`` and ``{noise:POOL}``: from estimates.json (estimates.py), the
+  table of the estimates of a pool's ``seen`` or ``unseen`` prompts, that of the errors by γ, and the noise of the truth
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from pacedrl.intervals import Interval
 from pacedrl.lab.calibrate import Calibration, load_calibration
@@ -35,7 +36,8 @@ from pacedrl.lab.results import Results, variant_result
 from pacedrl.lab.tables import interval_text
 
 HERE = Path(__file__).resolve().parent
-PLACEHOLDER = re.compile(r"\{(section|calibration|mean|ratio|difference|error|target|estimates|discounts):([^{}]+)\}")
+KINDS = "section|calibration|mean|ratio|difference|error|target|estimates|discounts|noise"
+PLACEHOLDER = re.compile(rf"\{{({KINDS}):([^{{}}]+)\}}")
 
 
 def main() -> None:
@@ -74,6 +76,9 @@ def fill(kind: str, argument: str, figures: Path) -> str:
             return estimates_table(comparison, rest[0])
         case "discounts":
             return discounts_table(argument.split("/"))
+        case "noise":
+            first = next(iter(estimates()["fixed"][comparison]["counts"].values()))
+            return f"{first['unseen']['noise'][0]:.3f}"
     results, _ = load(comparison)
     if kind == "target":
         return f"{results.target:.3f}"
@@ -88,9 +93,14 @@ def fill(kind: str, argument: str, figures: Path) -> str:
     return interval_text(value, measure)
 
 
+def estimates() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / "estimates.json").read_text(encoding="utf-8"))
+    return found
+
+
 def estimates_table(pool: str, subset: str) -> str:
     """Return a table with a row for each estimator and a column for each number of observed prompts."""
-    found = json.loads((HERE / "estimates.json").read_text(encoding="utf-8"))["fixed"][pool]
+    found = estimates()["fixed"][pool]
     points = list(next(iter(found.values())))
     lines = ["| observed prompts | " + " | ".join(points) + " |", "|---" * (len(points) + 1) + "|"]
     for name, by_point in found.items():
@@ -110,7 +120,7 @@ def estimate_cell(scores: dict[str, list[float | None]]) -> str:
 
 def discounts_table(runs: list[str]) -> str:
     """Return a table with a row for each γ: mean error, and squared error less sampling noise, of each run."""
-    moving = json.loads((HERE / "estimates.json").read_text(encoding="utf-8"))["moving"]
+    moving = estimates()["moving"]
     names = [run.removeprefix("moving_") for run in runs]
     lines = ["| γ | " + " | ".join(names) + " |", "|---" * (len(runs) + 1) + "|"]
     for discount in moving[runs[0]]:
@@ -158,7 +168,7 @@ def calibration_name(argument: str) -> str:
 def needed(kind: str, argument: str, runs: Path) -> list[tuple[Path, Path]]:
     """Return the results that a placeholder reads, as pairs of the comparison's file and its copy here."""
     comparison, *rest = argument.split("/")
-    if kind in ("estimates", "discounts"):
+    if kind in ("estimates", "discounts", "noise"):
         return []  # estimates.py writes its results here
     if kind in ("calibration", "error"):
         variant, seed = rest[:2]
