@@ -89,11 +89,11 @@ def pool_cells(own: list[Row], judged: dict[str, list[Row]], pool: str) -> list[
         if not value:
             cells.append("–")
         elif measure == "to_target":
-            ratio = sum(value[seed] for seed in shared) / sum(base[seed] for seed in shared) if shared else float("nan")
-            cells.append(f"{mean(value.values()):,.0f} ×{ratio:.2f}")
+            ratio = sum(value[seed] for seed in shared) / sum(base[seed] for seed in shared) if shared else None
+            cells.append(f"{mean(value.values()):,.0f}" + (f" ×{ratio:.2f}" if ratio else ""))
         else:
-            difference = mean(value[seed] - base[seed] for seed in shared) if shared else float("nan")
-            cells.append(f"{mean(value.values()):.3f} {difference:+.3f}")
+            difference = f" {mean(value[seed] - base[seed] for seed in shared):+.3f}" if shared else ""
+            cells.append(f"{mean(value.values()):.3f}{difference}")
     return cells
 
 
