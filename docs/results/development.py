@@ -1,7 +1,7 @@
 """Write development.json from the comparisons on the development pools, and print its table.
 
-    python docs/results/development.py FOLDER    # FOLDER holds the comparisons skewed, even and wide
-    python docs/results/development.py           # print the table of development.json again
+    python docs/results/development.py FOLDER ...    # each holds comparisons on the pools skewed, even or wide
+    python docs/results/development.py               # print the table of development.json again
 
 Variants that differ in nothing but the learning rate are one candidate, whose name is theirs without the rate at the
 end (``grpo 2e-4``). A candidate is judged at one rate on all pools: that of the highest pass@1 over training, mean over
@@ -32,10 +32,11 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="folder with the comparisons")
-    folder = parser.parse_args().folder
-    if folder:
-        rows = [row for pool in TARGETS for row in pool_rows(pool, Results.load(folder / pool / "results.json"))]
+    parser.add_argument("folders", type=Path, nargs="*", help="folders with comparisons")
+    folders = parser.parse_args().folders
+    if folders:
+        found = [(pool, folder / pool / "results.json") for pool in TARGETS for folder in folders]
+        rows = [row for pool, path in found if path.exists() for row in pool_rows(pool, Results.load(path))]
         KEPT.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
     print(table(json.loads(KEPT.read_text(encoding="utf-8"))))
 
