@@ -1,7 +1,7 @@
-"""Write development.json from the comparisons on the development pools, and print its table.
+"""Write development.json from the comparisons on the development pools, and print its tables.
 
     python docs/results/development.py FOLDER ...    # each holds comparisons on the pools skewed, even or wide
-    python docs/results/development.py               # print the table of development.json again
+    python docs/results/development.py               # print the tables of development.json again
 
 Variants that differ in nothing but the learning rate are one candidate, whose name is theirs without the rate at the
 end (``grpo 2e-4``). A candidate is judged at one rate on all pools: that of the highest pass@1 over training, mean over
@@ -38,7 +38,7 @@ def main() -> None:
         found = [(pool, folder / pool / "results.json") for pool in TARGETS for folder in folders]
         rows = [row for pool, path in found if path.exists() for row in pool_rows(pool, Results.load(path))]
         KEPT.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
-    print(table(json.loads(KEPT.read_text(encoding="utf-8"))))
+    print(tables(json.loads(KEPT.read_text(encoding="utf-8"))))
 
 
 def pool_rows(pool: str, results: Results) -> list[Row]:
@@ -61,45 +61,50 @@ def measures(run: RunResult, target: float, budget: float) -> dict[str, float | 
     }
 
 
-def table(rows: list[Row]) -> str:
-    """Return a Markdown table of the candidates at their rates, the highest pass@1 over training first.
+def tables(rows: list[Row]) -> str:
+    """Return a Markdown table for each pool, with the candidates at the rates at which they are judged.
 
-    Each cell is a mean over seeds, followed by a comparison over the seeds that both have: pass@1 over training minus
-    the oracle's, completions to the target relative to the oracle's, and the final figures minus those of grpo.
+    The highest pass@1 over training comes first. Each cell is a mean over seeds, followed by a comparison over the
+    seeds that both have: pass@1 over training minus the oracle's, completions to the target relative to the oracle's,
+    and the final figures minus those of grpo.
     """
     judged = {name: at_best_rate(own) for name, own in grouped(rows, "candidate").items()}
-    lines = [
-        "| | rate | seeds | "
-        + " | ".join(f"{pool} | to {target} | final | copy" for pool, target in TARGETS.items())
-        + " |",
-        "|---|---|---|" + "---|" * 4 * len(TARGETS),
-    ]
-    for name, own in sorted(judged.items(), key=lambda item: -area(item[1])):
-        cells = [cell for pool in TARGETS for cell in pool_cells(own, judged, pool)]
-        seeds = len({row["seed"] for row in own})
-        lines.append(f"| {name} | {own[0]['rate']:g} | {seeds} | " + " | ".join(cells) + " |")
+    return "\n\n".join(
+        pool_table(pool, {name: own for name, runs in judged.items() if (own := grouped(runs, "pool")[pool])})
+        for pool in TARGETS
+    )
+
+
+def pool_table(pool: str, runs: dict[str, list[Row]]) -> str:
+    """Return the table of one pool, given each candidate's runs on it."""
+    header = f"| {pool} | rate | seeds | over training | completions to {TARGETS[pool]} | final | copy |"
+    lines = [header, "|---|---|---|---|---|---|---|"]
+    for name, own in sorted(runs.items(), key=lambda item: -area(item[1])):
+        cells = (
+            difference(own, runs.get("oracle", []), "area"),
+            ratio(own, runs.get("oracle", []), "to_target"),
+            difference(own, runs.get("grpo", []), "final"),
+            difference(own, runs.get("grpo", []), "copy"),
+        )
+        lines.append(f"| {name} | {own[0]['rate']:g} | {len(own)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def pool_cells(own: list[Row], judged: dict[str, list[Row]], pool: str) -> list[str]:
-    """Return a candidate's four cells of one pool."""
-    cells = []
-    for measure, reference in (("area", "oracle"), ("to_target", "oracle"), ("final", "grpo"), ("copy", "grpo")):
-        value, base = (by_seed(part, pool, measure) for part in (own, judged.get(reference, [])))
-        shared = value.keys() & base.keys()
-        if not value:
-            cells.append("–")
-        elif measure == "to_target":
-            ratio = sum(value[seed] for seed in shared) / sum(base[seed] for seed in shared) if shared else None
-            cells.append(f"{mean(value.values()):,.0f}" + (f" ×{ratio:.2f}" if ratio else ""))
-        else:
-            difference = f" {mean(value[seed] - base[seed] for seed in shared):+.3f}" if shared else ""
-            cells.append(f"{mean(value.values()):.3f}{difference}")
-    return cells
+def difference(own: list[Row], base: list[Row], measure: str) -> str:
+    """Return the mean of a measure, and the mean difference to the reference over the seeds of both."""
+    pairs = by_shared_seed(own, base, measure)
+    return f"{mean(row[measure] for row in own):.3f}" + (f" ({mean(a - b for a, b in pairs):+.3f})" if pairs else "")
 
 
-def by_seed(rows: list[Row], pool: str, measure: str) -> dict[int, float]:
-    return {row["seed"]: row[measure] for row in rows if row["pool"] == pool}
+def ratio(own: list[Row], base: list[Row], measure: str) -> str:
+    """Return the mean of a measure, and its ratio to the reference's over the seeds of both."""
+    pairs = by_shared_seed(own, base, measure)
+    relative = f" (×{sum(a for a, _ in pairs) / sum(b for _, b in pairs):.2f})" if pairs else ""
+    return f"{mean(row[measure] for row in own):,.0f}{relative}"
+
+
+def by_shared_seed(own: list[Row], base: list[Row], measure: str) -> list[tuple[float, float]]:
+    return [(row[measure], other[measure]) for row in own for other in base if row["seed"] == other["seed"]]
 
 
 def at_best_rate(rows: list[Row]) -> list[Row]:
