@@ -3,8 +3,8 @@
 In lock step, a trainer selects a batch, samples it, trains on it and observes it before it selects the next one. In an
 asynchronous trainer, results come late, out of order, in parts, or never. These are the rules:
 
-- `DifficultyScheduler.take` selects prompts and leases them. A prompt under lease is not selected again. Only if too few
-  others are left, the longest leased fill up the batch.
+- `DifficultyScheduler.take` selects prompts and leases them. A prompt under lease is not selected again, unless too few
+  others are left; the longest leased then fill up the batch.
 - `DifficultyScheduler.observe` ends a policy step. Call it once for each update of the policy, with all results that
   have come since the last call, from any batch. It closes the lease of every prompt in them, even if only some of the
   prompt's completions have come, or none could be judged.

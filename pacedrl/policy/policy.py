@@ -200,8 +200,8 @@ class Policy:
 
         ``middle`` takes the output of layer ⌈L/2⌉ of L, counted from 1, as transformers' ``hidden_states`` lists it;
         the output of a single layer is the last hidden state. Models with S parallel residual streams between their
-        layers, such as DeepSeek-V4 and Gemma 3n, give all of them: [P, S·H]. All layers are computed and kept during the
-        call, because this is the only way that is right for every architecture.
+        layers, such as DeepSeek-V4 and Gemma 3n, give all of them: [P, S·H]. All layers are computed and kept during
+        the call, because this is the only way that is right for every architecture.
 
         Raises InputError if the model does not return the hidden states of its layers.
         """
