@@ -276,6 +276,7 @@ def coverage(beliefs: Beliefs, right_P: Counts, trials_P: Counts, share: float) 
     at_P = probability_PK[np.arange(len(right_P)), right_P]
     low, high = (1.0 - share) / 2.0, (1.0 + share) / 2.0
     overlap_P = (np.minimum(below_P + at_P, high) - np.maximum(below_P, low)).clip(0.0)
+    overlap_P = np.minimum(overlap_P, at_P)  # which rounding may exceed
     return float(np.divide(overlap_P, at_P, out=np.zeros_like(at_P), where=at_P > 0.0).mean())
 
 

@@ -115,7 +115,7 @@ class DifficultyScheduler:
         discount: float = 0.5,
         implied_weight: float = 0.1,
         lease_steps: int = 8,
-        age_discount: float = 0.98,
+        age_discount: float = 0.9,
         seed: int = 0,
     ) -> None:
         self.keys = list(keys)
