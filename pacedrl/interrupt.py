@@ -14,7 +14,7 @@ from pacedrl.errors import EXIT_INTERRUPTED
 
 
 class Interrupted(Exception):
-    """The run was asked to stop. The current step has not changed any state."""
+    """The run was asked to stop. The current step has changed no state but the leases of its prompts."""
 
 
 class InterruptGuard:

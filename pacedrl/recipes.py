@@ -144,12 +144,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     "paced_grpo": Recipe("GRPO with PACED-RL's selection of prompts", PACED_RL, NEAREST | GRPO),
     "paced_plus": Recipe(
-        "ours: log Z combined with counts, most learnable prompts, exploration, cooldown, blended baseline, replay",
+        "ours: joint draws of log Z in closed form with counts, some solved prompts, blended baseline, replay",
         "this project",
         BALANCE_WITH_REPLAY
+        | CLOSED_FORM
         | {
-            "selection": {"method": "learnability", "explore_fraction": 0.1, "cooldown_steps": 3},
-            "estimator": {"name": "combined", "prior_strength": 4.0, "discount": 0.6},
+            "selection": {"method": "thompson", "retain_fraction": 1 / 16, "cooldown_steps": 1},
+            "estimator": {"name": "combined", "prior_strength": None, "discount": 0.6},
             "gate": {"name": "none"},
             "objective": {"name": "trajectory_balance", "log_z": "blended"},
         },

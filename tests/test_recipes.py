@@ -49,7 +49,7 @@ TABLE = {
     "paced_replay": ("uniform", "partition", "none", "trajectory_balance", True, 1, False, True),
     "paced_noise": ("noise", "partition", "none", "trajectory_balance", True, 1, False, True),
     "paced_grpo": ("nearest", "partition", "none", "grpo", False, 1, False, True),
-    "paced_plus": ("learnability", "combined", "none", "trajectory_balance", True, 1, False, True),
+    "paced_plus": ("thompson", "combined", "none", "trajectory_balance", True, 1, False, True),
     "oracle": ("nearest", "oracle", "none", "trajectory_balance", True, 1, False, True),
 }
 
@@ -70,7 +70,10 @@ def test_settings_of_each_recipe(name: str) -> None:
 
 
 def test_only_ours_have_log_z_in_closed_form_and_paced_closed_differs_from_paced_in_nothing_else() -> None:
-    assert [name for name in NAMES if Config(recipe=name).partition.name == "closed_form"] == ["paced_closed"]
+    assert [name for name in NAMES if Config(recipe=name).partition.name == "closed_form"] == [
+        "paced_closed",
+        "paced_plus",
+    ]
     paced, closed = Config(recipe="paced"), Config(recipe="paced_closed")
     assert closed.model_copy(update={"recipe": "paced", "partition": paced.partition}) == paced
 
@@ -133,7 +136,7 @@ def test_section_objects_override_only_the_fields_set_on_them() -> None:
     config = Config(recipe="dapo", optimizer=OptimizerConfig(learning_rate=1e-5), objective=GrpoConfig(clip_high=0.4))
     assert (config.optimizer.mini_batches, config.optimizer.learning_rate) == (16, 1e-5)
     assert (config.objective.aggregation, config.objective.clip_high) == ("token_mean", 0.4)
-    assert Config(recipe="paced_plus", selection=SelectionConfig(cooldown_steps=5)).selection.explore_fraction == 0.1
+    assert Config(recipe="paced_plus", selection=SelectionConfig(cooldown_steps=5)).selection.retain_fraction == 1 / 16
     assert not Config(recipe="grpo", replay=ReplayConfig(capacity=4)).replay.enabled
     assert Config(recipe="dapo", objective=GFlowRlConfig()).objective == GFlowRlConfig()
 
@@ -161,6 +164,11 @@ def test_setting_the_buffer_size_does_not_enable_replay() -> None:
         ({"recipe": "grpo", "objective": {"clip_lo": 0.1}}, "did you mean 'objective.clip_low'?"),
         ({"recipe": "grpo", "objective": {"clip_low": -1}}, "objective.clip_low: input should be greater than"),
         ({"recipe": "paced_plus", "estimator": {"discont": 1}}, "did you mean 'estimator.discount'?"),
+        ({"partition": {"name": "closed_form", "discont": 1}}, "did you mean 'partition.discount'?"),
+        (
+            {"recipe": "paced_plus", "partition": {"fit_steps": 1}},
+            "'partition.fit_steps' of partition.name = closed_form",
+        ),
         ({"recipe": "paced_plus", "estimator": {"prior_strength": "x"}}, "estimator.prior_strength: input should be"),
         ({"gate": {"oversample": 3}}, "unknown key 'gate.oversample' of gate.name = none"),
         (

@@ -312,7 +312,7 @@ class ClosedFormPartitionConfig(PartitionSection):
     optimiser, and every estimate has a variance."""
 
     name: Literal["closed_form"] = "closed_form"
-    discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
+    discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     """Factor by which the weight of older results is multiplied at each step, because the policy changes."""
     components: Positive = 128
     """Number of principal components of the embeddings that are used."""

@@ -57,6 +57,15 @@ def test_prompts_under_way_are_not_taken_again(trainer_of: TrainerFactory) -> No
     assert all(not before & after for before, after in itertools.pairwise(keys))
 
 
+def test_a_pool_of_less_than_two_batches_is_used_whole(trainer_of: TrainerFactory) -> None:
+    """Each batch of 4 from 6 prompts has the two that are not under way, and two of the batch before."""
+    small = {"train": [{"source": "skills", "options": {"size": 6}}], "eval": []}
+    trainer = trainer_of(run={"steps": 6}, data=small, **AHEAD)
+    trainer.train()
+    keys = [set(row["keys"]) for row in trainer.folder.rows("groups.jsonl")]
+    assert all(len(before | after) == 6 for before, after in itertools.pairwise(keys))
+
+
 def test_nothing_is_sampled_that_is_not_trained_on(trainer_of: TrainerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(run={"steps": 50, "max_rollouts": 40}, **AHEAD)
     sampled: list[int] = []
@@ -74,8 +83,12 @@ def test_nothing_is_sampled_that_is_not_trained_on(trainer_of: TrainerFactory, m
         pytest.param(signal_at("pacedrl.training.learner:Learner.accumulate_gradient", 6, signal.SIGINT), id="before"),
     ],
 )
-def test_a_run_ahead_resumes_bit_for_bit(cli: CommandLine, crash: Any) -> None:
-    whole, cut = (cli.write(f"{name}.yaml", tiny_run(name, run={"steps": STEPS}, **AHEAD)) for name in ("whole", "cut"))
+@pytest.mark.parametrize("size", [64, 6])  # of the pool: many prompts, or fewer than two batches
+def test_a_run_ahead_resumes_bit_for_bit(cli: CommandLine, crash: Any, size: int) -> None:
+    data = {"train": [{"source": "skills", "options": {"size": size}}]}
+    whole, cut = (
+        cli.write(f"{name}.yaml", tiny_run(name, run={"steps": STEPS}, data=data, **AHEAD)) for name in ("whole", "cut")
+    )
     assert cli("train", whole).code == 0
     assert cli("train", cut, patch=crash).code != 0
     result = cli("train", cut)

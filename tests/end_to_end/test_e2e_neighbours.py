@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,9 @@ def asked_of(trainer: Trainer) -> list[tuple[int, int]]:
     asked: list[tuple[int, int]] = []
     select = trainer.scheduler.select
 
-    def recorded(count: int, exclude: Collection[str] = ()) -> list[str]:
-        asked.append((count, len(exclude)))
-        return select(count, exclude)
+    def recorded(count: int) -> list[str]:
+        asked.append((count, len(trainer.scheduler.leases)))
+        return select(count)
 
     trainer.scheduler.select = recorded  # type: ignore[method-assign]
     return asked

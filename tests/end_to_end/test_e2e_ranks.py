@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 RUNS: dict[str, dict[str, Any]] = {
     "paced": {"recipe": "paced"},
     "grpo": {"recipe": "grpo", "optimizer": {"mini_batches": 2, "gradient_checkpointing": True}},
+    "plus": {"recipe": "paced_plus"},
     "greso": {"recipe": "greso"},
     "flowrl": {"recipe": "flowrl", "optimizer": {"tokens_per_micro_batch": 40}},  # not as many passes on each process
     "lora": {"recipe": "paced", "model": {"name": "tiny", "lora": {"r": 4, "target_modules": ["q_proj", "up_proj"]}}},

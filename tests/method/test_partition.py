@@ -54,6 +54,16 @@ def test_fitting_converges_to_reward_less_beta_log_ratio() -> None:
     assert learner.accuracy() == pytest.approx(expected.numpy(), abs=0.01)
 
 
+@pytest.mark.parametrize(("weights", "mean"), [(None, 1 / 3), ([0.25] * 3, 1 / 3), ([1.0, 0.5, 0.0], 2 / 3)])
+def test_fitting_converges_to_the_weighted_mean(weights: list[float] | None, mean: float) -> None:
+    torch.manual_seed(0)
+    x = embeddings(1)
+    learner = MlpPartition(LogPartition(x, BETA, dropout=0.0), x, learning_rate=5e-3, fit_steps=200)
+    weight = None if weights is None else torch.tensor(weights)
+    learner.fit(ROWS[:1].repeat(3), torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3), seed=0, weight_B=weight)
+    assert learner.accuracy()[0] == pytest.approx(mean, abs=0.01)
+
+
 def test_rounding_does_not_decide_a_step_where_residuals_cancel() -> None:
     """The prior's errors cancel, so the gradient of the output's bias consists of the log-ratios' rounding errors."""
     reward = torch.tensor([1.0, 0.0] * 4)
