@@ -128,12 +128,29 @@ def test_every_setting_named_in_the_new_pages_exists() -> None:
     assert [f"{section}.{field}" for section, field in checked if field not in sections[section]] == []
 
 
+CLOSED_FORM = json.loads((ROOT / "docs/method/closed_form.json").read_text(encoding="utf-8"))
 FIGURE = json.loads((ROOT / "docs/method/figure.json").read_text(encoding="utf-8"))
 
 
 def test_the_figure_of_the_method_is_drawn_from_its_numbers_byte_for_byte(tmp_path: Path) -> None:
     module("method", "figure").draw(FIGURE, tmp_path / "figure.svg")
     assert (tmp_path / "figure.svg").read_bytes() == (ROOT / "docs/method/figure.svg").read_bytes()
+
+
+def test_the_method_quotes_the_figure_of_the_closed_form(tmp_path: Path) -> None:
+    module("method", "closed_form").draw(CLOSED_FORM, tmp_path / "closed_form.svg")
+    assert (tmp_path / "closed_form.svg").read_bytes() == (ROOT / "docs/method/closed_form.svg").read_bytes()
+    truth = np.array(CLOSED_FORM["truth"])
+    mlp, closed = CLOSED_FORM["MLP"], CLOSED_FORM["closed form"]
+    for found in (mlp, closed):
+        assert np.abs(np.subtract(found["mean"], truth)).mean() == pytest.approx(found["error"], abs=6e-4)
+    quoted = " ".join(METHOD.split())
+    assert f"on the {len(truth)} others" in quoted
+    assert (
+        f"The MLP has an error of {mlp['error']:.3f} and a rank correlation of {mlp['rank']:.2f} with the accuracies, the "
+        f"closed form {closed['error']:.3f} and {closed['rank']:.2f}" in quoted
+    )
+    assert f"an error of {np.abs(truth - truth.mean()).mean():.3f}" in quoted
 
 
 def test_the_numbers_of_the_figure_come_out_again() -> None:

@@ -164,6 +164,11 @@ def test_setting_the_buffer_size_does_not_enable_replay() -> None:
         ({"recipe": "grpo", "objective": {"clip_lo": 0.1}}, "did you mean 'objective.clip_low'?"),
         ({"recipe": "grpo", "objective": {"clip_low": -1}}, "objective.clip_low: input should be greater than"),
         ({"recipe": "paced_plus", "estimator": {"discont": 1}}, "did you mean 'estimator.discount'?"),
+        ({"partition": {"name": "closed_form", "discont": 1}}, "did you mean 'partition.discount'?"),
+        (
+            {"recipe": "paced_plus", "partition": {"fit_steps": 1}},
+            "'partition.fit_steps' of partition.name = closed_form",
+        ),
         ({"recipe": "paced_plus", "estimator": {"prior_strength": "x"}}, "estimator.prior_strength: input should be"),
         ({"gate": {"oversample": 3}}, "unknown key 'gate.oversample' of gate.name = none"),
         (

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     reward = "a verifier, or FILE.py:function; the file is written if it does not exist"
     add("--reward", type=expand_home, metavar="VERIFIER", help=reward)
-    add("--recipe", default="paced", metavar="NAME", help="see pacedrl recipes (default: %(default)s)")
+    add("--recipe", default="paced_plus", metavar="NAME", help="see pacedrl recipes (default: %(default)s)")
     add("--prompt-column", metavar="NAME", help="column of the prompt, if it is not found")
     add("--answer-column", metavar="NAME", help="column of the answer, if it is not found")
     add("--force", action="store_true", help="overwrite OUT.yaml")

@@ -11,7 +11,7 @@ from pacedrl.config.config import Config
 from pacedrl.errors import InputError, Page
 from pacedrl.paths import expand_home
 
-VARIANTS = ("objective", "estimator", "gate")
+VARIANTS = tuple(name for name, field in Config.model_fields.items() if field.discriminator)
 """Sections whose ``name`` field selects a variant with its own settings."""
 PAGES: dict[str, Page] = {
     "recipe:": "recipes",

@@ -154,8 +154,8 @@ class SelectionConfig(Section):
     explore_fraction: Probability = 0.0
     """Fraction of each step's prompts drawn uniformly at random. The paper does not mention exploration, so 0."""
     retain_fraction: Probability = 0.0
-    """Fraction of each step's prompts taken from those that were solved when last used, those used longest ago first. It
-    keeps skills that selection by difficulty no longer visits (ours)."""
+    """Fraction of each step's prompts taken from those that were solved when last used, longest ago first. It keeps
+    skills that selection by difficulty no longer visits (ours)."""
     candidates: Positive | None = None
     """Select from this many times ``sampling.prompts_per_step`` prompts, drawn uniformly at each step, instead of from
     all (PCL). This explores, and a batch cannot fill with similar prompts. null: from all prompts (the paper)."""
@@ -313,7 +313,7 @@ class ClosedFormPartitionConfig(PartitionSection):
     optimiser, and every estimate has a variance."""
 
     name: Literal["closed_form"] = "closed_form"
-    discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
+    discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     """Factor by which the weight of older results is multiplied at each step, because the policy changes."""
     components: Positive = 128
     """Number of principal components of the embeddings that are used."""

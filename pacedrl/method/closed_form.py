@@ -59,7 +59,7 @@ class ClosedFormPartition:
         beta: float = 0.05,
         prior_accuracy: float = 0.5,
         *,
-        discount: float = 0.98,
+        discount: float = 0.9,
         components: int = 128,
         features: int = 512,
         length_scale: float = 1.0,

@@ -4,9 +4,9 @@ In lock step, a trainer selects a batch, samples it, trains on it and observes i
 asynchronous trainer, results come late, out of order, in parts, or never. These are the rules:
 
 - `DifficultyScheduler.take` selects prompts and leases them. A prompt under lease is not selected again, unless too few
-  others are left; the longest leased then fill up the batch.
+  others are left; those taken longest ago then fill up the batch.
 - `DifficultyScheduler.observe` ends a policy step. Call it once for each update of the policy, with all results that
-  have come since the last call, from any batch. It closes the lease of every prompt in them, even if only some of the
+  have come since the last call, from any batch. It closes one lease of every prompt in them, even if only some of the
   prompt's completions have come, or none could be judged.
 - Each completion may name the step of the policy that sampled it (`Rollouts.policy_step_B`). What the policy of one
   step does on a prompt is one visit, in however many parts its results come. (If one call brings completions of a
@@ -23,6 +23,7 @@ asynchronous trainer, results come late, out of order, in parts, or never. These
 With one batch at a time, all this is the same as lock step. The state of the scheduler holds the leases.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,9 +35,9 @@ from pacedrl.method.estimator import Indices
 class Leases:
     """The leases of the prompts that were taken to be sampled and whose results have not been observed yet.
 
-    A lease is a prompt (its row) and the policy step at which it was taken. A prompt has at most one lease; taking
-    it again replaces the lease. A lease ends when the prompt's results are observed or given up (`close`), or after
-    ``steps`` policy steps (`expire`). Leases are kept in the order in which they were taken.
+    A lease is a prompt (its row) and the policy step at which it was taken. A prompt that was taken again has several.
+    The oldest ends when results of the prompt are observed (`close`), the newest when the prompt is given back
+    (`release`), and each after ``steps`` policy steps (`expire`). Leases are in the order of taking.
 
     Args:
         steps: number of policy steps after which a lease expires, at least 1. With 1 a lease ends with the step in
@@ -47,22 +48,22 @@ class Leases:
         if steps < 1:
             raise ValueError(f"a lease must last at least 1 step, got {steps}")
         self.steps = steps
-        self._step_of: dict[int, int] = {}
+        self._open: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
-        return len(self._step_of)
+        return len(self._open)
 
     @property
-    def rows(self) -> Indices:
-        """The rows of the prompts under lease, the longest leased first."""
-        return np.fromiter(self._step_of, dtype=np.int64, count=len(self))
+    def rows(self) -> list[int]:
+        """The row of each lease, the oldest first."""
+        return [row for row, _ in self._open]
 
     def free(self, prompts: int, at_least: int) -> NDArray[np.bool_]:
         """Return for each of all ``prompts`` whether it may be taken, [N]: if it is not under lease.
 
-        If these are fewer than ``at_least``, the longest leased are added, so that leases cannot leave a batch short.
+        If these are fewer than ``at_least``, those taken longest ago are added: leases cannot leave a batch short.
         """
-        leased = self.rows
+        leased = list(dict.fromkeys(reversed(self.rows)))[::-1]  # each prompt at the place of its newest lease
         missing = max(at_least - (prompts - len(leased)), 0)
         free_N = np.ones(prompts, dtype=bool)
         free_N[leased[missing:]] = False
@@ -70,22 +71,36 @@ class Leases:
 
     def take(self, rows: Indices, step: int) -> None:
         """Lease the prompts at policy step ``step``."""
-        self.close(rows)
-        self._step_of |= dict.fromkeys(rows.tolist(), step)
+        self._open += [(row, step) for row in rows.tolist()]
 
     def close(self, rows: Indices) -> None:
-        """End the leases of these prompts; prompts without a lease are passed over."""
-        for row in rows.tolist():
-            self._step_of.pop(row, None)
+        """End the oldest lease of each of these prompts; prompts without a lease are passed over."""
+        self._open = _without(self._open, rows)
+
+    def release(self, rows: Indices) -> None:
+        """End the newest lease of each of these prompts; prompts without a lease are passed over."""
+        self._open = _without(self._open[::-1], rows)[::-1]
 
     def expire(self, step: int) -> None:
         """End the leases that are ``steps`` or more steps old at policy step ``step``."""
-        self._step_of = {row: taken for row, taken in self._step_of.items() if step - taken < self.steps}
+        self._open = [(row, taken) for row, taken in self._open if step - taken < self.steps]
 
     def state_dict(self) -> list[list[int]]:
         """Return the row and the step of each lease, in the order of taking."""
-        return [[row, step] for row, step in self._step_of.items()]
+        return [list(lease) for lease in self._open]
 
     def load_state_dict(self, state: Sequence[Sequence[int]], rows: Indices) -> None:
         """Restore the state that `state_dict` returned; ``rows[i]`` is the present row of the prompt that had row i."""
-        self._step_of = {int(rows[row]): step for row, step in state}
+        self._open = [(int(rows[row]), step) for row, step in state]
+
+
+def _without(leases: list[tuple[int, int]], rows: Indices) -> list[tuple[int, int]]:
+    """Return the leases without the first one of each row, or the first n of a row that occurs n times."""
+    ending = Counter(rows.tolist())
+    kept = []
+    for lease in leases:
+        if ending[lease[0]] > 0:
+            ending[lease[0]] -= 1
+        else:
+            kept.append(lease)
+    return kept

@@ -110,7 +110,7 @@ class DifficultyScheduler:
         discount: float = 0.5,
         implied_weight: float = 0.1,
         lease_steps: int = 8,
-        age_discount: float = 0.98,
+        age_discount: float = 0.9,
         seed: int = 0,
     ) -> None:
         self.keys = list(keys)
@@ -192,9 +192,9 @@ class DifficultyScheduler:
     def select(self, count: int) -> list[str]:
         """Return the keys of ``count`` distinct prompts to sample next, without leasing them.
 
-        Prompts under lease are left out; if too few others remain, the longest leased are added. This changes no state:
-        repeated calls return the same keys until `take` or `observe` is called, so an interrupted step can be repeated.
-        Raises ValueError if there are fewer than ``count`` prompts.
+        Prompts under lease are left out; if too few others remain, those taken longest ago are added. This changes no
+        state: repeated calls return the same keys until `take` or `observe` is called, so an interrupted step can be
+        repeated. Raises ValueError if there are fewer than ``count`` prompts.
         """
         # Within a step the number of leases only grows, so that no two batches get the same random numbers.
         leases = [len(self.leases)] if self.leases else []
@@ -228,12 +228,12 @@ class DifficultyScheduler:
         return keys
 
     def leased(self) -> list[str]:
-        """Return the keys of the prompts under lease, the longest leased first."""
+        """Return the keys of the prompts under lease in the order of taking; a prompt that was taken twice recurs."""
         return [self.keys[row] for row in self.leases.rows]
 
     def release(self, keys: Collection[str]) -> None:
         """End the leases of these prompts as if they had not been taken: nothing will be observed for them."""
-        self.leases.close(self._rows(keys))
+        self.leases.release(self._rows(keys))
 
     def replay(self) -> list[ReplayEntry]:
         """Return past completions to train on together with this step's fresh ones."""

@@ -242,8 +242,8 @@ class Trainer:
 
     def _release_unfinished(self) -> None:
         """Release the prompts that an interrupted step has taken, so that it can be repeated."""
-        waiting = {group.prompt.key for group in self.pending.sampled} if self.pending else set()
-        self.scheduler.release([key for key in self.scheduler.leased() if key not in waiting])
+        before = 0 if self.pending is None else len(self.pending.sampled)  # the oldest leases are those of its prompts
+        self.scheduler.release(self.scheduler.leased()[before:])
 
     def _reference_logprobs(self, batch: Sequence[Completion]) -> list[list[float]]:
         policy = self.initial or self.policy

@@ -83,8 +83,12 @@ def test_nothing_is_sampled_that_is_not_trained_on(trainer_of: TrainerFactory, m
         pytest.param(signal_at("pacedrl.training.learner:Learner.accumulate_gradient", 6, signal.SIGINT), id="before"),
     ],
 )
-def test_a_run_ahead_resumes_bit_for_bit(cli: CommandLine, crash: Any) -> None:
-    whole, cut = (cli.write(f"{name}.yaml", tiny_run(name, run={"steps": STEPS}, **AHEAD)) for name in ("whole", "cut"))
+@pytest.mark.parametrize("size", [64, 6])  # of the pool: many prompts, or fewer than two batches
+def test_a_run_ahead_resumes_bit_for_bit(cli: CommandLine, crash: Any, size: int) -> None:
+    data = {"train": [{"source": "skills", "options": {"size": size}}]}
+    whole, cut = (
+        cli.write(f"{name}.yaml", tiny_run(name, run={"steps": STEPS}, data=data, **AHEAD)) for name in ("whole", "cut")
+    )
     assert cli("train", whole).code == 0
     assert cli("train", cut, patch=crash).code != 0
     result = cli("train", cut)

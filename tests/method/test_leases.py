@@ -13,7 +13,7 @@ from pacedrl.method.leases import Leases
 
 PROMPTS = 8
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(["take", "close", "pass"]), st.sets(st.integers(0, PROMPTS - 1))), max_size=30
+    st.tuples(st.sampled_from(["take", "close", "release", "pass"]), st.sets(st.integers(0, PROMPTS - 1))), max_size=30
 )
 
 
@@ -29,19 +29,26 @@ def test_leases_are_what_was_taken_less_what_was_closed_or_is_too_old(
             leases.expire(step)
             expected = [(row, taken) for row, taken in expected if taken + steps > step]
         else:
-            leases.take(rows, step) if event == "take" else leases.close(rows)
-            expected = [(row, taken) for row, taken in expected if row not in prompts]
-            expected += [(row, step) for row in rows.tolist() if event == "take"]
-    assert leases.rows.tolist() == [row for row, _ in expected]
+            getattr(leases, event)(*([rows, step] if event == "take" else [rows]))
+            for row in rows.tolist():
+                own = [lease for lease in expected if lease[0] == row]
+                if event == "take":
+                    expected.append((row, step))
+                elif own and event == "close":
+                    expected.remove(own[0])
+                elif own:
+                    del expected[len(expected) - 1 - expected[::-1].index(own[-1])]
+    assert leases.rows == [row for row, _ in expected]
     assert len(leases) == len(expected)
     free = leases.free(PROMPTS, at_least)
-    others = set(range(PROMPTS)) - {row for row, _ in expected}
-    added = [row for row, _ in expected][: max(at_least - len(others), 0)]
+    newest = {row: place for place, (row, _) in enumerate(expected)}
+    others = set(range(PROMPTS)) - newest.keys()
+    added = sorted(newest, key=lambda row: newest[row])[: max(at_least - len(others), 0)]
     assert np.flatnonzero(free).tolist() == sorted(others | set(added))
     again = Leases(steps)
     reversed_rows = np.arange(PROMPTS)[::-1]
     again.load_state_dict(leases.state_dict(), reversed_rows)  # the prompts were reordered
-    assert again.rows.tolist() == [PROMPTS - 1 - row for row, _ in expected]
+    assert again.rows == [PROMPTS - 1 - row for row, _ in expected]
     assert [taken for _, taken in again.state_dict()] == [taken for _, taken in expected]
 
 
@@ -86,10 +93,15 @@ def test_too_few_others_are_filled_up_with_the_longest_leased() -> None:
     first, second = scheduler.take(4), scheduler.take(4)
     third = scheduler.take(5)
     assert {*third} == {*scheduler.keys} - {*first[3:], *second}
-    assert scheduler.leased() == [first[3], *second, *third]
+    assert scheduler.leased() == [*first, *second, *third]
+    assert {*scheduler.select(5)} == {first[3], *second}
+    scheduler.release(third)
+    assert scheduler.take(5) == third
     with pytest.raises(ValueError, match="cannot select 11 prompts from 10"):
         scheduler.take(11)
-    assert scheduler.leased() == [first[3], *second, *third]
+    assert scheduler.leased() == [*first, *second, *third]
+    scheduler.observe(Rollouts(first, [1.0] * 4))
+    assert scheduler.leased() == [*second, *third]
 
 
 def test_a_lease_ends_with_any_result_and_expires_without_one() -> None:

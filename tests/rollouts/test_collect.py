@@ -93,14 +93,15 @@ def test_an_adaptive_batch_is_as_large_as_should_fill_the_step() -> None:
 
 
 @given(POOLS, st.integers(1, 6))
-def test_an_adaptive_batch_ends_with_the_same_groups_from_no_more_prompts(
+def test_an_adaptive_batch_ends_with_the_same_groups_from_hardly_more_prompts(
     rewards: list[list[float | None]], count: int
 ) -> None:
     adaptive, full = (
         Pool(rewards).collect(DynamicGateConfig(max_batches=30, adaptive_batch=on), count) for on in (True, False)
     )
     assert keys(adaptive.kept) == keys(full.kept)
-    assert len(adaptive.sampled) <= len(full.sampled)
+    # Only its last batch can bring more than a full one would have, and a batch has at most ``count`` prompts.
+    assert len(adaptive.sampled) < len(full.sampled) + count
 
 
 def test_lilo_oversamples_and_keeps_the_most_learnable() -> None:
