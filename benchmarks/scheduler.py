@@ -4,7 +4,7 @@
     python benchmarks/scheduler.py --sizes 10000,100000 --steps 3
 
 Synthetic prompts have 1,536 features (the hidden size of a 1.5B model) in a memory-mapped float16 file, as in a run. A
-step is 128 prompts of 8 completions, with 64 of 128 replayed. log Z is the MLP or in closed form; in closed form,
+step is 128 prompts of 8 completions, with 64 of 128 replayed. log Z is an MLP or in closed form. In closed form,
 prompts are selected nearest to 0.5, by one joint draw, or from 4 times as many candidates with the variance of each. A
 run first spends ``prepare`` once, on the features and the first estimates. "Peak" is the largest growth of the
 process's own memory without the mapped file, sampled every hundredth of a second. Prints medians over the steps and the

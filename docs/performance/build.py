@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 PLACEHOLDER = re.compile(r"\{(table|figure):([^{}]+)\}")
 PHASES = ("generate", "verify", "update", "step")
 PAPER_STEP_S = 308.0
+MILLION = 10**6
 """The shortest step the paper reports."""
 
 
@@ -126,9 +127,6 @@ def selecting(way: str) -> str:
 def observing() -> str:
     """Return the seconds of observing a step of a million prompts."""
     return f"{load('scheduler')['closed form'][str(MILLION)]['observe']:.2f}"
-
-
-MILLION = 10**6
 
 
 def lower_precision() -> str:

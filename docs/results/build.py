@@ -15,8 +15,9 @@ never typed by hand:
 - ``{difference:COMPARISON/VARIANT/MEASURE/OTHER}``: a variant minus another one, seed by seed
 - ``{error:COMPARISON/VARIANT/SEED/GROUP/ESTIMATOR}``: an estimator's mean error over the checkpoints
 - ``{target:COMPARISON}``: the comparison's target accuracy
-- ``{estimates:POOL/SUBSET}``, ``{discounts:RUN/RUN}`` and ``{noise:POOL}``: from estimates.json (estimates.py), the
-  table of the estimates of a pool's ``seen`` or ``unseen`` prompts, that of the errors by γ, and the noise of the truth
+- ``{estimates:POOL/SUBSET}``: from estimates.json (estimates.py), the table of the estimates of a pool's ``seen`` or
+  ``unseen`` prompts
+- ``{discounts:RUN/RUN}`` and ``{noise:POOL}``: from the same, the table of errors by γ, and the noise of the truth
 """
 
 from __future__ import annotations

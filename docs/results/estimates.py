@@ -5,8 +5,8 @@
 FOLDER/words, FOLDER/even and FOLDER/skewed hold what estimates_data.py wrote about a fixed policy and its prompts. A
 stream shows each estimator batches of P groups of 8 completions, each prompt at most once, in a random order. At some
 numbers of observed prompts the estimates of the prompts seen so far and of the others, up to 500 of each, are compared
-with the truth. That is exact for the tiny model. For SmolLM2 it is the mean of the 64 completions that the stream does
-not use; ``noise`` is the error that a perfect estimate would have against it.
+with the truth. The truth is exact for the tiny model. For SmolLM2 it is the mean of the 64 completions that the stream
+does not use; ``noise`` is the error that a perfect estimate would have against it.
 
 Coverage is measured for estimators that give a distribution, by the results of 64 completions of each prompt
 (`pacedrl.lab.calibrate.coverage`, which accounts for their noise); for the tiny model they are drawn from the truth.
@@ -93,7 +93,7 @@ def load_pool(folder: Path) -> Pool:
 
 
 def standardised(embeddings_NH: Tensor) -> Tensor:
-    """Scale features, so that those of two layers may stand side by side in float16."""
+    """Return the embeddings with standardised features, so that those of two layers may be joined."""
     values_NH = embeddings_NH.float()
     return (values_NH - values_NH.mean(dim=0)) / values_NH.std(dim=0).clamp_min(1e-6)
 
@@ -102,7 +102,7 @@ def standardised(embeddings_NH: Tensor) -> Tensor:
 class Candidate:
     """An estimator, its log Z and whether it must see one batch after another.
 
-    Without forgetting the closed form depends on the sum over all batches only, so it may see them at once.
+    Without forgetting, the closed form depends only on the sum over all batches, so it may see them at once.
     """
 
     name: EstimatorName
@@ -187,7 +187,8 @@ def scores_of(
 ) -> Iterator[dict[str, dict[str, float]]]:
     """Yield the scores on prompts seen and not seen at each of the points of one stream.
 
-    The estimator sees ``batch`` prompts at once, or all up to the next point. None is the mean of what was seen so far.
+    The estimator sees ``batch`` prompts at once, or all up to the next point if ``batch`` is None. If ``estimator`` is
+    None, the estimate of every prompt is the mean reward so far.
     """
     rng = np.random.default_rng([stream, 300])
     order_N = rng.permutation(len(pool))

@@ -1,11 +1,11 @@
 """Sample a fixed policy once, for the study of accuracy estimates: make results-estimates.
 
-    python docs/results/estimates_data.py docs/results/words.yaml runs/results/estimates/words --samples 128
-    python docs/results/estimates_data.py docs/results/skills_even.yaml runs/results/estimates/even --exact --size 4096
+    python docs/results/estimates_data.py docs/results/words.yaml runs/results/estimates/words --samples 72
+    python docs/results/estimates_data.py docs/results/skills_even.yaml runs/results/estimates/even --exact --pool 4
 
 Writes FOLDER/rewards.npy, the reward of each completion of each training prompt ([N, S]), or with ``--exact``
 FOLDER/accuracy.npy, the probability of each prompt's right answer ([N]); and FOLDER/middle.npy and last.npy, the mean
-hidden states of two layers over each prompt's tokens ([N, H]). Files that exist are kept.
+hidden states of two layers over each prompt's tokens ([N, H]).
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=72)
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--pool", type=int, default=1, help="multiply the size of each training task of skills by this")
-    parser.add_argument("--prompts", type=int, help="use only the first prompts")
     options = parser.parse_args()
     config = load_config(options.config)
     train = [development(task, options.pool) for task in config.data.train]
     config = config.model_copy(update={"data": config.data.model_copy(update={"train": train})})
     policy = Policy.load(config.model, resolve_device("auto"))
     tasks = encode_tasks(policy, load_tasks(config)[0], config)
-    prompts = unique_prompts(tasks)[: options.prompts]
+    prompts = unique_prompts(tasks)
     ids = [prompt.token_ids for prompt in prompts]
     options.folder.mkdir(parents=True, exist_ok=True)
     for layer in ("middle", "last"):
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def development(task: TaskConfig, times: int) -> TaskConfig:
-    """Return a task of skills with other prompts than those of the studies, and ``times`` as many; else the task."""
+    """Return a task of skills with ``SEED`` and ``times`` as many prompts; return other tasks as they are."""
     if task.source != "skills":
         return task
     return task.model_copy(update={"options": task.options | {"seed": SEED, "size": task.options["size"] * times}})

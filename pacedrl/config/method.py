@@ -154,11 +154,11 @@ class SelectionConfig(Section):
     explore_fraction: Probability = 0.0
     """Fraction of each step's prompts drawn uniformly at random. The paper does not mention exploration, so 0."""
     retain_fraction: Probability = 0.0
-    """Fraction of each step's prompts selected among those that were solved when last used, longest ago first. It keeps
+    """Fraction of each step's prompts taken from those that were solved when last used, longest ago first. It keeps
     skills that selection by difficulty no longer visits (ours)."""
     candidates: Positive | None = None
     """Select from this many times ``sampling.prompts_per_step`` prompts, drawn uniformly at each step, instead of from
-    all (PCL). It explores, and a batch cannot fill with similar prompts. null: all prompts (the paper)."""
+    all (PCL). This explores, and a batch cannot fill with similar prompts. null: from all prompts (the paper)."""
     cooldown_steps: NonNegative = 0
     """Number of steps for which a prompt is not selected again after use. The paper does not mention a cooldown, so
     0."""
@@ -185,8 +185,9 @@ class CombinedEstimatorConfig(Section):
     discount: Probability = 0.6
     """Factor by which a prompt's older results are multiplied each time it is sampled."""
     prior_strength: Annotated[float, Field(gt=0.0)] | None = 4.0
-    """Weight of the prior, as a number of completions. null: estimated during training, for each prompt from the
-    variance of log Z if ``partition.name`` is closed_form, otherwise one number from the error of log Z's estimates."""
+    """Weight of the prior, as a number of completions. null: estimated during training. With ``partition.name``
+    closed_form it follows for each prompt from the variance of log Z; otherwise one number for all prompts follows from
+    the error of log Z's estimates."""
 
 
 class BotsEstimatorConfig(Section):
@@ -304,7 +305,7 @@ class MlpPartitionConfig(PartitionSection):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Dropout rate during fitting. Estimates are computed without dropout."""
     layer: Literal["middle", "last"] = "last"
-    """Layer of the hidden states that embed a prompt."""
+    """Layer whose hidden states embed a prompt; ``middle`` is the one after half of the layers."""
 
 
 class ClosedFormPartitionConfig(PartitionSection):
@@ -322,7 +323,7 @@ class ClosedFormPartitionConfig(PartitionSection):
     length_scale: Annotated[float, Field(gt=0.0)] = 1.0
     """Length scale of the Gaussian kernel, as a multiple of the median distance between two prompts."""
     layer: Literal["middle", "last"] = "middle"
-    """Layer of the hidden states that embed a prompt."""
+    """Layer whose hidden states embed a prompt; ``middle`` is the one after half of the layers."""
 
 
 PartitionConfig = Annotated[MlpPartitionConfig | ClosedFormPartitionConfig, Field(discriminator="name")]

@@ -59,8 +59,8 @@ class PacedTrainer(GRPOTrainer):  # type: ignore[misc]
     Args:
         scheduler: makes the scheduler; the default uses the paper's settings. Other settings:
             ``functools.partial(DifficultyScheduler, partition="closed_form", cooldown_steps=3)``.
-        layer: layer of the hidden states that embed a prompt, ``middle`` or ``last``. With log Z in closed form,
-            ``middle`` ranks the prompts of a language model better.
+        layer: layer whose hidden states embed a prompt, ``middle`` or ``last``. With log Z in closed form, ``middle``
+            ranks the prompts of a language model better.
 
     Raises InputError for a dataset that cannot be indexed or has too few prompts, for images and tools, and for
     settings of GRPO's loss that would have no effect.

@@ -145,7 +145,7 @@ class PacedTrainer(PPOTrainerSync):  # type: ignore[misc]
 
     The scheduler runs in verl's driver process. Before each generation it selects the prompts with its current
     estimates; verl's data loader, whose workers prefetch rows, is not used. ``trainer.v1.paced`` contains arguments of
-    `pacedrl.method.DifficultyScheduler` by name, and ``layer``, the layer of the hidden states that embed a prompt
+    `pacedrl.method.DifficultyScheduler` by name, and ``layer``, the layer whose hidden states embed a prompt
     (``middle`` or ``last``); the defaults are the paper's settings.
 
     log Z is fitted with a log-ratio of 0, because verl's actor does not return the log-probabilities of single

@@ -33,10 +33,9 @@ from pacedrl.training.curriculum import build_scheduler, initial_embeddings
 from pacedrl.view import View
 
 INTERVALS = {"50%": 0.5, "90%": 0.9}
-"""The probabilities of the intervals whose coverage is measured."""
+"""Probabilities of the intervals whose coverage is measured."""
 BINS = np.linspace(0.0, 1.0, 11)
 Counts = NDArray[np.int64]
-
 SUBSETS = ("selected", "seen", "never seen")
 """The prompts that the run would train on next, and random samples of those that it has and has not trained on."""
 
@@ -207,9 +206,9 @@ def _subsets(scheduler: DifficultyScheduler, count: int, most: int, seed: int) -
 def _estimators(scheduler: DifficultyScheduler, reads_z: bool) -> dict[str, AccuracyEstimator]:
     """Return each estimator with the run's evidence, not only the one that the run used."""
     estimator = scheduler.estimator
-    by_z = {"log Z": estimator.under("partition"), "combined": estimator.under("combined")} if reads_z else {}
+    by_z = {"log Z": estimator.with_name("partition"), "combined": estimator.with_name("combined")} if reads_z else {}
     counts = "implied evidence (BOTS)" if estimator.name == "bots" else "counts (MoPPS)"
-    return by_z | {counts: estimator.under("counts")}
+    return by_z | {counts: estimator.with_name("counts")}
 
 
 def _simple_estimates(last_mean_N: Floats) -> dict[str, Floats]:
@@ -264,8 +263,8 @@ def coverage(beliefs: Beliefs, right_P: Counts, trials_P: Counts, share: float) 
 
     The result is the number of right completions among ``trials_P``. A Beta belief predicts a beta-binomial number, so
     the interval contains the sampling noise of the result as well as the belief's own width. A number on the boundary
-    of the interval counts in part (the randomised probability integral transform, in expectation), so the coverage of
-    right beliefs is ``share`` on average, however few the trials.
+    of the interval counts in part (the expectation of the randomised probability integral transform). The coverage of
+    right beliefs is therefore ``share`` on average, however few the trials.
     """
     alpha_P1, beta_P1 = (
         (mean_P * beliefs.strength_N).clip(TINY)[:, None] for mean_P in (beliefs.mean_N, 1.0 - beliefs.mean_N)

@@ -1,4 +1,4 @@
-"""The estimators: how log Z, a prompt's own results, or the truth become a belief about its accuracy."""
+"""The estimators: they form a belief about each prompt's accuracy from log Z, its own results, or the truth."""
 
 from __future__ import annotations
 
@@ -40,15 +40,16 @@ TINY_VARIANCE = 1e-9
 class AccuracyEstimator:
     """Estimates the accuracy of N prompts, which are given by their rows.
 
-    - ``partition``: β·log Z (the paper). With a log Z in closed form, the belief is a Beta distribution with the
-      variance v(x) + u, where u is the variance that the features do not explain (`ClosedFormPartition`); with the MLP
-      it is a point.
+    - ``partition``: β·log Z (the paper). With the MLP it is a point estimate. With a log Z in closed form it is a Beta
+      distribution of variance v(x) + u, where u is the variance that the features do not explain
+      (`ClosedFormPartition`).
     - ``counts``: a Beta posterior from a flat prior and the prompt's own discounted results (MoPPS).
-    - ``combined``: the same posterior with β·log Z as the prior's mean (ours). The prior's strength is one number; or,
-      if ``prior_strength`` is None, that of the Beta distribution above for a log Z in closed form, and learned
-      (`PriorStrength`) for the MLP.
-    - ``bots``: the posterior of ``counts``, but the counts of all prompts are discounted at each step, and those that
-      were not sampled get implied evidence (BOTS, arXiv 2510.26374; `pacedrl.method.bots` says what is assumed).
+    - ``combined``: the same posterior with β·log Z as the prior's mean (ours). ``prior_strength`` is the strength of
+      all priors. If it is None, a log Z in closed form gives each prompt the strength of its Beta distribution above,
+      and with the MLP one strength is learned (`PriorStrength`).
+    - ``bots``: the posterior of ``counts``, but each step discounts the counts of all prompts and adds implied evidence
+      to those of the prompts that it did not sample (BOTS, arXiv 2510.26374; `pacedrl.method.bots` states the
+      departures).
     - ``oracle``: the accuracies in ``truth_N``, which the caller sets.
     - ``none``: no estimates; all are NaN.
 
@@ -82,8 +83,8 @@ class AccuracyEstimator:
         self.mean_strength = self.prior_strength.value if name == "combined" else float("nan")
         """Number of completions that log Z's estimate was worth for the prompts of the last step, on average."""
 
-    def under(self, name: EstimatorName) -> AccuracyEstimator:
-        """Return the estimator of another name that has the same log Z and the same results."""
+    def with_name(self, name: EstimatorName) -> AccuracyEstimator:
+        """Return the estimator of another name that shares log Z and the results."""
         other = copy.copy(self)
         other.name = name
         return other
@@ -103,7 +104,7 @@ class AccuracyEstimator:
                 return self.beliefs(rows).mean_N
 
     def beliefs(self, rows: Rows = ALL) -> Beliefs:
-        """Return the beliefs about the given prompts. With a log Z in closed form, this costs O(F²) for each."""
+        """Return the beliefs about the given prompts. Each costs O(F²) with log Z in closed form."""
         match self.name:
             case "partition":
                 mean_P = self._log_z.accuracy(rows)
@@ -124,9 +125,9 @@ class AccuracyEstimator:
     def draw(self, rng: np.random.Generator, rows: Rows = ALL) -> Floats:
         """Draw an accuracy for each given prompt; point estimates return their mean.
 
-        With a log Z in closed form, only its weights are drawn, once for all prompts, so similar prompts move together.
-        Each value is the mean of a prompt's belief if these weights were true. What the features cannot see is not
-        drawn: a visit would tell it about one prompt only, and noise of that kind made selection worse.
+        With a log Z in closed form, only its weights w are drawn, once for all prompts, so similar prompts move
+        together. Each value is the mean of a prompt's belief if this w were true. What the features cannot see is not
+        drawn: a visit reveals it for one prompt only, and such noise made selection worse on development pools.
         """
         if not self._reads_variance:
             return self.beliefs(rows).draw(rng)
@@ -139,7 +140,7 @@ class AccuracyEstimator:
     def observe(
         self, rows_P: Indices, rewards_P: list[list[float]], step_P: Indices | int, weight_P: Floats | float = 1.0
     ) -> None:
-        """Count the rewards of distinct prompts, after comparing them with the prior, to learn its strength.
+        """Count the rewards of distinct prompts. A strength that is learned is first updated from them and the prior.
 
         ``step_P`` and ``weight_P`` are those of `DiscountedCounts.observe`.
         """
@@ -158,7 +159,7 @@ class AccuracyEstimator:
             self.counts.observe(rows_P, right_P, trials_P, step_P, weight_P)
 
     def rests_on_counts(self) -> NDArray[np.bool_]:
-        """Return for each prompt whether its own results weigh more than log Z does on average: [N]."""
+        """Return for each prompt whether its own results weigh more than log Z does on average, bool [N]."""
         own_N = self.counts.right_N + self.counts.wrong_N
         least = {"counts": 0.0, "combined": self.mean_strength}.get(self.name, np.inf)
         return own_N > least
@@ -194,7 +195,7 @@ class AccuracyEstimator:
         return reads_z and isinstance(self.partition, ClosedFormPartition)
 
     def _strength(self, rows: Rows, mean_P: Floats) -> Floats:
-        """Return the number of completions that log Z's estimate is worth for each prompt."""
+        """Return the number of completions that log Z's estimate of each given prompt is worth."""
         if not self._reads_variance:
             return np.full(len(mean_P), self.prior_strength.value)
         assert isinstance(self._log_z, ClosedFormPartition)

@@ -8,10 +8,10 @@ from pacedrl.method.estimator import DiscountedCounts, Floats, Indices
 
 
 def interpolated_accuracy(weak_N: Floats, strong_N: Floats, rows_P: Indices, observed_P: Floats) -> Floats:
-    """Return the accuracy of every prompt that the observed ones imply, [N]: clip(weak + μ·(strong − weak), 0, 1).
+    """Return every prompt's accuracy as implied by the observed prompts, clip(weak + μ·(strong − weak), 0, 1): [N].
 
     ``weak_N`` and ``strong_N`` are the accuracies of two reference policies. μ is where the mean of the observed
-    accuracies lies between the means of theirs on the same prompts; it is 0 if those are equal.
+    accuracies lies between the means of theirs on the same prompts; it is 0 if the strong mean is not the larger.
     """
     weak, strong = weak_N[rows_P].mean(), strong_N[rows_P].mean()
     position = (observed_P.mean() - weak) / (strong - weak) if strong > weak else 0.0
@@ -20,13 +20,12 @@ def interpolated_accuracy(weak_N: Floats, strong_N: Floats, rows_P: Indices, obs
 
 
 def implied_accuracy(estimate_N: Floats, rows_P: Indices, observed_P: Floats) -> Floats:
-    """Return the accuracy of every prompt that a step implies without reference policies, [N].
+    """Return every prompt's accuracy as implied by a step, without reference policies: [N].
 
     The paper interpolates between the measured accuracies of a weak and a strong model. Departure: we have none, so we
-    interpolate between the estimates p̂ before the step and a policy that knows everything if the step's prompts were
-    solved more often than estimated, or between one that knows nothing and p̂ if they were solved less often. All
-    estimates therefore rise or fall with those of the step's prompts. The paper also averages μ over steps; ours is
-    the change in one step, and is not averaged.
+    interpolate between p̂, the estimates before the step, and 1 if the step's prompts were solved more often than
+    estimated, or between 0 and p̂ if less often. All estimates therefore rise or fall with those of the step's prompts.
+    The paper also averages μ over steps; we do not, because our μ is the change in one step.
     """
     if observed_P.mean() >= estimate_N[rows_P].mean():
         return interpolated_accuracy(estimate_N, np.ones_like(estimate_N), rows_P, observed_P)

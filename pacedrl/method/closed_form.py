@@ -1,12 +1,13 @@
 """log Z in closed form: Bayesian linear regression on fixed features of the prompts.
 
-The trajectory-balance loss is a square in log Z. With β·log Z(x) = m + w·φ(x) on fixed features φ its minimiser is that
-of a least-squares problem. There is no optimiser, learning rate or seed, and every estimate has a variance.
+The trajectory-balance loss is a square in log Z. If β·log Z(x) = m + w·φ(x) with fixed features φ, its minimiser solves
+a least-squares problem. There is no optimiser, learning rate or seed, and every estimate has a variance.
+docs/method.md derives it.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ CHUNK = 4096
 RIDGES = torch.logspace(-2, 4, 25, dtype=torch.float64)
 """Values of λ among which the marginal likelihood chooses."""
 NOISE = 1 / 16
-"""Variance σ² of a group's mean target before there is data: that of two rewards at p = ½, as one observation."""
+"""Prior variance σ₀² of a group's mean target, worth one observation: that of the mean of four rewards at p = ½."""
 
 
 class ClosedFormPartition:
@@ -34,8 +35,8 @@ class ClosedFormPartition:
         A ← γA + Σ φφᵀ        b ← γb + Σ φ(t̄ − m)        w = (A + λI)⁻¹b        v(x) = σ²·φᵀ(A + λI)⁻¹φ
 
     At each fit λ maximises the marginal likelihood over ``RIDGES``, and σ² follows in closed form. The noise consists
-    of the sampling noise of t̄, which is measured within the groups, and of ``unseen_variance``, which is what φ cannot
-    see of a prompt's accuracy. So the variance of a prompt's accuracy is v(x) + ``unseen_variance``.
+    of the sampling noise of t̄, which is measured within the groups, and of ``unseen_variance``, the variance of the
+    accuracy that φ does not explain. So the variance of a prompt's accuracy is v(x) + ``unseen_variance``.
 
     Sums and solutions are computed in float64 on the CPU, estimates in float32 from float16 features.
 
@@ -51,8 +52,6 @@ class ClosedFormPartition:
 
     Raises ValueError for embeddings of another shape and for settings out of range.
     """
-
-    has_variance: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -131,7 +130,7 @@ class ClosedFormPartition:
             reward_B: raw rewards; FlowRL's are z-scored.
             log_ratio_B: Σ_t (log π_θ − log π_old), used without gradient; FlowRL's is mean_t(log π_θ − log π_ref).
             seed: not used, because nothing is random.
-            weight_B: weights of the completions, > 0; by default all are 1. A row has the mean of its completions'.
+            weight_B: weights of the completions, > 0; by default all are 1. A row's weight is the mean of them.
 
         Returns:
             The mean squared error of the estimates on the completions before the fit, in units of accuracy.
@@ -166,7 +165,7 @@ class ClosedFormPartition:
         return {"sums": dict(self.sums), "features": self.features.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` returned, with its feature map: the prompts may have changed since."""
+        """Restore the state that `state_dict` returned. Its feature map is kept, even if prompts have been added."""
         own = self.features.state_dict()
         if any(not torch.equal(own[name], tensor) for name, tensor in state["features"].items()):
             self._use(FourierFeatures(**state["features"]))
@@ -180,11 +179,12 @@ class ClosedFormPartition:
     def _solve(self) -> None:
         """Choose λ and σ² by the marginal likelihood and compute the posterior of w.
 
-        With the eigenvalues d of A, up to constants and with n = Σ of the rows' weights,
+        With the eigenvalues d of A and the sum n of the rows' weights, λ minimises, up to constants,
 
-            −2·log p(t̄ | λ) = Σ log(1 + d/λ) + (n + 1)·log(σ₀² + Σ(t̄ − m)² − bᵀ(A + λI)⁻¹b)
+            −2·log p(t̄, λ) = Σ log(1 + d/λ) + (n + 1)·log(σ₀² + Σ(t̄ − m)² − bᵀ(A + λI)⁻¹b) + (log λ)²/16
 
-        where the prior of σ² counts as one more observation, of variance σ₀². A weak prior keeps λ near 1 without data.
+        The prior of σ² counts as one more observation, of variance σ₀². The prior log λ ~ N(0, 4²) is weak; it keeps λ
+        near 1 while there are no data.
         """
         eigenvalues_F, vectors_FF = torch.linalg.eigh(self.sums["gram"])
         eigenvalues_F = eigenvalues_F.clamp_min(0.0)  # rounding may make them negative

@@ -1,4 +1,4 @@
-"""Estimates of every prompt's accuracy: the evidence, the beliefs drawn from it, and how accurate they are.
+"""Evidence about every prompt's accuracy, beliefs, and measures of how accurate these are.
 
 A belief is either a point estimate or a Beta distribution. The Beta distribution combines a prior with the prompt's own
 results, in which older results count less. The methods differ in the prior: MoPPS takes a flat one, ours takes log Z,
@@ -121,7 +121,7 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Beliefs:
-    """Beta distributions of every prompt's accuracy, given by mean and strength α + β.
+    """Beta distributions of the accuracies of some prompts, given by mean and strength α + β.
 
     An infinite strength marks a point estimate. Means of point estimates may lie outside [0, 1], because β·log Z is not
     clipped. A mean is NaN if nothing is known.
@@ -191,9 +191,9 @@ class DiscountedCounts:
     not change. With the prior Beta(α⁰, β⁰), α = α⁰ + S follows MoPPS' α ← λα + (1 − λ)α⁰ + s (arXiv 2507.04632).
     A partial reward counts as a fraction of a right completion.
 
-    A visit is what the policy of one step did on the prompt. Its results may come in parts: only the first part of a
-    newer visit discounts S and F. Results of a visit before the newest are themselves multiplied by λ, which is what
-    they would be worth had they come in order, if only one visit has overtaken them.
+    A visit is what the policy of one step did on the prompt. Its results may come in parts; only the first part of a
+    newer visit discounts S and F. Results of an older visit than the newest are multiplied by λ themselves. If just one
+    visit has overtaken them, this is what they would be worth had they come in order.
     """
 
     def __init__(self, prompts: int, discount: float) -> None:

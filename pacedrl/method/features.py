@@ -1,4 +1,4 @@
-"""Fixed features of prompts for a log Z in closed form: random Fourier features of their embeddings."""
+"""Random Fourier features of the prompts' embeddings, the fixed features of a log Z in closed form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLE = 20_000
 PAIRS = 1_000
 """Maximum number of prompts, evenly spaced, whose distances determine the length scale."""
 SEED = 0
-"""Seed of the random frequencies. It is the same in all runs: the features are fixed, not part of a run's chance."""
+"""Seed of the random frequencies. It is the same in all runs, so that runs differ in their own seed only."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FourierFeatures:
 def fourier_features(
     embeddings_NH: Tensor, components: int = 128, features: int = 512, length_scale: float = 1.0
 ) -> FourierFeatures:
-    """Make the feature map for these prompts. It is deterministic.
+    """Return the feature map for these prompts. It is deterministic.
 
     Args:
         embeddings_NH: embeddings of all prompts, [N, H].

@@ -26,20 +26,20 @@ LEAST_KEPT = 0.01
 
 
 class ZeroVarianceSkips:
-    """Counts epochs for N prompts, and lets those skip epochs whose last groups had equal rewards.
+    """Counts the epochs of N prompts. Prompts whose last groups had equal rewards may skip some.
 
     A prompt whose last z groups were all right is skipped in an epoch with probability 1 − p_easy^z, and one whose last
-    z groups were all wrong with 1 − p_hard^z. An exploration probability decreases in a step whose share of such groups
-    reaches its target, and increases in others. START, STEP, the range, the targets and the lower bound of 1% are those
-    of the authors' code, which also leaves the probabilities alone during the first epoch.
+    z groups were all wrong with 1 − p_hard^z. In each step, an exploration probability p decreases if the share of such
+    groups reaches its target, and increases otherwise. The constants are those of the authors' code, which also leaves
+    p_easy and p_hard alone during the first epoch.
 
-    The number of epochs skipped in a row has a geometric distribution, so one uniform draw per visit, kept until the
-    next one, stands for a draw in every epoch. Departure: the current exploration probability then applies to all
-    epochs since the visit. Groups of equal partial rewards count as hard, which the paper does not discuss.
+    The number of epochs skipped in a row has a geometric distribution, so one uniform draw per visit replaces a draw in
+    every epoch. Departure: the current exploration probability then applies to all epochs since the visit. The paper
+    does not discuss groups of equal partial rewards; they count as wrong here.
 
     Attributes:
         epoch_N: the first epoch after a prompt's last visit, from 0.
-        run_N: number of consecutive groups of equal rewards up to the last one, negative if they were wrong.
+        run_N: number of groups in a row, up to the last, that were all right; negative if they were all wrong.
         draw_N: the uniform draws in [0, 1).
         exploration: the exploration probabilities p_easy and p_hard.
     """

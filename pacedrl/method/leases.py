@@ -1,24 +1,24 @@
-"""Leases: which prompts are under way, so that a trainer can have several batches sampled at the same time.
+"""Leases of the prompts under way, so that a trainer can have several batches sampled at the same time.
 
 In lock step, a trainer selects a batch, samples it, trains on it and observes it before it selects the next one. In an
 asynchronous trainer, results come late, out of order, in parts, or never. These are the rules:
 
 - `DifficultyScheduler.take` selects prompts and leases them. A prompt under lease is not selected again, unless too few
-  others are left: then those taken longest ago fill up the batch.
+  others are left; those taken longest ago then fill up the batch.
 - `DifficultyScheduler.observe` ends a policy step. Call it once for each update of the policy, with all results that
-  have come since the last call, from any batch. It closes one lease of every prompt in them, even if only a part of the
-  prompt's completions has come, or none could be judged.
+  have come since the last call, from any batch. It closes one lease of every prompt in them, even if only some of the
+  prompt's completions have come, or none could be judged.
 - Each completion may name the step of the policy that sampled it (`Rollouts.policy_step_B`). What the policy of one
   step does on a prompt is one visit, in however many parts its results come. (If one call brings completions of a
   prompt by several policies, the newest stands for all.)
 - Results of a policy that is a steps old have the weight γ^a (``age_discount``) in the prompt's counts and in the fit
   of log Z. Replay counts the age of a completion from its policy step. If a newer policy has visited the prompt in the
-  meantime, late results are still added to the evidence, but are no visit. A log Z in closed form, BOTS and GRESO take
-  each part of a group for a group, which overstates what is known: give them whole groups if you can.
-- A lease expires after ``lease_steps`` policy steps, in case that its results never come. If they come after all, they
-  are evidence like any other, and so are results of prompts that were never leased.
+  meantime, late results are still added to the evidence, but do not count as a visit. A log Z in closed form, BOTS and
+  GRESO count each part of a group as a group, which overstates what is known: give them whole groups if you can.
+- A lease expires after ``lease_steps`` policy steps, since its results may never come. Results that come later are
+  still evidence, and so are results of prompts that were never leased.
 - Selection draws its random numbers from (seed, step, number of leases), so no two batches share them.
-  `DifficultyScheduler.release` gives prompts back as if they had not been taken; another batch may then draw them.
+- `DifficultyScheduler.release` ends leases as if the prompts had not been taken. Other batches may then select them.
 
 With one batch at a time, all this is the same as lock step. The state of the scheduler holds the leases.
 """
@@ -33,11 +33,11 @@ from pacedrl.method.estimator import Indices
 
 
 class Leases:
-    """The prompts under way: those that were taken to be sampled and whose results have not been observed yet.
+    """The leases of the prompts that were taken to be sampled and whose results have not been observed yet.
 
     A lease is a prompt (its row) and the policy step at which it was taken. A prompt that was taken again has several.
-    The oldest ends when results of the prompt are observed (`close`), the newest when it is given back (`release`), and
-    any when the results have not come within ``steps`` policy steps (`expire`). Leases are in the order of taking.
+    The oldest ends when results of the prompt are observed (`close`), the newest when the prompt is given back
+    (`release`), and each after ``steps`` policy steps (`expire`). Leases are in the order of taking.
 
     Args:
         steps: number of policy steps after which a lease expires, at least 1. With 1 a lease ends with the step in

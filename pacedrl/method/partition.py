@@ -1,4 +1,4 @@
-"""The learned log partition function log Z_φ(x) as an MLP, and how it is fitted.
+"""The learned log partition function log Z_φ(x) as an MLP, with its fit (the paper's).
 
 Z_φ reads fixed embeddings of the prompts instead of the policy's activations, so it is independent of the policy: it is
 computed in float32 and has its own optimiser and timescale. At the policy's learning rate it would remain a random
@@ -8,16 +8,14 @@ function (GFlowRL, arXiv 2607.13394).
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pacedrl.method.estimator import ALL, Floats, Indices, Rows
-from pacedrl.method.features import feature_moments
+from pacedrl.method.features import CHUNK, feature_moments
 
-CHUNK = 8192
-"""Number of prompts whose embeddings are converted to float32 at once."""
 BASE_WIDTH = 64
 """Fan-in of a matrix whose learning rate is not scaled."""
 GRID = 2.0**-20
@@ -96,8 +94,6 @@ class MlpPartition:
             one rate suits embeddings of any size. Without it, a fit on a few prompts changes the estimates of all other
             prompts erratically, and more so for wider embeddings.
     """
-
-    has_variance: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The difficulty scheduler: uses log Z as a running estimate of every prompt's accuracy to select, weigh and replay.
+"""The difficulty scheduler, which uses estimates of every prompt's accuracy to select, weigh and replay.
 
 It identifies prompts by key and takes rewards and log-ratios as plain arrays. It does not depend on how the policy is
 sampled, sharded or trained, so any trainer that accepts one advantage per completion can use it:
@@ -21,13 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pacedrl.method.beliefs import (
-    AccuracyEstimator,
-    EstimatorName,
-    Partition,
-    PartitionName,
-    default_partition,
-)
+from pacedrl.method.beliefs import AccuracyEstimator, EstimatorName, Partition, PartitionName, default_partition
 from pacedrl.method.estimator import (
     ALL,
     CALIBRATION,
@@ -58,9 +52,9 @@ from pacedrl.method.selection import (
 State = dict[str, Any]
 
 LEAST_WEIGHT = 1e-6
-"""Lower bound of the weight of old results: the fit of log Z divides by the mean weight."""
+"""Lower bound of the weight of old results, because the fit of log Z divides by the mean weight."""
 VISIT_STREAM = 1
-"""Distinguishes the random numbers drawn when a step ends from those that select."""
+"""Part of the seed of the random numbers that are drawn when a step ends, to tell them from those of selection."""
 
 
 class DifficultyScheduler:
@@ -70,8 +64,8 @@ class DifficultyScheduler:
         keys: one distinct, stable key per prompt.
         embeddings_NH: the prompts' embeddings in the order of ``keys``, floating-point and constant over the run; None
             if neither the estimator nor the trainer needs log Z.
-        partition: log Z: ``mlp`` (the paper's) or ``closed_form`` (ours) with default settings; or a partition with
-            its own embeddings, in the order of ``keys``.
+        partition: ``mlp`` (the paper's log Z) or ``closed_form`` (ours) with default settings; or a log Z that has its
+            own embeddings, in the order of ``keys``.
         beta: temperature β of the objective; ignored if ``partition`` brings its own.
         replay: the replay buffer; by default one with the paper's settings.
         selection: how prompts are selected (`pacedrl.method.selection.selection_score`); the paper's is ``nearest``.
@@ -81,14 +75,15 @@ class DifficultyScheduler:
         retain_fraction: share of a batch selected among the prompts that were solved when last used, those used longest
             ago first. Both shares are at least 0 and together at most 1.
         cooldown_steps: number of steps that a prompt rests after use.
-        candidates: m, to select from m·P prompts drawn uniformly at each step; None to select from all (the paper). It
-            explores at no cost, and a batch cannot fill with similar prompts (PCL, arXiv 2510.01135).
+        candidates: m, to select a batch of P from m·P prompts drawn uniformly at each step (PCL, arXiv 2510.01135);
+            None to select from all (the paper). Candidates explore, and a batch cannot fill with similar prompts.
         group_size: number G of completions of a prompt, for the selection ``mapp``.
-        prior_strength, discount, implied_weight: of the estimator (`AccuracyEstimator`).
+        prior_strength, discount, implied_weight: settings of the estimator (`AccuracyEstimator`).
         lease_steps: number of policy steps after which the lease of a prompt expires (`pacedrl.method.leases`), at
             least 1; by default 8, the greatest age at which a completion is replayed.
         age_discount: γ, the factor per policy step of age by which results of an older policy weigh less, in (0, 1].
-            With that of a log Z in closed form, late results weigh in it what they would weigh had they come in time.
+            If it equals the discount of a log Z in closed form, late results weigh there what they would weigh had they
+            come in time.
         seed: seed of selection and dropout. Random numbers are derived from (seed, step, number of leases), so there is
             no generator state to save.
 
@@ -167,8 +162,8 @@ class DifficultyScheduler:
     def accuracy_interval(self, keys: Sequence[str], share: float = 0.9) -> tuple[Floats, Floats]:
         """Return the ends of the interval that contains each prompt's accuracy with this probability.
 
-        It needs an estimator with a distribution, such as ``partition`` with log Z in closed form; point estimates have
-        intervals without width.
+        The intervals have a width only if the estimator gives a distribution, as ``partition`` does with log Z in
+        closed form.
         """
         return self.estimator.beliefs(self._rows(keys)).interval(share)
 
@@ -253,7 +248,7 @@ class DifficultyScheduler:
     def observe(self, fresh: Rollouts, replayed: Rollouts | None = None) -> dict[str, float]:
         """Learn from one step's rollouts: fit log Z, fill the replay buffer, close leases, count visits, end the step.
 
-        ``fresh`` is what has come since the last call, from any batch. Prompts need not be under lease.
+        ``fresh`` contains the results since the last call, from any batch. Its prompts need not be under lease.
 
         Estimates are compared with observations before they are fitted to them, so the calibration metrics measure
         genuine predictions. They are NaN if no completion could be judged. ``replayed`` only takes part in the fit.
@@ -340,13 +335,13 @@ class DifficultyScheduler:
         return np.fromiter((self.index[key] for key in keys), dtype=np.int64, count=len(keys))
 
     def _note_solved(self, rows: Indices, observed_P: Floats, step_P: Indices) -> None:
-        """Note which prompts were solved in their newest visit, in all of its parts."""
+        """Note whether all parts of each prompt's newest visit were solved."""
         newer_P, older_P = step_P > self.last_used_N[rows], step_P < self.last_used_N[rows]
         solved_P = (observed_P >= FULL_REWARD) & (newer_P | self.solved_N[rows])
         self.solved_N[rows] = np.where(older_P, self.solved_N[rows], solved_P)
 
     def _note_used(self, rows: Indices, step_P: Indices) -> None:
-        """Close the prompts' leases and count a visit of those that were not used by this policy or a newer one."""
+        """Close the prompts' leases. Count a visit of each that this policy and newer ones had not used before."""
         self.leases.close(rows)
         self.visits_N[rows] += step_P > self.last_used_N[rows]
         self.last_used_N[rows] = np.maximum(self.last_used_N[rows], step_P)

@@ -36,12 +36,12 @@ def selection_score(
     - ``nearest``: |p̂ − τ| (PACED-RL, arXiv 2602.12642).
     - ``uniform``: ``epoch_N``, the number of visits. With random tie-breaking this gives shuffled epochs: at any batch
       size, no prompt is drawn twice before all were drawn once.
-    - ``greso``: ``epoch_N``, the epoch in which a prompt is due after those that it skips (`ZeroVarianceSkips`).
-    - ``thompson``: |p − τ| with p drawn from the prompt's posterior (MoPPS, arXiv 2507.04632).
+    - ``greso``: ``epoch_N``, the epoch in which a prompt is sampled next (`ZeroVarianceSkips`).
+    - ``thompson``: |p − τ| with p drawn from the posterior (MoPPS, arXiv 2507.04632; `AccuracyEstimator.draw`).
     - ``learnability``: −E[p(1 − p)] under the posterior, or −p̂(1 − p̂) for a point estimate. This is the criterion of
       LILO (Foster et al., 2025), computed from an estimate instead of extra rollouts.
-    - ``mapp``: minus the probability that the rewards of a group of ``group_size`` completions differ, E[1 − p^G − (1 −
-      p)^G] under the posterior or for a point estimate (MaPP). We know this method from a summary only.
+    - ``mapp``: −E[1 − p^G − (1 − p)^G], where the expectation is the probability that the rewards of a group of G =
+      ``group_size`` completions differ (MaPP, which we know from a summary only).
     - ``noise``: uniform noise that is redrawn at each step, a control for ``nearest``.
 
     Raises ValueError if the method needs estimates and one of them is NaN.
@@ -172,9 +172,9 @@ class ReplayEntry:
 def replay_candidates(
     judged: Rollouts, priority: Mapping[str, float], policy_step: Mapping[str, int], oldest: int
 ) -> list[ReplayEntry]:
-    """Return the correct completions that have tokens; ``priority`` and ``policy_step`` are those of their prompts.
+    """Return the correct completions that have tokens, with the ``priority`` and ``policy_step`` of their prompts.
 
-    Completions of policies before ``oldest`` are left out: they would only push others out of the buffer.
+    Completions of policies before step ``oldest`` are left out: they would only push others out of the buffer.
     """
     if judged.token_ids is None:
         return []

@@ -31,7 +31,7 @@ from pacedrl.types import Message
 Pooling = Literal["mean", "last"]
 """How a prompt's hidden states are reduced to its embedding: their mean over the tokens, or that of the last token."""
 Layer = Literal["middle", "last"]
-"""The hidden states that an embedding is made of: those after ⌈L/2⌉ of the L layers, or the last ones."""
+"""The layer whose hidden states an embedding is made of: layer ⌈L/2⌉ of L, or the last."""
 
 
 class Policy:
@@ -200,8 +200,8 @@ class Policy:
 
         ``middle`` takes the output of layer ⌈L/2⌉ of L, counted from 1, as transformers' ``hidden_states`` lists it;
         the output of a single layer is the last hidden state. Models with S parallel residual streams between their
-        layers, such as DeepSeek-V4 and Gemma 3n, give all of them: [P, S·H]. All layers are computed and kept for the
-        length of the call, because only so every architecture gives the right states.
+        layers, such as DeepSeek-V4 and Gemma 3n, give all of them: [P, S·H]. All layers are computed and kept during
+        the call, because this is the only way that is right for every architecture.
 
         Raises InputError if the model does not return the hidden states of its layers.
         """

@@ -29,7 +29,7 @@ from pacedrl.view import View
 Tick = Callable[[], None]
 """Called once per sampled token; it may raise to stop the sampling."""
 Take = Callable[[int], list[str]]
-"""Number of prompts → keys that were not taken before; fewer than asked for if there are no more prompts."""
+"""Number of prompts → keys of prompts not taken before in this step; fewer if there are no more."""
 Rollout = Callable[[list[str]], list[Group]]
 """Keys of prompts → their groups, sampled and judged."""
 
@@ -291,8 +291,8 @@ def expected_to_fill(missing: int, kept_share: float, largest: int) -> int:
     """Return the number of prompts to sample next, at most ``largest``: 1.25·missing/kept_share (GRESO, arXiv
     2506.02177).
 
-    The factor keeps a batch from falling short by a few groups. The paper's largest batch is 1.5 times as many prompts
-    as it trains on; ours is that number.
+    The factor keeps a batch from falling short by a few groups. Departure: the paper's ``largest`` is 1.5 times the
+    number of prompts that a step trains on; ours is that number.
     """
     return min(largest, math.ceil(REFILL_FACTOR * missing / kept_share)) if kept_share > 0 else largest
 

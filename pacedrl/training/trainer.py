@@ -187,7 +187,7 @@ class Trainer:
         pool = self.scheduler.pool()
         with clock.phase("observe"):
             again = [completion for completion in batch if completion.replayed]
-            # A run ahead has results of one age only, so the scheduler is not told their policy's step, to weigh them.
+            # With sampling.ahead all results are equally old. Their policy step is left out, so none weighs less.
             observed = self.scheduler.observe(
                 fresh_rollouts(collected.sampled, self.objective),
                 replayed_rollouts(again) if self.config.replay.train_partition and again else None,

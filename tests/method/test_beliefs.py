@@ -54,7 +54,7 @@ def test_the_prior_of_each_prompt_has_the_variance_of_log_z_and_what_it_cannot_s
 
 def test_the_combined_posterior_adds_the_prompts_own_results() -> None:
     estimator = fitted("combined")
-    prior, posterior = estimator.under("partition").beliefs(), estimator.beliefs()
+    prior, posterior = estimator.with_name("partition").beliefs(), estimator.beliefs()
     own_N = estimator.counts.right_N + estimator.counts.wrong_N
     assert posterior.strength_N == pytest.approx(prior.strength_N + own_N)
     expected = (prior.strength_N * prior.mean_N + estimator.counts.right_N) / posterior.strength_N

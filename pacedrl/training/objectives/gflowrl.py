@@ -23,7 +23,7 @@ class GFlowRl(Objective[GFlowRlConfig]):
     """GFlowRL, arXiv 2607.13394 (`pacedrl.method.objectives.group_flow_balance`)."""
 
     def advantages(self, fresh: Sequence[Completion], scheduler: Scheduler) -> Tensor:
-        """The negative flow gap r/β − log Z − mean_t(log π_old − log π_ref), not clipped yet."""
+        """Return the negative flow gap r/β − log Z − mean_t(log π_old − log π_ref), which `loss` clips."""
         group_B, reward_B = group_index([c.key for c in fresh]), rewards_to_train_on(fresh)
         log_ratio_B = torch.tensor([mean_reference_log_ratio(c) for c in fresh])
         log_z_B = group_mean_log_z(reward_B, group_B, self.beta, log_ratio_B)
