@@ -143,6 +143,14 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path, content: str) -> None:
         ({"selection": {"target_accuracy": 1.01}}, r"selection\.target_accuracy: .*less than or equal to 1"),
         ({"sampling": {"temperature": 0}}, r"sampling\.temperature: .*greater than 0"),
         ({"replay": {"capacity": 0}}, r"replay\.capacity"),
+        ({"partition": {"name": "closed_form", "learning_rate": 1}}, r"'partition\.learning_rate' of partition"),
+        ({"partition": {"name": "closed_form", "featurs": 8}}, r"did you mean 'partition\.features'\?"),
+        ({"partition": {"name": "closed_form", "features": 0}}, r"mine\.yaml: partition\.features: .*\(got 0\)"),
+        ({"partition": {"discount": 0.9}}, r"'partition\.discount' of partition\.name = mlp: known keys are"),
+        ({"partition": {"name": "knn"}}, r"partition\.name: unknown 'knn'; expected one of 'mlp', 'closed_form'"),
+        ({"partition": {"projection": 64}}, r"unknown key 'partition\.projection': it was removed; .*name=closed_form"),
+        ({"partition": {"name": "closed_form", "rescore_share": 0.1}}, r"'partition\.rescore_share': it was removed"),
+        ({"selection": {"explore_fraction": 0.6, "retain_fraction": 0.5}}, r"selection\.explore_fraction: 0\.6 and"),
     ],
 )
 def test_an_error_is_one_line_that_names_the_field(tree: dict[str, Any], message: str) -> None:

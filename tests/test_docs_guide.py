@@ -147,8 +147,8 @@ def test_the_method_quotes_the_figure_of_the_closed_form(tmp_path: Path) -> None
     quoted = " ".join(METHOD.split())
     assert f"on the {len(truth)} others" in quoted
     assert (
-        f"The MLP has an error of {mlp['error']:.3f} and a rank correlation of {mlp['rank']:.2f} with the accuracies, the "
-        f"closed form {closed['error']:.3f} and {closed['rank']:.2f}" in quoted
+        f"The MLP has an error of {mlp['error']:.3f} and a rank correlation of {mlp['rank']:.2f} with the accuracies, "
+        f"the closed form {closed['error']:.3f} and {closed['rank']:.2f}" in quoted
     )
     assert f"an error of {np.abs(truth - truth.mean()).mean():.3f}" in quoted
 

@@ -76,12 +76,17 @@ class Config(Section):
                 f"reward.overlong_buffer: {self.reward.overlong_buffer} is more than sampling.max_new_tokens "
                 f"({self.sampling.max_new_tokens})"
             )
-        objective, estimator = self.objective, self.estimator.name
-        if self.selection.method in ("nearest", "thompson", "learnability", "mapp") and estimator == "none":
-            raise ValueError(f"selection.method: '{self.selection.method}' needs an estimator; set estimator.name")
+        objective, estimator, selection = self.objective, self.estimator.name, self.selection
+        if selection.explore_fraction + selection.retain_fraction > 1.0:
+            raise ValueError(
+                f"selection.explore_fraction: {selection.explore_fraction:g} and selection.retain_fraction "
+                f"({selection.retain_fraction:g}) are together more than 1"
+            )
+        if selection.method in ("nearest", "thompson", "learnability", "mapp") and estimator == "none":
+            raise ValueError(f"selection.method: '{selection.method}' needs an estimator; set estimator.name")
         if not self.has_posterior:
             remedy = "set estimator.name to counts or combined, or to partition with partition.name=closed_form"
-            if self.selection.method == "thompson":
+            if selection.method == "thompson":
                 raise ValueError(f"selection.method: 'thompson' needs a posterior; {remedy}")
             if objective.needs_posterior:
                 raise ValueError(f"objective.log_z: 'blended' needs a posterior; {remedy}")

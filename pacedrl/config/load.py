@@ -13,6 +13,11 @@ from pacedrl.paths import expand_home
 
 VARIANTS = tuple(name for name, field in Config.model_fields.items() if field.discriminator)
 """Sections whose ``name`` field selects a variant with its own settings."""
+REMOVED = {
+    "partition.projection": "it was removed; for many prompts, set partition.name=closed_form",
+    "partition.rescore_share": "it was removed; for many prompts, set partition.name=closed_form",
+}
+"""What to do instead of settings that no longer exist."""
 PAGES: dict[str, Page] = {
     "recipe:": "recipes",
     "scale.": "scale",
@@ -21,6 +26,7 @@ PAGES: dict[str, Page] = {
     "objective.name": "configuration",
     "estimator.name": "configuration",
     "gate.name": "configuration",
+    "partition.name": "configuration",
 }
 """Documentation page to point to, by the beginning of the error message."""
 
@@ -130,6 +136,8 @@ def _first_problem(error: ValidationError) -> str:
 
 def _nearest(location: tuple[int | str, ...], path: list[int | str]) -> str:
     *parents, unknown = (part for part in path if isinstance(part, str))
+    if (removed := REMOVED.get(".".join([*parents, unknown]))) is not None:
+        return f": {removed}"
     section: type[BaseModel] = Config
     for name in parents:
         section = _section_of(section, name, str(location[1]) if name in VARIANTS else None)

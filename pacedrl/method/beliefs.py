@@ -171,6 +171,7 @@ class AccuracyEstimator:
             "wrong": torch.from_numpy(self.counts.wrong_N.copy()),
             "newest": torch.from_numpy(self.counts.newest_N.copy()),
             "prior_strength": self.prior_strength.state_dict(),
+            "mean_strength": self.mean_strength,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], rows: Indices) -> None:
@@ -180,6 +181,7 @@ class AccuracyEstimator:
         self.counts.newest_N[:] = -1
         self.counts.newest_N[rows] = state["newest"].numpy()
         self.prior_strength.load_state_dict(state["prior_strength"])
+        self.mean_strength = state.get("mean_strength", self.mean_strength)  # older checkpoints do not have it
 
     @property
     def _log_z(self) -> Partition:

@@ -47,7 +47,7 @@ class FourierFeatures:
 
     def __call__(self, embeddings_PH: Tensor) -> Tensor:
         """Compute the features in float32: [P, H] → [P, F + 1], on the device of the embeddings."""
-        moved = {name: tensor.to(embeddings_PH.device) for name, tensor in self.state_dict().items()}
+        moved = {name: tensor.to(embeddings_PH.device) for name, tensor in vars(self).items()}
         z_PK = (embeddings_PH.float() - moved["mean_H"]) / moved["scale_H"] @ moved["components_HK"]
         waves_PF = torch.cos(z_PK @ moved["frequencies_KF"] + moved["phase_F"]) * math.sqrt(2.0 / len(self.phase_F))
         return torch.cat([waves_PF, waves_PF.new_ones(len(waves_PF), 1)], dim=1)
@@ -60,7 +60,8 @@ class FourierFeatures:
         return features_NF
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(vars(self))
+        """Return the attributes on the CPU, so that a state can be restored on another device."""
+        return {name: tensor.cpu() for name, tensor in vars(self).items()}
 
 
 def fourier_features(

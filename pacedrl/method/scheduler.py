@@ -71,9 +71,9 @@ class DifficultyScheduler:
         selection: how prompts are selected (`pacedrl.method.selection.selection_score`); the paper's is ``nearest``.
         estimator: the source of accuracy estimates, ``partition`` in the paper (`AccuracyEstimator`).
         target_accuracy: target accuracy τ in [0, 1].
-        explore_fraction: share of a batch selected uniformly, in [0, 1].
+        explore_fraction: share of a batch selected uniformly. The number of prompts is rounded.
         retain_fraction: share of a batch selected among the prompts that were solved when last used, those used longest
-            ago first, in [0, 1].
+            ago first. Both shares are at least 0 and together at most 1.
         cooldown_steps: number of steps that a prompt rests after use.
         candidates: m, to select a batch of P from m·P prompts drawn uniformly at each step (PCL, arXiv 2510.01135);
             None to select from all (the paper). Candidates explore, and a batch cannot fill with similar prompts.
@@ -123,6 +123,11 @@ class DifficultyScheduler:
             raise ValueError(f"age_discount must lie in (0, 1], got {age_discount}")
         if not 0.0 <= target_accuracy <= 1.0:
             raise ValueError(f"target_accuracy must lie in [0, 1], got {target_accuracy}")
+        if min(explore_fraction, retain_fraction) < 0.0 or explore_fraction + retain_fraction > 1.0:
+            raise ValueError(
+                f"explore_fraction and retain_fraction must be at least 0 and together at most 1, got "
+                f"{explore_fraction} and {retain_fraction}"
+            )
         if candidates is not None and candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
         self.partition = default_partition(partition, embeddings_NH, beta) if isinstance(partition, str) else partition
@@ -201,8 +206,9 @@ class DifficultyScheduler:
         rng = np.random.default_rng([self.seed, self.step, *leases])
         free_N = self.leases.free(len(self.keys), at_least=count)
         retained = self._retained(round(count * self.retain_fraction), free_N, rng)
+        others = count - len(retained)
         free_N[retained] = False
-        scored, rows = self._candidates(count - len(retained), free_N, rng)
+        scored, rows = self._candidates(others, free_N, rng)
         epoch_N = self.visits_N if self.skips is None else self.skips.next_epoch()
         score_P = selection_score(
             self.selection, self.estimator, scored, epoch_N, self.target_accuracy, self.group_size, rng
@@ -211,8 +217,8 @@ class DifficultyScheduler:
             score_P[rows] if isinstance(scored, slice) else score_P,
             self.last_used_N[rows],
             step=self.step,
-            count=count - len(retained),
-            explore_fraction=self.explore_fraction,
+            count=others,
+            explored=min(round(count * self.explore_fraction), others),
             cooldown_steps=self.cooldown_steps,
             rng=rng,
         )

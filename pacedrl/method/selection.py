@@ -104,17 +104,15 @@ def select(
     *,
     step: int,
     count: int,
-    explore_fraction: float,
+    explored: int,
     cooldown_steps: int,
     rng: np.random.Generator,
 ) -> Indices:
-    """Return the places of ``count`` distinct prompts: a share of ``explore_fraction`` uniformly, the rest by score.
-
-    The number of explored prompts is rounded to the nearest integer.
-    """
+    """Return the places of ``count`` distinct prompts: ``explored`` of them drawn uniformly, the rest by score."""
     free = rested(last_used_P, step, cooldown_steps, count, rng)
-    explored = round(count * explore_fraction)
     greedy = free[lowest(score_P[free], count - explored, rng)]
+    if explored == 0:
+        return greedy
     others = np.setdiff1d(free, greedy, assume_unique=True)
     return np.concatenate([greedy, rng.choice(others, size=explored, replace=False)])
 

@@ -145,6 +145,29 @@ def test_retained_prompts_are_the_solved_ones_used_longest_ago() -> None:
     assert len(set(chosen)) == 8
 
 
+def test_the_explored_share_is_one_of_the_whole_batch() -> None:
+    bandit = Bandit(64)
+    scheduler = scheduler_for(bandit, estimator="oracle", retain_fraction=0.5, explore_fraction=0.5)
+    scheduler.set_truth(bandit.accuracy)
+    solved = bandit.keys[:8]
+    hits = np.zeros(64)
+    for _ in range(300):
+        scheduler.observe(Rollouts(solved, [1.0] * 8))
+        chosen = scheduler.select(8)
+        assert len(set(chosen)) == 8
+        assert len(set(chosen[:4]) & set(solved)) == 4
+        hits[[scheduler.index[key] for key in chosen[4:]]] += 1
+    # None is left to be nearest to one half: the others are drawn uniformly from the 60 prompts that are not retained.
+    assert hits[8:].max() < 4 * 300 * 4 / 60
+    assert len(set(scheduler.select(7))) == 7  # both shares round up to four
+
+
+@pytest.mark.parametrize(("explore", "retain"), [(0.6, 0.5), (-0.1, 0.0), (0.0, 1.5)])
+def test_shares_of_a_batch_must_fit_into_it(explore: float, retain: float) -> None:
+    with pytest.raises(ValueError, match=f"together at most 1, got {explore} and {retain}"):
+        scheduler_for(Bandit(4), explore_fraction=explore, retain_fraction=retain)
+
+
 @pytest.mark.parametrize("estimator", ["partition", "combined"])
 def test_a_scheduler_in_closed_form_resumes_bit_for_bit(estimator: str) -> None:
     bandit = Bandit(48)

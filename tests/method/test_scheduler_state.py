@@ -7,7 +7,7 @@ import pytest
 import torch
 from bandits import BETA, Bandit, scheduler_for
 
-from pacedrl.method import DifficultyScheduler, ReplayBuffer
+from pacedrl.method import DifficultyScheduler, ReplayBuffer, Rollouts
 
 
 def test_state_resumes_bit_for_bit_under_reordering_and_growth() -> None:
@@ -57,6 +57,18 @@ def test_counts_visits_and_strength_survive_a_round_trip_onto_a_larger_dataset()
     assert new.mean_N[:16] == pytest.approx(old.mean_N, abs=1e-6)
     assert new.strength_N[:16] == pytest.approx(old.strength_N)
     assert new.strength_N[16:] == pytest.approx(np.full(4, learned))
+
+
+def test_a_step_without_verdicts_after_a_resume_reports_the_same() -> None:
+    bandit = Bandit(16)
+    first, second = (scheduler_for(bandit, estimator="combined", prior_strength=None) for _ in range(2))
+    for _ in range(3):
+        first.observe(bandit.rollouts(first.select(8)))
+    second.load_state_dict(first.state_dict())
+    unjudged = Rollouts([bandit.keys[0]], [np.nan])
+    metrics = first.observe(unjudged)
+    assert metrics["estimator/prior_strength"] != 4.0
+    assert metrics == pytest.approx(second.observe(unjudged), abs=0, nan_ok=True)
 
 
 def stale_after(steps: int, seen: list[int], **options: object) -> float:

@@ -196,7 +196,7 @@ def pick(explore: float, count: int = 10, seed: int = 0, cooldown: int = 0) -> n
         np.full(101, NEVER),
         step=0,
         count=count,
-        explore_fraction=explore,
+        explored=round(explore * count),
         cooldown_steps=cooldown,
         rng=np.random.default_rng(seed),
     )
