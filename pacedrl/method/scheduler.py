@@ -82,8 +82,7 @@ class DifficultyScheduler:
         lease_steps: number of policy steps after which the lease of a prompt expires (`pacedrl.method.leases`), at
             least 1; by default 8, the greatest age at which a completion is replayed.
         age_discount: γ, the factor per policy step of age by which results of an older policy weigh less, in (0, 1].
-            If it equals the discount of a log Z in closed form, late results weigh there what they would weigh had they
-            come in time.
+            With the discount of a log Z in closed form, late results weigh in it as if they had come in time.
         seed: seed of selection and dropout. Random numbers are derived from (seed, step, number of leases), so there is
             no generator state to save.
 
@@ -162,8 +161,7 @@ class DifficultyScheduler:
     def accuracy_interval(self, keys: Sequence[str], share: float = 0.9) -> tuple[Floats, Floats]:
         """Return the ends of the interval that contains each prompt's accuracy with this probability.
 
-        The intervals have a width only if the estimator gives a distribution, as ``partition`` does with log Z in
-        closed form.
+        The interval of a point estimate has no width.
         """
         return self.estimator.beliefs(self._rows(keys)).interval(share)
 
