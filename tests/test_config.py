@@ -143,7 +143,10 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path, content: str) -> None:
         ({"selection": {"target_accuracy": 1.01}}, r"selection\.target_accuracy: .*less than or equal to 1"),
         ({"sampling": {"temperature": 0}}, r"sampling\.temperature: .*greater than 0"),
         ({"replay": {"capacity": 0}}, r"replay\.capacity"),
-        ({"partition": {"name": "closed_form", "learning_rate": 1}}, r"'partition\.learning_rate' of partition\.name = cl"),
+        (
+            {"partition": {"name": "closed_form", "learning_rate": 1}},
+            r"'partition\.learning_rate' of partition\.name = cl",
+        ),
         ({"partition": {"name": "closed_form", "featurs": 8}}, r"did you mean 'partition\.features'\?"),
         ({"partition": {"name": "closed_form", "features": 0}}, r"mine\.yaml: partition\.features: .*\(got 0\)"),
         ({"partition": {"discount": 0.9}}, r"'partition\.discount' of partition\.name = mlp: known keys are"),
