@@ -154,8 +154,8 @@ class SelectionConfig(Section):
     explore_fraction: Probability = 0.0
     """Fraction of each step's prompts drawn uniformly at random. The paper does not mention exploration, so 0."""
     retain_fraction: Probability = 0.0
-    """Fraction of each step's prompts taken from those that were solved when last used, longest ago first. It keeps
-    skills that selection by difficulty no longer visits (ours)."""
+    """Fraction of each step's prompts selected among those that were solved when last used, longest ago first. It keeps
+    skills that selection by difficulty no longer visits (ours). Together with ``explore_fraction`` at most 1."""
     candidates: Positive | None = None
     """Select from this many times ``sampling.prompts_per_step`` prompts, drawn uniformly at each step, instead of from
     all (PCL). This explores, and a batch cannot fill with similar prompts. null: from all prompts (the paper)."""
