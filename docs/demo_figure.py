@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 SEEDS = (3, 4, 5)  # 0 to 2 were used to choose the demo's settings
 UNIFORM = ("recipe=tb",)
-"""The control: the same objective on uniformly drawn prompts, without replay."""
+"""The control: the paper's objective on uniformly drawn prompts, without replay."""
 ROOT = Path(__file__).resolve().parent
 COLOURS = {  # Okabe and Ito, safe for colour-blind readers
     "copy": "#000000",
@@ -90,7 +90,7 @@ def draw(runs: list[Path], path: Path) -> None:
     left.legend(ncols=4, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.04))
     x = [row["step"] for row in steps[0]]
     for name, label, colour, style in (
-        ("accuracy/estimate_mean", "estimated: β·log Z", "#0072B2", "-"),
+        ("accuracy/estimate_mean", "estimated", "#0072B2", "-"),
         ("accuracy/observed_mean", "observed", "#E69F00", "-"),
         ("accuracy/mae", "mean absolute error of the estimate", "#000000", ":"),
     ):
