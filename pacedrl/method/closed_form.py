@@ -92,8 +92,12 @@ class ClosedFormPartition:
     def accuracy(self, rows: Rows = ALL) -> Floats:
         """Return β·log Z of the prompts in ``rows``, by default of all: float64, not clipped to [0, 1].
 
-        All values are computed at once, after each fit. The caller must not write to the array.
+        The values of all prompts are computed once after each fit, when they are first asked for. The caller must not
+        write to the array. Single rows are always computed anew, so that a value does not depend on what was asked for
+        before.
         """
+        if not isinstance(rows, slice):
+            return self._product(self._features(rows), self.weight_F)
         if self._accuracy_N is None:
             self._accuracy_N = self._product(self.features_NF, self.weight_F)
         return self._accuracy_N[rows]
