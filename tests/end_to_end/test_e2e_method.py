@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -86,9 +86,9 @@ def record_selection(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[
     select, sample = trainer.scheduler.select, trainer.collector.sample
     estimates: list[np.ndarray] = []
 
-    def selecting(count: int, exclude: Collection[str]) -> list[str]:
+    def selecting(count: int) -> list[str]:
         estimates.append(trainer.scheduler.accuracy_estimates().copy())
-        return select(count, exclude)
+        return select(count)
 
     def sampling(step: int, keys: list[str], *rest: Any) -> Any:
         groups = sample(step, keys, *rest)

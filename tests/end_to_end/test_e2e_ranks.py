@@ -19,6 +19,8 @@ from crashes import gradient_not_finite
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pacedrl.recipes import RECIPES
+
 RUNS: dict[str, dict[str, Any]] = {
     "paced": {"recipe": "paced"},
     "grpo": {"recipe": "grpo", "optimizer": {"mini_batches": 2, "gradient_checkpointing": True}},
@@ -127,7 +129,7 @@ def test_two_processes_train_what_one_trains(trained: Path, run: str, layout: st
     states = [json.loads((run / "checkpoints/step-00006/state/scheduler.json").read_text()) for run in (one, two)]
     replayed = [str(state).count("token_ids") for state in states]
     assert replayed[0] == replayed[1]
-    assert (replayed[0] > 0) == (RUNS[run]["recipe"] == "paced")
+    assert (replayed[0] > 0) == RECIPES[RUNS[run]["recipe"]].settings["replay"]["enabled"]
 
 
 def test_a_sharded_policy_is_saved_in_one_piece_and_its_optimiser_in_two(trained: Path) -> None:
