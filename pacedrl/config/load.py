@@ -17,7 +17,7 @@ REMOVED = {
     "partition.projection": "it was removed; for many prompts, set partition.name=closed_form",
     "partition.rescore_share": "it was removed; for many prompts, set partition.name=closed_form",
 }
-"""What to do instead of settings that no longer exist."""
+"""Maps settings that were removed to the advice that the error message gives."""
 PAGES: dict[str, Page] = {
     "recipe:": "recipes",
     "scale.": "scale",

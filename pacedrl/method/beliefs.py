@@ -181,7 +181,7 @@ class AccuracyEstimator:
         self.counts.newest_N[:] = -1
         self.counts.newest_N[rows] = state["newest"].numpy()
         self.prior_strength.load_state_dict(state["prior_strength"])
-        self.mean_strength = state.get("mean_strength", self.mean_strength)  # older checkpoints do not have it
+        self.mean_strength = state["mean_strength"]
 
     @property
     def _log_z(self) -> Partition:

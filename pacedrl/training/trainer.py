@@ -187,7 +187,7 @@ class Trainer:
         pool = self.scheduler.pool()
         with clock.phase("observe"):
             again = [completion for completion in batch if completion.replayed]
-            # With sampling.ahead all results are equally old. Their policy step is left out, so none weighs less.
+            # The results do not name their policy step, because with sampling.ahead all of them have the same age.
             observed = self.scheduler.observe(
                 fresh_rollouts(collected.sampled, self.objective),
                 replayed_rollouts(again) if self.config.replay.train_partition and again else None,

@@ -96,7 +96,7 @@ def test_one_draw_moves_equal_prompts_together_except_for_their_own_results() ->
     assert draws[:, 2] == pytest.approx((strength * draws[:, 0] + 4) / (strength + 4), abs=1e-5)
 
 
-def test_the_mlp_gives_points_and_its_strength_is_learned() -> None:
+def test_the_beliefs_of_the_mlp_are_points() -> None:
     scheduler = scheduler_for(Bandit(8))
     assert scheduler.estimator.beliefs().are_points
 
