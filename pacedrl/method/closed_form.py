@@ -209,5 +209,9 @@ class ClosedFormPartition:
 
     def _product(self, features_PF: Tensor, weight_F: Tensor) -> Floats:
         weight_F = weight_F.to(self.device, torch.float32)
-        parts = [part.float() @ weight_F for part in torch.split(features_PF, CHUNK)]
-        return self.prior_accuracy + torch.cat(parts).double().cpu().numpy()
+        product_P = torch.empty(len(features_PF), device=self.device)
+        # One buffer for all chunks: allocating each anew takes several times as long as the product.
+        buffer_CF = torch.empty(min(len(features_PF), CHUNK), len(weight_F), device=self.device)
+        for part, target in zip(torch.split(features_PF, CHUNK), torch.split(product_P, CHUNK), strict=True):
+            torch.mv(buffer_CF[: len(part)].copy_(part), weight_F, out=target)
+        return self.prior_accuracy + product_P.double().cpu().numpy()
