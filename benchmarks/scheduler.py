@@ -7,7 +7,7 @@ Synthetic prompts have 1,536 features (the hidden size of a 1.5B model) in a mem
 step is 128 prompts of 8 completions, with 64 of 128 replayed. log Z is an MLP or in closed form. In closed form,
 prompts are selected nearest to 0.5, by one joint draw, or from 4 times as many candidates with the variance of each. A
 run first spends ``prepare`` once, on the features and the first estimates. "Peak" is the largest growth of the
-process's own memory without the mapped file, sampled every hundredth of a second. Prints medians over the steps and the
+process's own memory without the mapped file, sampled every tenth of a second. Prints medians over the steps and the
 growth from one size to the next; the paper's steps take 308 to 1,086 seconds.
 """
 
@@ -98,7 +98,7 @@ def watched(pool: Pool, work: tuple[Path, dict[str, Any], int]) -> dict[str, flo
     result = pool.apply_async(measure, work)
     while not result.ready():
         peak = max(peak, own_memory(process))
-        result.wait(0.01)
+        result.wait(0.1)
     return result.get() | {"peak": float(peak - before)}
 
 

@@ -5,7 +5,7 @@
 
 Variants that differ in nothing but the learning rate are one candidate, whose name is theirs without the rate at the
 end (``grpo 2e-4``). A candidate is judged at one rate on all pools: that of the highest pass@1 over training, mean over
-pools and seeds, among the rates with the most runs.
+the pools and seeds that all of its rates have.
 """
 
 from __future__ import annotations
@@ -110,8 +110,12 @@ def by_shared_seed(own: list[Row], base: list[Row], measure: str) -> list[tuple[
 def at_best_rate(rows: list[Row]) -> list[Row]:
     """Return a candidate's runs at the rate at which it is judged."""
     by_rate = grouped(rows, "rate")
-    most = max(map(len, by_rate.values()))
-    return max((own for own in by_rate.values() if len(own) == most), key=area)
+    shared = set.intersection(*({(row["pool"], row["seed"]) for row in own} for own in by_rate.values()))
+
+    def compared(own: list[Row]) -> float:
+        return area([row for row in own if (row["pool"], row["seed"]) in shared])
+
+    return max(by_rate.values(), key=compared)
 
 
 def area(rows: list[Row]) -> float:

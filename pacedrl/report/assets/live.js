@@ -16,6 +16,18 @@
   const latest = new Map(); // HTML of each section as the server sent it
   let lost = null; // the line that is shown while the server does not answer
 
+  // What this script changes above the section being read must not move it. The browser's own anchor is the topmost thing
+  // in sight, which may be the end of a section that is replaced.
+  document.documentElement.style.overflowAnchor = "none";
+
+  function inPlace(change) {
+    const sections = [...document.querySelectorAll("main > section")];
+    const reading = sections.find((section) => section.getBoundingClientRect().bottom > innerHeight / 3);
+    const before = reading?.getBoundingClientRect().top;
+    change();
+    if (reading) scrollBy({ top: reading.getBoundingClientRect().top - before, behavior: "instant" });
+  }
+
   function say(runs) {
     bar.replaceChildren(
       ...runs.map(({ name, state, text }) => {
@@ -33,10 +45,8 @@
   const selecting = (section) => !getSelection().isCollapsed && section.contains(getSelection().anchorNode);
   const focusable = (section) => [...section.querySelectorAll("a[href], button, input, select, summary, [tabindex]")];
 
-  // Replaces a section. Opened details stay open, the focus stays, and the section being read stays in its place.
+  // Replaces a section. Opened details stay open, and the focus stays.
   function swap(section, next) {
-    const reading = [...document.querySelectorAll("main > section")].find((one) => one.getBoundingClientRect().bottom > 0);
-    const before = reading?.getBoundingClientRect().top;
     const opened = [...section.querySelectorAll("details")].map((details) => details.open);
     const focus = focusable(section).indexOf(document.activeElement);
     section.replaceChildren(...document.importNode(next, true).childNodes);
@@ -44,7 +54,6 @@
       if (i < opened.length) details.open = opened[i];
     });
     focusable(section)[focus]?.focus({ preventScroll: true });
-    if (reading && reading !== section) scrollBy({ top: reading.getBoundingClientRect().top - before, behavior: "instant" });
   }
 
   async function update(response) {
@@ -63,7 +72,7 @@
         if (selecting(section)) late = true;
         else {
           latest.set(id, other.innerHTML);
-          swap(section, other);
+          inPlace(() => swap(section, other));
         }
       }
       if (data.textContent !== fresh.textContent) {
@@ -94,7 +103,8 @@
       if (!answer) return;
       lost = null;
       const { stamp, runs } = await answer.json();
-      say(runs);
+      if (bar.getBoundingClientRect().bottom > 0) say(runs);
+      else inPlace(() => say(runs));
       const page = `"${stamp}"` === shown ? null : await ask("/");
       if (page) await update(page);
     } finally {
