@@ -25,9 +25,11 @@ def test_a_candidate_is_judged_at_one_rate_for_all_pools() -> None:
     assert cells(low + high, "grpo", "even")[1:4] == ["0.0004", "1", "0.950"]
 
 
-def test_a_rate_with_fewer_runs_is_not_chosen() -> None:
-    rows = [run("grpo", 2e-4, 300, 0.7), run("grpo", 2e-4, 301, 0.7), run("grpo", 4e-4, 300, 0.9)]
-    assert cells(rows, "grpo")[1:3] == ["0.0002", "2"]
+def test_rates_are_compared_on_the_pools_and_seeds_that_all_of_them_have() -> None:
+    low = [run("grpo", 2e-4, 300, 0.7), run("grpo", 2e-4, 301, 0.9)]
+    high = [run("grpo", 4e-4, 300, 0.8), run("grpo", 4e-4, 300, 0.4, pool="even")]
+    assert cells(low + high, "grpo")[1:4] == ["0.0004", "1", "0.800"]
+    assert cells(low + high, "grpo", "even")[1:4] == ["0.0004", "1", "0.400"]
 
 
 def test_differences_are_over_the_seeds_of_both() -> None:

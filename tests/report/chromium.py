@@ -52,7 +52,8 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
     pages: list[Any] = []
 
     def open_page(url: str, width: int = 1280, scheme: str = "light") -> Any:
-        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        # With motion, a page may still scroll when a test measures where something is.
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
         page.complaints = []
         page.set_default_timeout(60_000)
         page.on("console", lambda message: page.complaints.append(f"console: {message.text}"))
