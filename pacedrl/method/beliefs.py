@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -72,6 +72,8 @@ class AccuracyEstimator:
         discount: float,
         implied_weight: float = 0.1,
     ) -> None:
+        if name not in get_args(EstimatorName):
+            raise ValueError(f"estimator must be one of {', '.join(get_args(EstimatorName))}, got '{name}'")
         if partition is None and name in ("partition", "combined"):
             raise ValueError(f"the estimator '{name}' reads log Z, which needs embeddings_NH")
         self.name = name
@@ -215,8 +217,8 @@ def beta_strength(mean_P: Floats, variance_P: Floats | float) -> Floats:
 
 def default_partition(name: PartitionName, embeddings_NH: Tensor | None, beta: float) -> Partition | None:
     """Return a log Z of this name with default settings, on the device of the embeddings; None without embeddings."""
-    if name not in ("mlp", "closed_form"):
-        raise ValueError(f"partition must be mlp or closed_form, got '{name}'")
+    if name not in get_args(PartitionName):
+        raise ValueError(f"partition must be one of {', '.join(get_args(PartitionName))}, got '{name}'")
     if embeddings_NH is None:
         return None
     if name == "closed_form":

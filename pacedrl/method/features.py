@@ -53,7 +53,10 @@ class FourierFeatures:
         return torch.cat([waves_PF, waves_PF.new_ones(len(waves_PF), 1)], dim=1)
 
     def of_all(self, embeddings_NH: Tensor) -> Tensor:
-        """Compute the features of all prompts in chunks: float16 [N, F + 1], 1 GB for a million prompts at F = 512."""
+        """Compute the features of all prompts in chunks: float16 [N, F + 1], 1 GB for a million prompts at F = 512.
+
+        They are in memory, not mapped from a file, because each step reads all of them.
+        """
         features_NF = torch.empty(len(embeddings_NH), self.size, dtype=torch.float16)
         for start in range(0, len(embeddings_NH), CHUNK):
             features_NF[start : start + CHUNK] = self(embeddings_NH[start : start + CHUNK]).half()

@@ -14,7 +14,7 @@ sampled, sharded or trained, so any trainer that accepts one advantage per compl
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -118,6 +118,8 @@ class DifficultyScheduler:
             raise ValueError("prompt keys must be unique")
         if embeddings_NH is not None and len(embeddings_NH) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys but {len(embeddings_NH)} embeddings")
+        if selection not in get_args(SelectionMethod):
+            raise ValueError(f"selection must be one of {', '.join(get_args(SelectionMethod))}, got '{selection}'")
         if not 0.0 < age_discount <= 1.0:
             raise ValueError(f"age_discount must lie in (0, 1], got {age_discount}")
         if not 0.0 <= target_accuracy <= 1.0:

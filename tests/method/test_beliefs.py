@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -187,9 +189,20 @@ def test_a_scheduler_in_closed_form_resumes_bit_for_bit(estimator: str) -> None:
     assert np.array_equal(first.accuracy_estimates(), second.accuracy_estimates())
 
 
-def test_candidates_must_be_positive_and_partitions_known() -> None:
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"partition": "linear"}, "partition must be one of mlp, closed_form, got 'linear'"),
+        ({"selection": "best"}, "selection must be one of nearest, uniform, .*, got 'best'"),
+        ({"estimator": "logz"}, "estimator must be one of partition, counts, .*, got 'logz'"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_known_ones(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scheduler_for(Bandit(4), **setting)
+
+
+def test_candidates_must_be_positive() -> None:
     bandit = Bandit(4)
-    with pytest.raises(ValueError, match="partition must be mlp or closed_form, got 'linear'"):
-        scheduler_for(bandit, partition="linear")
     with pytest.raises(ValueError, match="candidates must be at least 1, got 0"):
         scheduler_for(bandit, candidates=0)
