@@ -26,7 +26,7 @@ SLOW = {
         "demo",
         "tests",
     ],
-    "speed": ["machine", "update", "shares", "step"],
+    "speed": ["machine", "remedies", "attention", "update", "shares", "step"],
 }
 NEED_GPU = {"nan", "memory", "out_of_memory"}
 

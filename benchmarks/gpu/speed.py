@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from shapes import SHAPES, Mix, learner, mix, random_batch, random_policy, seconds, synchronise
 from torch.profiler import ProfilerActivity, profile
 
+from pacedrl.policy.attention import shared_prefix
+from pacedrl.policy.flex import flex_row
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 
@@ -51,6 +55,56 @@ def decode(device: str) -> Figures:
             "prefill_s": round(times[2] - 2 * token_s, 3),
         }
     return found | {"ok": all(row["times_the_least"] <= 3 for row in found.values())}
+
+
+def remedies(device: str) -> Figures:
+    """Decode with none of what makes decoding fast on a GPU, with each alone, and with all: tokens per second."""
+    shape, length = ("1.5B", 992) if device == "cuda" else ("small", 8)
+    policy = random_policy(shape, device)
+    policy.eos_ids = [-1]
+    batch = random_batch([(length, [2])] * PROMPTS, SHAPES[shape]["vocabulary"])
+    prompts = [completion.prompt_ids for completion in batch]
+    without: dict[str, Callable[[], Any]] = {
+        "bfloat16 copies": lambda: patch("pacedrl.policy.sampler.half_weights", lambda *_: nullcontext()),
+        "shared prompts": lambda: patch.object(policy, "shares_prompts", False),
+        "rounded columns": lambda: _patched(("cache", "shared_prompts"), "column_step", lambda _: 1),
+    }
+    found: Figures = {}
+    for kept in ("none", *without, "all"):
+        with ExitStack() as stack:
+            for name, change in without.items():
+                if kept not in (name, "all"):
+                    stack.enter_context(change())
+            times = {count: _sampling_seconds(policy, prompts, count, device) for count in (2, 2, 2 + NEW_TOKENS)}
+        found[kept] = round(PROMPTS * GROUP * NEW_TOKENS / (times[2 + NEW_TOKENS] - times[2]))
+    return found | {"ok": found["all"] >= max(rate for name, rate in found.items() if name != "all")}
+
+
+@contextmanager
+def _patched(modules: tuple[str, ...], name: str, function: Callable[..., Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(patch(f"pacedrl.policy.{module}.{name}", function))
+        yield
+
+
+def attention(device: str) -> Figures:
+    """Time attention alone, forward and backward, over packed rows: padded with a mask, and with FlexAttention."""
+    heads, key_values, size = (12, 2, 128) if device == "cuda" else (4, 2, 16)
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    ways: dict[str, Any] = {"padded": shared_prefix} | ({"flex": flex_row} if device == "cuda" else {})
+    found: Figures = {}
+    for name, batch in _batches(device).items():
+        completions = random_batch(batch, 259)
+        for way, pack in ways.items():
+            row = pack([c.prompt_ids for c in completions], [c.token_ids for c in completions], torch.device(device))
+            states = [
+                torch.randn(1, count, len(row.token_N), size, device=device, dtype=kind, requires_grad=True)
+                for count in (heads, key_values, key_values)
+            ]
+            passed = seconds(lambda row=row, states=states: row.attend(*states, None, 0).sum().backward(), device)
+            found[f"{name} {way}"] = round(passed * 1e3, 2)
+    return found | {"ok": device != "cuda" or all(found[f"{n} flex"] < found[f"{n} padded"] for n in _batches(device))}
 
 
 def update(device: str) -> Figures:
@@ -165,9 +219,11 @@ def _largest_shares(work: Callable[[], Any], device: str, count: int = 8) -> dic
 
 CHECKS: dict[str, tuple[Callable[[str], Figures], float]] = {
     "machine": (machine, 40),
-    "decode": (decode, 150),
-    "update": (update, 150),
+    "decode": (decode, 120),
+    "remedies": (remedies, 90),
+    "attention": (attention, 60),
+    "update": (update, 120),
     "shares": (shares, 60),
-    "step": (step, 120),
+    "step": (step, 90),
 }
 """Measurement → its function and its time limit in seconds."""
