@@ -13,11 +13,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from pacedrl.policy.flex import flex_row
 from shapes import SHAPES, Mix, learner, mix, random_batch, random_policy, seconds, synchronise
 from torch.profiler import ProfilerActivity, profile
 
 from pacedrl.policy.attention import shared_prefix
-from pacedrl.policy.flex import flex_row
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 
