@@ -119,11 +119,11 @@ def _take(packed: Tensor, index_RT: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PackedRow:
+class PackedRow(Pattern):
     """One row of N tokens that holds distinct prompts, each once, and completions without their last tokens.
 
     Every completion attends to its prompt and to itself, with the positions it would have in its own sequence. Nothing
-    is predicted from its last token. A subclass adds the `Pattern`.
+    is predicted from its last token. Subclasses order the tokens and attend.
     """
 
     token_N: Tensor

@@ -30,9 +30,9 @@ BLOCK = 128
 """Tokens in a block, FlexAttention's usual number."""
 FEWEST_BLOCKS = 2
 """torch compiles a dimension of size 1 separately, so no row has a single block."""
-SHAPES_AN_OCTAVE = 16
-"""Number of different lengths of rows between a power of two and the next. More would recompile and reallocate more;
-with fewer, padding would cost more: at most a sixteenth of the next power of two."""
+STEPS_TO_A_POWER = 16
+"""A long row's length is rounded up to a multiple of this part of the next power of two, so there are 8 lengths between
+a power of two and the next. With more, torch would allocate anew more often; with fewer, more would be padding."""
 PROBED_TOLERANCE = 0.05
 """Largest difference, relative to the largest number, between FlexAttention and causal attention in bfloat16. Rounding
 gives less than 0.01, a wrong mask about 1."""
@@ -114,17 +114,21 @@ def flex_problem(config: Any, device: torch.device) -> str | None:
             with torch.enable_grad():
                 query, key, value = states
                 ours = row.attend(query, key, value, None, 0)
-                repeated = [tensor.repeat_interleave(heads // shared_heads, dim=1) for tensor in (key, value)]
-                usual = scaled_dot_product_attention(query, *repeated, is_causal=True)
+                each_key, each_value = (t.repeat_interleave(heads // shared_heads, dim=1) for t in (key, value))
+                usual = scaled_dot_product_attention(query, each_key, each_value, is_causal=True)
                 upstream = torch.randn_like(ours)
                 found = [ours, *torch.autograd.grad(ours, states, upstream)]
                 expected = [usual, *torch.autograd.grad(usual, states, upstream)]
-            for one, other in zip(found, expected, strict=True):
-                if not float((one - other).abs().max()) <= PROBED_TOLERANCE * float(other.abs().max()):
-                    return "computes something else than causal attention"
+            if not all(map(_close, found, expected)):
+                return "computes something else than causal attention"
     except Exception as error:  # compilers, drivers and kernels raise errors of no common type
         return f"fails ({one_line(error)})"
     return None
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    largest = float(other.detach().abs().max())
+    return float((one - other).detach().abs().max()) <= PROBED_TOLERANCE * largest  # False for NaN
 
 
 def flex_row(
@@ -169,8 +173,8 @@ def flex_row(
 
 
 def padded_length(tokens: int) -> int:
-    """Round a row's length up to whole blocks, and to one of `SHAPES_AN_OCTAVE` lengths, so that shapes recur."""
-    step = max(BLOCK, (1 << (tokens - 1).bit_length()) // SHAPES_AN_OCTAVE)
+    """Round a row's length up to whole blocks and, so that lengths recur, as `STEPS_TO_A_POWER` says."""
+    step = max(BLOCK, (1 << (tokens - 1).bit_length()) // STEPS_TO_A_POWER)
     return max(FEWEST_BLOCKS * BLOCK, -(-tokens // step) * step)
 
 
