@@ -51,7 +51,7 @@ class OutputLayer(torch.nn.Linear):
         dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             logits_KV = linear(hidden.flatten(end_dim=-2), self.weight, self.bias, dtype)
-        return logits_KV.view(*hidden.shape[:-1], -1)
+        return logits_KV.view(*hidden.shape[:-1], logits_KV.shape[-1])
 
 
 def linear(hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -> Tensor:
