@@ -99,11 +99,11 @@ def flex_problem(config: Any, device: torch.device) -> str | None:
     It is compiled, forward and backward, for two lengths, after which torch compiles for all lengths at once, and its
     output and gradients are compared with those of causal attention. DeepSeek's values have a size of their own.
     """
-    heads = config.num_attention_heads
-    shared_heads = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    key_size, value_size = getattr(config, "qk_head_dim", None) or size, getattr(config, "v_head_dim", None) or size
     try:
+        heads = config.num_attention_heads
+        shared_heads = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        key_size, value_size = (getattr(config, name, None) or size for name in ("qk_head_dim", "v_head_dim"))
         for blocks in (FEWEST_BLOCKS, FEWEST_BLOCKS + 1):
             length = BLOCK * blocks
             row = flex_row([[0] * BLOCK], [[0] * (length - BLOCK + 1)], device)
@@ -184,9 +184,10 @@ def block_mask(segments: Sequence[Segment], length: int, device: torch.device) -
     A token sees the earlier tokens of its own segment, itself, and its prompt. Only the map of blocks is made on the
     host; FlexAttention asks the mask about single tokens in blocks that see each other in part.
     """
-    sizes = [segment.stop - segment.start for segment in segments]
-    segment_N = torch.as_tensor(np.repeat([segment.start for segment in segments], sizes), device=device)
-    prompt_N = torch.as_tensor(np.repeat([segment.prompt_start for segment in segments], sizes), device=device)
+    bounds = np.array(segments, dtype=np.int32)
+    sizes = bounds[:, 1] - bounds[:, 0]
+    segment_N = torch.as_tensor(np.repeat(bounds[:, 0], sizes), device=device)
+    prompt_N = torch.as_tensor(np.repeat(bounds[:, 2], sizes), device=device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = segment_N[key]

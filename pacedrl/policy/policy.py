@@ -39,12 +39,14 @@ class Policy:
     """A causal language model with its tokenizer on one device.
 
     Weights are float32. On a GPU the forward pass runs under bfloat16 autocast, on a CPU in float32, because CPUs
-    without bfloat16 instructions are hundreds of times slower with it. Dropout is always off: trajectory balance
+    without bfloat16 instructions are hundreds of times slower with it. Logits are always float32, and computed the same
+    way in sampling and training (`pacedrl.policy.logprobs.OutputLayer`). Dropout is always off: trajectory balance
     compares the log-probabilities of one policy at two times, not of two random subnetworks.
 
-    If the model's attention allows it (``takes_patterns``), training uses `pacedrl.policy.attention`: a prompt passes
-    through the model once for all its completions. On a CPU, if the model's cache also allows it (``shares_prompts``),
-    completions are decoded from one copy of their prompt (`pacedrl.policy.shared_prompts`).
+    If the model's attention allows it (``takes_patterns``), training uses `pacedrl.policy.attention`, on a GPU with
+    `pacedrl.policy.flex`: a prompt passes through the model once for all its completions. On a CPU, if the model's
+    cache also allows it (``shares_prompts``), completions are decoded from one copy of their prompt
+    (`pacedrl.policy.shared_prompts`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:

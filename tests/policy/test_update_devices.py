@@ -109,13 +109,15 @@ def test_the_backward_pass_of_the_head_stays_on_the_device_and_sums_in_float32()
 
 @pytest.fixture
 def cuda_backends() -> Iterator[Any]:
-    """torch's settings of the backends of attention, restored afterwards."""
-    yield torch.backends.cuda
-    torch.backends.cuda.enable_cudnn_sdp(True)
+    """torch's settings of the backends of attention, with cuDNN enabled; restored afterwards."""
+    cuda: Any = torch.backends.cuda
+    before = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(True)
+    yield cuda
+    cuda.enable_cudnn_sdp(before)
 
 
 def test_cudnn_is_excluded_and_nothing_else(cuda_backends: Any) -> None:
-    assert cuda_backends.cudnn_sdp_enabled()
     order = torch._C._get_sdp_priority_order()
     exclude_cudnn()
     assert not cuda_backends.cudnn_sdp_enabled()
