@@ -107,18 +107,19 @@ def flex_problem(config: Any, device: torch.device) -> str | None:
         for blocks in (FEWEST_BLOCKS, FEWEST_BLOCKS + 1):
             length = BLOCK * blocks
             row = flex_row([[0] * BLOCK], [[0] * (length - BLOCK + 1)], device)
+            # In the layout and under the autocast of training, so that what is compiled here is what is used there.
             states = [
-                torch.randn(1, count, length, width, device=device, dtype=torch.bfloat16, requires_grad=True)
+                torch.randn(1, length, count, width, device=device).transpose(1, 2).requires_grad_()
                 for count, width in ((heads, key_size), (shared_heads, key_size), (shared_heads, value_size))
             ]
-            with torch.enable_grad():
-                query, key, value = states
-                ours = row.attend(query, key, value, None, 0)
-                each_key, each_value = (t.repeat_interleave(heads // shared_heads, dim=1) for t in (key, value))
+            query, key, value = states
+            each_key, each_value = (state.repeat_interleave(heads // shared_heads, dim=1) for state in (key, value))
+            with torch.enable_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+                ours = row.attend(query, key, value, key_size**-0.5, 0)
                 usual = scaled_dot_product_attention(query, each_key, each_value, is_causal=True)
-                upstream = torch.randn_like(ours)
-                found = [ours, *torch.autograd.grad(ours, states, upstream)]
-                expected = [usual, *torch.autograd.grad(usual, states, upstream)]
+            upstream = torch.randn_like(ours)
+            found = [ours, *torch.autograd.grad(ours, states, upstream)]
+            expected = [usual, *torch.autograd.grad(usual, states, upstream)]
             if not all(map(_close, found, expected)):
                 return "computes something else than causal attention"
     except Exception as error:  # compilers, drivers and kernels raise errors of no common type

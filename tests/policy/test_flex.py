@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_attention import COMPLETIONS, PROMPTS, USUAL
+from test_attention import COMPLETIONS, GROUPED, PROMPTS, USUAL
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import GPT2Config, PretrainedConfig
+from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
 from pacedrl.policy import flex
 from pacedrl.policy.activations import gradient_checkpointing
@@ -25,6 +25,7 @@ from pacedrl.policy.policy import Policy
 
 Build = Callable[[PretrainedConfig], Policy]
 Lists = list[list[int]]
+LONG = GROUPED | {"max_position_embeddings": 2048}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -173,20 +174,27 @@ def test_lengths_recur_and_little_is_padded() -> None:
     assert padded_length(16_384) == 16_384
 
 
-def test_lengths_do_not_compile_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch compiles for one length, then for all, and once more without gradients; beyond 8 times it would refuse."""
+def test_training_compiles_what_the_trial_compiled_and_once_more_without_gradients(
+    random_policy: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch compiles for one length, then for all. It refuses to compile more than 8 times."""
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled = torch.compile(flex_attention, fullgraph=True, backend=counter)
     monkeypatch.setattr(flex, "compiled_attention", lambda: compiled)
-    for grad in (True, False):
-        for tokens in (10, 300, 500, 900, 1300):
-            row = flex_row([[5] * 20] * 2, [[7] * tokens] * 2, CPU)
-            query, key, value = (torch.randn(1, n, len(row.token_N), 16, requires_grad=grad) for n in (4, 2, 2))
-            output = row.attend(query, key, value, None, 0)
-            if grad:
-                torch.autograd.grad(output.sum(), (query, key, value))
+    policy = random_policy(LlamaConfig(**LONG))
+    policy.mixed_precision = True
+    policy.packing = flex_row
+    assert flex_problem(policy.config, CPU) is None
+    assert counter.frame_count == 2
+    for tokens in (10, 300, 500, 900, 1300):
+        logprobs_BT, _, _ = policy.logprobs([[5] * 20] * 2, [[7] * tokens] * 2)
+        logprobs_BT.sum().backward()  # type: ignore[no-untyped-call]
+        assert counter.frame_count == 2
+    for tokens in (10, 300, 700):
+        with torch.no_grad():
+            policy.logprobs([[5] * 20] * 2, [[7] * tokens] * 2)
     assert counter.frame_count == 3
 
 
