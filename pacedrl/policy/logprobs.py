@@ -105,7 +105,7 @@ class _TokenLogprobs(torch.autograd.Function):
         head = Head(weight_VH.to(dtype), bias_V, scale, softcap, dtype)
         logprob_K = torch.empty(len(hidden_KH), dtype=torch.float32, device=hidden_KH.device)
         entropy_K = torch.empty_like(logprob_K)
-        for rows in _chunks(rounded_KH, weight_VH):
+        for rows in _chunks(len(hidden_KH), len(weight_VH), hidden_KH.device):
             logprob_CV = torch.log_softmax(head.logits(rounded_KH[rows]).div_(temperature), dim=-1)
             logprob_K[rows] = logprob_CV.gather(1, target_K[rows, None]).squeeze(1)
             entropy_K[rows] = -torch.linalg.vecdot(logprob_CV.exp(), logprob_CV.clamp_min_(torch.finfo().min))
@@ -124,7 +124,7 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_hidden = torch.zeros_like(rounded_KH, dtype=hidden_dtype) if needs_hidden else None
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias_V) if needs_bias else None
-        for rows in _chunks(rounded_KH, weight_VH):
+        for rows in _chunks(len(rounded_KH), len(weight_VH), rounded_KH.device):
             # d log p[target] / d logits = (onehot − p) / temperature, then back through softcap and scale.
             logits_CV = head.logits(rounded_KH[rows])
             # The derivative of the softcap needs the logits unchanged.
@@ -146,14 +146,15 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left @ right`` to the float32 ``total``, in place; in float32 without a temporary of its size."""
+    """Add ``left @ right`` to the float32 ``total``, in place, without a temporary of its size."""
     if left.dtype == torch.float32:
         total.addmm_(left, right)
-    else:
-        total += product(left, right)
+        return
+    for rows in _chunks(len(total), total.shape[1], total.device):
+        total[rows] += product(left[rows], right)
 
 
-def _chunks(hidden_KH: Tensor, weight_VH: Tensor) -> list[slice]:
-    """Cut K rows so that at most `CHUNK_ELEMENTS` logits are held at once."""
-    size = max(1, CHUNK_ELEMENTS[hidden_KH.device.type] // len(weight_VH))
-    return [slice(start, min(start + size, len(hidden_KH))) for start in range(0, len(hidden_KH), size)]
+def _chunks(rows: int, width: int, device: torch.device) -> list[slice]:
+    """Cut rows of ``width`` numbers so that no chunk has more than `CHUNK_ELEMENTS`, or a single row."""
+    size = max(1, CHUNK_ELEMENTS[device.type] // width)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -110,8 +110,9 @@ def test_without_autocast_nothing_changes() -> None:
         torch.testing.assert_close(ours(hidden).double(), rounded, rtol=1e-6, atol=1e-6)
 
 
-def test_operands_are_rounded_to_bfloat16_and_results_are_not() -> None:
+def test_operands_are_rounded_to_bfloat16_and_results_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, width, vocabulary = 64, 8, 16
+    monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 3 * vocabulary)  # of logits, and of the gradient of the weight
     hidden_KH = torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight_VH = torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(1)).requires_grad_()
     logprob_K, _ = token_logprobs(hidden_KH, Head(weight_VH, dtype=torch.bfloat16), torch.zeros(rows, dtype=torch.long))
