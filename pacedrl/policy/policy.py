@@ -43,10 +43,9 @@ class Policy:
     way in sampling and training (`pacedrl.policy.logprobs.OutputLayer`). Dropout is always off: trajectory balance
     compares the log-probabilities of one policy at two times, not of two random subnetworks.
 
-    If the model's attention allows it (``takes_patterns``), training uses `pacedrl.policy.attention`, on a GPU with
-    `pacedrl.policy.flex`: a prompt passes through the model once for all its completions. On a CPU, if the model's
-    cache also allows it (``shares_prompts``), completions are decoded from one copy of their prompt
-    (`pacedrl.policy.shared_prompts`).
+    If the model's attention allows it (``takes_patterns``), training uses `pacedrl.policy.attention`: a prompt passes
+    through the model once for all its completions. On a CPU, if the model's cache also allows it (``shares_prompts``),
+    completions are decoded from one copy of their prompt (`pacedrl.policy.shared_prompts`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
