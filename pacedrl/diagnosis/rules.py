@@ -30,6 +30,12 @@ VERIFIER_ERROR_SHARE = 0.05
 MISMATCH_NATS = 0.05
 """Mean |log-prob gap| per token between sampler and trainer. In float32 it is about 1e-6, in bfloat16 about 0.01."""
 SKIPPED_IN_A_ROW = 3
+SUSPECT_KERNELS = (
+    "suspect a numerical fault first, in bfloat16 or in a kernel of attention: set model.attn_implementation=eager, or "
+    "update torch"
+)
+"""Remedy for gradients that are not finite although the loss is. That also happens to a policy that has diverged so far
+that its norms overflow, but then the steps before it look wrong."""
 CAPPED_SHARE = 0.1
 """Share of steps above which a failing gate is a finding: one that fails now and then costs little."""
 SEEN_GAIN = 0.05
@@ -92,14 +98,19 @@ class Change:
         return f"{self.before:.3f} → {self.after:.3f} ({self.after - self.before:+.3f}, {interval})"
 
 
-def not_finite(config: Settings, skipped: int, steps: int, last: int, ended: bool) -> Finding | None:
-    """Updates were skipped in ``skipped`` of ``steps`` steps because their loss or gradient was infinite or NaN."""
+def not_finite(config: Settings, skipped: int, steps: int, last: int, ended: bool, finite_loss: bool) -> Finding | None:
+    """Updates were skipped in ``skipped`` of ``steps`` steps because their loss or gradient was infinite or NaN.
+
+    ``finite_loss`` says that it was the gradient alone.
+    """
     if not skipped:
         return None
     where = "" if steps == 1 else f" in {skipped} of {steps} steps, the last of them {last}"
-    what = f"The loss or its gradient was not finite{where}; the optimiser step was skipped"
+    cause = "The gradient of a finite loss" if finite_loss else "The loss or its gradient"
+    what = f"{cause} was not finite{where}; the optimiser step was skipped"
     end = ": this ended the run" if ended else f" ({SKIPPED_IN_A_ROW} steps in a row without an update end the run)"
-    return Finding("not-finite", "bad", what + end, _calmer(config))
+    kernels = f"{SUSPECT_KERNELS}; if that changes nothing, " if finite_loss else ""
+    return Finding("not-finite", "bad", what + end, kernels + _calmer(config))
 
 
 def verifier_errors(config: Settings, errors: float, completions: float, example: str) -> Finding | None:

@@ -23,6 +23,16 @@ CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
 """Options of a layer's attention that the patterns here do not implement."""
 
 
+def exclude_cudnn() -> None:
+    """Keep cuDNN out of `scaled_dot_product_attention` in this process, whoever calls it.
+
+    torch from 2.11 on prefers cuDNN on H100 and H200. Given a mask, it returns NaN gradients of the query where the
+    number of keys is 64 modulo 128 and the scores of a query are very negative (pytorch/pytorch#196678). Prefilling,
+    embedding, and updates that pad their rows all pass masks.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 class Pattern(Protocol):
     """Decides which tokens attend to which."""
 
@@ -109,17 +119,23 @@ def _take(packed: Tensor, index_RT: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SharedPrefix:
-    """Packs the distinct prompts, then all completions, into one row of N tokens.
+class PackedRow(Pattern):
+    """One row of N tokens that holds distinct prompts, each once, and completions without their last tokens.
 
-    Every completion attends to its prompt and to itself, with the positions it would have in its own sequence. Its last
-    token is left out, because nothing is predicted from it.
+    Every completion attends to its prompt and to itself, with the positions it would have in its own sequence. Nothing
+    is predicted from its last token. Subclasses order the tokens and attend.
     """
 
     token_N: Tensor
     position_N: Tensor
     before_K: Tensor
     """Index in the packed row from which each of the K completion tokens is predicted, completions concatenated."""
+
+
+@dataclass(frozen=True)
+class SharedPrefix(PackedRow):
+    """The distinct prompts, then all completions; both attend in rows that are padded to the longest one."""
+
     parts: list[_Rows]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, layer: int) -> Tensor:
@@ -162,9 +178,9 @@ def shared_prefix(
         key_BS = np.where(in_prompt_BS, own_start_B[:, None] + offset_S, 0)
         key_BS = np.where(in_input_BS, (input_start_B - own_length_B)[:, None] + offset_S, key_BS)
         last_seen_BT = own_length_B[:, None] + np.arange(input_BT.shape[1])
-        mask_BTS = offset_S <= last_seen_BT[:, :, None]
+        mask_BTS = tensor(offset_S) <= tensor(last_seen_BT)[:, :, None]  # made on the device, because it is large
         kept = tensor(input_real_BT.ravel().nonzero()[0])
-        parts.append(_Rows(tensor(input_BT), tensor(key_BS), tensor(mask_BTS), kept))
+        parts.append(_Rows(tensor(input_BT), tensor(key_BS), mask_BTS, kept))
     before = [
         np.r_[own_start + own_length - 1, start : start + length]
         for own_start, own_length, start, length in zip(
@@ -209,7 +225,7 @@ def takes_patterns(causal_lm: Any) -> bool:
     return torch.allclose(hidden_KH, expected_KH, rtol=1e-3, atol=1e-3 * float(expected_KH.abs().max()))
 
 
-def packed_hidden(decoder: Any, packed: SharedPrefix) -> Tensor:
+def packed_hidden(decoder: Any, packed: PackedRow) -> Tensor:
     """Compute the last hidden states that predict the completions' tokens: [K, H]. Call it within `attention`."""
     output = decoder(input_ids=packed.token_N[None], position_ids=packed.position_N[None], use_cache=False)
     hidden_KH: Tensor = output.last_hidden_state[0].index_select(0, packed.before_K)

@@ -19,12 +19,13 @@ from transformers.cache_utils import Cache
 from pacedrl.config import ModelConfig
 from pacedrl.distributed.sharding import Sharded, whole
 from pacedrl.errors import InputError
-from pacedrl.policy.attention import attention, packed_hidden, shared_prefix, takes_patterns
+from pacedrl.policy.attention import attention, exclude_cudnn, packed_hidden, shared_prefix, takes_patterns
 from pacedrl.policy.chat_template import token_ids
 from pacedrl.policy.decoding import Decoding, choose_decoding
 from pacedrl.policy.ends import Ends, as_ids, end_token_ids, split_stops, turn_end
+from pacedrl.policy.flex import Pack, choose_packing
 from pacedrl.policy.loading import find_decoder, find_head, load_model_and_tokenizer, model_fingerprint
-from pacedrl.policy.logprobs import Head, token_logprobs
+from pacedrl.policy.logprobs import Head, OutputLayer, token_logprobs
 from pacedrl.policy.shared_prompts import can_share_prompts
 from pacedrl.types import Message
 
@@ -38,7 +39,8 @@ class Policy:
     """A causal language model with its tokenizer on one device.
 
     Weights are float32. On a GPU the forward pass runs under bfloat16 autocast, on a CPU in float32, because CPUs
-    without bfloat16 instructions are hundreds of times slower with it. Dropout is always off: trajectory balance
+    without bfloat16 instructions are hundreds of times slower with it. Logits are always float32, and computed the same
+    way in sampling and training (`pacedrl.policy.logprobs.OutputLayer`). Dropout is always off: trajectory balance
     compares the log-probabilities of one policy at two times, not of two random subnetworks.
 
     If the model's attention allows it (``takes_patterns``), training uses `pacedrl.policy.attention`: a prompt passes
@@ -47,6 +49,8 @@ class Policy:
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
+        if device.type == "cuda":
+            exclude_cudnn()
         self.model = model.to(device)
         self.tokenizer = tokenizer
         self.device = device
@@ -55,6 +59,8 @@ class Policy:
         self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder = find_decoder(self.causal_lm)
         self._head = find_head(self.causal_lm)
+        # So that sampling, `generate` and a plain forward pass have the logits of training also under autocast.
+        self.causal_lm.get_output_embeddings().__class__ = OutputLayer
         self.takes_patterns = takes_patterns(self.causal_lm)
         # transformers 5.24 renamed this argument.
         takes_cache = "cache" in signature(self.causal_lm.forward).parameters
@@ -91,6 +97,11 @@ class Policy:
         """The way completions are decoded. Raises InputError for a model that cannot be sampled from and trained."""
         return choose_decoding(self)
 
+    @cached_property
+    def packing(self) -> Pack:
+        """The way prompts and completions are packed into a row for training, chosen when it is first used."""
+        return choose_packing(self.config, self.device)
+
     def shard(self) -> None:
         """Shard the weights over all processes, which from now on compute, load and save together."""
         self.sharded = Sharded(self.causal_lm)
@@ -99,7 +110,8 @@ class Policy:
     def head(self) -> Head:
         """The output layer, which turns last hidden states into logits, with its current weights."""
         linear = self.causal_lm.get_output_embeddings()
-        return replace(self._head, weight_VH=linear.weight, bias_V=linear.bias)
+        dtype = torch.bfloat16 if self.mixed_precision else torch.float32
+        return replace(self._head, weight_VH=linear.weight, bias_V=linear.bias, dtype=dtype)
 
     def adapter_off(self) -> AbstractContextManager[Any]:
         """Disable the LoRA adapter, if there is one, while the context lasts."""
@@ -252,7 +264,9 @@ class Policy:
     def _hidden_before(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> Tensor:
         """Compute the last hidden states that predict each completion token, completions concatenated: [K, H]."""
         if self.takes_patterns:
-            packed = shared_prefix(prompt_ids, completion_ids, self.device)
+            # In float32, which a GPU uses for checks of a few tokens alone, compiling would take longer than it saves.
+            pack = self.packing if self.mixed_precision else shared_prefix
+            packed = pack(prompt_ids, completion_ids, self.device)
             with self.autocast(), attention(self.config, packed):
                 return packed_hidden(self.decoder, packed)
         pairs = list(zip(prompt_ids, completion_ids, strict=True))

@@ -54,7 +54,9 @@ def _not_finite(run: RunLogs) -> Finding | None:
     latest = run.series("optim/skipped")[-SKIPPED_IN_A_ROW:]
     ended = len(latest) == SKIPPED_IN_A_ROW and bool((latest > 0).all())
     last = int(run.steps[skipped][-1]) if skipped.any() else 0
-    return rules.not_finite(run.config, int(skipped.sum()), len(skipped), last, ended)
+    finite = {name: np.isfinite(run.series(name)[skipped]) for name in ("loss/objective", "grad_norm")}
+    finite_loss = bool(finite["loss/objective"].all()) and not finite["grad_norm"].any()
+    return rules.not_finite(run.config, int(skipped.sum()), len(skipped), last, ended, finite_loss)
 
 
 def _no_mixed_groups(run: RunLogs) -> Finding | None:

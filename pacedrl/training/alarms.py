@@ -1,11 +1,12 @@
 """Warnings during training: each names the remedy and is given once per run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pacedrl.diagnosis import rules
-from pacedrl.diagnosis.rules import SKIPPED_IN_A_ROW
+from pacedrl.diagnosis.rules import SKIPPED_IN_A_ROW, SUSPECT_KERNELS
 
 UNJUDGED_IN_A_ROW = 3
 
@@ -20,10 +21,17 @@ class Alarms:
     unjudged_steps: int = 0
     """Number of consecutive steps in which nothing was judged. It starts at 0 in a resumed run, whose first step must
     be judged."""
+    finite_loss: bool = False
+    """Whether the last step had a finite loss and a gradient that was not."""
 
     @property
     def must_stop(self) -> tuple[str, str] | None:
         """Say why training cannot continue and what to change; None if it can."""
+        if self.skipped_steps >= SKIPPED_IN_A_ROW and self.finite_loss:
+            return (
+                f"the gradient was not finite in {SKIPPED_IN_A_ROW} steps in a row, and the last loss was finite",
+                f"{SUSPECT_KERNELS[0].upper()}{SUSPECT_KERNELS[1:]}, and start another run",
+            )
         if self.skipped_steps >= SKIPPED_IN_A_ROW:
             return (
                 f"the loss was not finite in {SKIPPED_IN_A_ROW} steps in a row",
@@ -44,6 +52,7 @@ class Alarms:
         """
         self.unmixed_steps = 0 if metrics["reward/mixed_groups"] > 0 else self.unmixed_steps + 1
         self.skipped_steps = self.skipped_steps + 1 if metrics["optim/skipped"] else 0
+        self.finite_loss = math.isfinite(metrics["loss/objective"]) and not math.isfinite(metrics["grad_norm"])
         unjudged = 0 < metrics["rollouts/step"] <= metrics["verifier/errors"]
         self.unjudged_steps = self.unjudged_steps + 1 if unjudged else 0
         example = f"; its commonest error: {error}"
@@ -56,7 +65,9 @@ class Alarms:
             "capped": rules.gate_capped(
                 config, metrics["gate/capped"], 1, metrics["gate/kept"], metrics["gate/batches"]
             ),
-            "not finite": rules.not_finite(config, int(metrics["optim/skipped_updates"] > 0), 1, 0, ended=False),
+            "not finite": rules.not_finite(
+                config, int(metrics["optim/skipped_updates"] > 0), 1, 0, ended=False, finite_loss=self.finite_loss
+            ),
         }
         new = {name: finding for name, finding in found.items() if finding is not None and name not in self.said}
         self.said.update(new)

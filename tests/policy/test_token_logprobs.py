@@ -43,7 +43,7 @@ def test_values_and_gradients_are_those_of_the_full_logits(
     softcap: float | None,
     temperature: float,
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk_rows * V)
+    monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", chunk_rows * V)
     inputs = [drawn(K, H, seed=0), drawn(V, H, seed=1), *([drawn(V, seed=2)] if with_bias else [])]
     ours = [tensor.clone().requires_grad_() for tensor in inputs]
     theirs = [tensor.double().requires_grad_() for tensor in inputs]
@@ -123,7 +123,7 @@ class _LargestOutput(TorchDispatchMode):
 
 def test_nothing_of_the_size_of_all_logits_is_made_or_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, vocabulary, width = 64, 512, 4
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 8 * vocabulary)
+    monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 8 * vocabulary)
     hidden = drawn(rows, width, seed=0).requires_grad_()
     weight = drawn(vocabulary, width, seed=1).requires_grad_()
     saved: list[int] = []

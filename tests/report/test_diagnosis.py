@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -207,6 +208,9 @@ def test_remedies_name_what_the_run_can_change(run: RunLogs, grpo: Path) -> None
     assert only(replace(off, config=ahead)).remedy.startswith("set sampling.ahead to false, or lower")
     skipped = altered(grown(load_run(grpo), 60), {"optim/skipped_updates": 1.0}, since=60)
     assert only(skipped).remedy == "lower optimizer.learning_rate (0.0002)"  # this objective has no beta
+    gradient = altered(skipped, {"grad_norm": math.nan}, since=60)
+    assert only(gradient).text.startswith("The gradient of a finite loss was not finite in 1 of 60 steps")
+    assert "model.attn_implementation=eager" in only(gradient).remedy
 
 
 def test_similar_figures_without_a_problem_give_no_finding(run: RunLogs) -> None:

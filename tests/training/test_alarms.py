@@ -13,6 +13,8 @@ GOOD = {
     "optim/skipped": 0.0,
     "rollouts/age": 0.0,
     "optim/skipped_updates": 0.0,
+    "loss/objective": 2.0,
+    "grad_norm": 0.5,
     "completion/truncated": 0.0,
     "verifier/errors": 0.0,
     "rollouts/step": 100.0,
@@ -87,6 +89,21 @@ def test_three_skipped_steps_in_a_row_must_stop_two_twice_need_not() -> None:
     assert alarms.skipped_steps == 2
     check(alarms, optim__skipped=1.0)
     assert alarms.must_stop
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_though_the_loss_is_does_not_blame_the_learning_rate(norm: float) -> None:
+    for loss, kernels in ((2.0, True), (math.nan, False), (math.inf, False)):
+        alarms = Alarms()
+        bad = {"optim__skipped": 1.0, "optim__skipped_updates": 1.0, "loss__objective": loss, "grad_norm": norm}
+        [warning] = check(alarms, **bad)
+        check(alarms, **bad)
+        check(alarms, **bad)
+        assert alarms.must_stop
+        first = warning.split("Remedy: ")[1]
+        assert first.startswith("suspect a numerical fault first" if kernels else "lower optimizer.learning_rate")
+        assert ("attn_implementation=eager" in alarms.must_stop[1]) == kernels
+        assert ("optimizer.learning_rate" in alarms.must_stop[1]) == (not kernels)
 
 
 def test_an_unknown_mismatch_is_not_an_alarm() -> None:
