@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pacedrl.method.bots import add_evidence, implied_accuracy
@@ -17,6 +16,7 @@ from pacedrl.method.estimator import (
     ALL,
     FLAT_MEAN,
     FLAT_STRENGTH,
+    STALE_STEPS,
     STRENGTH_RANGE,
     Beliefs,
     DiscountedCounts,
@@ -61,6 +61,8 @@ class AccuracyEstimator:
         discount: for ``counts`` and ``combined``, the factor by which older results are multiplied at each visit; for
             ``bots``, at each step (1 − λ, 0.9 in its paper).
         implied_weight: for ``bots``, the weight ρ of implied evidence, in [0, 1].
+
+    Raises ValueError for an unknown name, settings out of range, and a log Z that is missing.
     """
 
     def __init__(
@@ -74,6 +76,12 @@ class AccuracyEstimator:
     ) -> None:
         if name not in get_args(EstimatorName):
             raise ValueError(f"estimator must be one of {', '.join(get_args(EstimatorName))}, got '{name}'")
+        if not 0.0 <= discount <= 1.0:
+            raise ValueError(f"discount must lie in [0, 1], got {discount}")
+        if prior_strength is not None and prior_strength <= 0.0:
+            raise ValueError(f"prior_strength must be positive or None, got {prior_strength}")
+        if not 0.0 <= implied_weight <= 1.0:
+            raise ValueError(f"implied_weight must lie in [0, 1], got {implied_weight}")
         if partition is None and name in ("partition", "combined"):
             raise ValueError(f"the estimator '{name}' reads log Z, which needs embeddings_NH")
         self.name = name
@@ -160,11 +168,17 @@ class AccuracyEstimator:
         else:
             self.counts.observe(rows_P, right_P, trials_P, step_P, weight_P)
 
-    def rests_on_counts(self) -> NDArray[np.bool_]:
-        """Return for each prompt whether its own results weigh more than log Z does on average, bool [N]."""
+    def stale_share(self, last_used_N: Indices, step: int) -> float:
+        """Return the share of prompts whose estimate rests mostly on results older than ``STALE_STEPS`` steps.
+
+        β·log Z is never stale, since a fit on other prompts updates it as well. Prompts that were never visited have no
+        results (``selection/coverage`` reports them). Without estimates the share is NaN.
+        """
+        if self.name == "none":
+            return float("nan")
         own_N = self.counts.right_N + self.counts.wrong_N
         least = {"counts": 0.0, "combined": self.mean_strength}.get(self.name, np.inf)
-        return own_N > least
+        return float(((own_N > least) & (step - last_used_N > STALE_STEPS)).mean())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is learned, except log Z, as tensors and numbers."""

@@ -20,7 +20,7 @@ from pacedrl.method.partition import balance_targets
 CHUNK = 4096
 """Number of prompts whose features are converted from float16 at once."""
 RIDGES = torch.logspace(-2, 4, 25, dtype=torch.float64)
-"""Values of λ among which the marginal likelihood chooses."""
+"""Values of η among which the marginal likelihood chooses."""
 NOISE = 1 / 16
 """Prior variance σ₀² of a group's mean target, worth one observation: that of the mean of four rewards at p = ½."""
 
@@ -30,13 +30,14 @@ class ClosedFormPartition:
 
     The data are one row per prompt and fit: the prompt's features φ and its mean target t̄ over the completions, t = r −
     β·log-ratio. (The completions of a group share what φ cannot see of the prompt, so they are not independent
-    observations.) With the prior w ~ N(0, σ²/λ) and noise of variance σ² on t̄, and with rows forgotten at the rate γ,
+    observations.) With the prior w ~ N(0, σ²/η) and noise of variance σ² on t̄, and with rows forgotten at the rate γ,
 
-        A ← γA + Σ φφᵀ        b ← γb + Σ φ(t̄ − m)        w = (A + λI)⁻¹b        v(x) = σ²·φᵀ(A + λI)⁻¹φ
+        S ← γS + Σ φφᵀ        s ← γs + Σ φ(t̄ − m)        w = (S + ηI)⁻¹s        v(x) = σ²·φᵀ(S + ηI)⁻¹φ
 
-    At each fit λ maximises the marginal likelihood over ``RIDGES``, and σ² follows in closed form. The noise consists
+    At each fit η maximises the marginal likelihood over ``RIDGES``, and σ² follows in closed form. The noise consists
     of the sampling noise of t̄, which is measured within the groups, and of ``unseen_variance``, the variance of the
-    accuracy that φ does not explain. So the variance of a prompt's accuracy is v(x) + ``unseen_variance``.
+    accuracy that φ does not explain. So the variance of a prompt's accuracy is v(x) + ``unseen_variance``. A group of
+    one completion shows no sampling noise; p̂(1 − p̂) is taken, the largest variance of a reward in [0, 1].
 
     Sums and solutions are computed in float64 on the CPU, estimates in float32 from float16 features.
 
@@ -80,12 +81,11 @@ class ClosedFormPartition:
         self._use(fourier_features(embeddings_NH, components, features, length_scale))
         size = self.features.size
         self.sums = {
-            "gram": torch.zeros(size, size, dtype=torch.float64),  # A
-            "moment": torch.zeros(size, dtype=torch.float64),  # b
+            "gram": torch.zeros(size, size, dtype=torch.float64),  # S
+            "moment": torch.zeros(size, dtype=torch.float64),  # s
             "rows": torch.zeros((), dtype=torch.float64),
             "squares": torch.zeros((), dtype=torch.float64),  # Σ (t̄ − m)²
             "sampling": torch.zeros((), dtype=torch.float64),  # Σ of the sampling variances of t̄
-            "sampled": torch.zeros((), dtype=torch.float64),  # rows in that sum
         }
         self._solve()
 
@@ -121,7 +121,7 @@ class ClosedFormPartition:
     @property
     def unseen_variance(self) -> float:
         """Variance of a prompt's accuracy that its features do not explain: σ² less the mean sampling noise of t̄."""
-        sampling = float(self.sums["sampling"] / self.sums["sampled"]) if self.sums["sampled"] > 0 else 0.0
+        sampling = float(self.sums["sampling"] / self.sums["rows"]) if self.sums["rows"] > 0 else 0.0
         return max(self.noise - sampling, 0.0)
 
     def fit(
@@ -148,7 +148,9 @@ class ClosedFormPartition:
         squares_P = torch.zeros_like(count_P).index_add(0, group_B, (target_B - mean_P[group_B]).square())
         weight_B = torch.ones_like(target_B) if weight_B is None else weight_B.double()
         weight_P = torch.zeros_like(count_P).index_add(0, group_B, weight_B) / count_P
-        several = count_P > 1
+        estimate_P = torch.from_numpy(self.accuracy(rows_P)).clamp(0.0, 1.0)
+        measured_P = squares_P / (count_P * (count_P - 1)).clamp_min(1.0)
+        sampling_P = torch.where(count_P > 1, measured_P, estimate_P * (1.0 - estimate_P))
         features_PF = self._features(rows_P).double().cpu()
         weighted_PF = weight_P[:, None] * features_PF
         error_P = mean_P - self.prior_accuracy
@@ -157,8 +159,7 @@ class ClosedFormPartition:
             "moment": weighted_PF.T @ error_P,
             "rows": weight_P.sum(),
             "squares": (weight_P * error_P.square()).sum(),
-            "sampling": (weight_P * squares_P / (count_P * (count_P - 1)))[several].sum(),
-            "sampled": weight_P[several].sum(),
+            "sampling": (weight_P * sampling_P).sum(),
         }
         self.sums = {name: self.discount * value + added[name] for name, value in self.sums.items()}
         self._solve()
@@ -181,13 +182,13 @@ class ClosedFormPartition:
         self.features_NF = features.of_all(self.embeddings_NH).to(self.device)
 
     def _solve(self) -> None:
-        """Choose λ and σ² by the marginal likelihood and compute the posterior of w.
+        """Choose η and σ² by the marginal likelihood and compute the posterior of w.
 
-        With the eigenvalues d of A and the sum n of the rows' weights, λ minimises, up to constants,
+        With the eigenvalues d of S and the sum n of the rows' weights, η minimises, up to constants,
 
-            −2·log p(t̄, λ) = Σ log(1 + d/λ) + (n + 1)·log(σ₀² + Σ(t̄ − m)² − bᵀ(A + λI)⁻¹b) + (log λ)²/16
+            −2·log p(t̄, η) = Σ log(1 + d/η) + (n + 1)·log(σ₀² + Σ(t̄ − m)² − sᵀ(S + ηI)⁻¹s) + (log η)²/16
 
-        The prior of σ² counts as one more observation, of variance σ₀². The prior log λ ~ N(0, 4²) is weak; it keeps λ
+        The prior of σ² counts as one more observation, of variance σ₀². The prior log η ~ N(0, 4²) is weak; it keeps η
         near 1 while there are no data.
         """
         eigenvalues_F, vectors_FF = torch.linalg.eigh(self.sums["gram"])

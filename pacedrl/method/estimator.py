@@ -57,7 +57,7 @@ class Rollouts:
     Attributes:
         keys: each completion's prompt.
         reward_B: raw rewards in [0, 1]; NaN marks a completion that could not be judged and is ignored.
-        log_ratio_B: Σ_t (log π_θ − log π_old), 0 by default.
+        log_ratio_B: Σ_t (log π_θ − log π_old), 0 by default; finite.
         token_ids: the completions' tokens. Correct completions with tokens are candidates for replay; None, for one
             completion or for all, excludes them.
         logprobs: the behaviour policy's log-probability of each token.
@@ -78,7 +78,8 @@ class Rollouts:
     def judged(self) -> Rollouts:
         """Return the completions that have a reward, with all arrays at full length.
 
-        Raises ValueError when the lengths differ or a reward lies outside [0, 1].
+        Raises ValueError when the lengths differ, a reward lies outside [0, 1], or a number that log Z is fitted to is
+        not finite.
         """
         reward_B = np.asarray(self.reward_B, dtype=np.float64)
         if len(reward_B) != len(self.keys):
@@ -88,27 +89,32 @@ class Rollouts:
         if ((reward_B[kept] < 0) | (reward_B[kept] > 1)).any():
             raise ValueError("rewards must lie in [0, 1]: raw, not z-scored")
         ids, shaped, step = self.token_ids, self.partition_reward_B, self.policy_step_B
+        fitted_B = reward_B if shaped is None else np.asarray(shaped, dtype=np.float64)
+        # One such number would make all estimates NaN for the rest of the run.
+        wrong = [i for i in kept if not np.isfinite(log_ratio_B[i]) or np.isinf(fitted_B[i])]
+        if wrong:
+            raise ValueError(f"a log-ratio or partition reward of prompt {self.keys[wrong[0]]!r} is not finite")
         return Rollouts(
             [self.keys[i] for i in kept],
             reward_B[kept],
             log_ratio_B[kept],
             None if ids is None else [ids[i] for i in kept],
             () if ids is None else [self.logprobs[i] for i in kept],
-            (reward_B if shaped is None else np.asarray(shaped, dtype=np.float64))[kept],
+            fitted_B[kept],
             None if step is None else np.broadcast_to(np.asarray(step, dtype=np.int64), reward_B.shape)[kept],
         )
 
     def policy_step_by_prompt(self, now: int) -> dict[str, int]:
         """Return each prompt's policy step: the newest of its completions, judged or not. ``now`` is the present step.
 
-        Raises ValueError for a step after ``now``.
+        Raises ValueError for a step below 0 or after ``now``.
         """
         step_B = np.asarray(now if self.policy_step_B is None else self.policy_step_B, dtype=np.int64)
         newest: dict[str, int] = {}
         for key, step in zip(self.keys, np.broadcast_to(step_B, len(self.keys)).tolist(), strict=True):
             newest[key] = max(step, newest.get(key, step))
-        if any(step > now for step in newest.values()):
-            raise ValueError(f"a completion's policy step is after the present step {now}")
+        if not all(0 <= step <= now for step in newest.values()):
+            raise ValueError(f"policy steps must lie between 0 and the present step {now}")
         return newest
 
     def rewards_by_prompt(self) -> dict[str, list[float]]:

@@ -23,7 +23,7 @@ class FourierFeatures:
     """A feature map φ with φ(x)·φ(x') ≈ 1 + exp(−|z − z'|²/2ℓ²), where z are principal components of the embeddings.
 
     Each feature of the embedding is standardised, and its first K principal components are kept. The Gaussian kernel on
-    them is approximated by F random Fourier features √(2/F)·cos(ω·z + b) (Rahimi & Recht, NeurIPS 2007). A constant
+    them is approximated by F random Fourier features √(2/F)·cos(ω·z + ψ) (Rahimi & Recht, NeurIPS 2007). A constant
     feature of 1 lets log Z have a mean.
 
     Attributes:
@@ -31,7 +31,7 @@ class FourierFeatures:
         scale_H: its standard deviation, at least 1e-6.
         components_HK: principal components as columns, the first with the largest variance.
         frequencies_KF: ω, drawn from N(0, ℓ⁻²).
-        phase_F: b, drawn uniformly from [0, 2π).
+        phase_F: ψ, drawn uniformly from [0, 2π).
     """
 
     mean_H: Tensor
@@ -96,7 +96,10 @@ def fourier_features(
 
 
 def feature_moments(embeddings_NH: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each feature's mean and standard deviation (at least 1e-6), float32 [H], in one pass over the prompts."""
+    """Return each feature's mean and standard deviation (at least 1e-6), float32 [H], in one pass over the prompts.
+
+    Raises ValueError if an embedding is not finite.
+    """
     total_H = torch.zeros(embeddings_NH.shape[1], dtype=torch.float64, device=embeddings_NH.device)
     squares_H = torch.zeros_like(total_H)
     shift_H = embeddings_NH[0].double()  # without the large common offset, squares keep their precision
@@ -104,6 +107,9 @@ def feature_moments(embeddings_NH: Tensor) -> tuple[Tensor, Tensor]:
         shifted = part.double() - shift_H
         total_H += shifted.sum(dim=0)
         squares_H += shifted.square().sum(dim=0)
+    if not torch.isfinite(total_H).all():
+        row = int((~torch.isfinite(embeddings_NH)).any(dim=1).nonzero()[0])
+        raise ValueError(f"embeddings must be finite, but that of prompt {row} (counted from 0) is not")
     mean_H = total_H / len(embeddings_NH)
     variance_H = (squares_H / len(embeddings_NH) - mean_H.square()).clamp_min(0.0)
     return (mean_H + shift_H).float(), variance_H.sqrt().clamp_min(1e-6).float()

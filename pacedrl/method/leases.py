@@ -15,6 +15,7 @@ asynchronous trainer, results come late, out of order, in parts, or never. These
   of log Z. Replay counts the age of a completion from its policy step. If a newer policy has visited the prompt in the
   meantime, late results are still added to the evidence, but do not count as a visit. A log Z in closed form, BOTS and
   GRESO count each part of a group as a group, which overstates what is known: give them whole groups if you can.
+  (Parts of one completion each show no sampling noise, so a log Z in closed form has to assume it.)
 - A lease expires after ``lease_steps`` policy steps, since its results may never come. Results that come later are
   still evidence, and so are results of prompts that were never leased.
 - Selection draws its random numbers from (seed, step, number of leases), so no two batches share them.

@@ -25,7 +25,6 @@ from pacedrl.method.beliefs import AccuracyEstimator, EstimatorName, Partition, 
 from pacedrl.method.estimator import (
     ALL,
     CALIBRATION,
-    STALE_STEPS,
     Floats,
     Indices,
     Rollouts,
@@ -62,7 +61,7 @@ class DifficultyScheduler:
 
     Args:
         keys: one distinct, stable key per prompt.
-        embeddings_NH: the prompts' embeddings in the order of ``keys``, floating-point and constant over the run; None
+        embeddings_NH: the prompts' embeddings in the order of ``keys``, finite and constant over the run; None
             if neither the estimator nor the trainer needs log Z.
         partition: ``mlp`` (the paper's log Z) or ``closed_form`` (ours) with default settings; or a log Z that has its
             own embeddings, in the order of ``keys``.
@@ -114,6 +113,7 @@ class DifficultyScheduler:
     ) -> None:
         self.keys = list(keys)
         self.index = {key: i for i, key in enumerate(self.keys)}
+        embeddings_NH = None if embeddings_NH is None else torch.as_tensor(embeddings_NH)
         if len(self.index) != len(self.keys):
             raise ValueError("prompt keys must be unique")
         if embeddings_NH is not None and len(embeddings_NH) != len(self.keys):
@@ -129,8 +129,13 @@ class DifficultyScheduler:
                 f"explore_fraction and retain_fraction must be at least 0 and together at most 1, got "
                 f"{explore_fraction} and {retain_fraction}"
             )
-        if candidates is not None and candidates < 1:
-            raise ValueError(f"candidates must be at least 1, got {candidates}")
+        for name, number, least in (
+            ("candidates", candidates, 1),
+            ("group_size", group_size, 1),
+            ("cooldown_steps", cooldown_steps, 0),
+        ):
+            if number is not None:
+                _require_whole(name, number, least)
         self.partition = default_partition(partition, embeddings_NH, beta) if isinstance(partition, str) else partition
         self.estimator = AccuracyEstimator(
             estimator, len(self.keys), self.partition, prior_strength, discount, implied_weight
@@ -163,8 +168,10 @@ class DifficultyScheduler:
     def accuracy_interval(self, keys: Sequence[str], share: float = 0.9) -> tuple[Floats, Floats]:
         """Return the ends of the interval that contains each prompt's accuracy with this probability.
 
-        The interval of a point estimate has no width.
+        The interval of a point estimate has no width. Raises ValueError for a ``share`` outside (0, 1).
         """
+        if not 0.0 < share < 1.0:
+            raise ValueError(f"share must lie between 0 and 1, got {share}")
         return self.estimator.beliefs(self._rows(keys)).interval(share)
 
     def pool(self) -> dict[str, Any] | None:
@@ -201,6 +208,7 @@ class DifficultyScheduler:
         state: repeated calls return the same keys until `take` or `observe` is called, so an interrupted step can be
         repeated. Raises ValueError if there are fewer than ``count`` prompts.
         """
+        _require_whole("count", count, 0)
         # Within a step the number of leases only grows, so that no two batches get the same random numbers.
         leases = [len(self.leases)] if self.leases else []
         rng = np.random.default_rng([self.seed, self.step, *leases])
@@ -254,12 +262,16 @@ class DifficultyScheduler:
         genuine predictions. They are NaN if no completion could be judged. ``replayed`` only takes part in the fit.
         Omit it to keep replayed completions out of log Z: all of them are correct, so they bias it upwards.
 
+        Raises KeyError for an unknown prompt and ValueError for `Rollouts` that are not valid; nothing is learned then.
+
         Returns the calibration and replay metrics, ``loss/partition``, ``selection/coverage`` (the share of prompts
         used so far), ``estimator/prior_strength`` and ``estimator/stale``.
         """
         metrics = dict.fromkeys((*CALIBRATION, "loss/partition"), math.nan) | {"replay/admitted": 0.0}
         policy_step = fresh.policy_step_by_prompt(self.step)
-        judged = fresh.judged()
+        judged, again = fresh.judged(), None if replayed is None else replayed.judged()
+        for part in (fresh, replayed):
+            self._rows([] if part is None else part.keys)  # an unknown prompt must not fail later, half observed
         results = judged.rewards_by_prompt()
         if results:
             rows, step_P = self._rows(results), np.array([policy_step[key] for key in results])
@@ -275,7 +287,7 @@ class DifficultyScheduler:
             self._note_solved(rows, observed_P, step_P)
             if self.partition is not None:
                 weight = dict(zip(results, weight_P.tolist(), strict=True))
-                metrics["loss/partition"] = self._fit(self.partition, judged, weight, replayed)
+                metrics["loss/partition"] = self._fit(self.partition, judged, weight, again)
         if self.skips is not None:
             rng = np.random.default_rng([self.seed, self.step, 0, VISIT_STREAM])
             used = np.unique(self._rows(fresh.keys))
@@ -332,7 +344,10 @@ class DifficultyScheduler:
         return self.partition
 
     def _rows(self, keys: Collection[str]) -> Indices:
-        return np.fromiter((self.index[key] for key in keys), dtype=np.int64, count=len(keys))
+        try:
+            return np.fromiter((self.index[key] for key in keys), dtype=np.int64, count=len(keys))
+        except KeyError as error:
+            raise KeyError(f"{error.args[0]!r} is not the key of a prompt") from None
 
     def _note_solved(self, rows: Indices, observed_P: Floats, step_P: Indices) -> None:
         """Note whether all parts of each prompt's newest visit were solved."""
@@ -366,7 +381,7 @@ class DifficultyScheduler:
         self, partition: Partition, judged: Rollouts, weight: Mapping[str, float], replayed: Rollouts | None
     ) -> float:
         """Fit log Z to the completions that have a target; return the loss, or NaN if none has one."""
-        parts = [judged] if replayed is None else [judged, replayed.judged()]
+        parts = [judged] if replayed is None else [judged, replayed]
         rows = np.concatenate([self._rows(part.keys) for part in parts])
         target_B = np.concatenate([np.asarray(part.partition_reward_B) for part in parts])
         log_ratio_B = np.concatenate([np.asarray(part.log_ratio_B) for part in parts])
@@ -387,16 +402,10 @@ class DifficultyScheduler:
         return self.replay_buffer.metrics(self.step) | {
             "selection/coverage": float((self.last_used_N > NEVER).mean()),
             "estimator/prior_strength": self.estimator.mean_strength,
-            "estimator/stale": self._stale_share(),
+            "estimator/stale": self.estimator.stale_share(self.last_used_N, self.step - 1),
         }
 
-    def _stale_share(self) -> float:
-        """Return the share of prompts whose estimate rests mostly on results older than ``STALE_STEPS`` steps.
 
-        β·log Z is never stale, since a fit on other prompts updates it as well. Prompts that were never visited have no
-        results (``selection/coverage`` reports them).
-        """
-        if self.estimator.name == "none":
-            return math.nan
-        old_N = self.step - 1 - self.last_used_N > STALE_STEPS
-        return float((self.estimator.rests_on_counts() & old_N).mean())
+def _require_whole(name: str, number: float, least: int) -> None:
+    if number != int(number) or number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {number}")

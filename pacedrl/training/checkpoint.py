@@ -22,7 +22,7 @@ from pacedrl.policy.policy import Policy
 from pacedrl.training.state import load_state, save_state
 
 State = dict[str, Any]
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 """Version of the training state in a checkpoint; it increases when that state changes."""
 TOKENIZER_FILES = (
     "tokenizer.json",

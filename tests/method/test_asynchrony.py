@@ -194,7 +194,7 @@ def test_the_weight_of_old_results_in_the_counts() -> None:
     assert scheduler.estimator.counts.right_N[:2].tolist() == [1.0, 2.0]
     assert scheduler.estimate_strength(BANDIT.keys[:2]).tolist() == [3.0, 4.0]
     for step in (5, 99):
-        with pytest.raises(ValueError, match="policy step is after the present step 4"):
+        with pytest.raises(ValueError, match="policy steps must lie between 0 and the present step 4"):
             scheduler.observe(Rollouts(BANDIT.keys[:1], [1.0], policy_step_B=step))
     scheduler.observe(Rollouts(BANDIT.keys[:1] * 2, [1.0, 0.0], policy_step_B=4))
     assert scheduler.last_used_N[:2].tolist() == [4, 3]

@@ -195,14 +195,15 @@ def test_a_scheduler_in_closed_form_resumes_bit_for_bit(estimator: str) -> None:
         ({"partition": "linear"}, "partition must be one of mlp, closed_form, got 'linear'"),
         ({"selection": "best"}, "selection must be one of nearest, uniform, .*, got 'best'"),
         ({"estimator": "logz"}, "estimator must be one of partition, counts, .*, got 'logz'"),
+        ({"candidates": 0}, "candidates must be a whole number of at least 1, got 0"),
+        ({"candidates": 1.5}, "candidates must be a whole number of at least 1, got 1.5"),
+        ({"cooldown_steps": -1}, "cooldown_steps must be a whole number of at least 0, got -1"),
+        ({"group_size": 0}, "group_size must be a whole number of at least 1, got 0"),
+        ({"discount": 2.0}, r"discount must lie in \[0, 1\], got 2.0"),
+        ({"prior_strength": -1.0}, "prior_strength must be positive or None, got -1.0"),
+        ({"implied_weight": 3.0}, r"implied_weight must lie in \[0, 1\], got 3.0"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_known_ones(setting: dict[str, Any], message: str) -> None:
+def test_settings_out_of_range_and_unknown_names_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scheduler_for(Bandit(4), **setting)
-
-
-def test_candidates_must_be_positive() -> None:
-    bandit = Bandit(4)
-    with pytest.raises(ValueError, match="candidates must be at least 1, got 0"):
-        scheduler_for(bandit, candidates=0)

@@ -67,7 +67,7 @@ def test_estimates_and_variances_are_those_of_weighted_least_squares(discount: f
 
 
 def test_the_ridge_maximises_the_marginal_likelihood() -> None:
-    """The evidence of a Gaussian process, t ~ N(m, σ²(I + φφᵀ/λ)), with σ² integrated out, and the prior of λ."""
+    """The evidence of a Gaussian process, t ~ N(m, σ²(I + φφᵀ/η)), with σ² integrated out, and the prior of η."""
     partition = made(discount=1.0)
     shown = observed(partition, 8)
     phi = partition.features_NF.double().numpy()[np.concatenate([rows[::4] for rows, _ in shown])]
@@ -112,7 +112,7 @@ def test_draws_have_the_mean_and_the_covariance_of_the_posterior() -> None:
     draws = np.stack([partition.draw(rng) for _ in range(4000)])
     assert draws.mean(axis=0) == pytest.approx(partition.accuracy(), abs=0.02)
     assert draws.var(axis=0) == pytest.approx(partition.variance(), rel=0.15)
-    # One draw moves similar prompts together: the covariance is φᵀ(A + λI)⁻¹φ'·σ², not diagonal.
+    # One draw moves similar prompts together: the covariance is φᵀ(S + ηI)⁻¹φ'·σ², not diagonal.
     root = partition.root_FF.double()
     phi = partition.features_NF.double() @ root
     assert np.cov(draws.T)[:5, :5] == pytest.approx((phi[:5] @ phi[:5].T).numpy(), abs=0.01)
@@ -236,3 +236,16 @@ def test_the_state_keeps_the_features_when_prompts_are_added() -> None:
 def test_refuses_what_it_cannot_use(shape: tuple[int, ...], options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClosedFormPartition(torch.zeros(shape), **options)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_the_unseen_variance_is_the_same_in_whatever_parts_a_group_comes(parts: int) -> None:
+    """Accuracies of 0.5 leave nothing unseen; all noise is that of sampling, even if no group shows any."""
+    partition = ClosedFormPartition(embeddings(400), BETA, features=32, discount=1.0)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        rows = rng.permutation(400)[:40].repeat(8 // parts)
+        for _ in range(parts):
+            reward = torch.from_numpy(rng.integers(0, 2, len(rows)).astype(np.float32))
+            partition.fit(rows, reward, torch.zeros(len(rows)))
+    assert partition.unseen_variance < 0.01

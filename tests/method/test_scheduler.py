@@ -157,6 +157,54 @@ def test_rewards_outside_the_unit_interval_are_refused() -> None:
         scheduler.observe(Rollouts(["prompt-0", "prompt-1"], [1.0]))
 
 
+@pytest.mark.parametrize("partition", ["mlp", "closed_form"])
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (Rollouts(["prompt-0", "prompt-1"], [1.0, 0.0], [0.0, np.nan]), ValueError, "prompt 'prompt-1' is not finite"),
+        (Rollouts(["prompt-0"], [1.0], np.inf), ValueError, "prompt 'prompt-0' is not finite"),
+        (Rollouts(["prompt-0", "nope"], [1.0, np.nan]), KeyError, "'nope' is not the key of a prompt"),
+        (Rollouts(["prompt-0"], [1.0], policy_step_B=[-3]), ValueError, "must lie between 0 and the present step 0"),
+    ],
+)
+def test_a_refused_observation_changes_nothing(
+    partition: str, wrong: Rollouts, error: type[Exception], message: str
+) -> None:
+    bandit = Bandit(4)
+    scheduler = scheduler_for(bandit, partition=partition)
+    before = scheduler.accuracy_estimates().copy()
+    for observe in (lambda: scheduler.observe(wrong), lambda: scheduler.observe(wrong, wrong)):
+        with pytest.raises(error, match=message):
+            observe()
+    assert scheduler.step == 0
+    assert np.array_equal(scheduler.accuracy_estimates(), before)
+    assert not scheduler.visits_N.any()
+
+
+def test_arguments_that_make_no_sense_are_refused() -> None:
+    scheduler = scheduler_for(Bandit(4))
+    for count in (-1, 2.5):
+        with pytest.raises(ValueError, match="count must be a whole number of at least 0"):
+            scheduler.take(count)
+    for share in (0.0, 1.0, 1.5):
+        with pytest.raises(ValueError, match="share must lie between 0 and 1"):
+            scheduler.accuracy_interval(["prompt-0"], share)
+
+
+@pytest.mark.parametrize("partition", ["mlp", "closed_form"])
+def test_embeddings_that_are_not_finite_are_refused(partition: str) -> None:
+    embeddings_NH = Bandit(4).embeddings()
+    embeddings_NH[2, 0] = torch.nan
+    with pytest.raises(ValueError, match="embeddings must be finite, but that of prompt 2"):
+        DifficultyScheduler(["a", "b", "c", "d"], embeddings_NH, partition=partition)
+
+
+def test_embeddings_may_be_a_numpy_array() -> None:
+    bandit = Bandit(4)
+    scheduler = DifficultyScheduler(bandit.keys, bandit.embeddings().numpy(), partition="closed_form")
+    assert np.isfinite(scheduler.accuracy_estimates()).all()
+
+
 @pytest.mark.parametrize(
     ("keys", "rows", "options", "message"),
     [
