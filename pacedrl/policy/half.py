@@ -2,37 +2,37 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn import Linear
 
 
 @contextmanager
-def half_weights(model: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
+def half_weights(causal_lm: Any, dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
     """Let linear layers multiply by copies of their float32 weights in ``dtype`` while the context lasts.
 
-    The result is what autocast to ``dtype`` gives, bit for bit, because only the weights that autocast would cast are
-    copied. Autocast casts them again at every token, which reads and writes four times as many bytes as the
-    multiplication itself. The parameters stay as they are, so that they can be saved and sent meanwhile; they must not
-    change, and gradients do not flow into them. Weights shared with an embedding are copied for the head alone.
+    Call the model under autocast to ``dtype``. It then computes what it computes without the copies, bit for bit,
+    because only weights that autocast would cast are copied. Autocast casts them again at every token, which moves four
+    times as many bytes as the multiplication itself.
+
+    The copies hide the parameters from the layers alone: the parameters can be saved or sent meanwhile. They must not
+    change, and gradients do not flow. A weight shared with an embedding is copied for the head alone.
     """
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and _multiplies(module)]
-    for layer in layers:
-        bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-        layer.forward = partial(_linear, layer.weight.detach().to(dtype), bias)  # type: ignore[method-assign]
+    head, layers = causal_lm.get_output_embeddings(), []
+    for layer in causal_lm.modules():
+        if isinstance(layer, Linear) and layer.weight.dtype == torch.float32:
+            # A subclass may compute in its own way, except the head, whose weight is always multiplied in ``dtype``.
+            usual = type(layer).forward is Linear.forward
+            if usual or layer is head:
+                # An instance's own attribute takes precedence over the parameter of the same name.
+                layer.__dict__["weight"] = layer.weight.detach().to(dtype)
+                layers.append(layer)
+            if usual and layer.bias is not None:
+                layer.__dict__["bias"] = layer.bias.detach().to(dtype)
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
-
-
-def _multiplies(layer: torch.nn.Linear) -> bool:
-    """Whether the layer does nothing but multiply by float32 weights. A subclass may do it in its own way."""
-    return type(layer).forward is torch.nn.Linear.forward and layer.weight.dtype == torch.float32
-
-
-def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
-    return linear(hidden.to(weight.dtype), weight, bias)
+            del layer.__dict__["weight"]
+            layer.__dict__.pop("bias", None)

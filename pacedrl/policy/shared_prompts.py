@@ -49,7 +49,8 @@ class SharedPromptPattern:
         width = prompt_key.shape[2]
         seen_PHQD = _product(self._by_prompt(weight[..., :width]), prompt_value)
         output_BHRD = self._by_row(seen_PHQD, query_BHRD.shape[2]) + _product(weight[..., width:], value)
-        return output_BHRD.reshape(batch, heads, 1, -1).to(query.dtype)
+        # A stride of H for the one token, too, lets the next layer multiply all rows as one matrix, not one by one.
+        return output_BHRD.reshape(batch, 1, heads, -1).to(query.dtype).transpose(1, 2)
 
     def with_columns(self, token_BL: Tensor) -> "SharedPromptPattern":
         """Return the pattern of the same rows when other columns of theirs hold tokens."""
