@@ -23,7 +23,7 @@ class SharedPromptPattern:
 
     This equals attention over the two concatenated: one softmax over the scores of both. All rows of a prompt share one
     multiplication with its keys and one with its values, so these are read once for all of them. Scores, weights and
-    sums are float32, as in fused attention kernels, while keys and values may be of lower precision.
+    sums are float32, as in fused attention kernels, while what is multiplied has the precision of keys and values.
     """
 
     prompts: Sequence[States]
@@ -46,9 +46,15 @@ class SharedPromptPattern:
         prompt_PHQL = _product(self._by_prompt(query_BHRD), prompt_key.transpose(2, 3)) + self.prompt_bias
         own_BHRS = _product(query_BHRD, key.transpose(2, 3)) + self.own_bias
         weight = torch.cat([self._by_row(prompt_PHQL, query_BHRD.shape[2]), own_BHRS], dim=-1).softmax(dim=-1)
+        rounds = value.dtype != torch.float32
+        if rounds:  # weights relative to the largest one, which is then exact, as in fused kernels
+            largest = weight.amax(dim=-1, keepdim=True)
+            weight = weight / largest
         width = prompt_key.shape[2]
         seen_PHQD = _product(self._by_prompt(weight[..., :width]), prompt_value)
         output_BHRD = self._by_row(seen_PHQD, query_BHRD.shape[2]) + _product(weight[..., width:], value)
+        if rounds:
+            output_BHRD = output_BHRD * largest
         # A stride of H for the one token, too, lets the next layer multiply all rows as one matrix, not one by one.
         return output_BHRD.reshape(batch, 1, heads, -1).to(query.dtype).transpose(1, 2)
 
