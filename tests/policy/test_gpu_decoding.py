@@ -110,7 +110,7 @@ def test_scores_are_not_rounded_before_the_softmax() -> None:
 def test_rounded_columns_are_masked(
     random_policy: Callable[[PretrainedConfig], Policy], monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
-    """Rows leave, others take their places among old tokens, and the columns are moved."""
+    """Rows leave, others take their places among old tokens, which may be infinite, and the columns are moved."""
     monkeypatch.setattr(sampler, "COLUMNS_AHEAD", 8)
     policy = random_policy(GROUPED)
     policy.eos_ids, policy.shares_prompts = sorted(range(0, 259, 4)), shared
@@ -123,8 +123,16 @@ def test_rounded_columns_are_masked(
         widths.add(own.columns.stop - own.columns.start)
         return token_mask(own)
 
-    token_mask = cache.ColumnCache.token_mask
+    def spoil(own: cache.ColumnCache, gone: list[int]) -> tuple[list[int], list[int]]:
+        moves = remove(own, gone)
+        for layer in own.cache.layers:
+            for buffer in (layer.keys, layer.values):
+                buffer[own.rows :] = torch.inf
+        return moves
+
+    token_mask, remove = cache.ColumnCache.token_mask, cache.ColumnCache.remove
     monkeypatch.setattr(cache.ColumnCache, "token_mask", note)
+    monkeypatch.setattr(cache.ColumnCache, "remove", spoil)
     for module in (cache, shared_prompts):
         monkeypatch.setattr(module, "column_step", lambda device: 16)
     rounded = drawn(policy, prompts, settings)
