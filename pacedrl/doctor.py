@@ -12,14 +12,14 @@ from rich.console import Console
 
 from pacedrl.config import Config
 from pacedrl.errors import InputError
+from pacedrl.policy import vllm
 from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.policy import Policy
-from pacedrl.policy.sampler import sample
 from pacedrl.policy.template_problems import template_problems
 from pacedrl.policy.vllm.client import Lost, Server
 from pacedrl.policy.vllm.weights import require_fit
-from pacedrl.rollouts.engines import require_an_end, training_settings
+from pacedrl.rollouts.engines import require_an_end, sample_once, training_settings
 from pacedrl.rollouts.gold import rejected_gold
 from pacedrl.rollouts.tasks import (
     encode_tasks,
@@ -85,6 +85,7 @@ def checks(config: Config) -> Iterator[Check]:
         policy = Policy.load(config.model, resolve_device(config.run.device))
         yield from _model(policy, config.model.name)
         yield from _ends(policy, tasks, config)
+        yield from _engine(policy, config)
         yield from _servers(config)
         yield from _prompts(policy, tasks, config)
         encoded = encode_tasks(policy, tasks, config, drop_overlong=True)  # `_prompts` has reported them
@@ -251,21 +252,49 @@ def _attacks(pool: VerifierPool, task: Task) -> Iterator[Check]:
         yield Check("ok", f"task {task.name}: the verifier rewards none of {len(ATTACKS)} ways to solve nothing")
 
 
+def _engine(policy: Policy, config: Config) -> Iterator[Check]:
+    """Recommend vLLM for a GPU."""
+    if policy.device.type == "cuda" and config.sampling.engine == "transformers":
+        first = "" if vllm.installed() else f"{vllm.INSTALL}, then "
+        yield Check(
+            "warn",
+            "sampling.engine: transformers decodes one operation of one layer at a time, which leaves a GPU idle in "
+            f"between; {first}set sampling.engine=vllm (docs/serving.md)",
+        )
+
+
 def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -> Iterator[Check]:
-    """Upper bounds on time and memory, from the speed on short completions."""
+    """Upper bounds on time and memory."""
+    try:
+        yield _time(policy, prompt_ids, config)
+    except InputError as error:
+        yield Check("fail", str(error))
+    except Lost as lost:
+        yield Check("warn", f"time: not measured, because a server does not answer ({lost})")
+    needed = memory_estimate(policy, config)
+    if policy.device.type == "cuda":
+        available = torch.cuda.mem_get_info(policy.device)[0]
+    else:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    level: Level = "ok" if needed < available else "warn"
+    yield Check(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
+
+
+def _time(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -> Check:
+    """Bound the time of a step from the speed of the configured engine and of the update on short completions.
+
+    Raises what `sample_once` raises.
+    """
     sampling = config.sampling
     rollouts = sampling.prompts_per_step * sampling.group_size
     probe = sorted(prompt_ids, key=len)[len(prompt_ids) // 2 :][: max(1, sampling.batch_size // sampling.group_size)]
-    tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
-    start = time.perf_counter()
-    settings = replace(training_settings(config), max_new_tokens=tokens)
-    groups = list(sample(policy, probe, settings, seeds=range(len(probe))))
-    generated = sum(len(c.token_ids) for _, completions in groups for c in completions)
-    generate_rate = generated / (time.perf_counter() - start)
-    batch = [completion for _, completions in groups[:4] for completion in completions]
-    for i, completions in groups[:4]:
-        for completion in completions:
-            completion.prompt_ids, completion.anchor_logprobs = probe[i], completion.logprobs
+    settings = replace(training_settings(config), max_new_tokens=min(PROBE_TOKENS, sampling.max_new_tokens))
+    groups, seconds = sample_once(config, policy, probe, settings)
+    generate_rate = sum(len(completion.token_ids) for group in groups for completion in group) / seconds
+    batch = [completion for group in groups[:4] for completion in group]
+    for ids, group in zip(probe, groups[:4], strict=False):
+        for completion in group:
+            completion.prompt_ids, completion.anchor_logprobs = ids, completion.logprobs
     loss = build_objective(Config()).loss  # Any objective will do: the time of the loss itself is negligible.
     learner = Learner(policy, config.optimizer, total_steps=1, temperature=sampling.temperature, loss=loss)
     start = time.perf_counter()
@@ -277,19 +306,13 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     # A backward pass costs two forward passes.
     passes = config.optimizer.epochs + config.objective.needs_reference / 3
     update_s = passes * rollouts * (prompt_mean + sampling.max_new_tokens) / update_rate
-    yield Check(
+    return Check(
         "ok",
         f"time: at most about {generate_s + update_s:,.0f} s per step, if every completion has "
-        f"{sampling.max_new_tokens} tokens ({generate_s:,.0f} s sampling at {generate_rate:,.0f} tokens/s, "
-        f"{update_s:,.0f} s update at {update_rate:,.0f} tokens/s, both measured on short completions)",
+        f"{sampling.max_new_tokens} tokens ({generate_s:,.0f} s sampling with {sampling.engine} at "
+        f"{generate_rate:,.0f} tokens/s, {update_s:,.0f} s update at {update_rate:,.0f} tokens/s, both measured on "
+        "short completions)",
     )
-    needed = memory_estimate(policy, config)
-    if policy.device.type == "cuda":
-        available = torch.cuda.mem_get_info(policy.device)[0]
-    else:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    level: Level = "ok" if needed < available else "warn"
-    yield Check(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
 
 
 def memory_estimate(policy: Policy, config: Config) -> float:

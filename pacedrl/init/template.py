@@ -10,6 +10,7 @@ import yaml
 from pacedrl.init.data import TaskSettings
 from pacedrl.init.draft import Draft, Sizes, task_settings
 from pacedrl.init.verifier import shown
+from pacedrl.policy import vllm
 from pacedrl.policy.chat_template import has_thinking_switch
 from pacedrl.tasks.games import GOLD_FIELDS
 
@@ -172,7 +173,12 @@ def _sampling(draft: Draft, size: Sizes) -> Tree:
     elif draft.local is not None and (draft.choice.verifier == "exact" or size.machine == "tiny"):
         new_tokens = "the longest answer, and some spare"
     prompt_tokens = "pacedrl doctor says if this is too few" if draft.local is None else ""
-    return {
+    engine: dict[str, Setting] = {}
+    if size.machine == "gpu" and vllm.installed():
+        engine["engine"] = Setting("vllm", "in the same process; receives the weights before each step")
+    elif size.machine == "gpu":
+        engine["engine"] = Suggestion("vllm", f"samples faster on a GPU: {vllm.INSTALL}, then uncomment")
+    return engine | {
         "prompts_per_step": Setting(size.prompts_per_step, "times group_size: the completions of a step"),
         "group_size": Setting(8, "completions for each prompt"),
         "max_prompt_tokens": Setting(size.max_prompt_tokens, prompt_tokens),

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from pacedrl.policy.draw import draw_tokens, uniforms
+from pacedrl.policy.transfer import read_back
 from pacedrl.types import Completion
 
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ def _generate(
     token_ids: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
     ended_B = torch.zeros(len(prompts), dtype=torch.bool)
+    uniform_BT = uniform_BT.to(policy.device, non_blocking=True)
 
     def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
         """Draw the next token of every row and mask all others; tokens after a row's end are not kept."""
         tick()
-        uniform_B1 = uniform_BT[:, input_ids.shape[1] - ids_BL.shape[1], None].to(scores.device)
+        uniform_B1 = uniform_BT[:, input_ids.shape[1] - ids_BL.shape[1], None]
         token_B1, logprob_B1 = draw_tokens(scores.clone(), uniform_B1, settings.temperature, settings.top_p)
-        for row, (token, logprob) in enumerate(zip(token_B1[:, 0].tolist(), logprob_B1[:, 0].tolist(), strict=True)):
+        for row, (token, logprob) in enumerate(zip(*read_back(token_B1[:, 0], logprob_B1[:, 0]), strict=True)):
             if not ended_B[row]:
                 token_ids[row].append(token)
                 logprobs[row].append(logprob)
@@ -68,7 +70,7 @@ def _generate(
         return torch.full_like(scores, -torch.inf).scatter_(1, token_B1, 0.0)
 
     def have_ended(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        return ended_B.to(input_ids.device)
+        return ended_B.to(input_ids.device, non_blocking=True)
 
     usual = model.generation_config
     # The model's own settings, such as a repetition penalty, would change the distribution.

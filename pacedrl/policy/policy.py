@@ -44,7 +44,7 @@ class Policy:
     compares the log-probabilities of one policy at two times, not of two random subnetworks.
 
     If the model's attention allows it (``takes_patterns``), training uses `pacedrl.policy.attention`: a prompt passes
-    through the model once for all its completions. On a CPU, if the model's cache also allows it (``shares_prompts``),
+    through the model once for all its completions. If the model's cache also allows it (``shares_prompts``),
     completions are decoded from one copy of their prompt (`pacedrl.policy.shared_prompts`).
     """
 
@@ -65,10 +65,7 @@ class Policy:
         # transformers 5.24 renamed this argument.
         takes_cache = "cache" in signature(self.causal_lm.forward).parameters
         self.cache_argument = "cache" if takes_cache else "past_key_values"
-        # Only in float32: under autocast the scores would be rounded before the softmax.
-        self.shares_prompts = (
-            self.takes_patterns and device.type == "cpu" and can_share_prompts(self.causal_lm, self.cache_argument)
-        )
+        self.shares_prompts = self.takes_patterns and self._can_share_prompts()
         self.turn_end = turn_end(tokenizer)
         own_ids, self.end_strings = split_stops(tokenizer, [self.turn_end] if self.turn_end else [])
         self.eos_ids = sorted({*end_token_ids(self.causal_lm, tokenizer), *own_ids})
@@ -167,8 +164,11 @@ class Policy:
     def padded(self, sequences: Sequence[Sequence[int]], side: str = "right") -> tuple[Tensor, Tensor]:
         """Pad sequences to one length. Returns their ids and which of these are not padding (bool), both [B, L]."""
         pad = partial(pad_sequence, batch_first=True, padding_side=side)
-        rows = [self._tensor(ids) for ids in sequences]
-        return pad(rows, padding_value=self.pad_id), pad([torch.ones_like(ids, dtype=torch.bool) for ids in rows])
+        # Padded on the host, so that a GPU is given two tensors instead of two for each sequence.
+        rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+        ids_BL = pad(rows, padding_value=self.pad_id)
+        mask_BL = pad([torch.ones_like(ids, dtype=torch.bool) for ids in rows])
+        return ids_BL.to(self.device, non_blocking=True), mask_BL.to(self.device, non_blocking=True)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision)
@@ -284,6 +284,15 @@ class Policy:
         with self.autocast():
             output = self.decoder(input_ids=ids_BL, attention_mask=mask_BL.long(), use_cache=False, **options)
         return output, mask_BL
+
+    def _can_share_prompts(self) -> bool:
+        """Whether completions can be decoded from one copy of their prompt, in every precision of the policy."""
+        exact = can_share_prompts(self.causal_lm, self.cache_argument, nullcontext(), tolerance=1e-3)
+        if not (exact and self.mixed_precision):
+            return exact
+        # That the attention is right is known by now. This tries torch's product of bfloat16 matrices in float32, and
+        # the tolerance is a few of bfloat16's roundings, of 0.004 each.
+        return can_share_prompts(self.causal_lm, self.cache_argument, self.autocast(), tolerance=0.05)
 
     def _middle(self, output: Any) -> Tensor:
         """Return the hidden states [P, L, H] in the middle of a decoder's output."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +17,9 @@ from pacedrl.policy.cache import ColumnCache, no_columns, states_of
 from pacedrl.policy.cpu import packed_weights
 from pacedrl.policy.draw import draw_tokens, uniforms
 from pacedrl.policy.generate import generate_groups
-from pacedrl.policy.shared_prompts import PromptCache
+from pacedrl.policy.half import half_weights
+from pacedrl.policy.shared_prompts import PromptCache, SharedPromptPattern
+from pacedrl.policy.transfer import read_back
 from pacedrl.types import Completion
 
 if TYPE_CHECKING:
@@ -105,13 +108,18 @@ def sample(
     Raises InputError for a model that cannot be sampled from (`pacedrl.policy.decoding`).
     """
     decoding = decoding or policy.decoding
-    with packed_weights(policy.causal_lm, settings.batch_size):
+    with _sampling_weights(policy, settings.batch_size):
         if decoding != "columns":
             yield from generate_groups(policy, prompt_ids, settings, seeds, tick, padded=decoding == "padded")
             return
         decoder = _Decoder(policy, prompt_ids, settings, seeds, tick)
         while decoder.waiting or decoder.rows:
             yield from decoder.advance()
+
+
+def _sampling_weights(policy: Policy, rows: int) -> AbstractContextManager[None]:
+    """Keep the copies of the weights that make sampling ``rows`` tokens at a time fast, until sampling ends."""
+    return half_weights(policy.causal_lm) if policy.mixed_precision else packed_weights(policy.causal_lm, rows)
 
 
 @dataclass
@@ -147,9 +155,13 @@ class _Decoder:
         self.cache = ColumnCache(capacity, ahead if self.prompts else longest + ahead, policy.device)
         self.begun: list[int] = []
         """The prompts whose keys and values are in ``prompts``, in the same order."""
+        self.pattern: SharedPromptPattern | None = None
+        """The pattern of the last step; None if rows or prompts have changed since."""
         self.rows: list[_Row] = []
-        self.token_B = torch.zeros(capacity, dtype=torch.long, device=policy.device)
+        # What every step needs stays on the device. Each tensor has an entry per row, which moves with the row.
+        self.token_B, self.position_B, self.drawn_B = torch.zeros(3, capacity, dtype=torch.long, device=policy.device)
         self.uniform_BT = torch.zeros(capacity, settings.max_new_tokens, device=policy.device)
+        self.cache.row_states += [self.token_B, self.position_B, self.drawn_B, self.uniform_BT]
         self.done: dict[int, list[Completion | None]] = {}
 
     @torch.inference_mode()
@@ -171,50 +183,57 @@ class _Decoder:
         position_PL = (mask_PL.cumsum(dim=1) - 1).clamp_min(0)
         logits_PV = self.policy.next_logits(ids_PL, mask_PL.long(), position_PL, prefilled)
         size, before, states = self.settings.group_size, len(self.rows), states_of(prefilled, ids_PL.shape[1])
-        if self.prompts is not None:
-            self.prompts.insert(states, lengths)
-            self.begun += prompts
-            states, lengths = no_columns(states), [0] * len(prompts)
         with self.policy.autocast():
+            if self.prompts is not None:
+                self.prompts.insert(states, lengths)
+                self.begun += prompts
+                self.pattern = None
+                states, lengths = no_columns(states), [0] * len(prompts)
             self.cache.insert(states, lengths, size)
-        uniform_BT = torch.cat([uniforms(self.seeds[i], size, self.settings.max_new_tokens) for i in prompts])
-        self.uniform_BT[before : before + len(uniform_BT)] = uniform_BT.to(self.policy.device)
         self.rows += [_Row(i, member) for i in prompts for member in range(size)]
         self.done |= {i: [None] * size for i in prompts}
-        token_PG, logprob_PG = self._draw(logits_PV, uniform_BT[:, 0].view(-1, size))
+        rows = slice(before, len(self.rows))
+        uniform_BT = torch.cat([uniforms(self.seeds[i], size, self.settings.max_new_tokens) for i in prompts])
+        self.uniform_BT[rows].copy_(uniform_BT, non_blocking=True)
+        self.drawn_B[rows] = 1
+        self.position_B[rows] = (position_PL[:, -1] + 1).repeat_interleave(size)
+        token_PG, logprob_PG = self._draw(logits_PV, self.uniform_BT[rows, 0].view(-1, size))
         return before, token_PG.flatten(), logprob_PG.flatten()
 
     def _step(self) -> tuple[Tensor, Tensor]:
         """Return the next token of every row and its log-probability."""
         cache, count = self.cache, len(self.rows)
         cache.make_room()
-        start_B = cache.start_B[:count]
-        position_B = cache.end - start_B
-        mask_BL = torch.arange(cache.first, cache.end + 1, device=self.policy.device) >= start_B[:, None]
-        pattern = None
-        if self.prompts is not None:
-            place = {prompt: i for i, prompt in enumerate(self.begun)}
-            prompt_B = [place[row.prompt] for row in self.rows]
-            pattern = self.prompts.pattern(prompt_B, mask_BL)
-            lengths = [self.prompts.lengths[i] for i in prompt_B]
-            position_B = position_B + torch.tensor(lengths, device=self.policy.device)
-        token_B1 = self.token_B[:count, None]
-        with attention(self.policy.config, pattern):
-            mask = mask_BL.long() if pattern is None else None
-            logits_BV = self.policy.next_logits(token_B1, mask, position_B[:, None], cache.cache)
+        mask_BL = cache.token_mask()
+        self.pattern = self._pattern(mask_BL)
+        mask = mask_BL.long() if self.pattern is None else None
+        with attention(self.policy.config, self.pattern):
+            logits_BV = self.policy.next_logits(
+                self.token_B[:count, None], mask, self.position_B[:count, None], cache.cache
+            )
         cache.end += 1
-        drawn_B = torch.tensor([len(row.token_ids) for row in self.rows], device=self.policy.device)
-        token_B1, logprob_B1 = self._draw(logits_BV, self.uniform_BT[:count].gather(1, drawn_B[:, None]))
+        token_B1, logprob_B1 = self._draw(logits_BV, self.uniform_BT[:count].gather(1, self.drawn_B[:count, None]))
+        self.position_B[:count] += 1
+        self.drawn_B[:count] += 1
         return token_B1.squeeze(1), logprob_B1.squeeze(1)
 
+    def _pattern(self, mask_BL: Tensor) -> SharedPromptPattern | None:
+        """Return the pattern by which the rows attend; None if each row has a copy of its prompt."""
+        if self.prompts is None:
+            return None
+        if self.pattern is not None:
+            return self.pattern.with_columns(mask_BL)
+        place = {prompt: i for i, prompt in enumerate(self.begun)}
+        return self.prompts.pattern([place[row.prompt] for row in self.rows], mask_BL)
+
     def _draw(self, logits_RV: Tensor, uniform_RM: Tensor) -> tuple[Tensor, Tensor]:
-        return draw_tokens(logits_RV, uniform_RM.to(logits_RV.device), self.settings.temperature, self.settings.top_p)
+        return draw_tokens(logits_RV, uniform_RM, self.settings.temperature, self.settings.top_p)
 
     def _record(self, first: int, token_B: Tensor, logprob_B: Tensor) -> list[tuple[int, list[Completion]]]:
         """Append new tokens to the rows from ``first`` on and remove finished rows. Returns the complete groups."""
         self.token_B[first : len(self.rows)] = token_B
         gone = []
-        for i, token, logprob in zip(range(first, len(self.rows)), token_B.tolist(), logprob_B.tolist(), strict=True):
+        for i, token, logprob in zip(range(first, len(self.rows)), *read_back(token_B, logprob_B), strict=True):
             row = self.rows[i]
             row.token_ids.append(token)
             row.logprobs.append(logprob)
@@ -235,8 +254,8 @@ class _Decoder:
     def _remove(self, gone: list[int]) -> None:
         if not gone:
             return
+        self.pattern = None
         places, movers = self.cache.remove(gone)
-        self.token_B[places], self.uniform_BT[places] = self.token_B[movers], self.uniform_BT[movers]
         for place, mover in zip(places, movers, strict=True):
             self.rows[place] = self.rows[mover]
         del self.rows[self.cache.rows :]

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from transformers import DynamicCache
 
 from pacedrl.errors import InputError
 from pacedrl.policy.attention import attention
-from pacedrl.policy.cache import ColumnCache, States, no_columns, states_of
+from pacedrl.policy.cache import ColumnCache, States, cached_dtype, column_step, no_columns, round_up, states_of
 from pacedrl.policy.loading import find_decoder
+from pacedrl.policy.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class SharedPromptPattern:
     """Lets one new token per row attend to the row's prompt and to the row's own columns.
 
     This equals attention over the two concatenated: one softmax over the scores of both. All rows of a prompt share one
-    multiplication with its keys and one with its values, so these are read once for all of them.
+    multiplication with its keys and one with its values, so these are read once for all of them. Scores, weights and
+    sums are float32, as in fused attention kernels, while what is multiplied has the precision of keys and values.
     """
 
     prompts: Sequence[States]
@@ -40,13 +43,24 @@ class SharedPromptPattern:
         scaled = query * (size**-0.5 if scale is None else scale)
         # The heads that share a key-value head become queries of that head.
         query_BHRD = scaled.reshape(batch, key.shape[1], heads // key.shape[1], size)
-        prompt_PHQL = self._by_prompt(query_BHRD) @ prompt_key.transpose(2, 3) + self.prompt_bias
-        own_BHRS = query_BHRD @ key.transpose(2, 3) + self.own_bias
+        prompt_PHQL = _product(self._by_prompt(query_BHRD), prompt_key.transpose(2, 3)) + self.prompt_bias
+        own_BHRS = _product(query_BHRD, key.transpose(2, 3)) + self.own_bias
         weight = torch.cat([self._by_row(prompt_PHQL, query_BHRD.shape[2]), own_BHRS], dim=-1).softmax(dim=-1)
+        rounds = value.dtype != torch.float32
+        if rounds:  # weights relative to the largest one, which is then exact, as in fused kernels
+            largest = weight.amax(dim=-1, keepdim=True)
+            weight = weight / largest
         width = prompt_key.shape[2]
-        seen_PHQD = self._by_prompt(weight[..., :width]) @ prompt_value
-        output_BHRD: Tensor = self._by_row(seen_PHQD, query_BHRD.shape[2]) + weight[..., width:] @ value
-        return output_BHRD.reshape(batch, heads, 1, -1)
+        seen_PHQD = _product(self._by_prompt(weight[..., :width]), prompt_value)
+        output_BHRD = self._by_row(seen_PHQD, query_BHRD.shape[2]) + _product(weight[..., width:], value)
+        if rounds:
+            output_BHRD = output_BHRD * largest
+        # A stride of H for the one token, too, lets the next layer multiply all rows as one matrix, not one by one.
+        return output_BHRD.reshape(batch, 1, heads, -1).to(query.dtype).transpose(1, 2)
+
+    def with_columns(self, token_BL: Tensor) -> "SharedPromptPattern":
+        """Return the pattern of the same rows when other columns of theirs hold tokens."""
+        return replace(self, own_bias=_bias(token_BL))
 
     def _by_prompt(self, rows: Tensor) -> Tensor:
         """Group rows by prompt: [B, heads, R, X] → [P, heads, G · R, X], with zeros for missing rows."""
@@ -62,6 +76,18 @@ class SharedPromptPattern:
         return rows if self.place_B is None else rows.index_select(0, self.place_B)
 
 
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices, [B, heads, Q, X] @ [B, heads, X, Y], of the precision of ``right``. The result is float32."""
+    if right.dtype == torch.float32:
+        return left @ right
+    left = left.to(right.dtype)
+    if right.is_cuda:  # torch has this product since 2.8; autocast leaves it alone
+        product = torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)
+        return product.view(*right.shape[:2], *product.shape[1:])
+    with torch.autocast(right.device.type, enabled=False):
+        return left.float() @ right.float()
+
+
 class PromptCache:
     """Keys and values of prompts of at most ``width`` tokens, each prompt once.
 
@@ -71,7 +97,8 @@ class PromptCache:
 
     def __init__(self, capacity: int, width: int, device: torch.device) -> None:
         self.capacity = capacity
-        self.width = width
+        self.step = column_step(device)
+        self.width = round_up(width, self.step)
         self.device = device
         self.lengths: list[int] = []
         self.layers: list[States] = []
@@ -110,15 +137,15 @@ class PromptCache:
         size = max(rows.values())
         places = [prompt * size + rank for prompt, rank in zip(prompt_B, ranks, strict=True)]
         whole = places == list(range(count * size))
-        first = self.width - max(self.lengths)
+        first = self.width - round_up(max(self.lengths), self.step)
         column_L = torch.arange(first, self.width, device=self.device)
-        token_PL = column_L >= self.width - torch.tensor(self.lengths, device=self.device)[:, None]
+        token_PL = column_L >= self.width - to_device(self.lengths, self.device)[:, None]
         return SharedPromptPattern(
             [(keys[:count, :, first:], values[:count, :, first:]) for keys, values in self.layers],
             _bias(token_PL),
             _bias(token_BL),
             size,
-            None if whole else torch.tensor(places, device=self.device),
+            None if whole else to_device(places, self.device),
         )
 
     def _grow(self, used: int) -> None:
@@ -129,7 +156,7 @@ class PromptCache:
                 buffer[:used] = old[:used]
 
     def _buffer(self, like: Tensor) -> Tensor:
-        return like.new_zeros(self.capacity, like.shape[1], self.width, like.shape[3])
+        return like.new_zeros(self.capacity, like.shape[1], self.width, like.shape[3], dtype=cached_dtype(like))
 
 
 def _bias(token: Tensor) -> Tensor:
@@ -138,30 +165,34 @@ def _bias(token: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def can_share_prompts(causal_lm: Any, cache_argument: str) -> bool:
-    """Whether a model that takes patterns can decode with `SharedPromptPattern`, tried on a few tokens.
+def can_share_prompts(
+    causal_lm: Any, cache_argument: str, autocast: AbstractContextManager[Any], tolerance: float
+) -> bool:
+    """Whether a model that takes patterns can decode with `SharedPromptPattern`, tried on a few tokens in ``autocast``.
 
     It cannot if it caches something smaller than its keys and values, as DeepSeek's compressed attention does.
+    ``tolerance`` is relative to the largest logit.
     """
     device = causal_lm.device
     prompt, tokens = [3, 1, 4], [[2], [6]]
     prefilled, own = DynamicCache(), ColumnCache(2, 1, device)
-    causal_lm(input_ids=torch.tensor([prompt], device=device), **{cache_argument: prefilled}, use_cache=True)
-    try:
-        states = states_of(prefilled, len(prompt))
-        prompts = PromptCache(1, len(prompt), device)
-        prompts.insert(states, [len(prompt)])
-        own.insert(no_columns(states), [0], len(tokens))
-        pattern = prompts.pattern([0, 0], torch.ones(len(tokens), 1, dtype=torch.bool, device=device))
-        with attention(find_decoder(causal_lm).config, pattern):
-            logits_BV = causal_lm(
-                input_ids=torch.tensor(tokens, device=device),
-                position_ids=torch.full((len(tokens), 1), len(prompt), device=device),
-                **{cache_argument: own.cache},
-                use_cache=True,
-            ).logits[:, -1]
-    except (InputError, NotImplementedError, RuntimeError):  # the shapes do not fit
-        return False
-    whole = torch.tensor([prompt + token for token in tokens], device=device)
-    expected_BV = causal_lm(input_ids=whole, use_cache=False).logits[:, -1]
-    return torch.allclose(logits_BV, expected_BV, rtol=1e-3, atol=1e-3 * float(expected_BV.abs().max()))
+    with autocast:
+        causal_lm(input_ids=torch.tensor([prompt], device=device), **{cache_argument: prefilled}, use_cache=True)
+        try:
+            states = states_of(prefilled, len(prompt))
+            prompts = PromptCache(1, len(prompt), device)
+            prompts.insert(states, [len(prompt)])
+            own.insert(no_columns(states), [0], len(tokens))
+            pattern = prompts.pattern([0, 0], own.token_mask())
+            with attention(find_decoder(causal_lm).config, pattern):
+                logits_BV = causal_lm(
+                    input_ids=torch.tensor(tokens, device=device),
+                    position_ids=torch.full((len(tokens), 1), len(prompt), device=device),
+                    **{cache_argument: own.cache},
+                    use_cache=True,
+                ).logits[:, -1]
+        except (InputError, NotImplementedError, RuntimeError, TypeError):  # shapes do not fit, or torch is before 2.8
+            return False
+        whole = torch.tensor([prompt + token for token in tokens], device=device)
+        expected_BV = causal_lm(input_ids=whole, use_cache=False).logits[:, -1]
+    return torch.allclose(logits_BV, expected_BV, rtol=tolerance, atol=tolerance * float(expected_BV.abs().max()))

@@ -213,6 +213,20 @@ def test_a_model_that_is_not_local_is_not_downloaded(monkeypatch: pytest.MonkeyP
     assert config.sampling.prompts_per_step == 8  # 32 prompts, at least four per prompt of a step
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_vllm_samples_where_it_and_a_gpu_are_present(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    monkeypatch.setattr("pacedrl.policy.vllm.installed", lambda: installed)
+    model = ("--data", jsonl(ROWS), "--model", "nobody/has-this-model")
+    assert written(*model).sampling.engine == "transformers"
+    assert "engine" not in Path("c.yaml").read_text()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = written(*model)
+    assert config.sampling.engine == ("vllm" if installed else "transformers")
+    assert ("# engine: vllm" in Path("c.yaml").read_text()) != installed
+    assert ('pip install "pacedrl[vllm]"' in Path("c.yaml").read_text()) != installed
+    assert written("--data", "rows.jsonl", "--model", "tiny").sampling.engine == "transformers"
+
+
 def test_sizes_on_a_gpu_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     rows = [{"question": f"What is {n} - 1?", "answer": n - 1} for n in range(1000)]

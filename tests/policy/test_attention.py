@@ -150,7 +150,7 @@ def test_completions_that_end_one_by_one_are_drawn_from_the_policy(random_policy
         logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions], 4.0)
     for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
         torch.testing.assert_close(torch.tensor(completion.logprobs), row[mask], rtol=0, atol=3e-5)
-    policy.shares_prompts = False  # as on a GPU, where each row has a copy of its prompt
+    policy.shares_prompts = False  # each row then has a copy of its prompt
     copied = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=4.0, batch_size=9), list(range(7))))
     assert [c.token_ids for i in range(7) for c in copied[i]] == [c.token_ids for c in completions]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from pacedrl.policy.cache import ColumnCache
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
+from pacedrl.policy.shared_prompts import PromptCache
 from pacedrl.types import Completion
 
 IDS = list[list[int]]
@@ -221,20 +222,25 @@ def test_sampling_takes_no_gradient_and_leaves_the_global_generator_alone(tiny: 
     assert all(parameter.grad is None for parameter in tiny.parameters())
 
 
+@pytest.mark.parametrize("shared", [True, False])
 def test_under_autocast_caches_are_of_its_precision_and_tokens_of_the_policy(
-    policy: Policy, prompts: IDS, monkeypatch: pytest.MonkeyPatch
+    policy: Policy, prompts: IDS, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
-    """Use bfloat16 and a copy of the prompt for each row, as on a GPU."""
-    monkeypatch.setattr(policy, "autocast", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
-    policy.shares_prompts = False
+    """Use bfloat16 as on a GPU, with one copy of a prompt and with one for each row."""
+    policy.mixed_precision, policy.shares_prompts = True, shared
     kept: list[torch.dtype] = []
 
     def note(cache: ColumnCache, *arguments: Any) -> None:
         insert(cache, *arguments)
         kept.extend(states.dtype for layer in cache.cache.layers for states in (layer.keys, layer.values))
 
-    insert = ColumnCache.insert
+    def note_prompts(cache: PromptCache, *arguments: Any) -> None:
+        insert_prompts(cache, *arguments)
+        kept.extend(states.dtype for layer in cache.layers for states in layer)
+
+    insert, insert_prompts = ColumnCache.insert, PromptCache.insert
     monkeypatch.setattr(ColumnCache, "insert", note)
+    monkeypatch.setattr(PromptCache, "insert", note_prompts)
     completions = [c for group in drawn(policy, prompts, SamplingSettings(4, 8)) for c in group]
     assert set(kept) == {torch.bfloat16}
     repeated = [prompt for prompt in prompts for _ in range(4)]

@@ -13,6 +13,7 @@ from pacedrl.errors import InputError
 from pacedrl.policy.ends import Ends
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SampledGroups, Sampler, SamplingSettings, Tick, TokenLists
+from pacedrl.policy.vllm import INSTALL
 from pacedrl.policy.vllm.worker import pack_head
 from pacedrl.text import first_line
 from pacedrl.types import Completion
@@ -36,8 +37,7 @@ class VllmSampler(Sampler):
             self.vllm: Any = __import__("vllm")
         except ImportError as error:
             raise InputError(
-                f'sampling.engine=vllm needs the package vllm ({error}): pip install "pacedrl[vllm]", or set '
-                "sampling.engine=transformers"
+                f"sampling.engine=vllm needs the package vllm ({error}): {INSTALL}, or set sampling.engine=transformers"
             ) from None
         self.policy = policy
         self.sleeps = policy.device.type == "cuda" and not config.ahead

@@ -70,15 +70,28 @@ class VllmServerSampler(Sampler):
 
         Raises InputError if no server can be used for `SamplingConfig.server_patience_s` seconds.
         """
-        ends = self.policy.ends(settings.stop)
-        parameters = [sampling_parameters(self.policy, settings, seed) for seed in seeds]
-        dispatch = _Dispatch(self.config, self.version, settings, prompt_ids, parameters)
-        try:
-            for prompt, drawn in dispatch.run(tick):
-                group = [ends.completion(ids, logprobs) for ids, logprobs in drawn]
-                yield prompt, group * (settings.group_size // len(group))
-        finally:
-            dispatch.close()
+        yield from sample_version(self.policy, self.config, self.version, prompt_ids, settings, seeds, tick)
+
+
+def sample_version(
+    policy: Policy,
+    config: SamplingConfig,
+    version: str,
+    prompt_ids: TokenLists,
+    settings: SamplingSettings,
+    seeds: Sequence[int],
+    tick: Tick = lambda: None,
+) -> SampledGroups:
+    """Sample as `VllmServerSampler.sample` does, on the servers whose weights have this version; none are sent."""
+    ends = policy.ends(settings.stop)
+    parameters = [sampling_parameters(policy, settings, seed) for seed in seeds]
+    dispatch = _Dispatch(config, version, settings, prompt_ids, parameters)
+    try:
+        for prompt, drawn in dispatch.run(tick):
+            group = [ends.completion(ids, logprobs) for ids, logprobs in drawn]
+            yield prompt, group * (settings.group_size // len(group))
+    finally:
+        dispatch.close()
 
 
 @dataclass
