@@ -26,9 +26,9 @@ SLOW = {
         "demo",
         "tests",
     ],
-    "speed": ["machine", "remedies", "attention", "update", "shares", "step"],
+    "speed": ["machine", "remedies", "generate_batch", "attention", "update", "shares", "step"],
 }
-NEED_GPU = {"nan", "memory", "out_of_memory"}
+NEED_GPU = {"nan", "memory", "out_of_memory", "generate_batch"}
 
 
 def rehearse(group: str, names: list[str], *more: str) -> list[dict[str, Any]]:

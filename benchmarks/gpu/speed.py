@@ -14,8 +14,9 @@ from unittest.mock import patch
 
 import torch
 from pacedrl.policy.flex import flex_row
-from shapes import SHAPES, Mix, learner, mix, random_batch, random_policy, seconds, synchronise
+from shapes import SHAPES, Mix, learner, mix, needs_gpu, random_batch, random_policy, seconds, synchronise
 from torch.profiler import ProfilerActivity, profile
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from pacedrl.policy.attention import shared_prefix
 from pacedrl.policy.policy import Policy
@@ -86,6 +87,31 @@ def _patched(modules: tuple[str, ...], name: str, function: Callable[..., Any]) 
         for module in modules:
             stack.enter_context(patch(f"pacedrl.policy.{module}.{name}", function))
         yield
+
+
+def generate_batch(device: str) -> Figures:
+    """Decode the same rows with ours and with transformers' continuous batching in bfloat16, with its CUDA graphs."""
+    if needed := needs_gpu(device):
+        return needed
+    policy = random_policy("1.5B", device)
+    policy.eos_ids = [-1]
+    prompts = [c.prompt_ids for c in random_batch([(992, [2])] * PROMPTS, SHAPES["1.5B"]["vocabulary"])]
+    new_tokens, found = 128, {}
+    ours = [_sampling_seconds(policy, prompts, new_tokens, device) for _ in range(2)][-1]
+    found["ours"] = round(PROMPTS * GROUP * new_tokens / ours)
+    model = policy.causal_lm.bfloat16()
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=True, top_k=0, num_return_sequences=GROUP, eos_token_id=-1
+    )
+    batching = ContinuousBatchingConfig(return_logprobs=True, use_cuda_graph=True, max_memory_percent=0.5, seed=0)
+    times = []
+    for _ in range(2):  # the first call captures graphs
+        start = time.perf_counter()
+        model.generate_batch(inputs=prompts, generation_config=settings, continuous_batching_config=batching)
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    found["transformers"] = round(PROMPTS * GROUP * new_tokens / times[-1])
+    return found | {"ok": found["ours"] >= found["transformers"]}
 
 
 def attention(device: str) -> Figures:
@@ -221,6 +247,7 @@ CHECKS: dict[str, tuple[Callable[[str], Figures], float]] = {
     "machine": (machine, 40),
     "decode": (decode, 120),
     "remedies": (remedies, 90),
+    "generate_batch": (generate_batch, 60),
     "attention": (attention, 60),
     "update": (update, 120),
     "shares": (shares, 60),
