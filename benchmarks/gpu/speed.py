@@ -13,12 +13,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from pacedrl.policy.flex import flex_row
 from shapes import SHAPES, Mix, learner, mix, needs_gpu, random_batch, random_policy, seconds, synchronise
 from torch.profiler import ProfilerActivity, profile
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from pacedrl.policy.attention import shared_prefix
+from pacedrl.policy.flex import flex_row
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 
