@@ -266,8 +266,6 @@ class OptimizerConfig(Section):
     the model's attention cannot share a prompt among completions, rows are padded to the longest and padding counts."""
     gradient_checkpointing: Free[bool] = False
     """Recompute each layer's activations in the backward pass. Takes about a third more time and much less memory."""
-    activation_offload: Free[bool] = False
-    """Keep activations in the host's memory until the backward pass, to save GPU memory."""
 
 
 class ScaleConfig(Section):

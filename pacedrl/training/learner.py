@@ -17,7 +17,7 @@ from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.distributed.sharding import join_optimizer_states, own_part, whole
 from pacedrl.method import ReplayEntry, Rollouts
 from pacedrl.method.objectives import Metrics as TensorMetrics
-from pacedrl.policy.activations import activation_offload, gradient_checkpointing
+from pacedrl.policy.activations import gradient_checkpointing
 from pacedrl.policy.cpu import return_freed_memory
 from pacedrl.policy.passes import model_passes, sequence_logprobs
 from pacedrl.policy.policy import Policy
@@ -206,12 +206,11 @@ class Learner:
         Returns the largest gap between sampler and trainer at a fresh token, and sums over fresh tokens and sequences,
         which `_apply` turns into means.
         """
-        with activation_offload(self.policy.causal_lm, self.config.activation_offload):
-            logprobs_BT, entropy_BT, mask_BT = self.policy.logprobs(
-                [sequence.prompt_ids for sequence in batch],
-                [sequence.token_ids for sequence in batch],
-                self.temperature,
-            )
+        logprobs_BT, entropy_BT, mask_BT = self.policy.logprobs(
+            [sequence.prompt_ids for sequence in batch],
+            [sequence.token_ids for sequence in batch],
+            self.temperature,
+        )
         lengths = [len(sequence.token_ids) for sequence in batch]
         anchor_BT = self._padded([sequence.anchor_logprobs for sequence in batch], logprobs_BT.detach(), lengths)
         advantage_B = torch.tensor([sequence.advantage for sequence in batch], device=self.policy.device)

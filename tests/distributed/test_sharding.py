@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from pacedrl.config import parse_config
 from pacedrl.distributed.sharding import join_optimizer_states
-from pacedrl.errors import InputError
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 5))
@@ -37,8 +33,3 @@ def test_parts_split_along_the_first_dimension_make_the_whole(rows: list[int], c
         for name, tensor in names.items():
             assert torch.equal(joined["state"][i][name], tensor)
             assert joined["state"][i][name] is not tensor
-
-
-def test_sharding_with_activation_offload_is_refused() -> None:
-    with pytest.raises((InputError, ValidationError), match=r"activation_offload: cannot be combined"):
-        parse_config({"scale": {"shard": True}, "optimizer": {"activation_offload": True}})
