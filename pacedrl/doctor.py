@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -14,6 +14,7 @@ from pacedrl.config import Config
 from pacedrl.errors import InputError
 from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import adapter_note, resolve_device
+from pacedrl.policy.memory import GIB, estimate
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import sample
 from pacedrl.policy.template_problems import template_problems
@@ -45,12 +46,6 @@ ATTACKED = 20
 """Number of prompts per task on which the verifier is tried with completions that solve nothing."""
 PROBE_TOKENS = 32
 """Length of the completions that are sampled to measure speed."""
-GIB = 2**30
-ADAM_BYTES = 16
-"""Bytes per trainable float32 parameter: weight, gradient and the two moments of AdamW."""
-ACTIVATION_BYTES = 70
-"""Bytes of float32 activations kept for the backward pass, per token, layer and hidden unit: a rough upper bound
-(twice the 34 of half precision in arXiv 2205.05198, without attention scores)."""
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -283,38 +278,21 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
         f"{sampling.max_new_tokens} tokens ({generate_s:,.0f} s sampling at {generate_rate:,.0f} tokens/s, "
         f"{update_s:,.0f} s update at {update_rate:,.0f} tokens/s, both measured on short completions)",
     )
-    needed = memory_estimate(policy, config)
+    yield _memory(policy, config)
+
+
+def _memory(policy: Policy, config: Config) -> Check:
+    """Compare the estimate, which includes the weights already loaded, with the memory that the device has for it."""
     if policy.device.type == "cuda":
-        available = torch.cuda.mem_get_info(policy.device)[0]
+        free, size = torch.cuda.mem_get_info(policy.device)
+        room = free + torch.cuda.memory_reserved(policy.device)
     else:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    level: Level = "ok" if needed < available else "warn"
-    yield Check(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
-
-
-def memory_estimate(policy: Policy, config: Config) -> float:
-    """Peak bytes, in sampling (weights, cache) or in the update (weights, gradients, moments, activations)."""
-    text = policy.causal_lm.config.get_text_config()
-    frozen = sum(parameter.numel() for parameter in policy.model.parameters() if not parameter.requires_grad)
-    reference = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
-    frozen_bytes = 4 * frozen + (reference if config.objective.needs_reference and config.model.lora is None else 0)
-    states = frozen_bytes + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
-    element = 2 if policy.device.type == "cuda" else 4
-    context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
-    rows = min(config.sampling.batch_size, config.sampling.prompts_per_step * config.sampling.group_size)
-    configs = getattr(text, "per_layer_config", None) or [text] * text.num_hidden_layers  # layers may share one
-    cache = sum(map(_cached_elements, configs)) * element * rows * context
-    layers = 1 if config.optimizer.gradient_checkpointing else text.num_hidden_layers
-    tokens = max(config.optimizer.tokens_per_micro_batch, context)
-    activations = ACTIVATION_BYTES * tokens * text.hidden_size * layers * element / 4
-    return float(states + max(cache, activations))
-
-
-def _cached_elements(layer: Any) -> int:
-    """Number of cached elements per token in a layer: keys and values, or 0 in a layer without attention."""
-    attention_heads = getattr(layer, "num_attention_heads", None)
-    if not attention_heads:
-        return 0
-    heads = getattr(layer, "num_key_value_heads", None) or attention_heads
-    width = getattr(layer, "head_dim", None) or layer.hidden_size // attention_heads
-    return int(2 * heads * width)
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = estimate(policy, config, size)
+    parts = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in vars(needed).items())
+    text = f"memory: about {needed.peak / GIB:,.1f} GiB ({parts}) of {room / GIB:,.1f} GiB available"
+    if needed.peak < room:
+        return Check("ok", text)
+    remedy = "sampling.batch_size" if needed.sampling > needed.update else "optimizer.tokens_per_micro_batch"
+    return Check("warn", f"{text}; lower {remedy}, or set model.lora.r=16 (docs/guide.md, How much memory)")

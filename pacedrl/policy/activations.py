@@ -14,6 +14,11 @@ from pacedrl.policy.attention import attention, current_pattern
 from pacedrl.policy.loading import find_decoder
 
 
+def uses_checkpointing(causal_lm: Any, setting: bool | None, device: torch.device) -> bool:
+    """Whether an update uses gradient checkpointing; without a ``setting``, it does on a GPU if the model can."""
+    return device.type == "cuda" and bool(_layers(causal_lm)) if setting is None else setting
+
+
 @contextmanager
 def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
     """Recompute each layer's activations in the backward pass while the context lasts.
@@ -23,7 +28,7 @@ def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    layers = [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = _layers(causal_lm)
     if not layers:
         raise InputError(f"optimizer.gradient_checkpointing: {type(causal_lm).__name__} does not support it")
     config = find_decoder(causal_lm).config
@@ -36,6 +41,10 @@ def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = layer.gradient_checkpointing = False
+
+
+def _layers(causal_lm: Any) -> list[GradientCheckpointingLayer]:
+    return [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _checkpoint_in_eval_mode(layer: torch.nn.Module, config: Any, function: Callable[..., Any], *inputs: Any) -> Any:

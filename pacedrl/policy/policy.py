@@ -107,6 +107,11 @@ class Policy:
         return self.model.disable_adapter() if adapted else nullcontext()
 
     @property
+    def pads_attention(self) -> bool:
+        """Whether attention in training pads completions to the longest, as `shared_prefix` does."""
+        return True
+
+    @property
     def context_length(self) -> int | None:
         """The number of tokens that the model's positions allow; None if its config does not say."""
         limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
