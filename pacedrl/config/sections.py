@@ -80,9 +80,20 @@ class ModelConfig(Section):
     trust_remote_code: Free[bool] = False
     """Run Python code from the model's repository. Enable it only for a repository that you trust."""
     attn_implementation: Free[str | None] = None
-    """Attention implementation of transformers, such as ``eager`` or ``sdpa``. null: transformers chooses."""
+    """Attention implementation of transformers, such as ``eager`` or ``sdpa``. null: transformers chooses. Those of the
+    flash-attn packages are refused, because they cannot run the float32 checks of a model."""
     lora: LoraConfig | None = None
     """Train a LoRA adapter. null: train all weights."""
+
+    @field_validator("attn_implementation")
+    @classmethod
+    def _runs_in_float32(cls, name: str | None) -> str | None:
+        if name is not None and "flash" in name:
+            raise ValueError(
+                "flash-attn has no float32, in which models are checked; leave it out: updates use an attention of our "
+                "own, and sdpa uses torch's flash kernels where it can"
+            )
+        return name
 
 
 class RewardPartConfig(Section):
