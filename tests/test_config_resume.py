@@ -13,7 +13,7 @@ from pacedrl.config.base import MAY_CHANGE, Section, changes
 
 FREE = {
     "Config": "scale verifier eval checkpoint tracking versions",
-    "RunConfig": "dir steps max_rollouts device samples_per_step",
+    "RunConfig": "dir steps max_rollouts device deterministic samples_per_step",
     "ModelConfig": "name gguf_file trust_remote_code attn_implementation",
     "DataConfig": "train eval overlong",
     "SamplingConfig": "max_prompt_tokens batch_size servers server_timeout_s server_patience_s gpu_memory",

@@ -54,6 +54,8 @@ class RunConfig(Section):
     """Seed of all random numbers. Each random stream is derived from it and from the stream's purpose."""
     device: Free[Literal["auto", "cpu", "cuda"]] = "auto"
     """``auto``: the first GPU if there is one, else the CPU."""
+    deterministic: Free[bool] = False
+    """Make updates on a GPU give the same bits each time, which is slower. On a CPU they always do."""
     samples_per_step: Free[NonNegative] = 4
     """Number of completions written to samples.jsonl in each step."""
 

@@ -123,6 +123,7 @@ class Policy:
 
     def shard(self) -> None:
         """Shard the weights over all processes, which from now on compute, load and save together."""
+        self.causal_lm.float()  # torch before 2.9 shards the weights of a layer only if they are of one type
         self.sharded = Sharded(self.causal_lm)
 
     @property
