@@ -103,8 +103,8 @@ class Config(Section):
             raise ValueError("sampling.ahead: the oracle needs the accuracies of the current policy; set it to false")
         if self.sampling.ahead and self.run.deterministic:
             raise ValueError(
-                "run.deterministic: cannot be combined with sampling.ahead, which samples during the update: torch has no "
-                "deterministic algorithms for sampling; set one of them to false"
+                "run.deterministic: cannot be combined with sampling.ahead, which samples during the update: torch has "
+                "no deterministic algorithms for sampling; set one of them to false"
             )
         if (self.sampling.engine == "vllm_server") != bool(self.sampling.servers):
             raise ValueError("sampling.servers: list servers if, and only if, sampling.engine=vllm_server")
