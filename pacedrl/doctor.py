@@ -12,9 +12,10 @@ from rich.console import Console
 
 from pacedrl.config import Config
 from pacedrl.errors import InputError
+from pacedrl.policy.activations import uses_checkpointing
 from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import adapter_note, resolve_device
-from pacedrl.policy.memory import GIB, estimate
+from pacedrl.policy.memory import GIB, Memory, estimate
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import sample
 from pacedrl.policy.template_problems import template_problems
@@ -294,5 +295,15 @@ def _memory(policy: Policy, config: Config) -> Check:
     text = f"memory: about {needed.peak / GIB:,.1f} GiB ({parts}) of {room / GIB:,.1f} GiB available"
     if needed.peak < room:
         return Check("ok", text)
-    remedy = "sampling.batch_size" if needed.sampling > needed.update else "optimizer.tokens_per_micro_batch"
-    return Check("warn", f"{text}; lower {remedy}, or set model.lora.r=16 (docs/guide.md, How much memory)")
+    return Check("warn", f"{text}; {_remedy(policy, config, needed, room)}")
+
+
+def _remedy(policy: Policy, config: Config, needed: Memory, room: float) -> str:
+    """Return the setting to change so that less memory is needed."""
+    if needed.states > room:
+        return "set model.lora.r=16, or scale.shard=true on several GPUs"
+    if needed.sampling > needed.update:
+        return "lower sampling." + ("gpu_memory" if config.sampling.engine == "vllm" else "batch_size")
+    if not uses_checkpointing(policy.causal_lm, config.optimizer.gradient_checkpointing, policy.device):
+        return "set optimizer.gradient_checkpointing=true"
+    return "lower optimizer.tokens_per_micro_batch"

@@ -114,9 +114,9 @@ def meta_policy(architecture: Any, device: str, lora: Any) -> Any:
 
             model = get_peft_model(causal, LoraConfig(r=lora.r, target_modules=lora.target_modules))
     embedding = causal.get_input_embeddings().weight
-    for module in model.modules():
-        if lora is not None and isinstance(module, torch.nn.Linear) and module.weight is not embedding:
-            for parameter in module.parameters(recurse=False):
+    for part in model.modules():
+        if lora is not None and isinstance(part, torch.nn.Linear) and part.weight is not embedding:
+            for parameter in part.parameters(recurse=False):
                 parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
 
     def parameters() -> Iterator[torch.nn.Parameter]:

@@ -22,7 +22,7 @@ from transformers import (
 
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
-from pacedrl.policy.activations import gradient_checkpointing
+from pacedrl.policy.activations import gradient_checkpointing, uses_checkpointing
 from pacedrl.policy.loading import find_head
 from pacedrl.policy.policy import Policy
 
@@ -197,6 +197,15 @@ def test_checkpointing_recomputes_and_changes_no_gradient(policy: Policy, prompt
         torch.testing.assert_close(checkpointed[name], gradient)
         assert torch.equal(plain_again[name], gradient)
     assert not any(module.training for module in policy.model.modules())
+
+
+def test_checkpointing_is_the_default_on_a_gpu(policy: Policy) -> None:
+    model, gpu = policy.causal_lm, torch.device("cuda:0")
+    assert uses_checkpointing(model, None, gpu)
+    assert not uses_checkpointing(model, None, CPU)
+    assert not uses_checkpointing(torch.nn.Linear(2, 2), None, gpu)  # a model that cannot
+    assert uses_checkpointing(model, True, CPU)
+    assert not uses_checkpointing(model, False, gpu)
 
 
 def test_checkpointing_ends_with_its_context_also_on_an_exception(policy: Policy) -> None:

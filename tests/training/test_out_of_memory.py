@@ -85,6 +85,16 @@ def test_one_sequence_that_does_not_fit_is_an_input_error(policy: Policy) -> Non
     assert_same(values(policy), before)
 
 
+def test_a_sharded_policy_that_runs_out_of_memory_stops(policy: Policy) -> None:
+    """The other processes wait for its weights, so it cannot try again alone."""
+    batch = mixture(policy)
+    sizes = limit(policy, 2)
+    policy.sharded = torch.nn.Module()  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"^the update does not fit into memory: set optimizer\."):
+        Learner(policy, UNCLIPPED, 10, 1.0, BALANCE).update(batch, 0)
+    assert sizes == [6]
+
+
 def test_an_optimiser_that_does_not_fit_is_an_input_error(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = Learner(policy, UNCLIPPED, 10, 1.0, BALANCE)
 
