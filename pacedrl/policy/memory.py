@@ -71,11 +71,17 @@ def update_bytes(policy: Policy, one_pass: Pass, checkpointed: bool) -> float:
     matrices = sum(parameter.numel() for parameter in policy.parameters() if id(parameter) not in ends)
     # Until the forward pass ends, autocast keeps a bfloat16 copy of each matrix that is trained.
     cast = 2.0 * matrices * policy.mixed_precision
-    head = _head_bytes(policy, one_pass)
+    weight = _output_layer(policy).weight
+    gradient = 4.0 * weight.numel() * weight.requires_grad  # of this pass, beside that of earlier ones
+    # Chunks of logits, the hidden states with their gradient, and the weight as autocast rounds it.
+    rounded = 2.0 * weight.numel() * policy.mixed_precision
+    head = float(LOGITS_BYTES[policy.device.type] + 8.0 * width * one_pass.tokens + gradient + rounded)
     if not checkpointed:
         return layers * layer + cast + head
     kept = 4.0 * width * one_pass.tokens * layers  # the input of each layer, in float32
-    return kept + max(cast, layer + cast / layers + head)
+    # While a layer is computed again and passed backward, two gradients of its gated network are held as well.
+    working = layer + (4.0 if policy.mixed_precision else 8.0) * gated_width(text) * one_pass.tokens
+    return float(kept + max(cast, head, working + cast / layers + gradient))
 
 
 def layer_bytes(text: Any, one_pass: Pass, half: bool, padded: bool) -> float:
@@ -85,7 +91,7 @@ def layer_bytes(text: Any, one_pass: Pass, half: bool, padded: bool) -> float:
     inputs are float32, 10 for the casts that enter five matrices, 2 for each value of the attention's output, and 8 for
     each unit of the gated network. In float32 these are 24, 4 and 16.
     """
-    width, gated = text.hidden_size, _largest(getattr(text, "intermediate_size", None)) or 4 * text.hidden_size
+    width, gated = text.hidden_size, gated_width(text)
     heads = getattr(text, "num_attention_heads", None) or 0
     attended = heads * (getattr(text, "head_dim", None) or width // heads) if heads else width
     token = 26 * width + 2 * attended + 8 * gated if half else 24 * width + 4 * attended + 16 * gated
@@ -96,13 +102,10 @@ def layer_bytes(text: Any, one_pass: Pass, half: bool, padded: bool) -> float:
     return float(one_pass.tokens * token + 2 * element * attended * pairs + element * mask)
 
 
-def _head_bytes(policy: Policy, one_pass: Pass) -> float:
-    """Return the bytes of the output layer's backward pass: chunks of logits, and gradients."""
-    weight = _output_layer(policy).weight
-    hidden = 8.0 * one_pass.tokens * weight.shape[1]  # the hidden states and their gradient
-    # The gradient is summed beside that of earlier passes, and a product is added to it; autocast rounds the weight.
-    gradients = weight.numel() * (8.0 if weight.requires_grad else 0.0) + 2.0 * weight.numel() * policy.mixed_precision
-    return float(LOGITS_BYTES[policy.device.type] + hidden + gradients)
+def gated_width(text: Any) -> int:
+    """Return the width of the layers' gated network, the largest if they differ; if it is not stated, 4 H."""
+    stated = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return max(stated) if isinstance(stated, list | tuple) else int(stated)
 
 
 def _output_layer(policy: Policy) -> Any:
@@ -132,8 +135,3 @@ def _cached_elements(layer: Any) -> int:
     heads = getattr(layer, "num_key_value_heads", None) or attention_heads
     width = getattr(layer, "head_dim", None) or layer.hidden_size // attention_heads
     return int(2 * heads * width)
-
-
-def _largest(value: Any) -> int:
-    """Return a number, or the largest of a list of numbers (one per layer); 0 for None."""
-    return max(value) if isinstance(value, list | tuple) else value or 0
