@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -13,8 +13,10 @@ from rich.console import Console
 from pacedrl.config import Config
 from pacedrl.errors import InputError
 from pacedrl.policy import vllm
+from pacedrl.policy.activations import uses_checkpointing
 from pacedrl.policy.chat_template import prompt_ids
 from pacedrl.policy.loading import adapter_note, resolve_device
+from pacedrl.policy.memory import GIB, Memory, estimate
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.template_problems import template_problems
 from pacedrl.policy.vllm.client import Lost, Server
@@ -45,12 +47,6 @@ ATTACKED = 20
 """Number of prompts per task on which the verifier is tried with completions that solve nothing."""
 PROBE_TOKENS = 32
 """Length of the completions that are sampled to measure speed."""
-GIB = 2**30
-ADAM_BYTES = 16
-"""Bytes per trainable float32 parameter: weight, gradient and the two moments of AdamW."""
-ACTIVATION_BYTES = 70
-"""Bytes of float32 activations kept for the backward pass, per token, layer and hidden unit: a rough upper bound
-(twice the 34 of half precision in arXiv 2205.05198, without attention scores)."""
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -271,13 +267,7 @@ def _cost(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
         yield Check("fail", str(error))
     except Lost as lost:
         yield Check("warn", f"time: not measured, because a server does not answer ({lost})")
-    needed = memory_estimate(policy, config)
-    if policy.device.type == "cuda":
-        available = torch.cuda.mem_get_info(policy.device)[0]
-    else:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    level: Level = "ok" if needed < available else "warn"
-    yield Check(level, f"memory: about {needed / GIB:,.1f} GiB at most of {available / GIB:,.1f} GiB available")
+    yield _memory(policy, config)
 
 
 def _time(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -> Check:
@@ -315,29 +305,28 @@ def _time(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
     )
 
 
-def memory_estimate(policy: Policy, config: Config) -> float:
-    """Peak bytes, in sampling (weights, cache) or in the update (weights, gradients, moments, activations)."""
-    text = policy.causal_lm.config.get_text_config()
-    frozen = sum(parameter.numel() for parameter in policy.model.parameters() if not parameter.requires_grad)
-    reference = 4 * sum(parameter.numel() for parameter in policy.model.parameters())
-    frozen_bytes = 4 * frozen + (reference if config.objective.needs_reference and config.model.lora is None else 0)
-    states = frozen_bytes + ADAM_BYTES * sum(parameter.numel() for parameter in policy.parameters())
-    element = 2 if policy.device.type == "cuda" else 4
-    context = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
-    rows = min(config.sampling.batch_size, config.sampling.prompts_per_step * config.sampling.group_size)
-    configs = getattr(text, "per_layer_config", None) or [text] * text.num_hidden_layers  # layers may share one
-    cache = sum(map(_cached_elements, configs)) * element * rows * context
-    layers = 1 if config.optimizer.gradient_checkpointing else text.num_hidden_layers
-    tokens = max(config.optimizer.tokens_per_micro_batch, context)
-    activations = ACTIVATION_BYTES * tokens * text.hidden_size * layers * element / 4
-    return float(states + max(cache, activations))
+def _memory(policy: Policy, config: Config) -> Check:
+    """Compare the estimate, which includes the weights already loaded, with the memory that the device has for it."""
+    if policy.device.type == "cuda":
+        free, size = torch.cuda.mem_get_info(policy.device)
+        room = free + torch.cuda.memory_reserved(policy.device)
+    else:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = estimate(policy, config, size)
+    parts = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in vars(needed).items())
+    text = f"memory: about {needed.peak / GIB:,.1f} GiB ({parts}) of {room / GIB:,.1f} GiB available"
+    if needed.peak < room:
+        return Check("ok", text)
+    return Check("warn", f"{text}; {_remedy(policy, config, needed, room)}")
 
 
-def _cached_elements(layer: Any) -> int:
-    """Number of cached elements per token in a layer: keys and values, or 0 in a layer without attention."""
-    attention_heads = getattr(layer, "num_attention_heads", None)
-    if not attention_heads:
-        return 0
-    heads = getattr(layer, "num_key_value_heads", None) or attention_heads
-    width = getattr(layer, "head_dim", None) or layer.hidden_size // attention_heads
-    return int(2 * heads * width)
+def _remedy(policy: Policy, config: Config, needed: Memory, room: float) -> str:
+    """Return the setting to change so that less memory is needed."""
+    if needed.states > room:
+        return "set model.lora.r=16, or scale.shard=true on several GPUs"
+    if needed.sampling > needed.update:
+        return "lower sampling." + ("gpu_memory" if config.sampling.engine == "vllm" else "batch_size")
+    if not uses_checkpointing(policy.causal_lm, config.optimizer.gradient_checkpointing, policy.device):
+        return "set optimizer.gradient_checkpointing=true"
+    return "lower optimizer.tokens_per_micro_batch"

@@ -150,6 +150,11 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path, content: str) -> None:
         ({"partition": {"name": "knn"}}, r"partition\.name: unknown 'knn'; expected one of 'mlp', 'closed_form'"),
         ({"partition": {"projection": 64}}, r"unknown key 'partition\.projection': it was removed; .*name=closed_form"),
         ({"partition": {"name": "closed_form", "rescore_share": 0.1}}, r"'partition\.rescore_share': it was removed"),
+        (
+            {"model": {"attn_implementation": "flash_attention_2"}},
+            r"attn_implementation: flash-attn has no float32",
+        ),
+        ({"optimizer": {"activation_offload": True}}, r"it was removed; optimizer\.gradient_checkpointing=true"),
         ({"selection": {"explore_fraction": 0.6, "retain_fraction": 0.5}}, r"selection\.explore_fraction: 0\.6 and"),
     ],
 )

@@ -13,11 +13,11 @@ from pacedrl.config.base import MAY_CHANGE, Section, changes
 
 FREE = {
     "Config": "scale verifier eval checkpoint tracking versions",
-    "RunConfig": "dir steps max_rollouts device samples_per_step",
+    "RunConfig": "dir steps max_rollouts device deterministic samples_per_step",
     "ModelConfig": "name gguf_file trust_remote_code attn_implementation",
     "DataConfig": "train eval overlong",
     "SamplingConfig": "max_prompt_tokens batch_size servers server_timeout_s server_patience_s gpu_memory",
-    "OptimizerConfig": "tokens_per_micro_batch gradient_checkpointing activation_offload",
+    "OptimizerConfig": "tokens_per_micro_batch gradient_checkpointing",
 }
 """Names and paths of model and data are free, because a resumed run compares their contents instead."""
 KEPT = {

@@ -18,8 +18,8 @@ from test_docs import module, settings_by_section
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from pacedrl.config import load_config
-from pacedrl.doctor import GIB, memory_estimate
 from pacedrl.lab.calibrate import load_calibration
+from pacedrl.policy.memory import GIB, estimate
 
 GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
 METHOD = (ROOT / "docs/method.md").read_text(encoding="utf-8")
@@ -42,7 +42,17 @@ SMOLLM2 = LlamaConfig(
     num_key_value_heads=3,
     tie_word_embeddings=True,
 )
-MODELS = [(QWEN, "cuda"), (QWEN, "cuda"), (QWEN, "cuda"), (SMOLLM2, "cpu")]
+QWEN_7B = Qwen2Config(
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    tie_word_embeddings=False,
+)
+"""Architecture of Qwen2.5-Math-7B."""
+MODELS = [(QWEN, "cuda"), (QWEN, "cuda"), (QWEN, "cuda"), (QWEN_7B, "cuda"), (SMOLLM2, "cpu")]
 """Models and devices of the guide's table on memory."""
 
 
@@ -71,31 +81,31 @@ def test_the_table_of_group_sizes_is_binomial() -> None:
 
 
 def test_the_table_of_memory_is_what_doctor_estimates() -> None:
-    rows = rows_below("Worked examples, in GiB:")
+    rows = rows_below("Worked examples, in GiB;")
     path = Path()
     for (name, said, *shown), (architecture, device) in zip(rows, MODELS, strict=True):
         path_in_row = re.search(r"examples/[\w/.]+yaml", said)
         path = Path(path_in_row.group()) if path_in_row else path  # "...": the row's above
         config = load_config(ROOT / path, re.findall(r"[a-z_]+\.[a-z_.]+=\w+", said))
         policy = meta_policy(architecture, device, config.model.lora)
-        parameters = sum(parameter.numel() for parameter in policy.model.parameters())
-        states = sum((16 if p.requires_grad else 4) * p.numel() for p in policy.model.parameters())
-        sampling, optimizer = config.sampling, config.optimizer
+        sampling = config.sampling
+        parameters = list(policy.model.parameters())
+        states = sum((16 if p.requires_grad else p.element_size()) * p.numel() for p in parameters)
         element, length = 2 if device == "cuda" else 4, sampling.max_prompt_tokens + sampling.max_new_tokens
         sequences = min(sampling.batch_size, sampling.prompts_per_step * sampling.group_size)
         width = architecture.hidden_size // architecture.num_attention_heads
-        layers = architecture.num_hidden_layers
-        cache = 2 * layers * architecture.num_key_value_heads * width * element * sequences * length
-        trained = 1 if optimizer.gradient_checkpointing else layers
-        tokens = max(optimizer.tokens_per_micro_batch, length)
-        activations = 70 * tokens * architecture.hidden_size * trained * element / 4
-        in_all = memory_estimate(policy, config)
-        assert in_all == pytest.approx(states + max(cache, activations)), name
-        assert shown == [f"{parameters / 1e6:,.1f}", *(f"{x / GIB:.1f}" for x in (states, cache, activations, in_all))]
+        values = architecture.num_hidden_layers * architecture.num_key_value_heads * width
+        cache = 0.4 * 80e9 if sampling.engine == "vllm" else 2 * values * element * sequences * length
+        found = estimate(policy, config, 80e9)
+        assert (found.states, found.sampling) == pytest.approx((states, cache)), name
+        assert found.peak == states + max(cache, found.update)
+        sizes = (states, cache, found.update, found.peak)
+        count = sum(parameter.numel() for parameter in parameters)
+        assert shown == [f"{count / 1e6:,.1f}", *(f"{size / GIB:.1f}" for size in sizes)]
 
 
 def meta_policy(architecture: Any, device: str, lora: Any) -> Any:
-    """Return an object with all that `memory_estimate` reads from a policy, without allocating memory."""
+    """Return an object with all that `estimate` reads from a policy, without allocating memory."""
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(architecture)
         model = causal
@@ -103,11 +113,23 @@ def meta_policy(architecture: Any, device: str, lora: Any) -> Any:
             from peft import LoraConfig, get_peft_model
 
             model = get_peft_model(causal, LoraConfig(r=lora.r, target_modules=lora.target_modules))
+    embedding = causal.get_input_embeddings().weight
+    for part in model.modules():
+        if lora is not None and isinstance(part, torch.nn.Linear) and part.weight is not embedding:
+            for parameter in part.parameters(recurse=False):
+                parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
 
     def parameters() -> Iterator[torch.nn.Parameter]:
         return (parameter for parameter in model.parameters() if parameter.requires_grad)
 
-    return SimpleNamespace(causal_lm=causal, model=model, parameters=parameters, device=torch.device(device))
+    return SimpleNamespace(
+        causal_lm=causal,
+        model=model,
+        parameters=parameters,
+        device=torch.device(device),
+        mixed_precision=device == "cuda",
+        pads_attention=True,
+    )
 
 
 def test_every_symptom_has_a_row_and_a_paragraph() -> None:

@@ -73,7 +73,6 @@ def test_every_page_that_messages_name_is_there() -> None:
         ({"sampling": {"engine": "vllm_server"}}, "serving"),
         ({"sampling": {"engine": "vllm_server", "servers": ["here"]}}, "serving"),
         ({"scale": {"shard": 3}}, "scale"),
-        ({"scale": {"shard": True}, "optimizer": {"activation_offload": True}}, "scale"),
     ],
 )
 def test_messages_point_to_a_page(tree: dict[str, object], page: str) -> None:

@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
 from pacedrl.config import Config, ModelConfig
-from pacedrl.doctor import memory_estimate
 from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.memory import estimate
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 
@@ -181,9 +181,10 @@ def memory(device: str) -> Figures:
         own = learner(policy)
         torch.cuda.reset_peak_memory_stats()
         own.update(random_batch(batch, 151_936), 0)
-        peak, estimate = torch.cuda.max_memory_allocated(), memory_estimate(policy, config)
-        found[name] = {"peak_gib": round(peak / 2**30, 2), "estimate_gib": round(estimate / 2**30, 2)}
-        found[name]["ratio"] = round(estimate / peak, 2)
+        peak, expected = torch.cuda.max_memory_allocated(), estimate(policy, config)
+        expected = expected.states + expected.update
+        found[name] = {"peak_gib": round(peak / 2**30, 2), "estimate_gib": round(expected / 2**30, 2)}
+        found[name]["ratio"] = round(expected / peak, 2)
         del own
         torch.cuda.empty_cache()
     return found | {"ok": 0.8 < found["even"]["ratio"] < 1.25}

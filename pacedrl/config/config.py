@@ -101,13 +101,13 @@ class Config(Section):
             )
         if self.sampling.ahead and estimator == "oracle":
             raise ValueError("sampling.ahead: the oracle needs the accuracies of the current policy; set it to false")
+        if self.sampling.ahead and self.run.deterministic:
+            raise ValueError(
+                "run.deterministic: cannot be combined with sampling.ahead, which samples during the update: torch has "
+                "no deterministic algorithms for sampling; set one of them to false"
+            )
         if (self.sampling.engine == "vllm_server") != bool(self.sampling.servers):
             raise ValueError("sampling.servers: list servers if, and only if, sampling.engine=vllm_server")
-        if self.scale.shard and self.optimizer.activation_offload:
-            raise ValueError(
-                "optimizer.activation_offload: cannot be combined with scale.shard, because it would also offload the "
-                "gathered weights; set one of them to false"
-            )
         if self.replay.enabled and (not objective.can_replay or estimator == "none"):
             raise ValueError(
                 f"replay.enabled: replay, on in recipe '{self.recipe}' or in the config, needs trajectory balance "

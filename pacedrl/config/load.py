@@ -16,12 +16,12 @@ VARIANTS = tuple(name for name, field in Config.model_fields.items() if field.di
 REMOVED = {
     "partition.projection": "it was removed; for many prompts, set partition.name=closed_form",
     "partition.rescore_share": "it was removed; for many prompts, set partition.name=closed_form",
+    "optimizer.activation_offload": "it was removed; optimizer.gradient_checkpointing=true saves more memory",
 }
 """Maps settings that were removed to the advice that the error message gives."""
 PAGES: dict[str, Page] = {
     "recipe:": "recipes",
     "scale.": "scale",
-    "optimizer.activation_offload": "scale",
     "sampling.servers": "serving",
     "objective.name": "configuration",
     "estimator.name": "configuration",

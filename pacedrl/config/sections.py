@@ -54,6 +54,8 @@ class RunConfig(Section):
     """Seed of all random numbers. Each random stream is derived from it and from the stream's purpose."""
     device: Free[Literal["auto", "cpu", "cuda"]] = "auto"
     """``auto``: the first GPU if there is one, else the CPU."""
+    deterministic: Free[bool] = False
+    """Make updates on a GPU give the same bits each time, which is slower. On a CPU they always do."""
     samples_per_step: Free[NonNegative] = 4
     """Number of completions written to samples.jsonl in each step."""
 
@@ -80,9 +82,20 @@ class ModelConfig(Section):
     trust_remote_code: Free[bool] = False
     """Run Python code from the model's repository. Enable it only for a repository that you trust."""
     attn_implementation: Free[str | None] = None
-    """Attention implementation of transformers, such as ``eager`` or ``sdpa``. null: transformers chooses."""
+    """Attention implementation of transformers, such as ``eager`` or ``sdpa``. null: transformers chooses. Those of the
+    flash-attn packages are refused, because they cannot run the float32 checks of a model."""
     lora: LoraConfig | None = None
     """Train a LoRA adapter. null: train all weights."""
+
+    @field_validator("attn_implementation")
+    @classmethod
+    def _runs_in_float32(cls, name: str | None) -> str | None:
+        if name is not None and "flash" in name:
+            raise ValueError(
+                "flash-attn has no float32, in which models are checked; leave it out: updates use an attention of our "
+                "own, and sdpa uses torch's flash kernels where it can"
+            )
+        return name
 
 
 class RewardPartConfig(Section):
@@ -262,12 +275,13 @@ class OptimizerConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Maximum norm of the gradient; a larger gradient is scaled down to it."""
     tokens_per_micro_batch: Free[Positive] = 16384
-    """Maximum number of tokens in one forward and backward pass, counting completions and their distinct prompts. If
-    the model's attention cannot share a prompt among completions, rows are padded to the longest and padding counts."""
-    gradient_checkpointing: Free[bool] = False
-    """Recompute each layer's activations in the backward pass. Takes about a third more time and much less memory."""
-    activation_offload: Free[bool] = False
-    """Keep activations in the host's memory until the backward pass, to save GPU memory."""
+    """Maximum number of tokens in one forward and backward pass, counting completions and their distinct prompts. Where
+    attention pads completions to the longest, padding counts in proportion to its memory. If the model's attention
+    cannot share a prompt among completions, rows are padded to the longest and padding counts fully. When a GPU runs
+    out of memory in an update, the number is halved for the rest of the run."""
+    gradient_checkpointing: Free[bool | None] = None
+    """Recompute each layer's activations in the backward pass. Takes about a third more time and much less memory.
+    null: on a GPU, if the model supports it."""
 
 
 class ScaleConfig(Section):

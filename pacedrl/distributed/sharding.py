@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -31,8 +31,9 @@ class Sharded(torch.nn.Module):
         device = next(module.parameters()).device.type
         mesh = init_device_mesh(device, (dist.get_world_size(),))
         for layer in [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]:
-            fully_shard(layer, mesh=mesh)
-        # The embedding and the head are in no layer. They are used first and last, so they stay gathered in between.
+            fully_shard(layer, mesh=mesh, mp_policy=layer_precision(device))
+        # The embedding and the head are in no layer. They are used first and last, so they stay gathered in between,
+        # in float32, so that hidden states between the layers are float32, as without sharding.
         fully_shard(self, mesh=mesh, reshard_after_forward=False)
         for part in self.modules():
             if isinstance(part, FSDPModule):
@@ -50,6 +51,17 @@ class Sharded(torch.nn.Module):
         if not torch.is_grad_enabled():
             self.reshard()  # type: ignore[operator]
         return result
+
+
+def layer_precision(device: str) -> MixedPrecisionPolicy:
+    """Return how a layer's weights are gathered and its gradients summed, by the type of device.
+
+    On a GPU weights are gathered in bfloat16, to which autocast would round them anyway (but for those of
+    normalisation), and gradients are summed in float32. On a CPU both are float32.
+    """
+    if device != "cuda":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
 def whole(tensor: Tensor) -> Tensor:

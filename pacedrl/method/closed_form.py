@@ -146,7 +146,7 @@ class ClosedFormPartition:
         count_P = torch.zeros(len(rows_P), dtype=torch.float64).index_add(0, group_B, torch.ones_like(target_B))
         mean_P = torch.zeros_like(count_P).index_add(0, group_B, target_B) / count_P
         squares_P = torch.zeros_like(count_P).index_add(0, group_B, (target_B - mean_P[group_B]).square())
-        weight_B = torch.ones_like(target_B) if weight_B is None else weight_B.double()
+        weight_B = torch.ones_like(target_B) if weight_B is None else weight_B.to("cpu", torch.float64)
         weight_P = torch.zeros_like(count_P).index_add(0, group_B, weight_B) / count_P
         estimate_P = torch.from_numpy(self.accuracy(rows_P)).clamp(0.0, 1.0)
         measured_P = squares_P / (count_P * (count_P - 1)).clamp_min(1.0)

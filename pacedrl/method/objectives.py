@@ -2,7 +2,7 @@
 
 Advantages map rewards to one number per completion, without gradient. ``group_B`` numbers the group (prompt) of each
 completion from 0. Groups may differ in size, because completions that could not be judged are left out. ``reward_B`` is
-raw, in [0, 1].
+raw, in [0, 1]. All tensors of a call are on one device, which may be any.
 
 Losses map log-probabilities and advantages to (loss, metrics). Shapes: ``_B`` sequences, ``_T`` completion tokens,
 padded on the right. ``mask_BT`` is 1 on tokens and 0 on padding; values on padding are ignored. ``old`` is the
@@ -228,7 +228,7 @@ def k3_divergence(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: T
 def group_mean(values_B: Tensor, group_B: Tensor) -> Tensor:
     """Return the mean of each completion's group, [B]."""
     groups = int(group_B.max()) + 1 if len(group_B) else 0
-    total_K = torch.zeros(groups, dtype=values_B.dtype).index_add_(0, group_B, values_B)
+    total_K = values_B.new_zeros(groups).index_add_(0, group_B, values_B)
     return total_K[group_B] / _group_size(group_B)
 
 

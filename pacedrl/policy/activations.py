@@ -1,12 +1,11 @@
-"""Saving device memory in the update: activations are recomputed in the backward pass, or kept in host memory."""
+"""Saving device memory in the update: activations are recomputed in the backward pass."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -14,8 +13,10 @@ from pacedrl.errors import InputError
 from pacedrl.policy.attention import attention, current_pattern
 from pacedrl.policy.loading import find_decoder
 
-OFFLOADED_ELEMENTS = 2**14
-"""Smaller tensors stay on the device, because moving them costs more than the memory they occupy."""
+
+def uses_checkpointing(causal_lm: Any, setting: bool | None, device: torch.device) -> bool:
+    """Whether an update uses gradient checkpointing; without a ``setting``, it does on a GPU if the model can."""
+    return device.type == "cuda" and bool(_layers(causal_lm)) if setting is None else setting
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    layers = [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = _layers(causal_lm)
     if not layers:
         raise InputError(f"optimizer.gradient_checkpointing: {type(causal_lm).__name__} does not support it")
     config = find_decoder(causal_lm).config
@@ -42,28 +43,8 @@ def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
             layer.training = layer.gradient_checkpointing = False
 
 
-@contextmanager
-def activation_offload(model: torch.nn.Module, enabled: bool) -> Iterator[None]:
-    """Keep the tensors that the backward pass needs in host memory, except weights and small tensors.
-
-    Meant for forward passes on a GPU; on a CPU it only copies.
-    """
-    if not enabled:
-        yield
-        return
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(
-        partial(_to_host, weights), lambda saved: saved[1].to(saved[0], non_blocking=True)
-    ):
-        yield
-
-
-def _to_host(weights: Collection[int], tensor: Tensor) -> tuple[torch.device, Tensor]:
-    if tensor.numel() < OFFLOADED_ELEMENTS or tensor.untyped_storage().data_ptr() in weights:
-        return tensor.device, tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    host.copy_(tensor, non_blocking=tensor.is_cuda)
-    return tensor.device, host
+def _layers(causal_lm: Any) -> list[GradientCheckpointingLayer]:
+    return [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _checkpoint_in_eval_mode(layer: torch.nn.Module, config: Any, function: Callable[..., Any], *inputs: Any) -> Any:

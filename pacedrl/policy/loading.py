@@ -26,10 +26,21 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device; ``auto`` chooses the GPU if there is one. Raises InputError if ``cuda`` is not available."""
+    """Return the device; ``auto`` chooses the GPU if there is one. Raises InputError if ``cuda`` is not available.
+
+    The GPU is this thread's current one, with its index: ``cuda`` alone would mean another GPU in another thread.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("run.device: 'cuda' needs a GPU, but torch sees none; use 'cpu' or 'auto'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def use_device(device: torch.device) -> None:
+    """Make a GPU the current one of this thread. Every thread starts with the first GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def load_model_and_tokenizer(config: ModelConfig, folder: Path | None = None) -> tuple[Any, Any]:

@@ -1,6 +1,9 @@
 """Forward passes over completions: packed into micro-batches, and log-probabilities without gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -8,42 +11,85 @@ from pacedrl.distributed.ranks import Ranks
 from pacedrl.policy.policy import Policy
 from pacedrl.types import Completion, Prompt
 
+PADDED_ROWS_PER_TOKEN = 16
+"""Number of padded queries or keys that take the memory of one token. In a layer with autocast, a token saves about 75
+bytes per unit of width (`pacedrl.policy.memory`), a query with its output or a key with its value 4."""
+MASK_ELEMENTS_PER_TOKEN = 2**16
+"""Number of elements of an attention mask that take the memory of one token: 2 bytes each, against about 115 KiB of a
+token in a model of 1.5B parameters."""
 
-def micro_batches(batch: Sequence[Completion], token_budget: int, shared_prompts: bool) -> list[list[int]]:
-    """Group the indices of ``batch`` into micro-batches of at most ``token_budget`` tokens, or of a single sequence.
 
-    With ``shared_prompts`` a micro-batch costs the tokens of its distinct prompts and of its completions, and the
-    completions of one prompt stay together. Without, it costs its rows padded to the longest one, and sequences of
-    similar length stay together.
+@dataclass
+class Pass:
+    """The size of one forward and backward pass over completions that share their prompts.
+
+    ``tokens`` are those of the distinct prompts and of all completions. ``queries`` is the length of the longest
+    completion and ``keys`` that of the longest prompt with its completion.
+    """
+
+    tokens: int = 0
+    rows: int = 0
+    queries: int = 0
+    keys: int = 0
+
+    def with_sequence(self, prompt: int, completion: int, new_prompt: bool) -> Pass:
+        """Return the pass with one more completion; its prompt adds tokens only if it is new to the pass."""
+        return Pass(
+            self.tokens + completion + prompt * new_prompt,
+            self.rows + 1,
+            max(self.queries, completion),
+            max(self.keys, prompt + completion),
+        )
+
+    def cost(self, padded: bool) -> float:
+        """Return the memory of the pass in units of a token's.
+
+        Attention that is ``padded`` (`pacedrl.policy.attention.shared_prefix`) pads its queries and keys to the longest
+        and makes a mask of all pairs of them. Other attention adds nothing.
+        """
+        if not padded:
+            return self.tokens
+        pairs = self.rows * self.queries * self.keys
+        rectangle = self.rows * (self.queries + self.keys)
+        return self.tokens + rectangle / PADDED_ROWS_PER_TOKEN + pairs / MASK_ELEMENTS_PER_TOKEN
+
+
+def micro_batches(
+    batch: Sequence[Completion], token_budget: float, shared_prompts: bool, padded: bool = True
+) -> list[list[int]]:
+    """Group the indices of ``batch`` into micro-batches that cost at most ``token_budget``, or of a single sequence.
+
+    With ``shared_prompts`` a micro-batch costs its `Pass.cost`, and the completions of one prompt stay together.
+    Without, it costs its rows padded to the longest one, and sequences of similar length stay together.
     """
     if not shared_prompts:
         return padded_batches([sequence.length for sequence in batch], token_budget)
     groups: list[list[int]] = []
-    used = 0
+    current = Pass()
     last: Sequence[int] | None = None
     for i in sorted(range(len(batch)), key=lambda i: (len(batch[i].prompt_ids), *batch[i].prompt_ids, batch[i].length)):
-        sequence = batch[i]
-        added = len(sequence.token_ids) if sequence.prompt_ids == last else sequence.length
-        if groups and used + added <= token_budget:
+        lengths = len(batch[i].prompt_ids), len(batch[i].token_ids)
+        longer = current.with_sequence(*lengths, new_prompt=batch[i].prompt_ids != last)
+        if groups and longer.cost(padded) <= token_budget:
             groups[-1].append(i)
-            used += added
+            current = longer
         else:
             groups.append([i])
-            used = sequence.length
-        last = sequence.prompt_ids
+            current = Pass().with_sequence(*lengths, new_prompt=True)
+        last = batch[i].prompt_ids
     return groups
 
 
-def model_passes(policy: Policy, batch: Sequence[Completion], token_budget: int, ranks: Ranks) -> Iterator[list[int]]:
+def model_passes(policy: Policy, batch: Sequence[Completion], token_budget: float, ranks: Ranks) -> Iterator[list[int]]:
     """Yield the `micro_batches` of this process; with a sharded policy all processes make as many passes."""
-    groups = micro_batches(batch, token_budget, policy.takes_patterns)
+    groups = micro_batches(batch, token_budget, policy.takes_patterns, policy.pads_attention)
     passes = max(ranks.gather(len(groups))) if policy.sharded else len(groups)
     yield from groups
     for _ in range(passes - len(groups)):
         policy.dummy_pass()
 
 
-def padded_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def padded_batches(lengths: Sequence[int], token_budget: float) -> list[list[int]]:
     """Group sequences by similar length; each group, padded, has at most ``token_budget`` tokens or one sequence."""
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -59,7 +105,7 @@ def sequence_logprobs(
     policy: Policy,
     batch: Sequence[Completion],
     temperature: float,
-    token_budget: int,
+    token_budget: float,
     tick: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
 ) -> list[list[float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
 from inspect import signature
@@ -38,9 +38,10 @@ Layer = Literal["middle", "last"]
 class Policy:
     """A causal language model with its tokenizer on one device.
 
-    Weights are float32. On a GPU the forward pass runs under bfloat16 autocast, on a CPU in float32, because CPUs
-    without bfloat16 instructions are hundreds of times slower with it. Logits are always float32, and computed the same
-    way in sampling and training (`pacedrl.policy.logprobs.OutputLayer`). Dropout is always off: trajectory balance
+    Weights are float32, except an adapter's base on a GPU (`halve_frozen_weights`). On a GPU the forward pass runs
+    under bfloat16 autocast, on a CPU in float32, because CPUs without bfloat16 instructions are hundreds of times
+    slower with it. Logits are always float32, and computed the same way in sampling and training
+    (`pacedrl.policy.logprobs.OutputLayer`). Dropout is always off: trajectory balance
     compares the log-probabilities of one policy at two times, not of two random subnetworks.
 
     If the model's attention allows it (``takes_patterns``), training uses `pacedrl.policy.attention`: a prompt passes
@@ -49,15 +50,9 @@ class Policy:
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
-        if device.type == "cuda":
-            exclude_cudnn()
-        self.model = model.to(device)
+        self._hold(model)
+        self._place(device)
         self.tokenizer = tokenizer
-        self.device = device
-        self.mixed_precision = device.type == "cuda"
-        # peft wraps the model and injects its layers in place: the model inside is the adapted causal LM.
-        self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.decoder = find_decoder(self.causal_lm)
         self._head = find_head(self.causal_lm)
         # So that sampling, `generate` and a plain forward pass have the logits of training also under autocast.
         self.causal_lm.get_output_embeddings().__class__ = OutputLayer
@@ -75,19 +70,54 @@ class Policy:
         self.pad_id = [*known, 0][0]
         self.sharded: Sharded | None = None
         """The model with its weights sharded over all processes; None if each process holds them all."""
+        self._initial_fingerprint: str | None = None
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device, folder: Path | None = None) -> Policy:
         """Load the configured model, or its checkpoint in ``folder``. Raises InputError if it cannot be used."""
-        policy = cls(*load_model_and_tokenizer(config, folder), device)
+        halves = config.lora is not None and device.type == "cuda"
+        # What is checked is float32, which a GPU that suffices for the halved weights may not hold.
+        policy = cls(*load_model_and_tokenizer(config, folder), torch.device("cpu") if halves else device)
         _ = policy.decoding  # refuses a model that cannot be sampled from before anything else is done
+        if halves:
+            policy.halve_frozen_weights()
+            policy._place(device)
+            policy.shares_prompts = policy.shares_prompts and policy._can_share_prompts_in_half()
         return policy
+
+    def _hold(self, model: Any) -> None:
+        self.model = model
+        # peft wraps the model and injects its layers in place: the model inside is the adapted causal LM.
+        self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder = find_decoder(self.causal_lm)
+
+    def _place(self, device: torch.device) -> None:
+        """Move the model to the device, and compute in the precision that suits it."""
+        if device.type == "cuda":
+            exclude_cudnn()
+        self.model.to(device)
+        self.device = device
+        self.mixed_precision = device.type == "cuda"
+
+    def halve_frozen_weights(self) -> None:
+        """Keep the frozen weights of linear layers in bfloat16, to which autocast would round them each time.
+
+        The other weights, those of normalisation and embedding, stay float32, so under autocast nothing changes but
+        memory. Without autocast such a model cannot be run.
+        """
+        self._initial_fingerprint = self.fingerprint()  # of the weights before they are rounded
+        embedding = self.causal_lm.get_input_embeddings().weight
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Linear):
+                for parameter in (module.weight, module.bias):
+                    if parameter is not None and parameter is not embedding and not parameter.requires_grad:
+                        parameter.data = parameter.data.bfloat16()
 
     def frozen_copy(self) -> Policy:
         """Return a policy with a copy of the weights that is not trained."""
-        copy = Policy(deepcopy(self.model).requires_grad_(False), self.tokenizer, self.device)
-        copy.decoding = self.decoding
-        return copy
+        frozen = copy(self)  # what was found out about the model holds for its copy
+        frozen._hold(deepcopy(self.model).requires_grad_(False))
+        return frozen
 
     @cached_property
     def decoding(self) -> Decoding:
@@ -101,6 +131,7 @@ class Policy:
 
     def shard(self) -> None:
         """Shard the weights over all processes, which from now on compute, load and save together."""
+        self.causal_lm.float()  # torch before 2.9 shards the weights of a layer only if they are of one type
         self.sharded = Sharded(self.causal_lm)
 
     @property
@@ -114,6 +145,11 @@ class Policy:
         """Disable the LoRA adapter, if there is one, while the context lasts."""
         adapted = self.model is not self.causal_lm
         return self.model.disable_adapter() if adapted else nullcontext()
+
+    @property
+    def pads_attention(self) -> bool:
+        """Whether attention in training pads completions to the longest, as `shared_prefix` does."""
+        return self.packing is shared_prefix
 
     @property
     def context_length(self) -> int | None:
@@ -133,20 +169,25 @@ class Policy:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights with their names in the model's own checkpoints, an adapter's added to those it adapts.
 
-        Sharded weights are gathered, so all processes must iterate together.
+        They are made one at a time, so that they need no second copy of the model. Sharded weights are gathered, so all
+        processes must iterate together.
         """
-        changes: dict[int, Tensor] = {}
-        for module in self.causal_lm.modules():
-            if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-                changes[id(module.base_layer.weight)] = module.get_delta_weight(module.active_adapters[0])
+        adapted: dict[int, Any] = {
+            id(module.base_layer.weight): module
+            for module in self.causal_lm.modules()
+            if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+        }
         for name, weight in self.causal_lm.named_parameters():
-            if ".lora_" not in name:
-                change = changes.get(id(weight))
-                total = weight.detach() if change is None else weight.detach() + change
-                yield name.replace(".base_layer", ""), whole(total)
+            if ".lora_" in name:
+                continue
+            total = weight.detach()
+            if (module := adapted.get(id(weight))) is not None:
+                total = total + module.get_delta_weight(module.active_adapters[0]).detach()
+            yield name.replace(".base_layer", ""), whole(total)
 
     def fingerprint(self) -> str:
-        return model_fingerprint(self.causal_lm)
+        """Return the `model_fingerprint` of the weights in float32."""
+        return self._initial_fingerprint or model_fingerprint(self.causal_lm)
 
     def encode(self, content: str | list[Message], options: Mapping[str, Any] | None = None) -> list[int]:
         """Return a prompt's token ids, as `pacedrl.policy.chat_template.token_ids` does."""
@@ -288,8 +329,9 @@ class Policy:
     def _can_share_prompts(self) -> bool:
         """Whether completions can be decoded from one copy of their prompt, in every precision of the policy."""
         exact = can_share_prompts(self.causal_lm, self.cache_argument, nullcontext(), tolerance=1e-3)
-        if not (exact and self.mixed_precision):
-            return exact
+        return exact and (not self.mixed_precision or self._can_share_prompts_in_half())
+
+    def _can_share_prompts_in_half(self) -> bool:
         # That the attention is right is known by now. This tries torch's product of bfloat16 matrices in float32, and
         # the tolerance is a few of bfloat16's roundings, of 0.004 each.
         return can_share_prompts(self.causal_lm, self.cache_argument, self.autocast(), tolerance=0.05)

@@ -16,6 +16,7 @@ from pacedrl.distributed.ranks import Ranks
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.interrupt import Interrupted
 from pacedrl.method import most_learnable, uninformative
+from pacedrl.policy.loading import resolve_device, use_device
 from pacedrl.policy.sampler import Sampler, SamplingSettings
 from pacedrl.rollouts.engines import training_settings
 from pacedrl.rollouts.verdicts import part_prefix
@@ -240,7 +241,8 @@ class Collector:
             if abandoned.is_set():
                 raise Interrupted
 
-        with ThreadPoolExecutor(1, thread_name_prefix="pacedrl-ahead") as thread:
+        device = resolve_device(self.config.run.device)
+        with ThreadPoolExecutor(1, "pacedrl-ahead", use_device, (device,)) as thread:
             future = thread.submit(self.collect, step, policy_step, tick)
             try:
                 yield future.result

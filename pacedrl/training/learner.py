@@ -1,8 +1,10 @@
 """The policy's update: its batch, one or several optimiser steps, and the rollouts that the scheduler observes."""
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,15 +17,18 @@ from pacedrl.config import OptimizerConfig
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.distributed.scheduler import Scheduler
 from pacedrl.distributed.sharding import join_optimizer_states, own_part, whole
+from pacedrl.errors import InputError
 from pacedrl.method import ReplayEntry, Rollouts
 from pacedrl.method.objectives import Metrics as TensorMetrics
-from pacedrl.policy.activations import activation_offload, gradient_checkpointing
+from pacedrl.policy.activations import gradient_checkpointing, uses_checkpointing
 from pacedrl.policy.cpu import return_freed_memory
 from pacedrl.policy.passes import model_passes, sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.seeding import derive_seed
 from pacedrl.training.objectives.base import LossInputs, Objective
 from pacedrl.types import Completion, Group, Prompt
+
+log = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 ReferenceLogprobs = Callable[[Sequence[Completion]], list[list[float]]]
@@ -47,6 +52,11 @@ METRICS = (
 """Metrics of `Learner.update`; NaN if the objective or the batch does not have them."""
 SAMPLER_METRICS = ("mismatch/logprob_mean", "mismatch/logprob_max")
 """Metrics of the first optimiser step alone, before which trainer and sampler hold the same policy."""
+REMEDIES = (
+    "set optimizer.gradient_checkpointing=true, model.lora.r=16 or, on several GPUs, scale.shard=true, or lower "
+    "optimizer.tokens_per_micro_batch or sampling.max_new_tokens"
+)
+"""What to change if an update does not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,9 @@ def replayed_completion(entry: ReplayEntry, prompt_ids: Sequence[int]) -> Comple
 class Learner:
     """AdamW on the policy, whose trainable parameters are updated in place.
 
+    If a GPU runs out of memory in a micro-batch, the gradient is computed anew with smaller micro-batches on all ranks.
+    A sharded policy cannot do that, because the other processes wait for its weights.
+
     Schedules decay over ``total_steps``. Log-probabilities are taken at the ``temperature`` of sampling. ``seed`` is
     that of the split into mini-batches. The ``ranks`` share the sequences of an optimiser step.
     """
@@ -130,6 +143,8 @@ class Learner:
             weight_decay=self.config.weight_decay,
             fused=True,  # one pass over the memory: a seventh of the time, on a CPU
         )
+        self.token_budget: float = self.config.tokens_per_micro_batch
+        """``tokens_per_micro_batch``, halved each time that memory ran out. All ranks have the same."""
 
     def update(self, batch: Sequence[Completion], step: int, tick: Callable[[], None] = lambda: None) -> Update:
         """Train on the batch, with an optimiser step on each mini-batch of each epoch; fill in each ``log_ratio``.
@@ -137,6 +152,8 @@ class Learner:
         ``step`` (from 0) sets the learning rate. ``tick`` is called before each micro-batch until the first optimiser
         step; if it raises, the policy is unchanged. From then on the update is completed. Metrics are means over
         optimiser steps.
+
+        Raises InputError if the memory is too small even for one sequence.
         """
         if not batch:
             return Update(dict.fromkeys(METRICS, math.nan))
@@ -148,7 +165,8 @@ class Learner:
             part = [batch[i] for i in rows]
             totals = self.accumulate_gradient(part, tick)
             tick()
-            metrics, stepped = self._apply(totals, part, step)
+            with _out_of_memory_explained():
+                metrics, stepped = self._apply(totals, part, step)
             measured.append(metrics)
             trained += len(part) * stepped
             skipped += not stepped
@@ -163,30 +181,66 @@ class Learner:
         """Forward and backward over the whole batch, micro-batch by micro-batch, without an optimiser step.
 
         Fills in each sequence's ``log_ratio``. Returns metrics summed over tokens and sequences.
+
+        Raises InputError if the memory is too small even for one sequence.
         """
-        measured: list[tuple[float, Metrics]] = []
         own = batch[self.ranks.own_slice([sequence.length for sequence in batch])]
         tokens = sum(len(sequence.token_ids) for sequence in batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        with gradient_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing):
-            for rows in model_passes(self.policy, own, self.config.tokens_per_micro_batch, self.ranks):
-                tick()
-                measured.append(self._micro_batch([own[i] for i in rows], len(batch), tokens))
+        before = self.token_budget
+        while True:
+            measured, too_large = self._own_micro_batches(own, len(batch), tokens, tick)
+            parts = self.ranks.gather((_joined(measured), [sequence.log_ratio or 0.0 for sequence in own], too_large))
+            failed = [rows for _, _, rows in parts if rows]
+            if not failed:
+                break
+            if min(failed) == 1:
+                raise InputError(f"the update of a single completion does not fit into memory: {REMEDIES}")
+            self.token_budget /= 2
+        if self.token_budget < before and self.ranks.main:
+            log.warning(
+                "a GPU ran out of memory in the update; from now on, micro-batches have at most %d tokens: set "
+                "optimizer.tokens_per_micro_batch to that, or lower",
+                self.token_budget,
+            )
         if not self.policy.sharded:  # FSDP sums the gradients of a sharded policy itself
             self.ranks.sum_gradients(self.policy.parameters())
-        parts = self.ranks.gather((_joined(measured), [sequence.log_ratio or 0.0 for sequence in own]))
-        for sequence, log_ratio in zip(batch, [ratio for _, ratios in parts for ratio in ratios], strict=True):
+        for sequence, log_ratio in zip(batch, [ratio for _, ratios, _ in parts for ratio in ratios], strict=True):
             sequence.log_ratio = log_ratio
-        largest_gap, totals = _joined([part for part, _ in parts])
+        largest_gap, totals = _joined([part for part, _, _ in parts])
         return totals | {"mismatch/logprob_max": largest_gap}
+
+    def _own_micro_batches(
+        self, own: Sequence[Completion], sequences: int, tokens: int, tick: Callable[[], None]
+    ) -> tuple[list[tuple[float, Metrics]], int]:
+        """Compute this process's gradient anew, micro-batch by micro-batch.
+
+        Returns what `_micro_batch` returned for each, and 0, or the number of sequences in the one that ran out of
+        memory.
+        """
+        measured: list[tuple[float, Metrics]] = []
+        rows: list[int] = []
+        self.optimizer.zero_grad(set_to_none=True)
+        checkpointed = uses_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing, self.policy.device)
+        with gradient_checkpointing(self.policy.causal_lm, checkpointed):
+            try:
+                for rows in model_passes(self.policy, own, self.token_budget, self.ranks):
+                    tick()
+                    measured.append(self._micro_batch([own[i] for i in rows], sequences, tokens))
+                return measured, 0
+            except torch.OutOfMemoryError:
+                if self.policy.sharded:
+                    raise InputError(f"the update does not fit into memory: {REMEDIES}") from None
+        # Only here, because the exception kept the tensors of the failed pass.
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()  # does nothing without a GPU
+        return [], len(rows)
 
     def _fill_in_anchors(self, batch: Sequence[Completion], tick: Callable[[], None]) -> None:
         """Fill in every missing μ if the policy will have moved before some sequence is trained on."""
         without = [sequence for sequence in batch if sequence.anchor_logprobs is None]
         if not without or self.config.mini_batches * self.config.epochs == 1:
             return
-        budget = self.config.tokens_per_micro_batch
-        logprobs = sequence_logprobs(self.policy, without, self.temperature, budget, tick, self.ranks)
+        logprobs = sequence_logprobs(self.policy, without, self.temperature, self.token_budget, tick, self.ranks)
         for sequence, own in zip(without, logprobs, strict=True):
             sequence.anchor_logprobs = own
 
@@ -206,12 +260,11 @@ class Learner:
         Returns the largest gap between sampler and trainer at a fresh token, and sums over fresh tokens and sequences,
         which `_apply` turns into means.
         """
-        with activation_offload(self.policy.causal_lm, self.config.activation_offload):
-            logprobs_BT, entropy_BT, mask_BT = self.policy.logprobs(
-                [sequence.prompt_ids for sequence in batch],
-                [sequence.token_ids for sequence in batch],
-                self.temperature,
-            )
+        logprobs_BT, entropy_BT, mask_BT = self.policy.logprobs(
+            [sequence.prompt_ids for sequence in batch],
+            [sequence.token_ids for sequence in batch],
+            self.temperature,
+        )
         lengths = [len(sequence.token_ids) for sequence in batch]
         anchor_BT = self._padded([sequence.anchor_logprobs for sequence in batch], logprobs_BT.detach(), lengths)
         advantage_B = torch.tensor([sequence.advantage for sequence in batch], device=self.policy.device)
@@ -299,6 +352,14 @@ def _rewards(completions: Sequence[Completion]) -> list[float]:
 
 
 def _nothing() -> None: ...
+
+
+@contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise InputError(f"the optimiser's step does not fit into memory: {REMEDIES}") from None
 
 
 def _joined(parts: Sequence[tuple[float, Metrics]]) -> tuple[float, Metrics]:

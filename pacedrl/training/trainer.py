@@ -24,6 +24,7 @@ from pacedrl.evaluation.evaluate import evaluate
 from pacedrl.evaluation.tables import headline
 from pacedrl.interrupt import Interrupted, InterruptGuard
 from pacedrl.policy.cpu import keep_freed_memory
+from pacedrl.policy.determinism import deterministic, reserve_workspace
 from pacedrl.policy.loading import adapter_note, resolve_device
 from pacedrl.policy.passes import sequence_logprobs, true_accuracies
 from pacedrl.policy.policy import Policy
@@ -101,6 +102,8 @@ class Trainer:
     def _load(self) -> None:
         """Load the data and the model, and create the verifier pool."""
         config = self.config
+        if config.run.deterministic:
+            reserve_workspace()
         device = resolve_device(config.run.device)
         keep_freed_memory()
         train, held_out = load_tasks(config)
@@ -178,7 +181,8 @@ class Trainer:
                     self.config.replay.anchor,
                     self._reference_logprobs if self.config.objective.needs_reference else None,
                 )
-                update = self.learner.update(batch, self.step, self._tick)
+                with deterministic(self.config.run.deterministic):
+                    update = self.learner.update(batch, self.step, self._tick)
             with clock.phase("wait"):
                 self.pending = following()
         keys = [group.prompt.key for group in collected.sampled]
@@ -188,10 +192,11 @@ class Trainer:
         with clock.phase("observe"):
             again = [completion for completion in batch if completion.replayed]
             # The results do not name their policy step, because with sampling.ahead all of them have the same age.
-            observed = self.scheduler.observe(
-                fresh_rollouts(collected.sampled, self.objective),
-                replayed_rollouts(again) if self.config.replay.train_partition and again else None,
-            )
+            with deterministic(self.config.run.deterministic):
+                observed = self.scheduler.observe(
+                    fresh_rollouts(collected.sampled, self.objective),
+                    replayed_rollouts(again) if self.config.replay.train_partition and again else None,
+                )
         age = self.step - collected.policy_step
         self.step += 1
         completions = [completion for group in collected.sampled for completion in group.completions]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from pacedrl.config import parse_config
-from pacedrl.distributed.sharding import join_optimizer_states
-from pacedrl.errors import InputError
+from pacedrl.distributed.sharding import join_optimizer_states, layer_precision
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 5))
@@ -39,6 +36,8 @@ def test_parts_split_along_the_first_dimension_make_the_whole(rows: list[int], c
             assert joined["state"][i][name] is not tensor
 
 
-def test_sharding_with_activation_offload_is_refused() -> None:
-    with pytest.raises((InputError, ValidationError), match=r"activation_offload: cannot be combined"):
-        parse_config({"scale": {"shard": True}, "optimizer": {"activation_offload": True}})
+def test_layers_are_gathered_in_bfloat16_and_summed_in_float32_on_a_gpu_alone() -> None:
+    on_gpu = layer_precision("cuda")
+    assert (on_gpu.param_dtype, on_gpu.reduce_dtype, on_gpu.output_dtype) == (torch.bfloat16, torch.float32, None)
+    assert not on_gpu.cast_forward_inputs  # hidden states stay float32
+    assert layer_precision("cpu") == MixedPrecisionPolicy()

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from cli_process import SERVER_ENVIRONMENT, CommandLine, FinishedRun, snapshot, tiny_run
 from test_e2e_bad_input import complaint
 
+from pacedrl.config import ModelConfig, parse_config
+from pacedrl.doctor import _memory
+from pacedrl.policy.memory import GIB, estimate
+from pacedrl.policy.policy import Policy
 from pacedrl.tasks.attacks import ATTACKS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "demo.yaml"
@@ -216,6 +221,33 @@ def test_the_doctor_fails_on_too_few_prompts_and_on_unloadable_models_and_data(c
     code, out = examine(cli, [])
     assert (code, "holds no rows" in out) == (2, True)
     assert not (cli.folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "share", "said"),
+    [
+        ({}, 1.1, ""),
+        ({}, 0.9, "lower sampling.batch_size"),
+        ({"sampling": {"batch_size": 1}}, 0.9, "set optimizer.gradient_checkpointing=true"),
+        (
+            {"sampling": {"batch_size": 1}, "optimizer": {"gradient_checkpointing": True}},
+            0.9,
+            "lower optimizer.tokens_per_micro_batch",
+        ),
+        ({}, 0.0, "set model.lora.r=16, or scale.shard=true on several GPUs"),
+    ],
+)
+def test_the_doctor_says_what_needs_the_memory_and_what_to_change(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], share: float, said: str
+) -> None:
+    policy, config = Policy.load(ModelConfig(), torch.device("cpu")), parse_config(settings)
+    needed = estimate(policy, config)
+    sizes = {"SC_AVPHYS_PAGES": int(share * needed.peak), "SC_PHYS_PAGES": 0, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    check = _memory(policy, config)
+    assert check.level == ("warn" if said else "ok")
+    assert check.text.startswith(f"memory: about {needed.peak / GIB:,.1f} GiB (states {needed.states / GIB:,.1f}, ")
+    assert check.text.endswith(f"GiB available{said and '; '}{said}")
 
 
 def test_the_resolved_configuration_of_a_run_is_a_configuration(full_run: FinishedRun, cli: CommandLine) -> None:

@@ -64,7 +64,6 @@ def test_memory_speed_and_places(run: CommandLine) -> None:
         run,
         "optimizer.tokens_per_micro_batch=64",
         "optimizer.gradient_checkpointing=true",
-        "optimizer.activation_offload=true",
         "sampling.batch_size=4",
         "sampling.server_patience_s=1",
         "sampling.server_timeout_s=1",

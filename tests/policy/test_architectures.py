@@ -17,9 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pacedrl.cli import main
 from pacedrl.config import Config
-from pacedrl.doctor import memory_estimate
 from pacedrl.errors import InputError
 from pacedrl.policy.decoding import WAYS
+from pacedrl.policy.memory import estimate
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
 
@@ -74,7 +74,7 @@ def outcome(model_type: str, tokenizer: Any) -> str:
         assert row_T[: len(plain)] == pytest.approx(plain, abs=TOLERANCE), model_type
     logprobs_BT.sum().backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in policy.parameters())
-    assert memory_estimate(policy, Config()) > 0
+    assert estimate(policy, Config()).peak > 0
     return policy.decoding
 
 

@@ -180,7 +180,8 @@ def test_a_gpu_that_is_not_there_is_an_input_error(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=r"run\.device: 'cuda' needs a GPU"):
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda:1")
     assert resolve_device("cpu") == CPU
 
 

@@ -111,3 +111,68 @@ def test_the_adapted_model_is_the_one_that_samples(prompts: IDS) -> None:
     logprobs_BT, _, mask_BT = policy.logprobs(prompts[:1] * 8, [c.token_ids for c in completions])
     for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
         assert completion.logprobs == pytest.approx(row[mask].tolist(), abs=1e-4)
+
+
+def half(prompts: IDS, completions: IDS) -> tuple[Policy, Policy]:
+    """A trained adapter under bfloat16 autocast, as on a GPU, without and with its frozen weights in bfloat16."""
+    whole, halved = adapted(), adapted()
+    for policy in (whole, halved):
+        train(policy, prompts, completions)
+        policy.mixed_precision = True
+    halved.halve_frozen_weights()
+    return whole, halved
+
+
+def test_frozen_weights_in_bfloat16_change_nothing_under_autocast(prompts: IDS, completions: IDS) -> None:
+    whole, halved = half(prompts, completions)
+    types = {name: parameter.dtype for name, parameter in halved.model.named_parameters()}
+    assert {name for name, dtype in types.items() if dtype == torch.bfloat16} == {
+        name for name in types if name.endswith("_proj.base_layer.weight")
+    }
+    assert all(parameter.dtype == torch.float32 for parameter in halved.parameters())
+    outputs = [policy.logprobs(prompts, completions)[0] for policy in (whole, halved)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.sum().backward()
+    for one, other in zip(whole.parameters(), halved.parameters(), strict=True):
+        assert one.grad is not None
+        assert torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
+    assert halved.fingerprint() == whole.fingerprint()  # a run may go on on another device
+    copied = halved.frozen_copy()
+    assert torch.equal(copied.logprobs(prompts, completions)[0], outputs[0])
+    assert not copied.parameters()
+
+
+def test_an_adapter_for_a_gpu_is_checked_in_float32_on_the_cpu_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[str] = []
+    place = Policy._place
+
+    def here(self: Policy, device: torch.device) -> None:
+        placed.append(device.type)
+        place(self, CPU)
+        self.mixed_precision = device.type == "cuda"
+
+    monkeypatch.setattr(Policy, "_place", here)
+    policy = Policy.load(CONFIG, torch.device("cuda:0"))
+    assert placed == ["cpu", "cuda"]
+    assert not policy.shares_prompts
+    assert policy.model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.bfloat16
+    placed.clear()
+    Policy.load(ModelConfig(), torch.device("cuda:0"))  # all weights are trained, in float32
+    assert placed == ["cuda"]
+
+
+def test_merged_weights_are_made_one_at_a_time(prompts: IDS, completions: IDS, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, halved = half(prompts, completions)
+    expected = dict(whole.weights())
+    layer = type(next(module for module in halved.model.modules() if hasattr(module, "get_delta_weight")))
+    delta, made = layer.get_delta_weight, []
+    monkeypatch.setattr(layer, "get_delta_weight", lambda *arguments: (made.append(1), delta(*arguments))[1])
+    merged = 0
+    for name, weight in halved.weights():
+        merged += name.endswith("_proj.weight")
+        assert len(made) == merged
+        rounded = 2**-8 * float(expected[name].abs().max()) if name.endswith("_proj.weight") else 0.0
+        torch.testing.assert_close(weight.float(), expected[name], rtol=0, atol=rounded)
+    assert merged == 7 * 4
+    assert any("lora" not in name and weight.dtype == torch.float32 for name, weight in halved.weights())

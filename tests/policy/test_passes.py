@@ -34,15 +34,18 @@ def test_padded_micro_batches_partition_the_batch_within_the_budget(lengths: lis
 PROMPTS = [[1], [2], [1, 1, 1], [3] * 20]
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=30), st.integers(1, 80))
-def test_packed_micro_batches_count_each_prompt_once(pairs: list[tuple[int, int]], budget: int) -> None:
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=30), st.integers(1, 80), st.booleans())
+def test_packed_micro_batches_count_each_prompt_once(pairs: list[tuple[int, int]], budget: int, padded: bool) -> None:
     batch = [Completion([7] * length, [], prompt_ids=list(PROMPTS[prompt])) for prompt, length in pairs]
 
-    def cost(group: list[int]) -> int:
+    def cost(group: list[int]) -> float:
         prompts = {tuple(batch[i].prompt_ids) for i in group}
-        return sum(map(len, prompts)) + sum(len(batch[i].token_ids) for i in group)
+        tokens = sum(map(len, prompts)) + sum(len(batch[i].token_ids) for i in group)
+        queries, keys = max(len(batch[i].token_ids) for i in group), max(batch[i].length for i in group)
+        padding = len(group) * (queries + keys) / 16 + len(group) * queries * keys / 2**16
+        return tokens + padding * padded
 
-    groups = micro_batches(batch, budget, shared_prompts=True)
+    groups = micro_batches(batch, budget, shared_prompts=True, padded=padded)
     assert sorted(i for group in groups for i in group) == list(range(len(batch)))
     for group in groups:
         assert len(group) == 1 or cost(group) <= budget

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,7 @@ from transformers import (
 
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
-from pacedrl.policy import activations
-from pacedrl.policy.activations import activation_offload, gradient_checkpointing
+from pacedrl.policy.activations import gradient_checkpointing, uses_checkpointing
 from pacedrl.policy.loading import find_head
 from pacedrl.policy.policy import Policy
 
@@ -200,31 +199,13 @@ def test_checkpointing_recomputes_and_changes_no_gradient(policy: Policy, prompt
     assert not any(module.training for module in policy.model.modules())
 
 
-def test_offloading_moves_activations_and_no_weights_and_changes_no_gradient(
-    policy: Policy, prompts: IDS, completions: IDS, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy.logprobs(prompts, completions)[0].sum().backward()
-    plain = gradients(policy)
-    moved: list[Tensor] = []
-    to_host = activations._to_host
-
-    def noted(weights: Collection[int], tensor: Tensor) -> tuple[torch.device, Tensor]:
-        device, host = to_host(weights, tensor)
-        moved.extend([tensor] if host is not tensor else [])
-        return device, host
-
-    monkeypatch.setattr(activations, "OFFLOADED_ELEMENTS", 64)
-    monkeypatch.setattr(activations, "_to_host", noted)
-    with activation_offload(policy.causal_lm, True):
-        logprobs_BT, _, _ = policy.logprobs(prompts, completions)
-    assert len(moved) > 10
-    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
-    assert not weights & {tensor.untyped_storage().data_ptr() for tensor in moved}
-    for tensor in moved:  # the kept tensor is a copy
-        tensor.detach().zero_()
-    logprobs_BT.sum().backward()
-    for name, gradient in gradients(policy).items():
-        assert torch.equal(gradient, plain[name]), name
+def test_checkpointing_is_the_default_on_a_gpu(policy: Policy) -> None:
+    model, gpu = policy.causal_lm, torch.device("cuda:0")
+    assert uses_checkpointing(model, None, gpu)
+    assert not uses_checkpointing(model, None, CPU)
+    assert not uses_checkpointing(torch.nn.Linear(2, 2), None, gpu)  # a model that cannot
+    assert uses_checkpointing(model, True, CPU)
+    assert not uses_checkpointing(model, False, gpu)
 
 
 def test_checkpointing_ends_with_its_context_also_on_an_exception(policy: Policy) -> None:

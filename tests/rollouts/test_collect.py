@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pacedrl.config import Config
 from pacedrl.config.method import DynamicGateConfig, LiloGateConfig, NoGateConfig
-from pacedrl.rollouts.collect import Collected, collect, expected_to_fill
+from pacedrl.rollouts.collect import Collected, Collector, collect, expected_to_fill
 from pacedrl.types import Completion, Group, Prompt
 
 POOLS = st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=3, max_size=3), min_size=4, max_size=24)
@@ -120,3 +125,17 @@ def test_lilo_does_not_train_on_what_nobody_judged() -> None:
     result = Pool([[None] * 3, [None] * 3, [1.0, 0.0, 0.0], [None] * 3]).collect(LiloGateConfig(oversample=2), 2)
     assert keys(result.kept) == ["2"]
     assert result.capped
+
+
+def test_the_thread_that_samples_ahead_uses_the_gpu_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new thread's current GPU is the first, whichever that of the thread that started it."""
+    used: list[tuple[str, torch.device]] = []
+    collector = Collector.__new__(Collector)
+    collector.config = Config()
+    monkeypatch.setattr(Collector, "collect", lambda self, *_: Collected())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append((threading.current_thread().name, device)))
+    with collector.ahead(1, 0) as following:
+        following()
+    assert used == [("pacedrl-ahead_0", torch.device("cuda:3"))]

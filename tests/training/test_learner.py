@@ -154,10 +154,8 @@ def test_the_current_anchor_is_the_policys_own_at_the_start(new_policy: NewPolic
         {"tokens_per_micro_batch": 30},
         {"tokens_per_micro_batch": 1},
         {"gradient_checkpointing": True},
-        {"activation_offload": True},
-        {"gradient_checkpointing": True, "activation_offload": True},
     ],
-    ids=["small", "single", "checkpointing", "offload", "both"],
+    ids=["small", "single", "checkpointing"],
 )
 def test_micro_batches_and_checkpointing_change_nothing_but_rounding(
     new_policy: NewPolicy, change: dict[str, Any]
