@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from pacedrl.report.pages import require_page
     from pacedrl.view import ConsoleView
 
-    require_page()
+    require_page("lab")
     prompts, samples = positive("--prompts", options.prompts), positive("--samples", options.samples)
     with ConsoleView() as view:
         calibration = calibrate(options.run_dir, prompts, samples, view)
