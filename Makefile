@@ -51,7 +51,7 @@ demo-figure: $(VENV)/dev.stamp  ## train the demo with three seeds, and update t
 RECIPES := grpo,dr_grpo,dapo,gspo,lilo,mopps,flowrl,gflowrl,tb,tb_groupmean,paced,paced_select,paced_replay,paced_noise,paced_grpo,paced_plus,oracle
 SKILLS := --seeds 5 --first-seed 500 --rollouts 15360
 
-results-skills: $(VENV)/dev.stamp  ## compare all recipes and ablations on the tiny model's skills (3 hours on 2 cores)
+results-skills: $(VENV)/dev.stamp  ## compare recipes and ablations on the tiny model's skills (3 hours on 2 cores)
 	$(BIN)/pacedrl compare docs/results/skills_skewed.yaml --recipes $(RECIPES) $(SKILLS) --count improvable --out runs/results/skills_skewed
 	$(BIN)/pacedrl compare docs/results/skills_even.yaml --recipes $(RECIPES) $(SKILLS) --out runs/results/skills_even
 	$(BIN)/pacedrl compare docs/results/skills_skewed.yaml --variants docs/results/skills_ablations.yaml --baseline paced $(SKILLS) --count improvable --out runs/results/skills_ablations

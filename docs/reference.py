@@ -24,6 +24,12 @@ from pacedrl.config.base import MAY_CHANGE
 
 ROOT = Path(__file__).resolve().parents[1]
 TYPES = {"string": "text", "boolean": "true or false", "object": "mapping"}
+MORE = {
+    "calibrate": "[what its table means](guide.md#calibration)",
+    "report": "[how to read the plots](guide.md#reading-the-plots)",
+    "watch": "[how to read the plots](guide.md#reading-the-plots)",
+}
+"""Links from a verb to the part of the guide that explains its output."""
 BOUNDS = {
     "exclusiveMinimum": "more than {:g}",
     "minimum": "at least {:g}",
@@ -178,6 +184,8 @@ def command_line() -> str:
         lines += ["", "```text", usage, "```", ""]
         rows = [_argument(action) for action in verb._actions if not isinstance(action, argparse._HelpAction)]
         lines += ["| argument | |", "|---|---|", *rows] if rows else []
+        if name in MORE:
+            lines += ["", f"The guide explains {MORE[name]}."]
         if verb.epilog:
             lines += ["", "Example:", "", "```sh", verb.epilog.removeprefix("example: "), "```"]
     return "\n".join(lines) + "\n"

@@ -32,7 +32,7 @@ def scipy_stats() -> Any:
     try:
         from scipy import stats
     except ImportError:
-        raise InputError("intervals need scipy: pip install 'pacedrl[lab]'") from None
+        raise InputError('intervals need scipy: pip install "pacedrl[lab]"') from None
     return stats
 
 

@@ -308,7 +308,7 @@ def test_the_readmes_shares_of_rollouts_are_the_results_file() -> None:
     base = costs["grpo"]
     assert base is not None
     text = README.partition("On a skewed pool")[2].partition("\n\n")[0]
-    shares = re.findall(r"`(\w+)` (\d\.\d\d)", text)
+    shares = re.findall(r"`(\w+)`\s(\d\.\d\d)", text)
     assert [name for name, _ in shares] == ["paced", "paced_plus", "mopps", "tb"]
     for name, share in shares:
         cost = costs[name]

@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from pacedrl.config import load_config
 from pacedrl.lab.calibrate import load_calibration
+from pacedrl.lab.results import Results
 from pacedrl.policy.memory import GIB, estimate
+from pacedrl.recipes import RECIPES
 
 GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
 METHOD = (ROOT / "docs/method.md").read_text(encoding="utf-8")
@@ -68,6 +70,38 @@ def test_the_guide_says_what_was_measured(tmp_path: Path) -> None:
     template = (ROOT / "docs/guide.template.md").read_text(encoding="utf-8")
     assert module("results").page(template, tmp_path) == GUIDE
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_page_counts_the_recipes() -> None:
+    number = r"(\w+teen|twenty(-\w+)?)"
+    counted = re.compile(rf"\b({number}|\d+) recipes\b|\ball {number}\b", re.IGNORECASE)
+    assert counted.search("covers all seventeen")
+    assert counted.search("There are 22 recipes")
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert {path.name: found[0] for path in pages if (found := counted.search(path.read_text(encoding="utf-8")))} == {}
+
+
+def test_the_page_on_skills_names_the_recipes_that_it_does_not_have() -> None:
+    page = " ".join((ROOT / "docs/results/skills.template.md").read_text(encoding="utf-8").split())
+    studied = Results.load(ROOT / "docs/results/skills_skewed.json").variants
+    found = re.search(r"\.md\)\. (`.*`) came later and have no study on evaluation pools yet", page)
+    assert found is not None
+    assert set(re.findall(r"`(\w+)`", found[1])) == RECIPES.keys() - studied.keys()
+
+
+def test_the_length_scale_is_the_compromise_that_the_page_on_estimates_describes() -> None:
+    fixed = json.loads((ROOT / "docs/results/estimates.json").read_text(encoding="utf-8"))["fixed"]
+
+    def gains(pool: str, subset: str, setting: str) -> list[float]:
+        """Return by how much a setting lowers the mean error, for each number of observed prompts."""
+        usual, other = fixed[pool]["closed form"], fixed[pool][setting]
+        return [usual[point][subset]["mae"][0] - other[point][subset]["mae"][0] for point in usual]
+
+    half, twice = "half the length scale", "twice the length scale"
+    assert min(gains("words", "seen", half)) > 0 > max(gains("words", "unseen", half))
+    assert all(max(gains(pool, part, half)[1:]) < 0 for pool in ("even", "skewed") for part in ("seen", "unseen"))
+    assert max(gains("words", "seen", twice)) < 0 < max(gains("words", "unseen", twice)) < 0.0015
+    assert max(gains("even", "seen", twice) + gains("even", "unseen", twice) + gains("skewed", "seen", twice)) < 0
 
 
 def test_the_table_of_group_sizes_is_binomial() -> None:

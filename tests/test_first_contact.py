@@ -84,5 +84,5 @@ def test_messages_point_to_a_page(tree: dict[str, object], page: str) -> None:
 
 
 def test_a_message_without_a_page() -> None:
-    with pytest.raises(InputError, match=r"\(got 0\)$"):
+    with pytest.raises(InputError, match=r"run\.steps: expected at least 1, got 0$"):
         parse_config({"run": {"steps": 0}})

@@ -162,21 +162,24 @@ def test_setting_the_buffer_size_does_not_enable_replay() -> None:
         ({"objective": {"name": "tb"}}, "objective.name: unknown 'tb'; expected one of 'trajectory_balance', 'grpo'"),
         ({"objective": {"clip_low": 0.1}}, "unknown key 'objective.clip_low' of objective.name = trajectory_balance"),
         ({"recipe": "grpo", "objective": {"clip_lo": 0.1}}, "did you mean 'objective.clip_low'?"),
-        ({"recipe": "grpo", "objective": {"clip_low": -1}}, "objective.clip_low: input should be greater than"),
+        ({"recipe": "grpo", "objective": {"clip_low": -1}}, "objective.clip_low: expected at least 0, got -1"),
         ({"recipe": "paced_plus", "estimator": {"discont": 1}}, "did you mean 'estimator.discount'?"),
         ({"partition": {"name": "closed_form", "discont": 1}}, "did you mean 'partition.discount'?"),
         (
             {"recipe": "paced_plus", "partition": {"fit_steps": 1}},
             "'partition.fit_steps' of partition.name = closed_form",
         ),
-        ({"recipe": "paced_plus", "estimator": {"prior_strength": "x"}}, "estimator.prior_strength: input should be"),
+        (
+            {"recipe": "paced_plus", "estimator": {"prior_strength": "x"}},
+            "estimator.prior_strength: expected a number",
+        ),
         ({"gate": {"oversample": 3}}, "unknown key 'gate.oversample' of gate.name = none"),
         (
             {"recipe": "flowrl", "estimator": {"name": "partition"}},
             "fits log Z to z-scored rewards, which do not show it",
         ),
         ({"objective": {"name": "grpo"}}, "replay.enabled: replay, on in recipe 'paced' or in the config, needs"),
-        ({"gate": {"name": "lilo", "oversample": 1}}, "gate.oversample: input should be greater than or equal to 2"),
+        ({"gate": {"name": "lilo", "oversample": 1}}, "gate.oversample: expected at least 2, got 1"),
     ],
 )
 def test_invalid_combinations_are_refused_in_one_line(tree: dict[str, Any], said: str) -> None:

@@ -4,8 +4,8 @@
     python docs/method/closed_form.py --measure runs/results/estimates/words  # first rewrite closed_form.json
 
 FOLDER is what docs/results/estimates_data.py wrote about SmolLM2 on SVAMP's equations (`make results-estimates`). The
-estimators observe groups of 8 completions of 256 of its 482 prompts, 8 prompts per step; the figure shows the others.
-The truth is the mean of 64 other completions.
+estimators observe groups of 8 completions of 256 of its 482 prompts in one random order, 8 prompts per step; the figure
+shows the others. (docs/results/estimates.md has means over five orders.) The truth is the mean of 64 other completions.
 """
 
 from __future__ import annotations

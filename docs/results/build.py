@@ -17,7 +17,8 @@ never typed by hand:
 - ``{target:COMPARISON}``: the comparison's target accuracy
 - ``{estimates:POOL/SUBSET}``: from estimates.json (estimates.py), the table of the estimates of a pool's ``seen`` or
   ``unseen`` prompts
-- ``{discounts:RUN/RUN}`` and ``{noise:POOL}``: from the same, the table of errors by γ, and the noise of the truth
+- ``{discounts:RUN/RUN}``, ``{coverages:RUN/RUN}`` and ``{noise:POOL}``: from the same, the table of errors by γ, that
+  of errors and coverage at the checkpoints, and the noise of the truth
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pacedrl.lab.results import Results, variant_result
 from pacedrl.lab.tables import interval_text
 
 HERE = Path(__file__).resolve().parent
-KINDS = "section|calibration|mean|ratio|difference|error|target|estimates|discounts|noise"
+KINDS = "section|calibration|mean|ratio|difference|error|target|estimates|discounts|coverages|noise"
 PLACEHOLDER = re.compile(rf"\{{({KINDS}):([^{{}}]+)\}}")
 
 
@@ -77,6 +78,8 @@ def fill(kind: str, argument: str, figures: Path) -> str:
             return estimates_table(comparison, rest[0])
         case "discounts":
             return discounts_table(argument.split("/"))
+        case "coverages":
+            return coverages_table(argument.split("/"))
         case "noise":
             first = next(iter(estimates()["fixed"][comparison]["counts"].values()))
             return f"{first['unseen']['noise'][0]:.3f}"
@@ -122,12 +125,29 @@ def estimate_cell(scores: dict[str, list[float | None]]) -> str:
 def discounts_table(runs: list[str]) -> str:
     """Return a table with a row for each γ: mean error, and squared error less sampling noise, of each run."""
     moving = estimates()["moving"]
-    names = [run.removeprefix("moving_") for run in runs]
-    lines = ["| γ | " + " | ".join(names) + " |", "|---" * (len(runs) + 1) + "|"]
+    lines = runs_heading("γ", runs)
     for discount in moving[runs[0]]:
         cells = (f"{moving[run][discount]['mae']:.4f} / {moving[run][discount]['square']:.4f}" for run in runs)
         lines.append(f"| {discount} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def coverages_table(runs: list[str]) -> str:
+    """Return a table with a row for each estimator and subset: error, and coverage of 50% and 90% intervals, by run."""
+    found = estimates()["checkpoints"]
+    lines = runs_heading("estimator, prompts", runs)
+    for name in found[runs[0]]:
+        for subset, words in (("seen", "seen"), ("unseen", "not seen")):
+            scores = [found[run][name][subset] for run in runs]
+            cells = (f"{s['mae']:.3f} / {100 * s['in_50']:.0f}, {100 * s['in_90']:.0f}" for s in scores)
+            lines.append(f"| {name}, {words} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def runs_heading(corner: str, runs: list[str]) -> list[str]:
+    """Return the first lines of a table with a column for each run."""
+    names = [run.removeprefix("moving_") for run in runs]
+    return [f"| {corner} | " + " | ".join(names) + " |", "|---" * (len(runs) + 1) + "|"]
 
 
 def difference(results: Results, variant: str, other: str, measure: str) -> Interval:
@@ -169,7 +189,7 @@ def calibration_name(argument: str) -> str:
 def needed(kind: str, argument: str, runs: Path) -> list[tuple[Path, Path]]:
     """Return the results that a placeholder reads, as pairs of the comparison's file and its copy here."""
     comparison, *rest = argument.split("/")
-    if kind in ("estimates", "discounts", "noise"):
+    if kind in ("estimates", "discounts", "coverages", "noise"):
         return []  # estimates.py writes its results here
     if kind in ("calibration", "error"):
         variant, seed = rest[:2]

@@ -11,8 +11,9 @@ does not use; ``noise`` is the error that a perfect estimate would have against 
 Coverage is measured for estimators that give a distribution, by the results of 64 completions of each prompt
 (`pacedrl.lab.calibrate.coverage`, which accounts for their noise); for the tiny model they are drawn from the truth.
 
-FOLDER/moving_NAME are runs of ``grpo``, whose policy moves. Their steps are replayed: each step's accuracies are
-estimated before they are observed (prequential), with one γ after another.
+FOLDER/moving_NAME are runs of ``grpo`` with the tiny model, whose policy moves. Their steps are replayed: each step's
+accuracies are estimated before they are observed (prequential), with one γ after another. With the default γ, the
+estimates are also compared with the exact accuracies of the policy at each checkpoint.
 
 Writes estimates.json beside this file: mean and standard deviation over the streams.
 """
@@ -32,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pacedrl.config import load_config
+from pacedrl.config import Config, load_config
 from pacedrl.lab.calibrate import coverage
 from pacedrl.logs import read_rows
 from pacedrl.method import ClosedFormPartition, LogPartition, MlpPartition
@@ -40,8 +41,12 @@ from pacedrl.method.beliefs import AccuracyEstimator, EstimatorName, Partition
 from pacedrl.method.estimator import Beliefs, spearman
 from pacedrl.policy.embeddings import prompt_embeddings
 from pacedrl.policy.loading import resolve_device
+from pacedrl.policy.passes import true_accuracies
 from pacedrl.policy.policy import Policy
+from pacedrl.recipes import RECIPES
 from pacedrl.rollouts.tasks import encode_tasks, load_tasks, unique_prompts
+from pacedrl.training.checkpoint import checkpoint_step, list_checkpoints
+from pacedrl.types import Prompt
 
 GROUP = 8
 MOST = 500
@@ -54,7 +59,7 @@ POOLS = {
     "skewed": (32, (32, 128, 512, 2048)),
 }
 """Prompts per step, and the numbers of observed prompts at which estimates are scored."""
-DISCOUNTS = (0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+DISCOUNTS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -147,14 +152,16 @@ def main() -> None:
     parser.add_argument("--only", help="a part of the names of pools and runs to study")
     options = parser.parse_args()
     path = Path(__file__).with_suffix(".json")
-    results = json.loads(path.read_text()) if path.exists() else {"fixed": {}, "moving": {}}
+    results = json.loads(path.read_text()) if path.exists() else {"fixed": {}, "moving": {}, "checkpoints": {}}
     for folder in sorted(path for path in options.folder.iterdir() if path.is_dir()):
         if (options.only or "") not in folder.name:
             continue
         if folder.name in POOLS:
             results["fixed"][folder.name] = study_fixed(load_pool(folder), *POOLS[folder.name], options.streams)
         else:
-            results["moving"][folder.name] = study_moving(folder)
+            run = load_run(folder)
+            results["moving"][folder.name] = study_moving(run)
+            results["checkpoints"][folder.name] = study_checkpoints(run)
         path.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -211,12 +218,15 @@ def scores_of(
         yield found
 
 
-def observe(estimator: AccuracyEstimator | None, rows_P: Ints, reward_NG: Floats) -> None:
-    """Show an estimator and its log Z a step, in the order of `DifficultyScheduler.observe`."""
+def observe(estimator: AccuracyEstimator | None, rows_P: Ints, reward_NG: Floats, step: int = 0) -> None:
+    """Show an estimator and its log Z a step, in the order of `DifficultyScheduler.observe`.
+
+    ``step`` only tells the counts which visits of a prompt are older.
+    """
     if estimator is None:
         return
     reward_PG = reward_NG[rows_P]
-    estimator.observe(rows_P, reward_PG.tolist(), step_P=0)  # each prompt is visited once, so no count is discounted
+    estimator.observe(rows_P, reward_PG.tolist(), step_P=step)
     if estimator.partition is not None:
         reward_B = torch.from_numpy(reward_PG.ravel())
         estimator.partition.fit(np.repeat(rows_P, GROUP), reward_B, torch.zeros_like(reward_B), int(rows_P[0]))
@@ -247,39 +257,99 @@ def summary(runs: list[dict[str, float]]) -> dict[str, list[float | None]]:
     return found
 
 
-def study_moving(run: Path) -> dict[str, Any]:
-    """Return γ → the errors of the estimates of each step's prompts, made before the step was observed.
+@dataclass(frozen=True)
+class Run:
+    """A run of a moving policy: its prompts, and the rows and rewards [P, G] of the prompts of each step."""
 
-    ``square`` is the mean squared error less the sampling noise of the observed means.
-    """
-    config = load_config(run / "config.yaml")
+    folder: Path
+    config: Config
+    prompts: list[Prompt]
+    embeddings_NH: Tensor
+    steps: list[tuple[Ints, Floats]]
+
+
+def load_run(folder: Path) -> Run:
+    config = load_config(folder / "config.yaml")
     policy = Policy.load(config.model, resolve_device("cpu"))
     prompts = unique_prompts(encode_tasks(policy, load_tasks(config)[0], config))
     row_of = {prompt.key: row for row, prompt in enumerate(prompts)}
     embeddings_NH = prompt_embeddings(policy, [prompt.token_ids for prompt in prompts], layer="middle")
     steps = [(np.array([row_of[key] for key in step["keys"]]), np.array(step["rewards"], dtype=float))
-             for step in read_rows(run / "groups.jsonl")]  # fmt: skip
+             for step in read_rows(folder / "groups.jsonl")]  # fmt: skip
+    return Run(folder, config, prompts, embeddings_NH, steps)
+
+
+def show(run: Run, estimator: AccuracyEstimator, step: int) -> None:
+    """Show the estimator one of the run's steps."""
+    rows_P, reward_PG = run.steps[step]
+    reward_NG = np.zeros((len(run.prompts), GROUP))
+    reward_NG[rows_P] = reward_PG
+    observe(estimator, rows_P, reward_NG, step)
+
+
+def study_moving(run: Run) -> dict[str, Any]:
+    """Return γ → the errors of the estimates of each step's prompts, made before the step was observed.
+
+    ``square`` is the mean squared error less the sampling noise of the observed means.
+    """
     found = {}
     for discount in DISCOUNTS:
-        partition = ClosedFormPartition(embeddings_NH, discount=discount)
-        estimator = AccuracyEstimator("partition", len(prompts), partition, None, 1.0)
-        parts, covered = [], []
-        for i, (rows_P, reward_PG) in enumerate(steps):
-            observed_P = reward_PG.mean(axis=1)
-            if i > 0:
-                beliefs = estimator.beliefs(rows_P)
-                error_P = estimator.mean(rows_P).clip(0, 1) - observed_P
-                noise_P = reward_PG.var(axis=1, ddof=1) / GROUP
-                parts.append(np.stack([np.abs(error_P), error_P**2 - noise_P, error_P], axis=1).mean(axis=0))
-                covered.append(coverages(beliefs, reward_PG))
-            reward_NG = np.zeros((len(prompts), GROUP))
-            reward_NG[rows_P] = reward_PG
-            observe(estimator, rows_P, reward_NG)
-        errors = dict(zip(("mae", "square", "bias"), np.mean(parts, axis=0), strict=True))
-        shares = {name: np.mean([step[name] for step in covered]) for name in covered[0]}
-        found[str(discount)] = {name: round(float(value), 5) for name, value in (errors | shares).items()}
-        print(run.name, discount, found[str(discount)], flush=True)
+        partition = ClosedFormPartition(run.embeddings_NH, discount=discount)
+        estimator = AccuracyEstimator("partition", len(run.prompts), partition, None, 1.0)
+        parts = []
+        show(run, estimator, 0)
+        for step, (rows_P, reward_PG) in enumerate(run.steps[1:], start=1):
+            error_P = estimator.mean(rows_P).clip(0, 1) - reward_PG.mean(axis=1)
+            noise_P = reward_PG.var(axis=1, ddof=1) / GROUP
+            errors = {"mae": np.abs(error_P), "square": error_P**2 - noise_P, "bias": error_P}
+            means = {name: float(values_P.mean()) for name, values_P in errors.items()}
+            parts.append(means | coverages(estimator.beliefs(rows_P), reward_PG))
+            show(run, estimator, step)
+        found[str(discount)] = mean_of(parts)
+        print(run.folder.name, discount, found[str(discount)], flush=True)
     return found
+
+
+def study_checkpoints(run: Run) -> dict[str, Any]:
+    """Return estimator → ``seen`` or ``unseen`` → errors and coverage, means over the checkpoints.
+
+    The estimates with the run's evidence up to a checkpoint are those from which it would select next. They are
+    compared with the exact accuracies of up to ``MOST`` prompts at that checkpoint. The counts are those of
+    ``paced_plus``.
+    """
+    partition = ClosedFormPartition(run.embeddings_NH)
+    counts = RECIPES["paced_plus"].settings["estimator"]["discount"]
+    combined = AccuracyEstimator("combined", len(run.prompts), partition, None, counts)
+    estimators = {"closed form": combined.with_name("partition"), "closed form, with counts": combined}
+    folders = {checkpoint_step(folder): folder for folder in list_checkpoints(run.folder)}
+    rng = np.random.default_rng(300)
+    seen_N = np.zeros(len(run.prompts), dtype=bool)
+    parts: dict[str, dict[str, list[dict[str, float]]]] = {name: {"seen": [], "unseen": []} for name in estimators}
+    for step, (rows_P, _) in enumerate(run.steps):
+        show(run, combined, step)
+        seen_N[rows_P] = True
+        if step + 1 not in folders:
+            continue
+        policy = Policy.load(run.config.model, resolve_device("cpu"), folders[step + 1])
+        for subset, mask_N in (("seen", seen_N), ("unseen", ~seen_N)):
+            scored_P = rng.permutation(np.flatnonzero(mask_N))[:MOST]
+            if len(scored_P) == 0:
+                continue
+            prompts = [run.prompts[row] for row in scored_P]
+            exact_P = np.array(true_accuracies(policy, prompts, 1.0, run.config.optimizer.tokens_per_micro_batch))
+            result_PS = (rng.random((len(scored_P), TRIALS)) < exact_P[:, None]).astype(float)
+            for name, estimator in estimators.items():
+                error_P = estimator.mean(scored_P).clip(0, 1) - exact_P
+                errors = {"mae": float(np.abs(error_P).mean()), "bias": float(error_P.mean())}
+                parts[name][subset].append(errors | coverages(estimator.beliefs(scored_P), result_PS))
+    found = {name: {part: mean_of(scores) for part, scores in subsets.items()} for name, subsets in parts.items()}
+    print(run.folder.name, *(f"{name} {scores}" for name, scores in found.items()), sep="\n  ", flush=True)
+    return found
+
+
+def mean_of(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each score; nothing if there are no parts."""
+    return {name: round(float(np.mean([part[name] for part in parts])), 5) for name in (parts[0] if parts else ())}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ EXAMPLE = "runs/demo --prompts 128"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_dir", type=home_path, metavar="RUN", help="folder of a run")
-    add("--prompts", type=int, default=256, help="maximum number of prompts of each group (default: %(default)s)")
+    most = "maximum number of prompts seen, and of those never seen (default: %(default)s)"
+    add("--prompts", type=int, default=256, help=most)
     add("--samples", type=int, default=32, help="completions per prompt (default: %(default)s)")
 
 
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from pacedrl.report.pages import require_page
     from pacedrl.view import ConsoleView
 
-    require_page()
+    require_page("lab")
     prompts, samples = positive("--prompts", options.prompts), positive("--samples", options.samples)
     with ConsoleView() as view:
         calibration = calibrate(options.run_dir, prompts, samples, view)

@@ -71,7 +71,7 @@ def eval_config(options: argparse.Namespace) -> Config:
     tasks = [text for text in options.tasks or [] if "=" not in text]
     overrides = [*options.overrides, *(text for text in options.tasks or [] if "=" in text)]
     tree: dict[str, Any] = config_tree(options.config, overrides)
-    parse_config(tree, str(options.config or "eval"))
+    parse_config(tree, str(options.config or "eval"), overrides)
     model, data, settings = (tree.setdefault(section, {}) for section in ("model", "data", "eval"))
     overridden = any(text.startswith("model.gguf_file=") for text in options.overrides)
     if options.model != model.get("name") and not overridden and adapter_base(options.model) is None:

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     from pacedrl.report.live import serve
     from pacedrl.report.pages import require_page
 
-    require_page(", or watch with --terminal")
+    require_page(hint=", or watch with --terminal")
     with serve(options.runs, options.port) as server:
         print(f"{server.url} shows {', '.join(map(str, options.runs))}; Ctrl-C ends it.", flush=True)
         if options.open:

@@ -1,6 +1,7 @@
 """Read a configuration from YAML and the command line, with one-line errors that name the file and the field."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,35 @@ PAGES: dict[str, Page] = {
     "partition.name": "configuration",
 }
 """Documentation page to point to, by the beginning of the error message."""
+EXPECTED = {
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": "a list",
+    "too_short": "a list of at least {min_length}",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+"""What a setting expects, by the type of pydantic's error. Other types keep pydantic's words."""
 
 
 def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply ``section.key=value`` overrides (values parsed as YAML) and validate.
 
-    Raises InputError with a one-line message that names the file and the field.
+    Raises InputError with a one-line message that names the field, and the file or the command line.
     """
-    return parse_config(config_tree(path, overrides), str(path) if path is not None else "config")
+    return parse_config(config_tree(path, overrides), str(path) if path is not None else "config", overrides or ())
 
 
 def config_tree(path: Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -47,13 +69,16 @@ def config_tree(path: Path | None, overrides: list[str] | None = None) -> dict[s
     return tree
 
 
-def parse_config(tree: dict[str, Any], where: str = "config") -> Config:
-    """Validate a plain mapping. Raises InputError that names ``where`` and the first invalid field."""
+def parse_config(tree: dict[str, Any], where: str = "config", overrides: Sequence[str] = ()) -> Config:
+    """Validate a plain mapping, in which the overrides are applied already.
+
+    Raises InputError that names the first invalid field and ``where``, or the command line if an override set it.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problem = _first_problem(error)
-        raise InputError(f"{where}: {problem}", docs=_page(problem)) from None
+        field, problem = _first_problem(error)
+        raise InputError(f"{_origin(field, problem, where, overrides)}: {problem}", docs=_page(problem)) from None
 
 
 def dump_config(config: Config) -> dict[str, Any]:
@@ -118,20 +143,40 @@ def _page(problem: str) -> Page | None:
     return next((page for setting, page in PAGES.items() if problem.startswith(setting)), None)
 
 
-def _first_problem(error: ValidationError) -> str:
+def _origin(field: str, problem: str, where: str, overrides: Sequence[str]) -> str:
+    """Return where the problem's settings come from: ``where``, the command line, or both."""
+    keys = [override.partition("=")[0] for override in overrides]
+    if any(problem.startswith(f"{key}:") or f"{field}.".startswith(f"{key}.") for key in keys):
+        return "command line"
+    if any(not field or key.startswith(f"{field}.") for key in keys):  # a check of several settings
+        return f"{where} and command line"
+    return where
+
+
+def _first_problem(error: ValidationError) -> tuple[str, str]:
+    """Return the first invalid field, without positions in lists, and the message.
+
+    The field is empty for a check across sections, whose message names it.
+    """
     problem = error.errors()[0]
     location = problem["loc"]
     # pydantic puts the variant between the section and its field: objective.grpo.clip_low
     path = [*location[:1], *location[2:]] if len(location) > 2 and location[0] in VARIANTS else list(location)
-    field = ".".join(map(str, path))
+    field, settings = ".".join(map(str, path)), ".".join(part for part in path if isinstance(part, str))
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{field}'{_nearest(location, path)}"
+        return settings, f"unknown key '{field}'{_nearest(location, path)}"
     if problem["type"] == "union_tag_invalid":
-        return f"{field}.name: unknown '{problem['ctx']['tag']}'; expected one of {problem['ctx']['expected_tags']}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not path:  # A check across sections: its message names the field.
-        return message
-    return f"{field}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"
+        tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+        return f"{settings}.name", f"{field}.name: unknown '{tag}'; expected one of {known}"
+    message, got = problem["msg"].removeprefix("Value error, "), repr(problem["input"])
+    if not path:
+        return "", message
+    expected = EXPECTED.get(problem["type"], "").format(**problem.get("ctx", {}))
+    if not expected and message.startswith("Input should be "):
+        expected = message.removeprefix("Input should be ")
+    if expected:
+        return settings, f"{field}: expected {expected}, got {got}"
+    return settings, f"{field}: {message[0].lower()}{message[1:]} (got {got})"
 
 
 def _nearest(location: tuple[int | str, ...], path: list[int | str]) -> str:

@@ -3,7 +3,6 @@
 The truth of a prompt is the mean reward of fresh completions by the checkpoint's policy. They do not count as rollouts.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -96,7 +95,8 @@ def calibrate(run: Path, prompts: int, samples: int, view: View) -> Calibration:
     """
     if not (run / "config.yaml").exists():
         raise InputError(f"{run}: expected a run's folder, with its config.yaml")
-    config = load_config(run / "config.yaml", [f"run.dir={json.dumps(str(run))}"])
+    config = load_config(run / "config.yaml")
+    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": run})})  # it may have been moved
     folders = list_checkpoints(run)
     for folder in folders:
         require_whole(folder)
@@ -182,7 +182,7 @@ class _Calibrator:
         """Sample completions as in training, and return the rewards of those that could be judged, by prompt row."""
         settings = replace(training_settings(self.config), group_size=self.samples)
         prompts = [self.prompts[row] for row in rows]
-        self.view.phase(f"step {step}", len(prompts) * self.samples)
+        self.view.phase(f"sampling completions at step {step}", len(prompts) * self.samples)
         seed = (self.config.run.seed, "calibrate", step)
         groups = sample_groups(self.sampler, prompts, settings, seed, advance=self.view.advance)
         score_groups(pool, groups, self.tasks)

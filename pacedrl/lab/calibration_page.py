@@ -103,7 +103,9 @@ def _reliability(calibration: Calibration, path: Path) -> None:
             panel.scatter(x, y, s=[2 + part.prompts**0.5 * 2 for part in bins], color=colour, linewidth=0)
         panel.set(title=group, xlabel="estimated accuracy", ylim=(-0.03, 1.03))
     panels[0][0].set_ylabel("observed accuracy")
-    panels[0][0].legend(frameon=False, fontsize=7)
+    named = next((panel for panel, _ in panels if panel.get_legend_handles_labels()[0]), None)
+    if named is not None:  # with few prompts, all estimates of an estimator may lie in one bin
+        named.legend(frameon=False, fontsize=7)
     save(figure, path)
 
 

@@ -43,7 +43,7 @@ def compare(
     Raises InputError, and KeyboardInterrupt once the runs have saved their state. As the runs are started by
     multiprocessing, a script calls this below ``if __name__ == "__main__":``.
     """
-    require_page()  # both are needed after the runs; report a missing one now
+    require_page("lab")  # both are needed after the runs; report a missing one now
     scipy_stats()
     plan.check()
     whole = plan.with_earlier()

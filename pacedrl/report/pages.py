@@ -19,14 +19,14 @@ from pacedrl.text import plain
 HERE = Path(__file__).parent
 
 
-def require_page(hint: str = "") -> None:
-    """Raise InputError, which ends with ``hint``, if a library that pages need is missing."""
+def require_page(extra: str = "report", hint: str = "") -> None:
+    """Raise InputError, which names the extra to install and ends with ``hint``, if a library of pages is missing."""
     try:
         import markdown  # noqa: F401
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
     except ImportError as error:
-        raise InputError(f"the page needs {error.name}: pip install 'pacedrl[report]'{hint}") from None
+        raise InputError(f'the page needs {error.name}: pip install "pacedrl[{extra}]"{hint}') from None
 
 
 def build_page(

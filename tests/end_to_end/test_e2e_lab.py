@@ -233,7 +233,10 @@ def processes_of(folder: Path, with_server: bool = False) -> list[int]:
             ["--recipes", "dapo", "optimizer.schedule=linear"],
             "variant dapo: optimizer.schedule: with gate.name=dynamic",
         ),
-        (["--recipes", "grpo", "optimizer.learning_rate=x"], "variant grpo: optimizer.learning_rate: input should be"),
+        (
+            ["--recipes", "grpo", "optimizer.learning_rate=x"],
+            "grpo: optimizer.learning_rate: expected a number",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(cli: CommandLine, arguments: list[str], message: str) -> None:

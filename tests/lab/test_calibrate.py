@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from pacedrl.lab.calibrate import _coverages, _last_means, _noise, _reliability, _scores, coverage
+from pacedrl.cli import main
+from pacedrl.lab.calibrate import (
+    Calibration,
+    CheckpointScores,
+    _coverages,
+    _last_means,
+    _noise,
+    _reliability,
+    _scores,
+    coverage,
+)
+from pacedrl.lab.calibration_page import calibration_table, write_calibration
 from pacedrl.method.beliefs import points
 from pacedrl.method.estimator import Beliefs
 
@@ -82,3 +98,37 @@ def test_impossible_results_are_not_covered_and_points_have_no_intervals() -> No
     certain = Beliefs(np.array([0.01, 0.5]), np.array([1e9, 1e9]))
     assert coverage(certain, np.array([400, 200]), np.array([400, 400]), 0.9) == pytest.approx(0.5)
     assert _coverages(points(np.array([0.3])), [[1.0, 0.0]]) == {}
+
+
+def of_few_prompts() -> Calibration:
+    """Return a calibration of two prompts whose estimates lie in one bin, so that no line can be drawn."""
+    estimate_P, observed_P = np.array([0.51, 0.52]), np.array([0.5, 0.75])
+    scores = _scores(estimate_P, observed_P, [[1.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    checkpoint = CheckpointScores(step=1, noise={"seen": 0.1}, scores={"seen": {"log Z": scores}}, beta_kl=None)
+    bins = {"seen": {"log Z": _reliability([(estimate_P, observed_P)])}}
+    return Calibration(run="run", recipe="paced", samples=4, checkpoints=[checkpoint], reliability=bins)
+
+
+def test_a_page_of_few_prompts_is_written_without_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = write_calibration(tmp_path, of_few_prompts())
+    assert page.read_text().count("data:image/svg+xml") == 2
+
+
+def test_the_guide_explains_every_column_of_the_table() -> None:
+    head = calibration_table(of_few_prompts()).strip().splitlines()[0].strip("| ").split(" | ")
+    guide = (Path(__file__).parents[2] / "docs/guide.md").read_text(encoding="utf-8")
+    section = guide.partition("\n### Calibration\n")[2].partition("\n### ")[0]
+    explained = [name for row in re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE) for name in row.split(", ")]
+    explained.remove("column")
+    assert set(head) - {"estimator"} == set(explained)
+
+
+@pytest.mark.parametrize("verb", ["calibrate x", "compare examples/demo.yaml --recipes grpo --rollouts 1"])
+def test_without_its_libraries_a_verb_names_its_extra(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "markdown", None)
+    assert main(verb.split()) == 2
+    assert 'the page needs markdown: pip install "pacedrl[lab]"' in capsys.readouterr().err

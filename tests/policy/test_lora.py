@@ -155,7 +155,7 @@ def test_an_adapter_for_a_gpu_is_checked_in_float32_on_the_cpu_first(monkeypatch
     monkeypatch.setattr(Policy, "_place", here)
     policy = Policy.load(CONFIG, torch.device("cuda:0"))
     assert placed == ["cpu", "cuda"]
-    assert not policy.shares_prompts
+    assert policy.shares_prompts
     assert policy.model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.bfloat16
     placed.clear()
     Policy.load(ModelConfig(), torch.device("cuda:0"))  # all weights are trained, in float32

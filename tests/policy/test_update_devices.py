@@ -129,7 +129,12 @@ def test_cudnn_is_excluded_and_nothing_else(cuda_backends: Any) -> None:
 
 def test_a_policy_on_a_gpu_excludes_cudnn_before_it_computes(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    model = SimpleNamespace(to=lambda device: (_ for _ in ()).throw(RuntimeError("no GPU is needed from here on")))
+    decoder = SimpleNamespace(config=None)
+    model = SimpleNamespace(
+        get_decoder=lambda: None,
+        model=decoder,
+        to=lambda device: (_ for _ in ()).throw(RuntimeError("no GPU is needed from here on")),
+    )
     monkeypatch.setattr(policy_module, "exclude_cudnn", lambda: called.append("excluded"))
     for device, expected in (("cpu", []), ("cuda:0", ["excluded"])):
         with pytest.raises(RuntimeError, match="from here on"):
