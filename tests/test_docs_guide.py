@@ -129,7 +129,10 @@ def test_the_table_of_memory_is_what_doctor_estimates() -> None:
         sequences = min(sampling.batch_size, sampling.prompts_per_step * sampling.group_size)
         width = architecture.hidden_size // architecture.num_attention_heads
         values = architecture.num_hidden_layers * architecture.num_key_value_heads * width
-        cache = 0.4 * 80e9 if sampling.engine == "vllm" else 2 * values * element * sequences * length
+        linear = [module.weight for module in policy.model.modules() if isinstance(module, torch.nn.Linear)]
+        copies = (device == "cuda") * sum(2 * w.numel() for w in linear if w.dtype == torch.float32)
+        cache = 2 * values * element * sequences * length + copies
+        cache = 0.4 * 80e9 if sampling.engine == "vllm" else cache
         found = estimate(policy, config, 80e9)
         assert (found.states, found.sampling) == pytest.approx((states, cache)), name
         assert found.peak == states + max(cache, found.update)

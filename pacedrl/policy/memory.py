@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from pacedrl.config import Config
 from pacedrl.policy.activations import uses_checkpointing
 from pacedrl.policy.passes import Pass
@@ -113,7 +115,7 @@ def _output_layer(policy: Policy) -> Any:
 
 
 def _sampling_bytes(policy: Policy, config: Config, device_bytes: float) -> float:
-    """Return the bytes of the cache of keys and values, or of vLLM with its weights."""
+    """Return the bytes of the cache of keys and values and of copies of weights, or of vLLM with its weights."""
     sampling = config.sampling
     if sampling.engine == "vllm_server":
         return 0.0
@@ -124,7 +126,10 @@ def _sampling_bytes(policy: Policy, config: Config, device_bytes: float) -> floa
     rows = min(sampling.batch_size, sampling.prompts_per_step * sampling.group_size)
     element = 2 if policy.mixed_precision else 4
     context = sampling.max_prompt_tokens + sampling.max_new_tokens
-    return float(sum(map(_cached_elements, configs)) * element * rows * context)
+    # On a GPU, linear layers whose weights are float32 multiply by bfloat16 copies while the policy samples.
+    linear = [module.weight for module in policy.causal_lm.modules() if isinstance(module, torch.nn.Linear)]
+    copies = sum(2 * w.numel() for w in linear if w.dtype == torch.float32) * policy.mixed_precision
+    return float(copies + sum(map(_cached_elements, configs)) * element * rows * context)
 
 
 def _cached_elements(layer: Any) -> int:

@@ -133,6 +133,7 @@ def test_a_policy_on_a_gpu_excludes_cudnn_before_it_computes(tiny: Policy, monke
     model = SimpleNamespace(
         get_decoder=lambda: None,
         model=decoder,
+        base_model=decoder,
         to=lambda device: (_ for _ in ()).throw(RuntimeError("no GPU is needed from here on")),
     )
     monkeypatch.setattr(policy_module, "exclude_cudnn", lambda: called.append("excluded"))
