@@ -207,9 +207,10 @@ def check(words: list[str]) -> None:
         case "python" if len(rest) == 1 and "/" not in rest[0]:  # a file written by the reader
             assert any(block.text.startswith(f"# {rest[0]}\n") for block in of_language("python"))
         case "python":
-            source = (ROOT / rest[0]).read_text(encoding="utf-8")
+            path = ROOT / rest[0]
+            source = (path / "__main__.py" if path.is_dir() else path).read_text(encoding="utf-8")
             ast.parse(source)
-            assert all(flag in source for flag in rest[1:] if flag.startswith("--"))
+            assert all(flag in source for flag in rest[1:] if flag.startswith("--") and flag != "--help")
         case "make":
             assert all(re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) for target in rest)
         case "uv" if rest[0] == "venv":
