@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
 from shapes import learner, mix, needs_gpu, random_batch, random_policy
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
 from pacedrl.config import Config, ModelConfig
+from pacedrl.distributed.sharding import whole
 from pacedrl.policy.loading import resolve_device
 from pacedrl.policy.memory import estimate
 from pacedrl.policy.policy import Policy
@@ -114,7 +116,7 @@ def _one_by_one(policy: Policy, batch: Any) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _gradient(policy: Policy) -> torch.Tensor:
-    return torch.cat([p.grad.flatten().float().cpu() for p in policy.parameters() if p.grad is not None])
+    return torch.cat([whole(p.grad).flatten().float().cpu() for p in policy.parameters() if p.grad is not None])
 
 
 def head(device: str) -> Figures:
@@ -205,8 +207,22 @@ def out_of_memory(device: str) -> Figures:
 
 
 def fsdp(device: str) -> Figures:
-    """Train with sharded weights in one process, over NCCL on a GPU."""
-    return _command(device, {"scale.shard": True}, processes=1)
+    """Compare gradients with weights sharded by FSDP2 (over NCCL on a GPU, one process) with those without."""
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    with tempfile.TemporaryDirectory() as name:
+        dist.init_process_group(backend, init_method=f"file://{name}/store", rank=0, world_size=1)
+        batch = random_batch(mix(4, 40, 4, "uniform", 90), 259)
+        gradients = []
+        for sharded in (False, True):
+            policy = random_policy("small", device)
+            if sharded:
+                policy.shard()
+            logprobs_BT, _, mask_BT = policy.logprobs([c.prompt_ids for c in batch], [c.token_ids for c in batch])
+            logprobs_BT[mask_BT].sum().backward()
+            gradients.append(_gradient(policy))
+        dist.destroy_process_group()
+    cosine = float(cosine_similarity(*gradients, dim=0))
+    return {"gradient_cosine": cosine, "ok": cosine > 0.999}
 
 
 def lora(device: str) -> Figures:
@@ -221,14 +237,14 @@ def checkpointed(device: str) -> Figures:
 
 def ahead(device: str) -> Figures:
     """Train while the next step's completions are sampled."""
-    return _command(device, {"sampling.ahead": 1})
+    return _command(device, {"sampling.ahead": True})
 
 
-def _command(device: str, changes: dict[str, Any], processes: int = 0) -> Figures:
+def _command(device: str, changes: dict[str, Any]) -> Figures:
     """Train three steps in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         try:
-            rows = _train(Path(name) / "run", device, TINY | changes | {"run.steps": 3}, processes)[:-1]
+            rows = _train(Path(name) / "run", device, TINY | changes | {"run.steps": 3})[:-1]
         except subprocess.CalledProcessError as error:
             return {"ok": False, "error": (error.stderr or error.stdout or "").strip().splitlines()[-3:]}
         gaps = [row["mismatch/logprob_mean"] for row in rows]
@@ -236,17 +252,16 @@ def _command(device: str, changes: dict[str, Any], processes: int = 0) -> Figure
         return {"steps": len(rows), "mismatch": gaps, "skipped": skipped, "ok": len(rows) == 3 and not skipped}
 
 
-def _train(folder: Path, device: str, changes: dict[str, Any], processes: int = 0) -> list[dict[str, Any]]:
+def _train(folder: Path, device: str, changes: dict[str, Any]) -> list[dict[str, Any]]:
     """Train the demo with changes; return the rows of metrics.jsonl, and as the last one held-out pass@1 by task."""
     tree = yaml.safe_load((ROOT / "examples" / "demo.yaml").read_text())
     tree["run"] |= {"dir": str(folder), "device": device}
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(tree))
     settings = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PACEDRL_CACHE": str(folder.parent / "cache")}
     subprocess.run(
-        [sys.executable, *start, "-m", "pacedrl.cli", "train", str(path), *settings],
+        [sys.executable, "-m", "pacedrl.cli", "train", str(path), *settings],
         env=environment, cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
