@@ -287,6 +287,7 @@ def _time(policy: Policy, prompt_ids: Sequence[Sequence[int]], config: Config) -
             completion.prompt_ids, completion.anchor_logprobs = ids, completion.logprobs
     loss = build_objective(Config()).loss  # Any objective will do: the time of the loss itself is negligible.
     learner = Learner(policy, config.optimizer, total_steps=1, temperature=sampling.temperature, loss=loss)
+    _ = policy.packing  # compiled when it is first used, which a run does once
     start = time.perf_counter()
     learner.accumulate_gradient(batch)  # The weights do not change.
     update_rate = sum(completion.length for completion in batch) / (time.perf_counter() - start)

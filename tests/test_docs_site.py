@@ -78,7 +78,7 @@ def test_every_page_of_the_nav_is_there(site: Path) -> None:
             yield from leaves(value) if isinstance(value, list) else [str(value)]
 
     pages = list(leaves(nav))
-    assert len(pages) == 21
+    assert len(pages) == 22
     assert all((site / page).with_suffix(".html").is_file() for page in pages)
 
 

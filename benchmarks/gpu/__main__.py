@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,16 +79,21 @@ def run(group: str, name: str, device: str, limit_s: float) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).parent), group, "--device", device, "--here", name]
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
-    except subprocess.TimeoutExpired as error:
-        tail = (error.stderr or b"").decode(errors="replace").strip().splitlines()[-3:]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        output, errors = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+        _, errors = process.communicate()
+        tail = errors.strip().splitlines()[-3:]
         return found | {"seconds": round(limit_s, 1), "error": f"not done after {limit_s:.0f} s", "tail": tail}
     found["seconds"] = round(time.perf_counter() - start, 1)
-    figures = [line for line in done.stdout.splitlines() if line.startswith(LINE)]
+    figures = [line for line in output.splitlines() if line.startswith(LINE)]
     if figures:
         return found | json.loads(figures[-1].removeprefix(LINE))
-    tail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
-    return found | {"error": f"exit status {done.returncode}", "tail": tail}
+    tail = (errors.strip() or output.strip()).splitlines()[-3:]
+    return found | {"error": f"exit status {process.returncode}", "tail": tail}
 
 
 if __name__ == "__main__":

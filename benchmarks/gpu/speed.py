@@ -15,9 +15,8 @@ from unittest.mock import patch
 import torch
 from shapes import SHAPES, Mix, learner, mix, needs_gpu, random_batch, random_policy, seconds, synchronise
 from torch.profiler import ProfilerActivity, profile
-from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from pacedrl.policy.attention import shared_prefix
+from pacedrl.policy.attention import exclude_cudnn, shared_prefix
 from pacedrl.policy.flex import flex_row
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
@@ -46,7 +45,7 @@ def decode(device: str) -> Figures:
     for length in lengths:
         batch = random_batch([(length, [2])] * PROMPTS, SHAPES[shape]["vocabulary"])
         prompts = [completion.prompt_ids for completion in batch]
-        times = {count: _sampling_seconds(policy, prompts, count, device) for count in (2, 2 + NEW_TOKENS)}
+        times = {count: _sampling_seconds(policy, prompts, count, device) for count in (2, 2, 2 + NEW_TOKENS)}
         token_s = (times[2 + NEW_TOKENS] - times[2]) / NEW_TOKENS
         least = _bytes_per_token(shape, length + NEW_TOKENS // 2) / bandwidth
         found[f"{length + NEW_TOKENS} columns"] = {
@@ -55,7 +54,7 @@ def decode(device: str) -> Figures:
             "times_the_least": round(token_s / least, 2),
             "prefill_s": round(times[2] - 2 * token_s, 3),
         }
-    return found | {"ok": all(row["times_the_least"] <= 3 for row in found.values())}
+    return found | {"ok": all(0 < row["times_the_least"] <= 3 for row in found.values())}
 
 
 def remedies(device: str) -> Figures:
@@ -93,6 +92,9 @@ def generate_batch(device: str) -> Figures:
     """Decode the same rows with ours and with transformers' continuous batching in bfloat16, with its CUDA graphs."""
     if needed := needs_gpu(device):
         return needed
+    from transformers import GenerationConfig
+    from transformers.generation import ContinuousBatchingConfig
+
     policy = random_policy("1.5B", device)
     policy.eos_ids = [-1]
     prompts = [c.prompt_ids for c in random_batch([(992, [2])] * PROMPTS, SHAPES["1.5B"]["vocabulary"])]
@@ -116,6 +118,8 @@ def generate_batch(device: str) -> Figures:
 
 def attention(device: str) -> Figures:
     """Time attention alone, forward and backward, over packed rows: padded with a mask, and with FlexAttention."""
+    if device == "cuda":
+        exclude_cudnn()  # as in training
     heads, key_values, size = (12, 2, 128) if device == "cuda" else (4, 2, 16)
     kind = torch.bfloat16 if device == "cuda" else torch.float32
     ways: dict[str, Any] = {"padded": shared_prefix} | ({"flex": flex_row} if device == "cuda" else {})
@@ -145,13 +149,13 @@ def update(device: str) -> Figures:
         for checkpointing in (True, False):
             own = learner(policy, tokens_per_micro_batch=tokens, gradient_checkpointing=checkpointing)
             kind = "checkpointed" if checkpointing else "plain"
-            try:
-                passed = seconds(lambda own=own, batch=completions: own.accumulate_gradient(batch), device)
-            except torch.OutOfMemoryError:
-                found[f"{name} {kind}"] = {"tokens_s": 0, "share_of_peak": 0.0}
-                continue
+            passed = seconds(lambda own=own, batch=completions: own.accumulate_gradient(batch), device)
             share = 6 * _parameters(shape) * tokens / passed / rate
-            found[f"{name} {kind}"] = {"tokens_s": round(tokens / passed), "share_of_peak": round(share, 3)}
+            found[f"{name} {kind}"] = {
+                "tokens_s": round(tokens / passed),
+                "share_of_peak": round(share, 3),
+                "halved": own.token_budget < tokens,  # it did not fit into memory at once
+            }
     return found | {"ok": any(row["share_of_peak"] >= 0.4 for row in found.values())}
 
 
@@ -176,7 +180,8 @@ def step(device: str) -> Figures:
     policy = random_policy(shape, device)
     policy.eos_ids = [-1]
     batch = random_batch([(256, [2])] * prompts, SHAPES[shape]["vocabulary"])
-    sampling_s = _sampling_seconds(policy, [completion.prompt_ids for completion in batch], new_tokens, device)
+    prompts_ids = [completion.prompt_ids for completion in batch]
+    sampling_s = [_sampling_seconds(policy, prompts_ids, count, device) for count in (2, new_tokens)][-1]
     completions = random_batch([(256, [new_tokens] * GROUP)] * prompts, SHAPES[shape]["vocabulary"])
     own = learner(policy, gradient_checkpointing=True)
     update_s = seconds(lambda: own.update(completions, 0), device, repeats=1)

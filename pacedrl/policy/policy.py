@@ -149,7 +149,7 @@ class Policy:
     @property
     def pads_attention(self) -> bool:
         """Whether attention in training pads completions to the longest, as `shared_prefix` does."""
-        return self.packing is shared_prefix
+        return not self.takes_patterns or self.packing is shared_prefix
 
     @property
     def context_length(self) -> int | None:
