@@ -1,5 +1,7 @@
 """The table of the development comparisons: the rate at which a candidate is judged, and what it is compared with."""
 
+import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -44,3 +46,29 @@ def test_the_best_candidate_of_a_pool_comes_first() -> None:
     rows = [run("grpo", 4e-4, 300, 0.7), run("plus", 4e-4, 300, 0.9), run("paced", 4e-4, 300, 0.8, pool="even")]
     names = [line.split("|")[1].strip() for line in DEVELOPMENT["tables"](rows).splitlines() if line]
     assert [name for name in names if not name.startswith("--")] == ["skewed", "plus", "grpo", "even", "paced", "wide"]
+
+
+def test_the_outcome_states_what_the_runs_give() -> None:
+    """The differences to the oracle at its own rate and at that of `paced_plus`, over the seeds of both."""
+    runs = json.loads(Path(DEVELOPMENT["KEPT"]).read_text())
+    page = Path(DEVELOPMENT["KEPT"]).with_suffix(".md").read_text().replace("\u2212", "-")
+
+    def row(rate: float, measure: str, compare: str) -> list[str]:
+        found = []
+        for pool in DEVELOPMENT["TARGETS"]:
+            own, base = (
+                [run for run in runs if (run["pool"], run["candidate"], run["rate"]) == (pool, name, at)]
+                for name, at in (("paced_plus", 4e-4), ("oracle", rate))
+            )
+            found.append(DEVELOPMENT[compare](own, base, measure).split("(")[1].strip("×)"))
+        return found
+
+    shown = [
+        [re.sub(r" \(.*", "", cell.strip()) for cell in line.strip("|").split("|")[1:]]
+        for line in page.splitlines()
+        if line.startswith(
+            ("| pass@1 over training minus the", "| the same against", "| completions to the target rel")
+        )
+    ]
+    expected = [row(rate, *what) for what in (("area", "difference"), ("to_target", "ratio")) for rate in (8e-4, 4e-4)]
+    assert shown == expected

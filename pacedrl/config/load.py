@@ -50,7 +50,7 @@ EXPECTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
-"""What a setting expects, by the type of pydantic's error. Other types keep pydantic's words."""
+"""Says what a setting expects, for each type of pydantic's errors; errors of other types keep pydantic's words."""
 
 
 def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:

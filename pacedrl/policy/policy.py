@@ -76,7 +76,7 @@ class Policy:
     def load(cls, config: ModelConfig, device: torch.device, folder: Path | None = None) -> Policy:
         """Load the configured model, or its checkpoint in ``folder``. Raises InputError if it cannot be used."""
         halves = config.lora is not None and device.type == "cuda"
-        # What is checked is float32, which a GPU that suffices for the halved weights may not hold.
+        # The checks need float32 weights. A GPU that has room for the halved weights may have none for these.
         policy = cls(*load_model_and_tokenizer(config, folder), torch.device("cpu") if halves else device)
         _ = policy.decoding  # refuses a model that cannot be sampled from before anything else is done
         if halves:

@@ -158,7 +158,7 @@ class _Decoder:
         self.pattern: SharedPromptPattern | None = None
         """The pattern of the last step; None if rows or prompts have changed since."""
         self.rows: list[_Row] = []
-        # What every step needs stays on the device. Each tensor has an entry per row, which moves with the row.
+        # Every step needs these tensors, so they stay on the device. They have one entry per row, which moves with it.
         self.token_B, self.position_B, self.drawn_B = torch.zeros(3, capacity, dtype=torch.long, device=policy.device)
         self.uniform_BT = torch.zeros(capacity, settings.max_new_tokens, device=policy.device)
         self.cache.row_states += [self.token_B, self.position_B, self.drawn_B, self.uniform_BT]

@@ -56,7 +56,7 @@ REMEDIES = (
     "set optimizer.gradient_checkpointing=true, model.lora.r=16 or, on several GPUs, scale.shard=true, or lower "
     "optimizer.tokens_per_micro_batch or sampling.max_new_tokens"
 )
-"""What to change if an update does not fit into memory."""
+"""Names the settings to change if an update does not fit into memory."""
 
 
 @dataclass(frozen=True)
