@@ -165,6 +165,7 @@ def meta_policy(architecture: Any, device: str, lora: Any) -> Any:
         parameters=parameters,
         device=torch.device(device),
         mixed_precision=device == "cuda",
+        takes_patterns=True,
         pads_attention=True,
     )
 

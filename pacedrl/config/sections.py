@@ -82,8 +82,10 @@ class ModelConfig(Section):
     trust_remote_code: Free[bool] = False
     """Run Python code from the model's repository. Enable it only for a repository that you trust."""
     attn_implementation: Free[str | None] = None
-    """Attention implementation of transformers, such as ``eager`` or ``sdpa``. null: transformers chooses. Those of the
-    flash-attn packages are refused, because they cannot run the float32 checks of a model."""
+    """Attention implementation of transformers, such as ``eager`` or ``sdpa``. null: transformers chooses, nearly
+    always ``sdpa``. With any other, updates and sampling with transformers use it instead of this package's own
+    attention, in which completions share their prompt: slower, and ``eager`` also holds all attention weights. Those
+    of the flash-attn packages are refused, because they cannot run the float32 checks of a model."""
     lora: LoraConfig | None = None
     """Train a LoRA adapter. null: train all weights."""
 

@@ -197,16 +197,18 @@ PROBE = ([[3, 1, 4], [3, 1, 4], [5, 9]], [[2, 6, 5], [3, 5], [8, 9]])
 
 @torch.no_grad()
 def takes_patterns(causal_lm: Any) -> bool:
-    """Whether a `Pattern` can replace the model's attention, tried on a few tokens.
+    """Whether a `Pattern` may replace the model's attention, tried on a few tokens.
 
-    It cannot in models with sliding windows, capped or otherwise changed attention scores, or layers without attention.
+    It may only replace torch's ``sdpa``, so that a user who asks for another implementation, such as ``eager``, gets
+    it. It cannot in models with sliding windows, capped or otherwise changed attention scores, or layers without
+    attention.
     """
     decoder = find_decoder(causal_lm)
     config = decoder.config
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if (
         not getattr(causal_lm, "_supports_attention_backend", False)
-        or config._attn_implementation not in ("sdpa", "eager")
+        or config._attn_implementation != "sdpa"
         or layer_types != {"full_attention"}
     ):
         return False

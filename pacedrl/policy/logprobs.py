@@ -64,14 +64,22 @@ def linear(hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, dtype: t
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices [A, B] and [B, C] of one type, products summed in float32: float32 [A, C].
+    """Multiply [..., A, B] by [..., B, C], with ``left`` rounded to the type of ``right``: float32 [..., A, C].
 
-    A GPU multiplies bfloat16 by `torch.mm` with ``out_dtype``, which torch has since 2.8 for GPUs alone. A CPU
-    multiplies the same numbers in float32, where the product of two bfloat16 numbers is exact.
+    Products are summed in float32. A GPU multiplies bfloat16 by `torch.mm` or `torch.bmm` with ``out_dtype``, which
+    torch has since 2.8 for GPUs alone, and which autocast leaves alone. A CPU multiplies the same numbers in float32,
+    where the product of two bfloat16 numbers is exact.
     """
-    if left.is_cuda and left.dtype != torch.float32:
+    if right.dtype == torch.float32:
+        return left @ right
+    left = left.to(right.dtype)
+    if not right.is_cuda:
+        with torch.autocast(right.device.type, enabled=False):
+            return left.float() @ right.float()
+    if right.ndim == 2:
         return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
+    flat = torch.bmm(left.flatten(end_dim=-3), right.flatten(end_dim=-3), out_dtype=torch.float32)
+    return flat.view(*right.shape[:-2], *flat.shape[-2:])
 
 
 def token_logprobs(hidden_KH: Tensor, head: Head, target_K: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,14 @@ values. They leave out what the allocator loses to fragments, and torch's own me
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from pacedrl.config import Config
 from pacedrl.policy.activations import uses_checkpointing
+from pacedrl.policy.flex import padded_length
 from pacedrl.policy.passes import Pass
 from pacedrl.policy.policy import Policy
 
@@ -45,15 +46,20 @@ def estimate(policy: Policy, config: Config, device_bytes: float = 0.0) -> Memor
     own = sum(ADAM_BYTES * p.numel() if p.requires_grad else p.numel() * p.element_size() for p in weights)
     copied = config.objective.needs_reference and config.model.lora is None
     states = own + sum(p.numel() * p.element_size() for p in weights) * copied
-    one_pass = largest_pass(config, policy.pads_attention)
+    one_pass = largest_pass(config, policy.takes_patterns, policy.pads_attention)
     checkpointed = uses_checkpointing(policy.causal_lm, config.optimizer.gradient_checkpointing, policy.device)
     return Memory(states, _sampling_bytes(policy, config, device_bytes), update_bytes(policy, one_pass, checkpointed))
 
 
-def largest_pass(config: Config, padded: bool) -> Pass:
-    """Return the largest pass of a step whose prompts and completions all have their full length."""
+def largest_pass(config: Config, shared_prompts: bool, padded: bool) -> Pass:
+    """Return the largest pass of a step whose prompts and completions all have their full length.
+
+    Without ``shared_prompts`` each row holds a prompt and its completion, and all its tokens are queries.
+    """
     sampling, budget = config.sampling, config.optimizer.tokens_per_micro_batch
     prompt, completion, size = sampling.max_prompt_tokens, sampling.max_new_tokens, sampling.group_size
+    if not shared_prompts:
+        prompt, completion, padded = 0, prompt + completion, False  # `micro_batches` then counts tokens alone
     largest, longer = Pass(), Pass().with_sequence(prompt, completion, new_prompt=True)
     while not largest.rows or (longer.cost(padded) <= budget and largest.rows < sampling.prompts_per_step * size):
         largest = longer
@@ -68,6 +74,8 @@ def update_bytes(policy: Policy, one_pass: Pass, checkpointed: bool) -> float:
     """
     text = policy.causal_lm.config.get_text_config()
     layers, width = int(text.num_hidden_layers), int(text.hidden_size)
+    if not policy.pads_attention:
+        one_pass = replace(one_pass, tokens=padded_length(one_pass.tokens))
     layer = layer_bytes(text, one_pass, policy.mixed_precision, policy.pads_attention)
     ends = {id(module.weight) for module in (policy.causal_lm.get_input_embeddings(), _output_layer(policy))}
     matrices = sum(parameter.numel() for parameter in policy.parameters() if id(parameter) not in ends)
@@ -81,9 +89,14 @@ def update_bytes(policy: Policy, one_pass: Pass, checkpointed: bool) -> float:
     if not checkpointed:
         return layers * layer + cast + head
     kept = 4.0 * width * one_pass.tokens * layers  # the input of each layer, in float32
-    # While a layer is computed again and passed backward, two gradients of its gated network are held as well.
-    working = layer + (4.0 if policy.mixed_precision else 8.0) * gated_width(text) * one_pass.tokens
-    return float(kept + max(cast, head, working + cast / layers + gradient))
+    # While a layer is computed again and passed backward, two gradients of its gated network are held as well. Later,
+    # without what that network saved, two float32 gradients of the attention weights, and these only in float32.
+    gated = (4.0 if policy.mixed_precision else 8.0) * gated_width(text) * one_pass.tokens
+    weights = (6.0 if policy.mixed_precision else 8.0) * attention_weights(text, one_pass)
+    working = layer + max(gated, weights - 2 * gated)
+    # A head that is also the embedding waits for that gradient.
+    tied = weight is policy.causal_lm.get_input_embeddings().weight
+    return float(kept + max(cast, head, working + cast / layers + gradient * tied))
 
 
 def layer_bytes(text: Any, one_pass: Pass, half: bool, padded: bool) -> float:
@@ -91,17 +104,29 @@ def layer_bytes(text: Any, one_pass: Pass, half: bool, padded: bool) -> float:
 
     Under bfloat16 autocast (``half``), a token saves 8 bytes per unit of width for each of two normalisations, whose
     inputs are float32, 10 for the casts that enter five matrices, 2 for each value of the attention's output, and 8 for
-    each unit of the gated network. In float32 these are 24, 4 and 16.
+    each unit of the gated network. In float32 these are 24, 4 and 16. Attention saves more: with a mask (``padded``),
+    a query with another copy of its output, repeated keys and values, and the mask; FlexAttention, a query, a key and a
+    value; `attention_weights`, one number each and under autocast another that is rounded.
     """
     width, gated = text.hidden_size, gated_width(text)
     heads = getattr(text, "num_attention_heads", None) or 0
     attended = heads * (getattr(text, "head_dim", None) or width // heads) if heads else width
     token = 26 * width + 2 * attended + 8 * gated if half else 24 * width + 4 * attended + 16 * gated
     element = 2 if half else 4
-    # A query and its output, a key and its value; keys of a group of heads are repeated for each of them.
-    pairs = one_pass.rows * (one_pass.queries + one_pass.keys) if padded else 2 * one_pass.tokens
-    mask = one_pass.rows * one_pass.queries * one_pass.keys if padded else 0
-    return float(one_pass.tokens * token + 2 * element * attended * pairs + element * mask)
+    if padded:
+        states = 2 * attended * one_pass.rows * (one_pass.queries + one_pass.keys)
+        mask = one_pass.rows * one_pass.queries * one_pass.keys
+    else:
+        states, mask = (attended + _cached_elements(text)) * one_pass.tokens, 0
+    weights = (6 if half else 4) * attention_weights(text, one_pass)
+    return float(one_pass.tokens * token + element * (states + mask) + weights)
+
+
+def attention_weights(text: Any, one_pass: Pass) -> int:
+    """Return how many attention weights a layer saves, one for each head, query and key; none if not ``eager``."""
+    if text._attn_implementation != "eager":
+        return 0
+    return int(text.num_attention_heads * one_pass.rows * one_pass.queries * one_pass.keys)
 
 
 def gated_width(text: Any) -> int:

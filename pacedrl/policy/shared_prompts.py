@@ -14,6 +14,7 @@ from pacedrl.errors import InputError
 from pacedrl.policy.attention import attention
 from pacedrl.policy.cache import ColumnCache, States, cached_dtype, column_step, no_columns, round_up, states_of
 from pacedrl.policy.loading import find_decoder
+from pacedrl.policy.logprobs import product
 from pacedrl.policy.transfer import to_device
 
 
@@ -43,16 +44,16 @@ class SharedPromptPattern:
         scaled = query * (size**-0.5 if scale is None else scale)
         # The heads that share a key-value head become queries of that head.
         query_BHRD = scaled.reshape(batch, key.shape[1], heads // key.shape[1], size)
-        prompt_PHQL = _product(self._by_prompt(query_BHRD), prompt_key.transpose(2, 3)) + self.prompt_bias
-        own_BHRS = _product(query_BHRD, key.transpose(2, 3)) + self.own_bias
+        prompt_PHQL = product(self._by_prompt(query_BHRD), prompt_key.transpose(2, 3)) + self.prompt_bias
+        own_BHRS = product(query_BHRD, key.transpose(2, 3)) + self.own_bias
         weight = torch.cat([self._by_row(prompt_PHQL, query_BHRD.shape[2]), own_BHRS], dim=-1).softmax(dim=-1)
         rounds = value.dtype != torch.float32
         if rounds:  # weights relative to the largest one, which is then exact, as in fused kernels
             largest = weight.amax(dim=-1, keepdim=True)
             weight = weight / largest
         width = prompt_key.shape[2]
-        seen_PHQD = _product(self._by_prompt(weight[..., :width]), prompt_value)
-        output_BHRD = self._by_row(seen_PHQD, query_BHRD.shape[2]) + _product(weight[..., width:], value)
+        seen_PHQD = product(self._by_prompt(weight[..., :width]), prompt_value)
+        output_BHRD = self._by_row(seen_PHQD, query_BHRD.shape[2]) + product(weight[..., width:], value)
         if rounds:
             output_BHRD = output_BHRD * largest
         # A stride of H for the one token, too, lets the next layer multiply all rows as one matrix, not one by one.
@@ -74,18 +75,6 @@ class SharedPromptPattern:
         prompts, heads, _, width = scores.shape
         rows = scores.reshape(prompts, heads, self.rows_a_prompt, queries, width).transpose(1, 2).flatten(0, 1)
         return rows if self.place_B is None else rows.index_select(0, self.place_B)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices, [B, heads, Q, X] @ [B, heads, X, Y], of the precision of ``right``. The result is float32."""
-    if right.dtype == torch.float32:
-        return left @ right
-    left = left.to(right.dtype)
-    if right.is_cuda:  # torch has this product since 2.8; autocast leaves it alone
-        product = torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)
-        return product.view(*right.shape[:2], *product.shape[1:])
-    with torch.autocast(right.device.type, enabled=False):
-        return left.float() @ right.float()
 
 
 class PromptCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from pacedrl.policy import attention
+from pacedrl.policy import attention, flex, logprobs
 from pacedrl.policy.activations import gradient_checkpointing
+from pacedrl.policy.flex import flex_row
 from pacedrl.policy.loading import find_decoder
 from pacedrl.policy.logprobs import Head
 from pacedrl.policy.policy import Policy
 
+Attention = Literal["padded", "flex", "eager"]
+"""The attention of the update: padded with a mask, FlexAttention, or transformers' own, which shares no prompts."""
 CPU = torch.device("cpu")
 """The tensors claim to be on the CPU: without CUDA, torch runs no backward pass for a GPU. Their sizes are the same."""
 
@@ -63,10 +66,37 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     return output
 
 
-def fake_policy(config: PretrainedConfig) -> Policy:
+class _SavedByFlexAttention(torch.autograd.Function):
+    """Makes and saves what FlexAttention's kernel does: it repeats no keys, and has one number more for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)  # also with its strides
+        logsumexp = torch.empty(query.shape[:3])
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(state) for state in ctx.saved_tensors[:3])
+
+
+def flex_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """Stand in for compiled FlexAttention, which a CPU cannot pass backward."""
+    output: Tensor = _SavedByFlexAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return output
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply as a GPU does, without the copies in float32 that a CPU needs."""
+    return torch.empty(len(left), right.shape[1])
+
+
+def fake_policy(config: PretrainedConfig, kind: Attention) -> Policy:
     """Return a policy under bfloat16 autocast whose weights have no values. Call it within `FakeTensorMode`."""
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config).eval()
+        implementation = "eager" if kind == "eager" else "sdpa"
+        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -78,21 +108,30 @@ def fake_policy(config: PretrainedConfig) -> Policy:
     policy = Policy.__new__(Policy)  # whose constructor compares values
     policy.model = policy.causal_lm = model
     policy.device, policy.mixed_precision = CPU, True
-    policy.decoder, policy.takes_patterns, policy.sharded = find_decoder(model), True, None
+    policy.decoder, policy.takes_patterns, policy.sharded = find_decoder(model), kind != "eager", None
+    policy.packing = flex_row if kind == "flex" else attention.shared_prefix
+    policy.pad_id = 0
     policy._head = Head(model.get_output_embeddings().weight)
     return policy
 
 
 def counted_bytes(
-    config: PretrainedConfig, prompt: int, completions: Sequence[int], checkpointed: bool, monkeypatch: Any
+    config: PretrainedConfig,
+    prompt: int,
+    completions: Sequence[int],
+    checkpointed: bool,
+    monkeypatch: Any,
+    kind: Attention = "padded",
 ) -> tuple[Policy, int]:
     """Return the policy, and the peak of what two passes hold besides weights and moments of AdamW.
 
     A pass has completions of the given lengths, of one prompt. The second pass adds to the gradients of the first.
     """
     monkeypatch.setattr(attention, "_dot_product", fused_attention)
+    monkeypatch.setattr(flex, "compiled_attention", lambda: flex_attention)
+    monkeypatch.setattr(logprobs, "product", product)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        policy = fake_policy(config)
+        policy = fake_policy(config, kind)
         with Held() as held, gradient_checkpointing(policy.causal_lm, checkpointed):
             for _ in range(2):
                 ids = [[5] * length for length in completions]

@@ -23,7 +23,10 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from pacedrl.config import ModelConfig
 from pacedrl.policy.activations import gradient_checkpointing
 from pacedrl.policy.attention import attention, shared_prefix
 from pacedrl.policy.policy import Policy
@@ -164,6 +167,35 @@ def test_a_layer_that_asks_for_more_than_a_pattern_can_do_is_not_given_one(rando
     ):
         policy.causal_lm.get_decoder()(input_ids=packed.token_N[None], position_ids=packed.position_N[None])
     assert policy.config._attn_implementation == "sdpa"  # the model is unchanged
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_eager_attention_is_the_models_own_in_updates_and_sampling(
+    tiny: Policy, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    calls: list[str] = []
+
+    def noted(module: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        calls.append(type(module).__name__)
+        return eager_attention_forward(module, *arguments, **options)
+
+    eager = Policy.load(ModelConfig(attn_implementation="eager"), CPU)
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", noted)
+    layers = ["LlamaAttention"] * eager.config.num_hidden_layers
+    with gradient_checkpointing(eager.causal_lm, checkpointing):
+        logprobs_BT, _, _ = eager.logprobs(PROMPTS, COMPLETIONS)
+        assert calls == layers
+        logprobs_BT.sum().backward()  # type: ignore[no-untyped-call]
+    assert calls == layers * (1 + checkpointing)
+    torch.testing.assert_close(logprobs_BT, tiny.logprobs(PROMPTS, COMPLETIONS)[0], rtol=0, atol=1e-5)
+    calls.clear()
+    settings = SamplingSettings(2, 4, batch_size=4)
+    ours, theirs = (dict(sample(policy, PROMPTS[:2], settings, [0, 1])) for policy in (tiny, eager))
+    assert len(calls) > len(layers)  # for the prompts, then for each token
+    for i in (0, 1):
+        assert [c.token_ids for c in theirs[i]] == [c.token_ids for c in ours[i]]
+        for one, other in zip(theirs[i], ours[i], strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
 TOKENS = st.integers(3, 5)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import pytest
-from fake_passes import counted_bytes
+from fake_passes import Attention, counted_bytes
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
 from pacedrl.policy.memory import layer_bytes, update_bytes
@@ -46,43 +47,57 @@ MIXES = {
 """Lengths of a prompt and of its completions, about as many as a pass of 16,384 tokens may have."""
 
 
-CASES = [(name, "full length", checkpointed) for name in SHAPES for checkpointed in (False, True)]
-CASES += [("Qwen2.5 1.5B", "short", True), ("Qwen2.5 1.5B", "one long", False)]
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
+CASES: list[tuple[str, str, bool, Attention]] = [
+    *((name, "full length", checkpointed, "padded") for name in SHAPES for checkpointed in (False, True)),
+    *((name, "full length", True, "flex") for name in SHAPES),
+]
+for each in ATTENTIONS:
+    CASES += [("Qwen2.5 1.5B", "short", True, each), ("Qwen2.5 1.5B", "one long", False, each)]
 
 
 def assert_estimated(
-    config: PretrainedConfig, mix: str, checkpointed: bool, monkeypatch: pytest.MonkeyPatch, with_states: bool
+    config: PretrainedConfig,
+    mix: str,
+    checkpointed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Attention,
+    with_states: bool,
 ) -> None:
     """Compare the gradients and the rest of the update, or all with weights and moments, whose bytes are certain."""
     prompt, completions = MIXES[mix]
-    policy, peak = counted_bytes(config, prompt, completions, checkpointed, monkeypatch)
+    policy, peak = counted_bytes(config, prompt, completions, checkpointed, monkeypatch, kind)
     one_pass = Pass()
     for i, length in enumerate(completions):
-        one_pass = one_pass.with_sequence(prompt, length, new_prompt=i == 0)
+        if kind == "eager":
+            one_pass = one_pass.with_sequence(0, prompt + max(completions), new_prompt=True)
+        else:
+            one_pass = one_pass.with_sequence(prompt, length, new_prompt=i == 0)
     weights = sum(parameter.numel() for parameter in policy.parameters())
     counted = peak + 12 * weights * with_states
     estimated = (16 if with_states else 4) * weights + update_bytes(policy, one_pass, checkpointed)
     assert estimated == pytest.approx(counted, rel=0.2)
 
 
-@pytest.mark.parametrize(("name", "mix", "checkpointed"), CASES)
+@pytest.mark.parametrize(("name", "mix", "checkpointed", "kind"), CASES)
 def test_the_estimate_is_what_passes_hold(
-    name: str, mix: str, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, mix: str, checkpointed: bool, kind: Attention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With five layers, each of the full size."""
     config = copy.deepcopy(SHAPES[name])
     config.num_hidden_layers, config.layer_types = 5, ["full_attention"] * 5
-    assert_estimated(config, mix, checkpointed, monkeypatch, with_states=False)
+    assert_estimated(config, mix, checkpointed, monkeypatch, kind, with_states=False)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ATTENTIONS)
 @pytest.mark.parametrize("checkpointed", [True, False], ids=["checkpointing", "plain"])
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_estimate_is_what_passes_of_whole_models_hold(
-    name: str, mix: str, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, mix: str, checkpointed: bool, kind: Attention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_estimated(SHAPES[name], mix, checkpointed, monkeypatch, with_states=True)
+    assert_estimated(SHAPES[name], mix, checkpointed, monkeypatch, kind, with_states=True)
 
 
 def test_the_cost_of_a_pass_follows_its_memory() -> None:
