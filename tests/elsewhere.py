@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -50,6 +51,18 @@ class Elsewhere(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
+
+
+class Lists(TorchFunctionMode):
+    """Within this context lists become tensors of `ELSEWHERE` and these become lists. Use it within `Elsewhere`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == ELSEWHERE:
+            return func(*args, **(kwargs | {"device": None})).to(ELSEWHERE)
+        if func is Tensor.tolist and isinstance(args[0], _Claimed):
+            return args[0].held.tolist()
+        return func(*args, **kwargs)
 
 
 def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
