@@ -124,9 +124,10 @@ def layer_bytes(text: Any, one_pass: Pass, half: bool, padded: bool) -> float:
 
 def attention_weights(text: Any, one_pass: Pass) -> int:
     """Return how many attention weights a layer saves, one for each head, query and key; none if not ``eager``."""
-    if text._attn_implementation != "eager":
+    heads = getattr(text, "num_attention_heads", None)
+    if text._attn_implementation != "eager" or not heads:
         return 0
-    return int(text.num_attention_heads * one_pass.rows * one_pass.queries * one_pass.keys)
+    return int(heads * one_pass.rows * one_pass.queries * one_pass.keys)
 
 
 def gated_width(text: Any) -> int:

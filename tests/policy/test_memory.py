@@ -9,7 +9,8 @@ import pytest
 from fake_passes import Attention, counted_bytes
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
-from pacedrl.policy.memory import layer_bytes, update_bytes
+from pacedrl.config import parse_config
+from pacedrl.policy.memory import largest_pass, layer_bytes, update_bytes
 from pacedrl.policy.passes import Pass
 
 
@@ -99,6 +100,13 @@ def test_the_estimate_is_what_passes_of_whole_models_hold(
     name: str, mix: str, checkpointed: bool, kind: Attention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_estimated(SHAPES[name], mix, checkpointed, monkeypatch, kind, with_states=True)
+
+
+def test_attention_that_shares_no_prompts_has_whole_sequences_as_rows() -> None:
+    sampling = {"max_prompt_tokens": 100, "max_new_tokens": 400, "group_size": 8, "prompts_per_step": 4}
+    config = parse_config({"sampling": sampling, "optimizer": {"tokens_per_micro_batch": 2999}})
+    assert largest_pass(config, shared_prompts=False, padded=True) == Pass(2500, rows=5, queries=500, keys=500)
+    assert largest_pass(config, shared_prompts=True, padded=False) == Pass(2900, rows=7, queries=400, keys=500)
 
 
 def test_the_cost_of_a_pass_follows_its_memory() -> None:
