@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
+from pacedrl.policy import cache
 from pacedrl.policy.cache import ColumnCache
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
@@ -248,6 +250,31 @@ def test_under_autocast_caches_are_of_its_precision_and_tokens_of_the_policy(
         logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions])
     drawn_K = torch.tensor([logprob for completion in completions for logprob in completion.logprobs])
     assert 1e-5 < float((drawn_K - logprobs_BT[mask_BT]).abs().mean()) < 0.05
+
+
+@pytest.mark.parametrize(("step", "read"), [(1, True), (64, False)], ids=["cpu", "gpu"])
+def test_with_columns_in_steps_transformers_reads_no_mask(
+    policy: Policy, prompts: IDS, monkeypatch: pytest.MonkeyPatch, step: int, read: bool
+) -> None:
+    """A GPU's columns come in steps. To see whether all tokens of a mask are seen, the host would wait for the GPU."""
+    policy.shares_prompts = False
+    settings = SamplingSettings(4, 8, batch_size=8)
+    expected = drawn(policy, prompts, settings)
+    asked: list[int] = []
+    skip = masking_utils._ignore_causal_mask_sdpa
+
+    def ignore(padding_mask: Tensor, q_length: int, *rest: Any, **options: Any) -> bool:
+        asked.append(q_length)
+        return skip(padding_mask, q_length, *rest, **options)
+
+    monkeypatch.setattr(masking_utils, "_ignore_causal_mask_sdpa", ignore)
+    monkeypatch.setattr(cache, "column_step", lambda device: step)
+    found = drawn(policy, prompts, settings)
+    assert (1 in asked) == read
+    assert max(asked) > 1  # prefilling reads it once
+    for one, other in zip(found, expected, strict=True):
+        assert [c.token_ids for c in one] == [c.token_ids for c in other]
+        assert [c.logprobs for c in one] == [pytest.approx(c.logprobs, abs=1e-4) for c in other]
 
 
 def test_logits_that_are_not_numbers_do_not_crash_sampling(policy: Policy, prompts: IDS) -> None:
