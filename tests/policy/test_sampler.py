@@ -33,8 +33,8 @@ def drawn(
 def next_token(policy: Policy, sequences: IDS, temperature: float) -> Tensor:
     """Return the probabilities of the next token after sequences of one length: [B, V]."""
     with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor(sequences)).logits[:, -1]
-    return torch.softmax(logits / temperature, dim=-1)
+        logits = policy.model(input_ids=torch.tensor(sequences, device=policy.device)).logits[:, -1]
+    return torch.softmax(logits / temperature, dim=-1).cpu()
 
 
 def assert_drawn_from(counts: Counter[Any], expected: dict[Any, float]) -> None:
@@ -55,8 +55,8 @@ def test_greedy_is_what_transformers_generates(tiny: Policy, prompts: IDS) -> No
     groups = drawn(tiny, prompts, SamplingSettings(group_size=2, max_new_tokens=12, temperature=0.0))
     for prompt, group in zip(prompts, groups, strict=True):
         generated = tiny.model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            torch.tensor([prompt], device=tiny.device),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=tiny.device),
             do_sample=False,
             max_new_tokens=12,
         )
@@ -249,7 +249,7 @@ def test_under_autocast_caches_are_of_its_precision_and_tokens_of_the_policy(
     with torch.no_grad():
         logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions])
     drawn_K = torch.tensor([logprob for completion in completions for logprob in completion.logprobs])
-    assert 1e-5 < float((drawn_K - logprobs_BT[mask_BT]).abs().mean()) < 0.05
+    assert 1e-5 < float((drawn_K - logprobs_BT[mask_BT].cpu()).abs().mean()) < 0.05
 
 
 @pytest.mark.parametrize(("step", "read"), [(1, True), (64, False)], ids=["cpu", "gpu"])
