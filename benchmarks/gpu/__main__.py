@@ -7,7 +7,7 @@
 
 Each check runs in its own process with a time limit, and prints one line of JSON: its name, whether it passed (``ok``),
 its seconds and its figures. A failure does not stop the others. ``--json FILE`` also appends the lines to a file. On a
-GPU three checks of correctness run at a time, which takes 48 GB; with less memory, use ``--jobs 1 --minutes 20``.
+GPU three checks of correctness run at a time, for which 48 GB should do; with less, use ``--jobs 1 --minutes 20``.
 docs/gpu.md says what each figure should be.
 
 On a machine without network, install from wheels fetched elsewhere. With torch, transformers, accelerate, peft, pytest

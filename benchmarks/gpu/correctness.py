@@ -132,9 +132,10 @@ def _gradient(policy: Policy) -> torch.Tensor:
 
 
 def head(device: str) -> Figures:
-    """Measure the gap between the log-probabilities of sampler and trainer, which hold the same weights."""
+    """Measure the gap between the log-probabilities of sampler and trainer, in bfloat16 with the same weights."""
     policy = Policy.load(ModelConfig(), resolve_device(device))
-    prompts = [policy.encode(f"reverse: {word} ->") for word in ("abcd", "bcdea", "cdeab", "deabc") * 8]
+    policy.mixed_precision = True
+    prompts = [policy.encode(text) for text in ("sort:312=", "copy:12345=", "add:1234+567=", "reverse:4567=") * 8]
     settings = SamplingSettings(group_size=4, max_new_tokens=16)
     groups = dict(sample(policy, prompts, settings, seeds=range(len(prompts))))
     drawn = [(prompts[i], completion) for i, group in groups.items() for completion in group]
@@ -142,7 +143,7 @@ def head(device: str) -> Figures:
         logprobs_BT, _, mask_BT = policy.logprobs([p for p, _ in drawn], [c.token_ids for _, c in drawn])
     sampled = torch.tensor([value for _, c in drawn for value in c.logprobs])
     gap = (logprobs_BT[mask_BT].cpu() - sampled).abs()
-    return {"gap_mean": float(gap.mean()), "gap_max": float(gap.max()), "ok": float(gap.mean()) < 1e-3}
+    return {"gap_mean": float(gap.mean()), "gap_max": float(gap.max()), "ok": float(gap.mean()) < 2e-3}
 
 
 def demo(device: str) -> Figures:
