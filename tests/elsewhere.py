@@ -1,11 +1,12 @@
 """Tensors that claim another device, so that a machine without a GPU finds code that mixes devices.
 
 Their values are real and lie on the CPU. FakeTensorMode has none, so it could not run code whose shapes depend on
-values, and without CUDA it runs no backward pass.
+values, and without CUDA it runs no backward pass. If PACEDRL_TEST_DEVICE names a GPU, the tensors are really there.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-ELSEWHERE = torch.device("meta")
-"""The device that is claimed: the only one besides the CPU that autograd accepts in every build of torch."""
+NAMED = os.environ.get("PACEDRL_TEST_DEVICE", "cpu")
+ELSEWHERE = torch.device("meta" if NAMED == "cpu" else NAMED)
+"""A GPU, or the device that is claimed: the only one besides the CPU that autograd accepts in every build of torch."""
+CLAIMED = ELSEWHERE.type == "meta"
 MOVES = ("_to_copy", "copy_")
 """Operations that take tensors of two devices."""
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
@@ -50,7 +53,7 @@ class Elsewhere(TorchDispatchMode):
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return _run(func, args, kwargs or {}) if CLAIMED else func(*args, **(kwargs or {}))
 
 
 class Lists(TorchFunctionMode):
@@ -97,11 +100,14 @@ def _held(value: Any) -> Any:
 
 
 def claim(tensor: Tensor) -> Tensor:
-    """Return the tensor as one that claims to be on `ELSEWHERE`."""
-    return _Claimed(tensor)
+    """Return the tensor as one that claims to be on `ELSEWHERE`, or a copy that is there."""
+    return _Claimed(tensor) if CLAIMED else tensor.to(ELSEWHERE)
 
 
 def values(tensor: Tensor) -> Tensor:
-    """Return the values of a tensor that claims to be on `ELSEWHERE`. Raises AssertionError for any other."""
-    assert isinstance(tensor, _Claimed)
-    return tensor.held
+    """Return the values of a tensor on `ELSEWHERE`. Raises AssertionError for any other."""
+    if isinstance(tensor, _Claimed):
+        return tensor.held
+    assert not CLAIMED
+    assert tensor.device.type == ELSEWHERE.type
+    return tensor.cpu()

@@ -6,7 +6,8 @@
     python benchmarks/gpu correctness --device cpu    # rehearse with tiny models; checks that need a GPU say so
 
 Each check runs in its own process with a time limit, and prints one line of JSON: its name, whether it passed (``ok``),
-its seconds and its figures. A failure does not stop the others. ``--json FILE`` also appends the lines to a file.
+its seconds and its figures. A failure does not stop the others. ``--json FILE`` also appends the lines to a file. On a
+GPU three checks of correctness run at a time, for which 48 GB should do; with less, use ``--jobs 1 --minutes 20``.
 docs/gpu.md says what each figure should be.
 
 On a machine without network, install from wheels fetched elsewhere. With torch, transformers, accelerate, peft, pytest
@@ -27,6 +28,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ import speed
 
 GROUPS = {"correctness": correctness.CHECKS, "speed": speed.CHECKS}
 MINUTES = 9.0
+JOBS = {"correctness": 3, "speed": 1}
+"""Checks that run on a GPU at a time. With these, the time limits of a group's checks fit into ``MINUTES``."""
 LINE = "check: "
 """What precedes a check's figures in the output of its process."""
 
@@ -47,6 +52,7 @@ def main() -> int:
     parser.add_argument("--only", help="names of checks, separated by commas")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time for all checks together")
+    parser.add_argument("--jobs", type=int, help="checks that run at a time")
     parser.add_argument("--json", type=Path, help="append the lines to this file")
     parser.add_argument("--here", help=argparse.SUPPRESS)  # run this check in this process
     options = parser.parse_args()
@@ -58,22 +64,27 @@ def main() -> int:
     names = options.only.split(",") if options.only else list(checks)
     if unknown := [name for name in names if name not in checks]:
         parser.error(f"unknown checks {', '.join(unknown)}; known: {', '.join(checks)}")
-    end = time.monotonic() + 60 * options.minutes
+    check = partial(run, options.group, options.device, time.monotonic() + 60 * options.minutes)
+    jobs = options.jobs or (JOBS[options.group] if options.device == "cuda" else 1)
     failed = 0
-    for name in names:
-        found = run(options.group, name, options.device, min(checks[name][1], end - time.monotonic()))
-        failed += found["ok"] is False
-        line = json.dumps(found)
-        print(line, flush=True)
-        if options.json:
-            with options.json.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+    with ThreadPoolExecutor(jobs) as pool:
+        for found in pool.map(check, names):
+            failed += found["ok"] is False
+            line = json.dumps(found)
+            print(line, flush=True)
+            if options.json:
+                with options.json.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
     return int(failed > 0)
 
 
-def run(group: str, name: str, device: str, limit_s: float) -> dict[str, Any]:
-    """Run a check in its own process; ``ok`` is None for a check that needs a GPU which is not there."""
+def run(group: str, device: str, end: float, name: str) -> dict[str, Any]:
+    """Run a check in its own process, until the monotonic time ``end`` at most.
+
+    ``ok`` is None for a check that needs a GPU which is not there.
+    """
     found: dict[str, Any] = {"check": name, "ok": False}
+    limit_s = min(GROUPS[group][name][1], end - time.monotonic())
     if limit_s <= 0:
         return found | {"error": "no time is left"}
     command = [sys.executable, str(Path(__file__).parent), group, "--device", device, "--here", name]

@@ -280,7 +280,7 @@ class OptimizerConfig(Section):
     """Maximum number of tokens in one forward and backward pass, counting completions and their distinct prompts. Where
     attention pads completions to the longest, padding counts in proportion to its memory. If the model's attention
     cannot share a prompt among completions, rows are padded to the longest and padding counts fully. When a GPU runs
-    out of memory in an update, the number is halved for the rest of the run."""
+    out of memory in an update, the number becomes half of what did not fit, for the rest of the run."""
     gradient_checkpointing: Free[bool | None] = None
     """Recompute each layer's activations in the backward pass. Takes about a third more time and much less memory.
     null: on a GPU, if the model supports it."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,7 +31,7 @@ class Sharded(torch.nn.Module):
         device = next(module.parameters()).device.type
         mesh = init_device_mesh(device, (dist.get_world_size(),))
         for layer in [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]:
-            fully_shard(layer, mesh=mesh, mp_policy=layer_precision(device))
+            _shard_layer(layer, mesh, layer_precision(device))
         # The embedding and the head are in no layer. They are used first and last, so they stay gathered in between,
         # in float32, so that hidden states between the layers are float32, as without sharding.
         fully_shard(self, mesh=mesh, reshard_after_forward=False)
@@ -56,12 +56,26 @@ class Sharded(torch.nn.Module):
 def layer_precision(device: str) -> MixedPrecisionPolicy:
     """Return how a layer's weights are gathered and its gradients summed, by the type of device.
 
-    On a GPU weights are gathered in bfloat16, to which autocast would round them anyway (but for those of
-    normalisation), and gradients are summed in float32. On a CPU both are float32.
+    On a GPU weights are gathered in bfloat16, to which autocast would round them anyway, and gradients are summed in
+    float32. On a CPU both are float32. Autocast does not round the weights of normalisation, so these are always
+    gathered in float32.
     """
     if device != "cuda":
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+
+
+def _shard_layer(layer: torch.nn.Module, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
+    """Shard a layer. If its weights are gathered in ``precision``, those of its normalisations are gathered apart.
+
+    FSDP2 has one precision per sharded module. A normalisation is a module whose own weights are all vectors.
+    """
+    if precision.param_dtype is not None:
+        for part in list(layer.modules()):
+            own = list(part.parameters(recurse=False))
+            if own and all(weight.dim() == 1 for weight in own):
+                fully_shard(part, mesh=mesh)
+    fully_shard(layer, mesh=mesh, mp_policy=precision)
 
 
 def whole(tensor: Tensor) -> Tensor:

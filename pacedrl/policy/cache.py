@@ -169,6 +169,9 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self.keys = keys.new_zeros(*shape, keys.shape[3], dtype=cached_dtype(keys))
         self.values = values.new_zeros(*shape, values.shape[3], dtype=cached_dtype(values))
         self.is_initialized = True
+        # transformers then uses every mask. Otherwise it reads each one, to leave it out where all tokens are seen, for
+        # which the host would wait for a GPU; with columns in steps that is rare.
+        self.is_compileable = owner.step > 1
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 

@@ -80,6 +80,19 @@ def micro_batches(
     return groups
 
 
+def pass_cost(batch: Sequence[Completion], shared_prompts: bool, padded: bool = True) -> float:
+    """Return what a micro-batch costs in the units of `micro_batches`, which made it."""
+    if not shared_prompts:
+        return len(batch) * max((sequence.length for sequence in batch), default=0)
+    whole = Pass()
+    last: Sequence[int] | None = None
+    for sequence in batch:
+        new_prompt = sequence.prompt_ids != last
+        whole = whole.with_sequence(len(sequence.prompt_ids), len(sequence.token_ids), new_prompt)
+        last = sequence.prompt_ids
+    return whole.cost(padded)
+
+
 def model_passes(policy: Policy, batch: Sequence[Completion], token_budget: float, ranks: Ranks) -> Iterator[list[int]]:
     """Yield the `micro_batches` of this process; with a sharded policy all processes make as many passes."""
     groups = micro_batches(batch, token_budget, policy.takes_patterns, policy.pads_attention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -103,12 +103,14 @@ def sample(
     Log-probabilities are those of the tempered distribution before top-p truncation. With ``top_p < 1`` the samples are
     slightly off-policy with respect to them, by the probability that was cut off.
 
-    ``tick`` is called once per token. ``decoding`` replaces `Policy.decoding`, even if it is wrong for the model.
+    ``tick`` is called once per token. ``decoding`` replaces `Policy.decoding`, even if it is wrong for the model; it is
+    meant for trying a few tokens, so no weights are copied to make sampling faster.
 
     Raises InputError for a model that cannot be sampled from (`pacedrl.policy.decoding`).
     """
+    copies = nullcontext() if decoding else _sampling_weights(policy, settings.batch_size)
     decoding = decoding or policy.decoding
-    with _sampling_weights(policy, settings.batch_size):
+    with copies:
         if decoding != "columns":
             yield from generate_groups(policy, prompt_ids, settings, seeds, tick, padded=decoding == "padded")
             return

@@ -22,7 +22,7 @@ from pacedrl.method import ReplayEntry, Rollouts
 from pacedrl.method.objectives import Metrics as TensorMetrics
 from pacedrl.policy.activations import gradient_checkpointing, uses_checkpointing
 from pacedrl.policy.cpu import return_freed_memory
-from pacedrl.policy.passes import model_passes, sequence_logprobs
+from pacedrl.policy.passes import model_passes, pass_cost, sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.seeding import derive_seed
 from pacedrl.training.objectives.base import LossInputs, Objective
@@ -144,7 +144,7 @@ class Learner:
             fused=True,  # one pass over the memory: a seventh of the time, on a CPU
         )
         self.token_budget: float = self.config.tokens_per_micro_batch
-        """``tokens_per_micro_batch``, halved each time that memory ran out. All ranks have the same."""
+        """``tokens_per_micro_batch``, or half of the smallest pass that ran out of memory. All ranks have the same."""
 
     def update(self, batch: Sequence[Completion], step: int, tick: Callable[[], None] = lambda: None) -> Update:
         """Train on the batch, with an optimiser step on each mini-batch of each epoch; fill in each ``log_ratio``.
@@ -189,13 +189,15 @@ class Learner:
         before = self.token_budget
         while True:
             measured, too_large = self._own_micro_batches(own, len(batch), tokens, tick)
-            parts = self.ranks.gather((_joined(measured), [sequence.log_ratio or 0.0 for sequence in own], too_large))
-            failed = [rows for _, _, rows in parts if rows]
+            size = len(too_large), pass_cost(too_large, self.policy.takes_patterns, self.policy.pads_attention)
+            parts = self.ranks.gather((_joined(measured), [sequence.log_ratio or 0.0 for sequence in own], size))
+            failed = [failure for _, _, failure in parts if failure[0]]
             if not failed:
                 break
-            if min(failed) == 1:
+            if min(failed)[0] == 1:
                 raise InputError(f"the update of a single completion does not fit into memory: {REMEDIES}")
-            self.token_budget /= 2
+            # Of several sequences, a pass costs at most the budget, and often much less.
+            self.token_budget = min(cost for _, cost in failed) / 2
         if self.token_budget < before and self.ranks.main:
             log.warning(
                 "a GPU ran out of memory in the update; from now on, micro-batches have at most %d tokens: set "
@@ -211,11 +213,10 @@ class Learner:
 
     def _own_micro_batches(
         self, own: Sequence[Completion], sequences: int, tokens: int, tick: Callable[[], None]
-    ) -> tuple[list[tuple[float, Metrics]], int]:
+    ) -> tuple[list[tuple[float, Metrics]], list[Completion]]:
         """Compute this process's gradient anew, micro-batch by micro-batch.
 
-        Returns what `_micro_batch` returned for each, and 0, or the number of sequences in the one that ran out of
-        memory.
+        Returns what `_micro_batch` returned for each, and the sequences of the one that ran out of memory, if any.
         """
         measured: list[tuple[float, Metrics]] = []
         rows: list[int] = []
@@ -226,14 +227,14 @@ class Learner:
                 for rows in model_passes(self.policy, own, self.token_budget, self.ranks):
                     tick()
                     measured.append(self._micro_batch([own[i] for i in rows], sequences, tokens))
-                return measured, 0
+                return measured, []
             except torch.OutOfMemoryError:
                 if self.policy.sharded:
                     raise InputError(f"the update does not fit into memory: {REMEDIES}") from None
         # Only here, because the exception kept the tensors of the failed pass.
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()  # does nothing without a GPU
-        return [], len(rows)
+        return [], [own[i] for i in rows]
 
     def _fill_in_anchors(self, batch: Sequence[Completion], tick: Callable[[], None]) -> None:
         """Fill in every missing μ if the policy will have moved before some sequence is trained on."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from elsewhere import ELSEWHERE, Elsewhere, claim, values
+from elsewhere import CLAIMED, ELSEWHERE, Elsewhere, claim, values
 from torch import Tensor
 
 from pacedrl import method
@@ -45,6 +45,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "group_flow_balance": {"weight_cap": 2.0, "gap_low": 0.2, "gap_high": 0.2},
 }
+ROUNDING = {"rtol": 0.0, "atol": 0.0} if CLAIMED else {"rtol": 1e-5, "atol": 1e-6}
+"""A GPU adds and takes exponentials in its own way."""
 TESTED_BELOW = {"ClosedFormPartition", "DifficultyScheduler", "LogPartition", "MlpPartition"}
 
 
@@ -75,7 +77,7 @@ def test_functions_compute_where_their_tensors_are(name: str) -> None:
     with Elsewhere():
         actual = flat(function(*map(moved, CASES[name]), **{key: moved(value) for key, value in options.items()}))
     for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(values(one), other, rtol=0, atol=0)
+        torch.testing.assert_close(values(one), other, **ROUNDING)
 
 
 @pytest.mark.parametrize("name", [name for name, (first, *_) in CASES.items() if first is LOGPROBS_BT])
@@ -91,9 +93,10 @@ def test_gradients_stay_where_the_tensors_are(name: str) -> None:
     expected = gradient(lambda value: value.clone() if isinstance(value, Tensor) else value)
     with Elsewhere():
         actual = gradient(moved)
-    torch.testing.assert_close(values(actual), expected, rtol=0, atol=0)
+    torch.testing.assert_close(values(actual), expected, **ROUNDING)
 
 
+@pytest.mark.skipif(not CLAIMED, reason="on a GPU torch notices it")
 @pytest.mark.parametrize("name", CASES)
 def test_a_tensor_of_another_device_is_noticed(name: str) -> None:
     """Without this the tests above could not fail."""
@@ -132,7 +135,7 @@ def test_partitions_compute_on_their_own_device(build: Any, kept: Any) -> None:
         with Elsewhere():
             actual = run(kept, batch, ELSEWHERE)
         for one, other in zip(actual, expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5)
+            np.testing.assert_allclose(one, other, rtol=1e-5 if CLAIMED else 1e-3)
 
 
 @pytest.mark.parametrize("partition", ["mlp", "closed"])
@@ -147,4 +150,4 @@ def test_the_scheduler_takes_embeddings_of_any_device(partition: str) -> None:
 
     expected = run(lambda tensor: tensor, torch.device("cpu"))
     with Elsewhere():
-        torch.testing.assert_close(run(moved, ELSEWHERE), expected)
+        torch.testing.assert_close(run(moved, ELSEWHERE), expected, **({} if CLAIMED else {"rtol": 1e-3, "atol": 1e-4}))

@@ -9,22 +9,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from pacedrl.config import ModelConfig
 from pacedrl.policy.policy import Policy
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Policy:
+def tiny(load_tiny: Callable[[], Policy]) -> Policy:
     """A policy that all tests share and must not change."""
-    return Policy.load(ModelConfig(), CPU)
+    return load_tiny()
 
 
 @pytest.fixture
-def policy() -> Policy:
+def policy(load_tiny: Callable[[], Policy]) -> Policy:
     """A policy of the test's own, to train, save or break."""
-    return Policy.load(ModelConfig(), CPU)
+    return load_tiny()
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +39,7 @@ def completions(tiny: Policy) -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def random_policy(tiny: Policy) -> Callable[[PretrainedConfig], Policy]:
-    """A policy on a randomly initialised model of the given configuration, with the tiny model's tokenizer."""
+    """A float32 policy on a random model of the given configuration, with the tiny model's tokenizer."""
 
     def build(config: PretrainedConfig) -> Policy:
         with torch.random.fork_rng(devices=[]):
@@ -52,6 +49,8 @@ def random_policy(tiny: Policy) -> Callable[[PretrainedConfig], Policy]:
             torch.nn.init.normal_(head.weight, std=0.5)  # large enough to show scales and caps
             if head.bias is not None:
                 torch.nn.init.normal_(head.bias)
-        return Policy(model.eval(), tiny.tokenizer, CPU)
+        policy = Policy(model.eval(), tiny.tokenizer, tiny.device)
+        policy.mixed_precision = False
+        return policy
 
     return build

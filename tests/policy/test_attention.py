@@ -80,7 +80,7 @@ def gradients(policy: Policy, weights: Tensor) -> tuple[Tensor, dict[str, Tensor
     """Return log-probabilities and the gradient of their sum with a different weight for every token."""
     logprobs_BT, _, _ = policy.logprobs(PROMPTS, COMPLETIONS)
     policy.model.zero_grad()
-    (logprobs_BT * weights).sum().backward()  # type: ignore[no-untyped-call]
+    (logprobs_BT * weights.to(policy.device)).sum().backward()  # type: ignore[no-untyped-call]
     return logprobs_BT.detach(), {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
 
 
@@ -109,7 +109,8 @@ def test_models_whose_attention_is_their_own_keep_it(random_policy: Build, confi
     assert not policy.takes_patterns
     logprobs_BT, _, _ = policy.logprobs(PROMPTS, COMPLETIONS)
     for i, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        logits = policy.model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        ids = torch.tensor([prompt + completion], device=policy.device)
+        logits = policy.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
         expected_T = torch.log_softmax(logits, dim=-1)[torch.arange(len(completion)), torch.tensor(completion)]
         torch.testing.assert_close(logprobs_BT[i, : len(completion)], expected_T, rtol=0, atol=1e-5)
 
@@ -121,7 +122,7 @@ def test_greedy_decoding_is_what_transformers_generates(random_policy: Build, co
     prompts = [[1, 9, 8, 7], [1, 5], [1, 30, 31, 32, 33, 34, 35], [1, 60, 61], [1, 5, 5, 5, 5, 5]]
     found = dict(sample(policy, prompts, SamplingSettings(2, 20, temperature=0.0, batch_size=4), [0] * 5))
     for i, prompt in enumerate(prompts):
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=policy.device)
         expected = policy.model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=0
         )
@@ -130,7 +131,7 @@ def test_greedy_decoding_is_what_transformers_generates(random_policy: Build, co
 
 def caches_compressed(policy: Policy) -> bool:
     """DeepSeek's keys are cached before they are expanded to one per head; older transformers cache them afterwards."""
-    cache = policy.model(input_ids=torch.tensor([[1, 9]]), use_cache=True).past_key_values
+    cache = policy.model(input_ids=torch.tensor([[1, 9]], device=policy.device), use_cache=True).past_key_values
     return bool(cache.layers[0].keys.shape[1] < policy.config.num_key_value_heads)
 
 
@@ -152,7 +153,7 @@ def test_completions_that_end_one_by_one_are_drawn_from_the_policy(random_policy
     with torch.no_grad():
         logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions], 4.0)
     for completion, row, mask in zip(completions, logprobs_BT, mask_BT, strict=True):
-        torch.testing.assert_close(torch.tensor(completion.logprobs), row[mask], rtol=0, atol=3e-5)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), row[mask].cpu(), rtol=0, atol=3e-5)
     policy.shares_prompts = False  # each row then has a copy of its prompt
     copied = dict(sample(policy, prompts, SamplingSettings(3, 20, temperature=4.0, batch_size=9), list(range(7))))
     assert [c.token_ids for i in range(7) for c in copied[i]] == [c.token_ids for c in completions]
@@ -160,7 +161,7 @@ def test_completions_that_end_one_by_one_are_drawn_from_the_policy(random_policy
 
 def test_a_layer_that_asks_for_more_than_a_pattern_can_do_is_not_given_one(random_policy: Build) -> None:
     policy = random_policy(MistralConfig(**GROUPED, sliding_window=4))
-    packed = shared_prefix(PROMPTS, COMPLETIONS, CPU)
+    packed = shared_prefix(PROMPTS, COMPLETIONS, policy.device)
     with (
         pytest.raises(NotImplementedError, match="MistralAttention asks for sliding_window"),
         attention(policy.config, packed),

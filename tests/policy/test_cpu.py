@@ -79,6 +79,22 @@ def test_sampling_with_packed_weights_draws_the_same_tokens(monkeypatch: pytest.
     assert not any("forward" in vars(module) for module in policy.model.modules())
 
 
+def test_loading_packs_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trying how to decode takes a few tokens, for which a second copy of a large model's weights is not made."""
+    monkeypatch.setattr(cpu, "PACKED_ELEMENTS", 0)
+    packed: list[int] = []
+    pack = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: packed.append(rows) or pack(weight, rows)
+    )
+    policy = Policy.load(ModelConfig(), torch.device("cpu"))
+    assert policy.decoding == "columns"
+    assert not packed
+    list(sample(policy, [policy.encode("copy 314 =")], SamplingSettings(4, 2, batch_size=8), [1]))
+    assert set(packed) == {8}
+    assert len(packed) > policy.config.num_hidden_layers
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_memory_that_was_freed_is_used_again() -> None:
     out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pacedrl.policy.passes import micro_batches, sequence_logprobs, true_accuracies
+from pacedrl.policy.passes import micro_batches, pass_cost, sequence_logprobs, true_accuracies
 from pacedrl.policy.policy import Policy
 from pacedrl.types import Completion, Prompt
 
@@ -24,7 +24,9 @@ def test_padded_micro_batches_partition_the_batch_within_the_budget(lengths: lis
     groups = micro_batches(batch, budget, shared_prompts=False)
     assert sorted(i for group in groups for i in group) == list(range(len(batch)))
     for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
+        cost = pass_cost([batch[i] for i in group], shared_prompts=False)
+        assert cost == len(group) * max(lengths[i] for i in group)
+        assert len(group) == 1 or cost <= budget
     for group, following in itertools.pairwise(groups):
         shortest = min(lengths[i] for i in following)
         assert max(lengths[i] for i in group) <= shortest  # similar lengths together
@@ -49,6 +51,7 @@ def test_packed_micro_batches_count_each_prompt_once(pairs: list[tuple[int, int]
     assert sorted(i for group in groups for i in group) == list(range(len(batch)))
     for group in groups:
         assert len(group) == 1 or cost(group) <= budget
+        assert pass_cost([batch[i] for i in group], shared_prompts=True, padded=padded) == pytest.approx(cost(group))
     for group, following in itertools.pairwise(groups):
         assert cost([*group, following[0]]) > budget  # as many as fit
     order = [tuple(batch[i].prompt_ids) for group in groups for i in group]

@@ -23,6 +23,7 @@ from transformers import (
 from pacedrl.config import ModelConfig
 from pacedrl.errors import InputError
 from pacedrl.policy.activations import gradient_checkpointing, uses_checkpointing
+from pacedrl.policy.determinism import deterministic
 from pacedrl.policy.loading import find_head
 from pacedrl.policy.policy import Policy
 
@@ -36,7 +37,7 @@ TEMPLATE = (
 
 def naive(policy: Policy, prompt: list[int], completion: list[int], temperature: float = 1.0) -> Tensor:
     """Compute all log-probabilities [T, V] at the completion's tokens from the model's logits."""
-    logits = policy.model(input_ids=torch.tensor([prompt + completion])).logits[0]
+    logits = policy.model(input_ids=torch.tensor([prompt + completion], device=policy.device)).logits[0]
     return torch.log_softmax(logits[len(prompt) - 1 : -1] / temperature, dim=-1)
 
 
@@ -75,7 +76,7 @@ def test_gradients_of_a_ragged_batch_are_those_of_each_sequence_alone(
 ) -> None:
     weights = [1.0, -2.0, 0.5, 3.0, -1.0]
     logprobs_BT, entropy_BT, _ = policy.logprobs(prompts, completions)
-    (logprobs_BT.sum(dim=1) * torch.tensor(weights)).sum().backward()
+    (logprobs_BT.sum(dim=1) * torch.tensor(weights, device=policy.device)).sum().backward()
     ours = gradients(policy)
     for prompt, completion, weight in zip(prompts, completions, weights, strict=True):
         full_TV = naive(policy, prompt, completion)
@@ -120,8 +121,8 @@ def test_tokens_that_the_model_does_not_have(policy: Policy, prompts: IDS, compl
     before = policy.logprobs(prompts, completions)[0]
     policy.tokenizer.add_tokens(["<new>"])
     policy.tokenizer.pad_token = "<new>"  # masked like any padding
-    padding = Policy(policy.model, policy.tokenizer, CPU)
-    padding.takes_patterns = False
+    padding = Policy(policy.model, policy.tokenizer, policy.device)
+    padding.takes_patterns = padding.mixed_precision = False
     assert torch.allclose(padding.logprobs(prompts, completions)[0], before, atol=1e-5)
     with pytest.raises(
         InputError, match=r"model\.name: the tokenizer writes '<new>' as token 259, but the model has 259"
@@ -142,7 +143,8 @@ def test_embeddings_are_means_over_all_tokens_whatever_the_padding(tiny: Policy,
     assert not embeddings_PH.requires_grad
     for ids, embedding_H in zip(rows, embeddings_PH, strict=True):
         with torch.no_grad():
-            hidden_LH = tiny.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+            ids_1L = torch.tensor([ids], device=tiny.device)
+            hidden_LH = tiny.model(input_ids=ids_1L, output_hidden_states=True).hidden_states[-1][0].cpu()
         torch.testing.assert_close(embedding_H, hidden_LH.mean(dim=0), rtol=1e-4, atol=1e-5)
         if len(ids) > 1:
             assert not torch.allclose(embedding_H, hidden_LH[:-1].mean(dim=0), atol=1e-3)
@@ -160,12 +162,13 @@ def test_a_trained_policy_is_saved_for_transformers_and_for_us(
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     saved = dict(theirs.named_parameters())
     assert saved.keys() == dict(policy.model.named_parameters()).keys()
-    assert all(torch.equal(parameter, saved[name]) for name, parameter in policy.model.named_parameters())
+    assert all(torch.equal(parameter.cpu(), saved[name]) for name, parameter in policy.model.named_parameters())
     assert AutoTokenizer.from_pretrained(tmp_path)("copy:12=").input_ids == policy.encode("copy:12=")
-    again = Policy.load(ModelConfig(), CPU, tmp_path)
+    again = Policy.load(ModelConfig(), policy.device, tmp_path)
+    again.mixed_precision = False
     assert torch.equal(again.logprobs(prompts, completions)[0], policy.logprobs(prompts, completions)[0])
     assert again.fingerprint() == policy.fingerprint()
-    assert not torch.equal(again.head.weight_VH, Policy.load(ModelConfig(), CPU).head.weight_VH)
+    assert not torch.equal(again.head.weight_VH, Policy.load(ModelConfig(), policy.device).head.weight_VH)
     assert again.head.weight_VH is again.model.get_input_embeddings().weight  # still tied
 
 
@@ -184,7 +187,7 @@ def test_checkpointing_recomputes_and_changes_no_gradient(policy: Policy, prompt
 
     def run(enabled: bool) -> tuple[dict[str, Tensor], int]:
         calls.clear()
-        with gradient_checkpointing(policy.causal_lm, enabled):
+        with gradient_checkpointing(policy.causal_lm, enabled), deterministic(policy.device.type == "cuda"):
             policy.logprobs(prompts, completions)[0].sum().backward()
         return gradients(policy), len(calls)
 
@@ -273,7 +276,9 @@ def test_heads_with_scale_cap_or_bias_give_the_models_own_logprobs(
         torch.testing.assert_close(logprobs_BT[i, : len(completion)], expected_T, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", [lambda logits: 1.5 * logits, lambda logits: logits + torch.arange(259) / 100])
+@pytest.mark.parametrize(
+    "change", [lambda logits: 1.5 * logits, lambda logits: logits + torch.arange(259, device=logits.device) / 100]
+)
 def test_logits_computed_in_an_unknown_way_are_refused(policy: Policy, change: Callable[[Tensor], Tensor]) -> None:
     policy.model.lm_head.register_forward_hook(lambda module, inputs, output: change(output))
     with pytest.raises(InputError, match="LlamaForCausalLM computes its logits in a way pacedrl does not know"):

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
+from pacedrl.policy import cache
 from pacedrl.policy.cache import ColumnCache
 from pacedrl.policy.policy import Policy
 from pacedrl.policy.sampler import SamplingSettings, sample
@@ -31,8 +33,8 @@ def drawn(
 def next_token(policy: Policy, sequences: IDS, temperature: float) -> Tensor:
     """Return the probabilities of the next token after sequences of one length: [B, V]."""
     with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor(sequences)).logits[:, -1]
-    return torch.softmax(logits / temperature, dim=-1)
+        logits = policy.model(input_ids=torch.tensor(sequences, device=policy.device)).logits[:, -1]
+    return torch.softmax(logits / temperature, dim=-1).cpu()
 
 
 def assert_drawn_from(counts: Counter[Any], expected: dict[Any, float]) -> None:
@@ -53,8 +55,8 @@ def test_greedy_is_what_transformers_generates(tiny: Policy, prompts: IDS) -> No
     groups = drawn(tiny, prompts, SamplingSettings(group_size=2, max_new_tokens=12, temperature=0.0))
     for prompt, group in zip(prompts, groups, strict=True):
         generated = tiny.model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            torch.tensor([prompt], device=tiny.device),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=tiny.device),
             do_sample=False,
             max_new_tokens=12,
         )
@@ -247,7 +249,32 @@ def test_under_autocast_caches_are_of_its_precision_and_tokens_of_the_policy(
     with torch.no_grad():
         logprobs_BT, _, mask_BT = policy.logprobs(repeated, [c.token_ids for c in completions])
     drawn_K = torch.tensor([logprob for completion in completions for logprob in completion.logprobs])
-    assert 1e-5 < float((drawn_K - logprobs_BT[mask_BT]).abs().mean()) < 0.05
+    assert 1e-5 < float((drawn_K - logprobs_BT[mask_BT].cpu()).abs().mean()) < 0.05
+
+
+@pytest.mark.parametrize(("step", "read"), [(1, True), (64, False)], ids=["cpu", "gpu"])
+def test_with_columns_in_steps_transformers_reads_no_mask(
+    policy: Policy, prompts: IDS, monkeypatch: pytest.MonkeyPatch, step: int, read: bool
+) -> None:
+    """A GPU's columns come in steps. To see whether all tokens of a mask are seen, the host would wait for the GPU."""
+    policy.shares_prompts = False
+    settings = SamplingSettings(4, 8, batch_size=8)
+    expected = drawn(policy, prompts, settings)
+    asked: list[int] = []
+    skip = masking_utils._ignore_causal_mask_sdpa
+
+    def ignore(padding_mask: Tensor, q_length: int, *rest: Any, **options: Any) -> bool:
+        asked.append(q_length)
+        return skip(padding_mask, q_length, *rest, **options)
+
+    monkeypatch.setattr(masking_utils, "_ignore_causal_mask_sdpa", ignore)
+    monkeypatch.setattr(cache, "column_step", lambda device: step)
+    found = drawn(policy, prompts, settings)
+    assert (1 in asked) == read
+    assert max(asked) > 1  # prefilling reads it once
+    for one, other in zip(found, expected, strict=True):
+        assert [c.token_ids for c in one] == [c.token_ids for c in other]
+        assert [c.logprobs for c in one] == [pytest.approx(c.logprobs, abs=1e-4) for c in other]
 
 
 def test_logits_that_are_not_numbers_do_not_crash_sampling(policy: Policy, prompts: IDS) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from pacedrl.config import ModelConfig
+from pacedrl.policy.determinism import deterministic
 from pacedrl.policy.policy import Policy
 
 
+@pytest.fixture(autouse=True)
+def same_bits(device: torch.device) -> Iterator[None]:
+    """Make updates on a GPU equal bit for bit, as they are on a CPU, so that tests can compare them."""
+    with deterministic(device.type == "cuda"):
+        yield
+
+
 @pytest.fixture
-def new_policy() -> Callable[[], Policy]:
+def new_policy(load_tiny: Callable[[], Policy]) -> Callable[[], Policy]:
     """Makes equal policies that the test may change."""
-    return lambda: Policy.load(ModelConfig(), torch.device("cpu"))
+    return load_tiny
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ TEXTS = [("sort:312=", "123"), ("copy:12=", "12"), ("add:1234567+7654321=", "888
 
 def logprobs_of(policy: Policy, sequence: Completion, temperature: float) -> Tensor:
     """Compute log-probabilities [T, V] at the completion's tokens from the model's own logits."""
-    ids = torch.tensor([[*sequence.prompt_ids, *sequence.token_ids]])
+    ids = torch.tensor([[*sequence.prompt_ids, *sequence.token_ids]], device=policy.device)
     logits = policy.model(input_ids=ids).logits[0, len(sequence.prompt_ids) - 1 : -1]
     return torch.log_softmax(logits / temperature, dim=-1)
 
@@ -49,7 +49,7 @@ def mixture(policy: Policy, temperature: float = 1.0) -> list[Completion]:
         completion = [*policy.encode(answer)[1:], 2]
         sequence = Completion(completion, [], prompt_ids=policy.encode(prompt), advantage=3.0 * (i % 3) - 4.0)
         sequence.replayed = i >= 4
-        own = taken(logprobs_of(policy, sequence, temperature), sequence).detach()
+        own = taken(logprobs_of(policy, sequence, temperature), sequence).detach().cpu()
         noise = torch.randn(len(own), generator=generator) * (0.5 if sequence.replayed else 0.1)
         sequence.logprobs = sequence.anchor_logprobs = (own + noise).tolist()
         batch.append(sequence)
@@ -273,7 +273,7 @@ def test_metrics_are_of_fresh_sequences_but_the_loss_is_of_all(policy: Policy, b
     full = [logprobs_of(policy, sequence, 1.0).detach() for sequence in batch]
     config = CONFIG.model_copy(update={"tokens_per_micro_batch": budget})
     metrics = Learner(policy, config, 10, 1.0, BALANCE).update(batch, 0).metrics
-    gaps = [taken(f, s) - torch.tensor(s.anchor_logprobs) for f, s in zip(full, batch, strict=True)]
+    gaps = [taken(f, s) - torch.tensor(s.anchor_logprobs, device=f.device) for f, s in zip(full, batch, strict=True)]
     fresh_gap_K = torch.cat(gaps[:4])
     entropy_K = torch.cat([-(f.exp() * f).sum(dim=-1) for f in full[:4]])
     delta_B = torch.tensor([float(gap.sum()) - s.advantage for gap, s in zip(gaps, batch, strict=True)])

@@ -13,8 +13,10 @@ from test_learner import BALANCE, UNCLIPPED, NewPolicy, assert_same, log_ratios,
 
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
+from pacedrl.policy.passes import pass_cost
 from pacedrl.policy.policy import Policy
 from pacedrl.training.learner import Learner
+from pacedrl.types import Completion
 
 
 def limit(policy: Policy, most: int) -> list[int]:
@@ -42,8 +44,7 @@ def test_an_update_that_runs_out_of_memory_is_repeated_with_smaller_micro_batche
     learner = Learner(small, UNCLIPPED, 10, 1.0, BALANCE)
     with caplog.at_level(logging.WARNING):
         actual = learner.update(other, 0)
-    assert sizes[0] == 6  # it failed
-    assert max(sizes[-3:]) == 2
+    assert sizes == [6, 4, 2, 1, 1, 1, 1]  # the first two failed
     assert_same(values(small), values(roomy), atol=1e-5)  # nothing of the failed passes is left in the gradient
     assert log_ratios(other) == pytest.approx(log_ratios(batch), abs=1e-4)
     assert actual.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=1e-5, nan_ok=True)
@@ -52,8 +53,22 @@ def test_an_update_that_runs_out_of_memory_is_repeated_with_smaller_micro_batche
     assert "optimizer.tokens_per_micro_batch" in said
     tried = len(sizes)
     learner.update(other, 1)
-    assert max(sizes[tried:]) == 2  # the budget stays halved
+    assert sizes[tried:] == [2, 1, 1, 1, 1]  # the budget stays halved
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("patterns", [True, False], ids=["packed", "padded"])
+def test_the_pass_that_failed_is_halved_not_a_budget_far_above_it(policy: Policy, patterns: bool) -> None:
+    policy.takes_patterns = patterns
+    batch = [
+        Completion([5, 6, 7, 2], [-1.0] * 4, prompt_ids=[1, i, i], anchor_logprobs=[-1.0] * 4) for i in range(3, 11)
+    ]
+    sizes = limit(policy, 2)
+    learner = Learner(policy, UNCLIPPED, 10, 1.0, BALANCE)
+    assert learner.token_budget > 100 * pass_cost(batch, patterns)
+    learner.accumulate_gradient(batch)
+    assert sizes == [8, 4, 2, 2, 2, 2]
+    assert learner.token_budget == pass_cost(batch[:4], patterns) / 2
 
 
 def test_memory_that_runs_out_in_a_backward_pass_leaves_no_gradient(new_policy: NewPolicy) -> None:
@@ -155,8 +170,9 @@ def test_all_ranks_halve_when_one_runs_out_of_memory(new_policy: NewPolicy) -> N
     alone, first, second = new_policy(), new_policy(), new_policy()
     batches = {id(policy): mixture(alone) for policy in (alone, first, second)}
     Learner(alone, UNCLIPPED, 10, 1.0, BALANCE).update(batches[id(alone)], 0)
-    limit(second, 1)
+    sizes = limit(first, 3), limit(second, 1)
     learners = on_two_ranks([first, second], lambda learner: learner.update(batches[id(learner.policy)], 0))
     assert learners[0].token_budget == learners[1].token_budget < UNCLIPPED.tokens_per_micro_batch
+    assert sizes == ([3, 1, 1, 1], [3, 1, 1, 1])  # the first could have gone on with 3
     assert_same(values(first), values(second))
     assert_same(values(first), values(alone), atol=1e-5)
