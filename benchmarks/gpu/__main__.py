@@ -11,7 +11,7 @@ GPU three checks of correctness run at a time, for which 48 GB should do; with l
 docs/gpu.md says what each figure should be.
 
 On a machine without network, install from wheels fetched elsewhere. With torch, transformers, accelerate, peft, pytest
-and hypothesis in place, pacedrl also needs these (64-bit Linux, Python 3.12; 9 MB):
+and hypothesis in place, pacedrl also needs these (64-bit Linux, Python 3.12; 4 MB):
 
     pip download --no-deps --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 --dest .wheels \\
         pydantic pydantic-core annotated-types typing-inspection datasets dill multiprocess math-verify \\

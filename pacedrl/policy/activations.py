@@ -23,14 +23,12 @@ def uses_checkpointing(causal_lm: Any, setting: bool | None, device: torch.devic
 def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
     """Recompute each layer's activations in the backward pass while the context lasts.
 
-    Raises InputError for a model whose layers transformers cannot checkpoint.
+    Raises what `checkpointed_layers` raises.
     """
     if not enabled:
         yield
         return
-    layers = _layers(causal_lm)
-    if not layers:
-        raise InputError(f"optimizer.gradient_checkpointing: {type(causal_lm).__name__} does not support it")
+    layers = checkpointed_layers(causal_lm)
     config = find_decoder(causal_lm).config
     for layer in layers:
         # transformers checkpoints layers in training mode only, but the layer itself must run in eval mode.
@@ -41,6 +39,19 @@ def gradient_checkpointing(causal_lm: Any, enabled: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = layer.gradient_checkpointing = False
+
+
+def checkpointed_layers(causal_lm: Any) -> list[GradientCheckpointingLayer]:
+    """Return the layers whose activations can be recomputed.
+
+    Raises InputError for a model whose layers transformers cannot checkpoint.
+    """
+    layers = _layers(causal_lm)
+    if not layers:
+        raise InputError(
+            f"optimizer.gradient_checkpointing: {type(causal_lm).__name__} does not support it; set it to false"
+        )
+    return layers
 
 
 def _layers(causal_lm: Any) -> list[GradientCheckpointingLayer]:

@@ -20,7 +20,7 @@ from pacedrl.distributed.sharding import join_optimizer_states, own_part, whole
 from pacedrl.errors import InputError
 from pacedrl.method import ReplayEntry, Rollouts
 from pacedrl.method.objectives import Metrics as TensorMetrics
-from pacedrl.policy.activations import gradient_checkpointing, uses_checkpointing
+from pacedrl.policy.activations import checkpointed_layers, gradient_checkpointing, uses_checkpointing
 from pacedrl.policy.cpu import return_freed_memory
 from pacedrl.policy.passes import model_passes, pass_cost, sequence_logprobs
 from pacedrl.policy.policy import Policy
@@ -123,6 +123,8 @@ class Learner:
     If a GPU runs out of memory in a micro-batch, the gradient is computed anew with smaller micro-batches on all ranks.
     A sharded policy cannot do that, because the other processes wait for its weights.
 
+    Raises InputError if gradient checkpointing is asked for and the model cannot do it.
+
     Schedules decay over ``total_steps``. Log-probabilities are taken at the ``temperature`` of sampling. ``seed`` is
     that of the split into mini-batches. The ``ranks`` share the sequences of an optimiser step.
     """
@@ -136,6 +138,11 @@ class Learner:
     ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
+        self.checkpointed = uses_checkpointing(
+            self.policy.causal_lm, self.config.gradient_checkpointing, self.policy.device
+        )
+        if self.checkpointed:
+            checkpointed_layers(self.policy.causal_lm)  # refuses a model that cannot, before anything is sampled
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(),
             lr=self.config.learning_rate,
@@ -143,8 +150,9 @@ class Learner:
             weight_decay=self.config.weight_decay,
             fused=True,  # one pass over the memory: a seventh of the time, on a CPU
         )
-        self.token_budget: float = self.config.tokens_per_micro_batch
-        """``tokens_per_micro_batch``, or half of the smallest pass that ran out of memory. All ranks have the same."""
+        self.token_budget: int = self.config.tokens_per_micro_batch
+        """``tokens_per_micro_batch``, or half of the smallest pass that ran out of memory, rounded up to a whole
+        number, which the setting can take. All ranks have the same."""
 
     def update(self, batch: Sequence[Completion], step: int, tick: Callable[[], None] = lambda: None) -> Update:
         """Train on the batch, with an optimiser step on each mini-batch of each epoch; fill in each ``log_ratio``.
@@ -197,7 +205,7 @@ class Learner:
             if min(failed)[0] == 1:
                 raise InputError(f"the update of a single completion does not fit into memory: {REMEDIES}")
             # Of several sequences, a pass costs at most the budget, and often much less.
-            self.token_budget = min(cost for _, cost in failed) / 2
+            self.token_budget = math.ceil(min(cost for _, cost in failed) / 2)
         if self.token_budget < before and self.ranks.main:
             log.warning(
                 "a GPU ran out of memory in the update; from now on, micro-batches have at most %d tokens: set "
@@ -221,8 +229,7 @@ class Learner:
         measured: list[tuple[float, Metrics]] = []
         rows: list[int] = []
         self.optimizer.zero_grad(set_to_none=True)
-        checkpointed = uses_checkpointing(self.policy.causal_lm, self.config.gradient_checkpointing, self.policy.device)
-        with gradient_checkpointing(self.policy.causal_lm, checkpointed):
+        with gradient_checkpointing(self.policy.causal_lm, self.checkpointed):
             try:
                 for rows in model_passes(self.policy, own, self.token_budget, self.ranks):
                     tick()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,7 +69,7 @@ def test_the_pass_that_failed_is_halved_not_a_budget_far_above_it(policy: Policy
     assert learner.token_budget > 100 * pass_cost(batch, patterns)
     learner.accumulate_gradient(batch)
     assert sizes == [8, 4, 2, 2, 2, 2]
-    assert learner.token_budget == pass_cost(batch[:4], patterns) / 2
+    assert learner.token_budget == math.ceil(pass_cost(batch[:4], patterns) / 2)  # whole, so the setting can take it
 
 
 def test_memory_that_runs_out_in_a_backward_pass_leaves_no_gradient(new_policy: NewPolicy) -> None:
@@ -176,3 +177,13 @@ def test_all_ranks_halve_when_one_runs_out_of_memory(new_policy: NewPolicy) -> N
     assert sizes == ([3, 1, 1, 1], [3, 1, 1, 1])  # the first could have gone on with 3
     assert_same(values(first), values(second))
     assert_same(values(first), values(alone), atol=1e-5)
+
+
+def test_a_model_that_cannot_checkpoint_is_refused_before_anything_is_sampled(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pacedrl.policy.activations._layers", lambda _: [])
+    asked = UNCLIPPED.model_copy(update={"gradient_checkpointing": True})
+    with pytest.raises(InputError, match=r"optimizer\.gradient_checkpointing: .* does not support it; set it to false"):
+        Learner(policy, asked, 10, 1.0, BALANCE)
+    Learner(policy, UNCLIPPED, 10, 1.0, BALANCE)
