@@ -81,23 +81,13 @@ class ModelConfig(Section):
     """Name of a GGUF file inside ``name`` from which the weights are loaded. Needs the ``gguf`` extra."""
     trust_remote_code: Free[bool] = False
     """Run Python code from the model's repository. Enable it only for a repository that you trust."""
-    attn_implementation: Free[str | None] = None
-    """Attention implementation of transformers, such as ``eager`` or ``sdpa``. null: transformers chooses, nearly
-    always ``sdpa``. With any other, updates and sampling with transformers use it instead of this package's own
-    attention, in which completions share their prompt: slower, and ``eager`` also holds all attention weights. Those
-    of the flash-attn packages are refused, because they cannot run the float32 checks of a model."""
+    attn_implementation: Free[Literal["sdpa", "eager"] | None] = None
+    """Attention implementation of transformers. null: transformers chooses, nearly always ``sdpa``. With ``eager``,
+    updates and sampling with transformers use it instead of this package's own attention, in which completions share
+    their prompt: slower, and it holds all attention weights. flash-attn has no float32, in which models are checked;
+    ``sdpa`` uses torch's flash kernels where it can."""
     lora: LoraConfig | None = None
     """Train a LoRA adapter. null: train all weights."""
-
-    @field_validator("attn_implementation")
-    @classmethod
-    def _runs_in_float32(cls, name: str | None) -> str | None:
-        if name is not None and "flash" in name:
-            raise ValueError(
-                "flash-attn has no float32, in which models are checked; leave it out: updates use an attention of our "
-                "own, and sdpa uses torch's flash kernels where it can"
-            )
-        return name
 
 
 class RewardPartConfig(Section):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
 from pacedrl.distributed.ranks import Ranks
+from pacedrl.errors import InputError
 from pacedrl.policy.policy import Policy
 from pacedrl.types import Completion, Prompt
 
@@ -125,19 +127,35 @@ def sequence_logprobs(
     """Compute log π of every completion token: one list per sequence, in the order given.
 
     ``tick`` is called before each micro-batch. The ``ranks`` divide the work, and all of them get the whole result.
+
+    Raises InputError if the memory is too small even for one sequence.
     """
     ranks = ranks or Ranks()
     own = batch[ranks.own_slice([sequence.length for sequence in batch])]
     logprobs: list[list[float]] = [[]] * len(own)
     for rows in model_passes(policy, own, token_budget, ranks):
         tick()
-        part = [own[i] for i in rows]
-        logprobs_BT, _, _ = policy.logprobs(
-            [sequence.prompt_ids for sequence in part], [sequence.token_ids for sequence in part], temperature
-        )
-        for i, row in zip(rows, logprobs_BT.tolist(), strict=True):
-            logprobs[i] = row[: len(own[i].token_ids)]
+        for i, row in zip(rows, _pass_logprobs(policy, [own[i] for i in rows], temperature), strict=True):
+            logprobs[i] = row
     return [row for part in ranks.gather(logprobs) for row in part]
+
+
+def _pass_logprobs(policy: Policy, batch: Sequence[Completion], temperature: float) -> list[list[float]]:
+    """Compute log π of every completion token in one pass or, if a GPU runs out of memory, in two of half the size."""
+    with suppress(torch.OutOfMemoryError):
+        logprobs_BT, _, _ = policy.logprobs(
+            [sequence.prompt_ids for sequence in batch], [sequence.token_ids for sequence in batch], temperature
+        )
+        return [row[: len(c.token_ids)] for row, c in zip(logprobs_BT.tolist(), batch, strict=True)]
+    # Only here, because the exception kept the tensors of the failed pass.
+    torch.cuda.empty_cache()  # does nothing without a GPU
+    if policy.sharded or len(batch) == 1:  # a sharded policy cannot try again, because other processes wait for it
+        raise InputError(
+            "log-probabilities do not fit into memory: lower optimizer.tokens_per_micro_batch or "
+            "sampling.max_new_tokens, or set scale.shard=true on several GPUs"
+        )
+    half = len(batch) // 2
+    return [row for part in (batch[:half], batch[half:]) for row in _pass_logprobs(policy, part, temperature)]
 
 
 def true_accuracies(

@@ -98,10 +98,6 @@ def test_pickled_weights_are_never_read(copy: Path) -> None:
     assert "safetensors" in refusal(ModelConfig(name=str(copy)))
 
 
-def test_an_attention_implementation_that_does_not_exist() -> None:
-    assert "nonsense" in refusal(ModelConfig(attn_implementation="nonsense"))
-
-
 @pytest.mark.parametrize(
     ("module", "config"),
     [

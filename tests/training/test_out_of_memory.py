@@ -14,7 +14,7 @@ from test_learner import BALANCE, UNCLIPPED, NewPolicy, assert_same, log_ratios,
 
 from pacedrl.distributed.ranks import Ranks
 from pacedrl.errors import InputError
-from pacedrl.policy.passes import pass_cost
+from pacedrl.policy.passes import pass_cost, sequence_logprobs
 from pacedrl.policy.policy import Policy
 from pacedrl.training.learner import Learner
 from pacedrl.types import Completion
@@ -70,6 +70,29 @@ def test_the_pass_that_failed_is_halved_not_a_budget_far_above_it(policy: Policy
     learner.accumulate_gradient(batch)
     assert sizes == [8, 4, 2, 2, 2, 2]
     assert learner.token_budget == math.ceil(pass_cost(batch[:4], patterns) / 2)  # whole, so the setting can take it
+
+
+def test_log_probabilities_that_run_out_of_memory_are_computed_in_smaller_passes(policy: Policy) -> None:
+    batch = mixture(policy)
+    expected = sequence_logprobs(policy, batch, 1.0, 10_000)
+    sizes = limit(policy, 2)
+    actual = sequence_logprobs(policy, batch, 1.0, 10_000)
+    assert sizes == [6, 3, 1, 2, 3, 1, 2]
+    assert [len(row) for row in actual] == [len(c.token_ids) for c in batch]
+    for one, other in zip(actual, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_log_probabilities_that_do_not_fit_are_an_input_error(policy: Policy, sharded: bool) -> None:
+    batch = mixture(policy)
+    sizes = limit(policy, 2 if sharded else 0)
+    if sharded:
+        policy.sharded = torch.nn.Module()  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"^log-probabilities do not fit into memory: lower optimizer\.") as raised:
+        sequence_logprobs(policy, batch, 1.0, 10_000)
+    assert "\n" not in str(raised.value)
+    assert sizes == ([6] if sharded else [6, 3, 1])
 
 
 def test_memory_that_runs_out_in_a_backward_pass_leaves_no_gradient(new_policy: NewPolicy) -> None:
