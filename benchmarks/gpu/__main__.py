@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def main() -> int:
     jobs = options.jobs or (JOBS[options.group] if options.device == "cuda" else 1)
     failed = 0
     with ThreadPoolExecutor(jobs) as pool:
-        for found in pool.map(check, names):
+        for done in as_completed(pool.submit(check, name) for name in names):
+            found = done.result()
             failed += found["ok"] is False
             line = json.dumps(found)
             print(line, flush=True)
@@ -101,7 +102,7 @@ def run(group: str, device: str, end: float, name: str) -> dict[str, Any]:
         return found | {"seconds": round(limit_s, 1), "error": f"not done after {limit_s:.0f} s", "tail": tail}
     found["seconds"] = round(time.perf_counter() - start, 1)
     figures = [line for line in output.splitlines() if line.startswith(LINE)]
-    if figures:
+    if figures and process.returncode == 0:
         return found | json.loads(figures[-1].removeprefix(LINE))
     tail = (errors.strip() or output.strip()).splitlines()[-3:]
     return found | {"error": f"exit status {process.returncode}", "tail": tail}
